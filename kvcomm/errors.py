@@ -1,0 +1,62 @@
+"""Errors a user can act on: what was wrong, what would be right, what to type."""
+
+from __future__ import annotations
+
+
+class KvcommError(Exception):
+    """Base of every error kvcomm raises on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(KvcommError):
+    """Something the caller can put right before anything runs."""
+
+    exit_code = 2
+
+
+class TemplateError(UsageError):
+    """A prompt template that cannot be read: stray braces, an unknown placeholder."""
+
+
+class GraphError(UsageError):
+    """A graph that cannot run: a cycle, a duplicate name, a placeholder with no producer."""
+
+
+class ModelError(UsageError):
+    """A model that cannot be found, loaded, or used as asked."""
+
+
+class ReuseRefused(UsageError):
+    """A reuse mode asked of a model whose KV cannot be reused; the message names the reason."""
+
+
+class ContextOverflow(UsageError):
+    """A prompt and its answer that do not fit the model's context."""
+
+
+class StateError(UsageError):
+    """Saved offsets that do not belong to this model, or cannot be read."""
+
+
+class TraceError(UsageError):
+    """A trace that is missing or unreadable."""
+
+
+class NodeFailed(KvcommError):
+    """A node failed after all its attempts; `node` is its name."""
+
+    def __init__(self, node: str, attempts: int, cause: BaseException) -> None:
+        tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        what = str(cause) or type(cause).__name__
+        super().__init__(f"node `{node}` failed after {tries}: {what}")
+        self.node = node
+        self.attempts = attempts
+
+
+class NodeTimeout(KvcommError):
+    """A node took longer than its agent's `timeout_s`."""
+
+    def __init__(self, node: str, seconds: float) -> None:
+        super().__init__(f"node `{node}` took longer than its timeout of {seconds:g} s")
+        self.node = node

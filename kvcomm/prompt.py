@@ -1,0 +1,194 @@
+"""From a template with named placeholders to segments of token ids.
+
+A template is text with `{name}` holes. The chat template of the model wraps it, and the result is
+cut at token level into literals and placeholders, once per agent; filling it is then a matter of
+putting ids between ids, and no text is tokenised across a boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal as Kind
+from typing import Protocol
+
+from kvcomm.errors import TemplateError
+from kvcomm.message import Handle
+
+HOLE = re.compile(r"\{([A-Za-z_][\w@-]*)\}")
+# A private-use character marks the holes while the chat template is applied.
+MARK = "\ue000"
+
+
+class Codec(Protocol):
+    """What a prompt needs of a tokenizer. Implemented by `kvcomm.engine.tokens`."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that carry structure (turn markers, end of text), never plain text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
+
+    def encode_structured(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of text whose special tokens are structure."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens spelled out."""
+
+    def chat(self, system: str, user: str) -> str:
+        """One system and one user turn, and the header of the assistant's turn."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Fixed text of a template."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A place in a template that is filled at run time."""
+
+    name: str
+
+
+Piece = Text | Hole
+
+
+def parse_template(source: str) -> tuple[Piece, ...]:
+    """Split `source` into text and holes; `{{` and `}}` are braces.
+
+    Raises `TemplateError` for a brace that is neither a hole nor doubled.
+    """
+    pieces: list[Piece] = []
+    text, at = "", 0
+    while at < len(source):
+        if source.startswith(("{{", "}}"), at):
+            text, at = text + source[at], at + 2
+        elif hole := HOLE.match(source, at):
+            if text:
+                pieces.append(Text(text))
+            pieces.append(Hole(hole[1]))
+            text, at = "", hole.end()
+        elif source[at] in "{}":
+            around = source[max(0, at - 12) : at + 20]
+            raise TemplateError(
+                f"single brace in a prompt template near {around!r}: write `{{{{` and `}}}}` for "
+                "braces, `{name}` for a placeholder"
+            )
+        else:
+            text, at = text + source[at], at + 1
+    if text:
+        pieces.append(Text(text))
+    return tuple(pieces)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A literal or a filled placeholder: `ids` in the consumer's prompt, in order."""
+
+    kind: Kind["literal", "placeholder"]
+    name: str
+    ids: tuple[int, ...]
+    handle: Handle | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Template:
+    """An agent's prompt at token level: literals around named placeholders.
+
+    `literals` has one entry more than `names`: literal 0, placeholder 0, literal 1, …; a literal
+    may be empty. `fingerprint` names the template in saved state.
+    """
+
+    literals: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+    fingerprint: str
+
+    def fill(
+        self, texts: Mapping[str, tuple[int, ...]], handles: Mapping[str, Handle] | None = None
+    ) -> list[Segment]:
+        """The segments of one prompt, empty literals left out."""
+        segments: list[Segment] = []
+        for slot in self.slots():
+            if isinstance(slot, Segment):
+                segments.append(slot)
+            else:
+                handle = (handles or {}).get(slot)
+                segments.append(Segment("placeholder", slot, texts[slot], handle))
+        return segments
+
+    def slots(self) -> list[Segment | str]:
+        """Literals as segments and placeholders as names, in prompt order."""
+        slots: list[Segment | str] = []
+        for index, literal in enumerate(self.literals):
+            if literal:
+                slots.append(Segment("literal", f"literal {index}", literal))
+            if index < len(self.names):
+                slots.append(self.names[index])
+        return slots
+
+    def literal_tokens(self) -> int:
+        """Number of tokens in all literals."""
+        return sum(len(literal) for literal in self.literals)
+
+
+def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece]) -> Template:
+    """Apply the chat template around the holes and cut the token ids at them.
+
+    Literals are tokenised in context: the whole prompt is encoded once with a mark in every hole
+    and cut at the character offsets, so a literal gets the ids it has inside the chat. Only a
+    token that reaches over the edge of a hole has its literal part encoded by itself.
+    """
+    names = [piece.name for piece in (*system, *user) if isinstance(piece, Hole)]
+    text = codec.chat(_marked(system), _marked(user))
+    parts = text.split(MARK)
+    if len(parts) != len(names) + 1:
+        raise TemplateError(
+            f"the model's chat template kept {len(parts) - 1} of {len(names)} placeholders: "
+            "it repeats or drops text, so its prompts cannot be cut into segments"
+        )
+    ids, offsets = codec.encode_structured(text)
+    literals, start = [], 0
+    for part in parts:
+        end = start + len(part)
+        literals.append(_cut(codec, text, ids, offsets, start, end))
+        start = end + len(MARK)
+    digest = hashlib.sha256(repr((literals, len(names))).encode()).hexdigest()[:16]
+    return Template(tuple(literals), tuple(names), digest)
+
+
+def _marked(pieces: Sequence[Piece]) -> str:
+    for piece in pieces:
+        if isinstance(piece, Text) and MARK in piece.text:
+            raise TemplateError(f"a prompt template may not contain the character {MARK!r}")
+    return "".join(MARK if isinstance(piece, Hole) else piece.text for piece in pieces)
+
+
+def _cut(
+    codec: Codec,
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    start: int,
+    end: int,
+) -> tuple[int, ...]:
+    """Ids of `text[start:end]` out of the encoding of all of `text`."""
+    inside = [i for i, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
+    if not inside:
+        return tuple(codec.encode(text[start:end])) if end > start else ()
+    first, last = inside[0], inside[-1]
+    head = text[start : offsets[first][0]]
+    tail = text[offsets[last][1] : end]
+    return (
+        *(codec.encode(head) if head else ()),
+        *ids[first : last + 1],
+        *(codec.encode(tail) if tail else ()),
+    )

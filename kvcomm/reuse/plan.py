@@ -1,0 +1,58 @@
+"""Steps and plans: how each segment of a prompt is obtained, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Way = Literal["compute", "prefix", "realign"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One segment's way into the row.
+
+    `positions` are the segment's positions that are computed; None means all of them that no
+    exact prefix holds. A "prefix" step is a "compute" step that found everything in the prefix
+    cache: it is what happened, never what a policy asks for.
+    """
+
+    way: Way
+    reason: str
+    positions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an offset model says of a placeholder: can its offset be predicted?"""
+
+    shareable: bool
+    reason: str
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a policy may know of a segment. Numbers only, no tensors.
+
+    `covered` are the segment's positions with base KV in the store (empty: none). `verdict` is
+    the offset model's, for placeholders with base KV. `last` marks the prompt's final segment,
+    whose last token is always computed.
+    """
+
+    kind: Literal["literal", "placeholder"]
+    name: str
+    tokens: int
+    covered: tuple[int, ...] = ()
+    verdict: Verdict | None = None
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards."""
+
+    steps: tuple[Step, ...]
+    gate: str
+    dense: bool
+    learn: tuple[int, ...] = ()

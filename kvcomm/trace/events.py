@@ -1,0 +1,193 @@
+"""The events of a trace: typed, versioned, one JSON object a line.
+
+Times `t` and all `*_at` fields are seconds since the run began. A reader joins `step`, `message`
+and `call` events by (`node`, `attempt`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+VERSION = 1
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    v: int = VERSION
+    t: float = 0.0
+
+
+class NodeInfo(BaseModel):
+    """One node of the graph, as the run saw it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    agent: str
+    round: int = 1
+    senders: list[str] = []
+    exact: bool = False
+
+
+class RunStarted(_Event):
+    """The first line of every trace."""
+
+    kind: Literal["run"] = "run"
+    kvcomm: str
+    started: str
+    model: str
+    device: str
+    dtype: str
+    mode: str
+    seed: int
+    graph: str
+    nodes: list[NodeInfo]
+    answer_node: str
+    inputs: dict[str, str]
+
+
+class StateRead(_Event):
+    """What was learned in earlier runs and is used in this one, or why it is not."""
+
+    kind: Literal["state"] = "state"
+    path: str | None
+    templates: int = 0
+    samples: int = 0
+    reason: str
+
+
+class NodeStarted(_Event):
+    """An attempt at a node began."""
+
+    kind: Literal["node"] = "node"
+    node: str
+    attempt: int
+    prompt_capacity: int
+
+
+class SegmentStep(_Event):
+    """How one segment entered the row: `computed + prefix + realigned = tokens`.
+
+    `ahead` counts the tokens that were in the row before the last input was complete.
+    """
+
+    kind: Literal["step"] = "step"
+    node: str
+    attempt: int
+    index: int
+    segment: Literal["literal", "placeholder"]
+    name: str
+    tokens: int
+    way: Literal["compute", "prefix", "realign"]
+    computed: int
+    prefix: int
+    realigned: int
+    ahead: int
+    reason: str
+
+
+class MessageSent(_Event):
+    """A node's message: its text, and the handle of the KV behind it (`None`: text only)."""
+
+    kind: Literal["message"] = "message"
+    node: str
+    attempt: int
+    text: str
+    tokens: int
+    handle: str | None
+    covered: int
+    exact: bool
+    reason: str
+
+
+class CallFinished(_Event):
+    """One finished call. `ready_at`: the last producer's final token was sampled.
+
+    `phases` are seconds spent in the engine for this call: fill, offsets, forward, observe.
+    `gate` says what a learning mode decided for the call as a whole.
+    """
+
+    kind: Literal["call"] = "call"
+    node: str
+    agent: str
+    round: int
+    attempt: int
+    mode: str
+    gate: str
+    dense: bool
+    exact: bool
+    prompt_tokens: int
+    output_tokens: int
+    opened_at: float
+    ready_at: float
+    first_token_at: float
+    finished_at: float
+    ttft_s: float
+    decode_s: float
+    stop: Literal["stop", "length"]
+    base_tokens: int = 0
+    redone_tokens: int = 0
+    phases: dict[str, float] = {}
+
+
+class Retried(_Event):
+    """An attempt failed and the node starts again after `wait_s`."""
+
+    kind: Literal["retry"] = "retry"
+    node: str
+    attempt: int
+    error: str
+    wait_s: float
+
+
+class Failed(_Event):
+    """A node failed for good, or the run itself did (`node` is None)."""
+
+    kind: Literal["error"] = "error"
+    node: str | None
+    error: str
+
+
+class Totals(BaseModel):
+    """Tokens over all prompts of a run; `extra` is work beside them."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompt_tokens: int
+    computed_tokens: int
+    reused_tokens: int
+    extra: dict[str, int]
+    wall_s: float
+
+
+class RunFinished(_Event):
+    """The last line of a trace that ended by itself or by Ctrl-C."""
+
+    kind: Literal["end"] = "end"
+    status: Literal["ok", "failed", "interrupted"]
+    answer: str | None
+    totals: Totals
+
+
+Event = Annotated[
+    RunStarted
+    | StateRead
+    | NodeStarted
+    | SegmentStep
+    | MessageSent
+    | CallFinished
+    | Retried
+    | Failed
+    | RunFinished,
+    Field(discriminator="kind"),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Event)
+
+
+def parse_event(line: str) -> Event:
+    """One line of a trace. Raises `pydantic.ValidationError` for anything else."""
+    event: Event = _ADAPTER.validate_json(line)
+    return event

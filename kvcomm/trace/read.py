@@ -1,0 +1,114 @@
+"""Reading a trace back, whole or cut off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kvcomm.errors import TraceError
+from kvcomm.trace.events import (
+    CallFinished,
+    Event,
+    Failed,
+    MessageSent,
+    NodeStarted,
+    Retried,
+    RunFinished,
+    RunStarted,
+    SegmentStep,
+    StateRead,
+    parse_event,
+)
+from kvcomm.trace.record import TRACE_FILE
+
+
+@dataclass
+class CallView:
+    """Everything a trace says of one attempt at a node."""
+
+    node: str
+    attempt: int
+    steps: list[SegmentStep] = field(default_factory=list)
+    message: MessageSent | None = None
+    call: CallFinished | None = None
+
+
+@dataclass
+class TraceRun:
+    """A run as its trace tells it. `finished` is None for a run that was cut off."""
+
+    path: Path
+    started: RunStarted
+    calls: list[CallView]
+    finished: RunFinished | None
+    state: list[StateRead]
+    retries: list[Retried]
+    errors: list[Failed]
+    events: list[Event]
+    skipped: int
+
+    def last_calls(self) -> list[CallView]:
+        """The last attempt at every node, in the order in which they began."""
+        last = {view.node: view for view in self.calls}
+        return sorted(last.values(), key=self.calls.index)
+
+
+def find_run(name: str, root: Path = Path("runs")) -> Path:
+    """The `trace.jsonl` of a run folder, of a name under `runs/`, or the file itself."""
+    for path in (Path(name), Path(name) / TRACE_FILE, root / name / TRACE_FILE):
+        if path.is_file():
+            return path
+    raise TraceError(
+        f"no trace at {name!r}: give a run folder, its name under {root}/, or a {TRACE_FILE} "
+        "(`kvcomm trace list` shows what is here)"
+    )
+
+
+def read_trace(path: Path) -> TraceRun:
+    """Read a trace up to its last whole line; lines that are no event are counted in `skipped`.
+
+    Raises `TraceError` when the file cannot be read or holds no run.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+    events: list[Event] = []
+    skipped = 0
+    for line in text.split("\n"):
+        if not line.strip():
+            continue
+        try:
+            events.append(parse_event(line))
+        except ValidationError:
+            skipped += 1
+    if not events or not isinstance(events[0], RunStarted):
+        raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
+    return _assemble(path, events, skipped)
+
+
+def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
+    views: dict[tuple[str, int], CallView] = {}
+    run = TraceRun(path, events[0], [], None, [], [], [], events, skipped)  # type: ignore[arg-type]
+    for event in events:
+        if isinstance(event, NodeStarted | SegmentStep | MessageSent | CallFinished):
+            key = (event.node, event.attempt)
+            view = views.setdefault(key, CallView(*key))
+            if isinstance(event, SegmentStep):
+                view.steps.append(event)
+            elif isinstance(event, MessageSent):
+                view.message = event
+            elif isinstance(event, CallFinished):
+                view.call = event
+        elif isinstance(event, RunFinished):
+            run.finished = event
+        elif isinstance(event, StateRead):
+            run.state.append(event)
+        elif isinstance(event, Retried):
+            run.retries.append(event)
+        elif isinstance(event, Failed):
+            run.errors.append(event)
+    run.calls = list(views.values())
+    return run

@@ -1,0 +1,72 @@
+"""Writing a trace: a run folder with one `trace.jsonl`, flushed line by line."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvcomm.errors import UsageError
+from kvcomm.trace.events import Event, _Event
+
+E = TypeVar("E", bound=_Event)
+TRACE_FILE = "trace.jsonl"
+
+
+def new_run_folder(name: str, out: Path | None = None, root: Path = Path("runs")) -> Path:
+    """Create `out`, or `runs/TIME-NAME` with a free name. A folder with a trace is refused."""
+    if out is not None:
+        if (out / TRACE_FILE).exists():
+            raise UsageError(f"{out} already holds a trace: choose another --out")
+        folders = [out]
+    else:
+        slug = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{slug}"
+        folders = [root / stem, *(root / f"{stem}-{i}" for i in range(2, 1000))]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot write the run folder {folder}: {error.strerror}") from None
+        return folder
+    raise UsageError(f"no free run folder under {root}")
+
+
+class Recorder:
+    """Appends events to a trace and stamps them with the seconds since it began.
+
+    `listeners` see every event as it is written (progress displays). A recorder without a folder
+    only calls its listeners.
+    """
+
+    def __init__(
+        self, folder: Path | None, listeners: tuple[Callable[[Event], None], ...] = ()
+    ) -> None:
+        self.path = folder
+        self._listeners = listeners
+        self._start = time.perf_counter()
+        self._file = (folder / TRACE_FILE).open("w", encoding="utf-8") if folder else None
+
+    def since_start(self, clock: float) -> float:
+        """A `time.perf_counter()` reading as seconds since the run began."""
+        return clock - self._start
+
+    def write(self, kind: type[E], **fields: Any) -> E:
+        """Record one event and return it."""
+        event = kind(t=self.since_start(time.perf_counter()), **fields)
+        if self._file and not self._file.closed:
+            self._file.write(event.model_dump_json() + "\n")
+            self._file.flush()
+        for listener in self._listeners:
+            listener(event)  # type: ignore[arg-type]
+        return event
+
+    def close(self) -> None:
+        """Close the file; later events reach the listeners only."""
+        if self._file:
+            self._file.close()
