@@ -101,7 +101,9 @@ class Agent:
                 bound
                 for piece in parse_template(source)
                 for bound in (
-                    [piece] if isinstance(piece, Text) else self._bind(piece.name, senders, inputs, rest, own)
+                    [piece]
+                    if isinstance(piece, Text)
+                    else self._bind(piece.name, senders, inputs, rest, own)
                 )
             )
 

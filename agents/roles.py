@@ -51,7 +51,7 @@ def programmer(name: str = "programmer", **fields: Any) -> Agent:
 
 
 def judge(name: str = "judge", **fields: Any) -> Agent:
-    """Decides between answers; `exact` by default, because judges are hurt most by approximation."""
+    """Decides between answers; `exact` by default: approximation hurts judges most."""
     return _make(
         name,
         "You judge the answers of others and decide which is right.",

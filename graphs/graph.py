@@ -92,7 +92,7 @@ class AgentGraph:
                 if end not in self._agents:
                     known = ", ".join(f"`{key}`" for key in self._agents)
                     raise GraphError(
-                        f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is not a node: {known}"
+                        f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is no node: {known}"
                     )
         return checked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 from kvcomm.agents import Agent
 from kvcomm.errors import GraphError
@@ -13,7 +14,7 @@ from kvcomm.graphs.graph import AgentGraph
 def chain(*agents: Agent) -> AgentGraph:
     """Each agent hears the one before it."""
     names = [agent.name for agent in agents]
-    return AgentGraph(agents, list(zip(names, names[1:], strict=False)), name="chain")
+    return AgentGraph(agents, list(pairwise(names)), name="chain")
 
 
 def fully_connected(*agents: Agent) -> AgentGraph:
@@ -61,7 +62,7 @@ def layered(*layers: Sequence[Agent]) -> AgentGraph:
     """Each agent hears every agent of the layer before."""
     edges = [
         (source.name, target.name)
-        for above, below in zip(layers, layers[1:], strict=False)
+        for above, below in pairwise(layers)
         for source in above
         for target in below
     ]
@@ -71,7 +72,7 @@ def layered(*layers: Sequence[Agent]) -> AgentGraph:
 
 
 def tree(*agents: Agent, branching: int = 2) -> AgentGraph:
-    """A reduction: the first agent is the root and answers; agent i hears its `branching` children."""
+    """A reduction: the first agent is the root and answers, each hears its `branching` children."""
     if branching < 1:
         raise GraphError(f"a tree with {branching} branches does not branch: use at least 1")
     edges = [(agents[i].name, agents[(i - 1) // branching].name) for i in range(1, len(agents))]
@@ -87,10 +88,7 @@ def random_dag(*agents: Agent, density: float = 0.5, seed: int = 0) -> AgentGrap
     draw = random.Random(seed)
     names = [agent.name for agent in agents]
     edges = [
-        (names[i], names[j])
-        for j in range(len(names))
-        for i in range(j)
-        if draw.random() < density
+        (names[i], names[j]) for j in range(len(names)) for i in range(j) if draw.random() < density
     ]
     heard = {source for source, _ in edges}
     edges += [(name, names[-1]) for name in names[:-1] if name not in heard]

@@ -1,0 +1,33 @@
+"""A graph as characters for the terminal, and as mermaid text for documents."""
+
+from __future__ import annotations
+
+from kvcomm.graphs.graph import AgentGraph
+from kvcomm.trace.lanes import draw_lanes
+
+
+def draw(graph: AgentGraph) -> str:
+    """One lane a node, grouped by topological level; the nodes of a level may run at once."""
+    senders = {name: [sender.node for sender in node.senders] for name, node in graph.nodes.items()}
+    notes = {
+        name: ", ".join(
+            word
+            for word, holds in (("answer", name == graph.answer), ("exact", node.agent.exact))
+            if holds
+        )
+        for name, node in graph.nodes.items()
+    }
+    return draw_lanes(senders, notes)
+
+
+def mermaid(graph: AgentGraph) -> str:
+    """The graph as a mermaid flowchart: text only, to be pasted where mermaid is rendered."""
+    # Mermaid ids may hold neither `@` nor keywords such as `end`, so nodes are numbered.
+    ids = {name: f"n{index}" for index, name in enumerate(graph.nodes)}
+    lines = ["flowchart TD"]
+    for name in graph.nodes:
+        opening, closing = ("([", "])") if name == graph.answer else ("[", "]")
+        label = name.replace('"', "#quot;")
+        lines.append(f'    {ids[name]}{opening}"{label}"{closing}')
+    lines += [f"    {ids[source]} --> {ids[target]}" for source, target in graph.edges]
+    return "\n".join(lines)

@@ -1,0 +1,157 @@
+"""`kvcomm demo`: small questions, two graphs, every reuse mode, and what each of them cost."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import complain, console, err_console, print_json
+from kvcomm.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvcomm.cli.demo_report import Played
+    from kvcomm.engine.base import Engine
+    from kvcomm.graphs import AgentGraph
+    from kvcomm.tasks import Task
+
+MAX_TOKENS = 24
+MODES = {"chain": ("dense", "exact", "kvcomm"), "debate": ("dense", "exact")}
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the runs go.", show_default="runs/TIME-demo"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Only the first N questions.", show_default=False),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Let three agents, then a debate, answer small questions in every reuse mode, and compare."""
+    from kvcomm.cli import demo_report
+    from kvcomm.cli.topologies import build_graph
+    from kvcomm.tasks import DATA, load_jsonl
+    from kvcomm.trace.record import new_run_folder
+
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: the demo needs at least 1 question")
+    tasks = load_jsonl(DATA / "demo.jsonl")[:limit]
+    graphs = {name: build_graph(name, max_tokens=MAX_TOKENS) for name in MODES}
+    folder = new_run_folder("demo", out)
+
+    from kvcomm.engine.models import load_engine
+
+    complain(f"loading {model}")
+    played: list[Played] = []
+    with load_engine(model, device=device, dtype=dtype) as engine:
+        for name, graph in graphs.items():
+            first = None if json else (lambda p: console().print(demo_report.show_first(p)))
+            played.append(play(engine, graph, MODES[name], tasks, folder, first))
+    if json:
+        print_json(
+            {
+                "model": model,
+                "graphs": {p.graph.name: demo_report.to_json(p) for p in played},
+                "out": str(folder),
+            }
+        )
+        return
+    for one in played:
+        console().print(demo_report.show_table(one))
+    console().print(f"\n{demo_report.LEGEND}")
+    print(f"\ntraces: kvcomm trace list --runs {folder}")
+
+
+def play(
+    engine: Engine,
+    graph: AgentGraph,
+    modes: tuple[str, ...],
+    tasks: list[Task],
+    folder: Path,
+    first: Callable[[Played], None] | None = None,
+) -> Played:
+    """Run every task in every mode, one session a mode; `first` is called after the first task.
+
+    Modes take turns question by question, and the one that begins changes, so that the noise of
+    the machine and a warm cache favour none of them.
+    """
+    from kvcomm.cli.demo_report import Played
+    from kvcomm.runtime.session import Session
+
+    played = Played(graph, tasks, {mode: [] for mode in modes})
+    with ExitStack() as stack:
+        sessions = {
+            mode: stack.enter_context(Session(engine, reuse=mode, state=None, runs=folder))
+            for mode in modes
+        }
+        steps = Steps(graph.name, len(tasks) * len(modes))
+        for index, task in enumerate(tasks):
+            turn = index % len(modes)
+            with steps:
+                for mode in (*modes[turn:], *modes[:turn]):
+                    steps.begin(f"{task.id}, {mode}")
+                    run_folder = folder / f"{graph.name}-{task.id}-{mode}"
+                    result = sessions[mode].run(graph, task=task.input, out=run_folder)
+                    played.results[mode].append(result)
+                    steps.end(result.totals.wall_s)
+            if index == 0 and first:
+                first(played)
+    return played
+
+
+class Steps:
+    """Progress through a number of runs; as a context it shows a bar, where there is a terminal."""
+
+    def __init__(self, title: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._title, self._total, self._done, self._what = title, total, 0, ""
+        self._bar: Progress | None = None
+        terminal = err_console()
+        if terminal.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                console=terminal,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._task = self._bar.add_task(title, total=total)
+
+    def __enter__(self) -> Steps:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        """A run begins."""
+        self._what = what
+        if self._bar:
+            self._bar.update(self._task, description=f"{self._title}: {what}")
+
+    def end(self, took_s: float) -> None:
+        """It ended."""
+        from kvcomm.trace.text import seconds
+
+        self._done += 1
+        if self._bar:
+            self._bar.advance(self._task)
+        else:
+            count = f"{self._done:>{len(str(self._total))}}/{self._total}"
+            complain(f"{self._title} {count}  {self._what}: {seconds(took_s)}")

@@ -1,0 +1,127 @@
+"""`kvcomm graph list|show`: what a graph looks like before it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import console, print_json
+
+if TYPE_CHECKING:
+    from kvcomm.graphs import AgentGraph, Node
+    from kvcomm.prompt import Piece
+
+app = typer.Typer(no_args_is_help=True, help="Look at agent graphs.")
+
+
+@app.command("list")
+def list_graphs(json: options.Json = False) -> None:
+    """The ready-made graphs that --graph takes."""
+    from kvcomm.cli.topologies import TOPOLOGIES
+
+    if json:
+        graphs = [{"name": n, "agents": t.agents, "about": t.about} for n, t in TOPOLOGIES.items()]
+        print_json({"graphs": graphs})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("graph", no_wrap=True)
+    table.add_column("agents", justify="right")
+    table.add_column("what it is")
+    for name, topology in TOPOLOGIES.items():
+        judge = " + judge" if name == "debate" else ""
+        table.add_row(name, f"{topology.agents}{judge}", topology.about)
+    table.add_row("FILE.py[:NAME]", "", "your own AgentGraph, at module level of a Python file")
+    console().print(table)
+
+
+@app.command("show")
+def show(
+    graph: Annotated[
+        str, typer.Argument(metavar="G", help="A ready-made graph, or FILE.py[:NAME].")
+    ],
+    agents: options.Agents = None,
+    rounds: options.Rounds = None,
+    layout: options.Layout = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print mermaid text only.")] = False,
+) -> None:
+    """Who hears whom, and the prompt of each node with its placeholders bound."""
+    from kvcomm.cli.topologies import build_graph
+
+    built = build_graph(graph, agents=agents, rounds=rounds, seed=seed, layout=layout)
+    if json:
+        print_json(graph_json(built))
+    elif mermaid:
+        from kvcomm.graphs import draw
+
+        print(draw.mermaid(built))
+    else:
+        _print(built)
+
+
+def graph_json(graph: AgentGraph) -> dict[str, Any]:
+    """The object that `kvcomm graph show --json` prints."""
+    return {
+        "name": graph.name,
+        "answer": graph.answer,
+        "inputs": list(graph.inputs),
+        "levels": graph.levels(),
+        "nodes": [_node_json(graph, node) for node in graph.nodes.values()],
+    }
+
+
+def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
+    system, prompt = bound_prompt(graph, node)
+    return {
+        "name": node.name,
+        "agent": node.agent.name,
+        "round": node.round,
+        "senders": [sender.node for sender in node.senders],
+        "exact": node.agent.exact,
+        "layout": node.agent.layout,
+        "max_tokens": node.agent.sampling.max_tokens,
+        "temperature": node.agent.sampling.temperature,
+        "system": system,
+        "prompt": prompt,
+    }
+
+
+def bound_prompt(graph: AgentGraph, node: Node) -> tuple[str, str]:
+    """System and user turn of a node, with `{NODE}` where a message goes."""
+    from kvcomm.prompt import Text
+
+    def spell(pieces: tuple[Piece, ...]) -> str:
+        return "".join(p.text if isinstance(p, Text) else f"{{{p.name}}}" for p in pieces)
+
+    system, prompt = node.agent.resolve(node.senders, graph.inputs)
+    return spell(system), spell(prompt)
+
+
+def _print(graph: AgentGraph) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from kvcomm.graphs.draw import draw
+    from kvcomm.trace.text import plural
+
+    out = console()
+    inputs = ", ".join(graph.inputs)
+    out.print(f"{graph.name}: {plural(len(graph.nodes), 'node')}, inputs {inputs}\n")
+    out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
+    for name in graph.order:
+        node = graph.nodes[name]
+        facts = [node.agent.layout, f"at most {node.agent.sampling.max_tokens:,} tokens"]
+        if node.agent.sampling.temperature:
+            facts.append(f"temperature {node.agent.sampling.temperature:g}")
+        if node.agent.exact:
+            facts.append("exact")
+        out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(facts)}"))
+        for turn, text in zip(("system", "user"), bound_prompt(graph, node), strict=True):
+            if text:
+                out.print(Text(f"  {turn}:", style="dim"))
+                out.print(Padding(Text(text), (0, 0, 0, 4), expand=False))

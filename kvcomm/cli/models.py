@@ -1,0 +1,88 @@
+"""`kvcomm models list|check|fetch`: which models there are, and whether their KV can be reused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import complain, console, print_json
+
+if TYPE_CHECKING:
+    from kvcomm.engine.models import Check
+
+app = typer.Typer(no_args_is_help=True, help="Look at models.")
+Name = Annotated[
+    str, typer.Argument(metavar="M", help="An alias, a folder, a hub id, or random:SHAPE.")
+]
+
+
+@app.command("list")
+def list_models(json: options.Json = False) -> None:
+    """The models that have a name here; any folder or hub id works as well."""
+    from kvcomm.engine import models
+
+    infos = models.list_models()
+    if json:
+        print_json({"models": [{**asdict(info), "where": str(info.where)} for info in infos]})
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("model", "kind", "ready", "where"):
+        table.add_column(name, overflow="fold", no_wrap=name != "where")
+    for info in infos:
+        ready = "yes" if info.ready else "no"
+        table.add_row(info.name, info.kind, ready, Text(str(info.where)))
+    console().print(table)
+
+
+@app.command("check")
+def check(
+    model: Name,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Load a model and check that its KV can be moved and reused; exit 1 when it cannot."""
+    from kvcomm.engine import models
+
+    complain(f"loading {model}")
+    report = models.check_model(model, device=device, dtype=dtype)
+    if json:
+        print_json(asdict(report))
+    else:
+        _print(report)
+    if not report.reuse_ok:
+        raise typer.Exit(1)
+
+
+@app.command("fetch")
+def fetch(model: Name) -> None:
+    """Prepare a model in the user's cache; a second time does nothing."""
+    from kvcomm.engine import models
+
+    complain(f"{model} is ready in {models.fetch_model(model)}")
+
+
+def _print(report: Check) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [
+        ("model", report.model),
+        ("reuse", f"yes: {report.reason}" if report.reuse_ok else f"refused: {report.reason}"),
+        ("layers", f"{report.layers}"),
+        ("context", f"{report.context:,} tokens"),
+        ("KV", f"{report.kv_bytes_per_token:,} bytes a token"),
+        *((name.replace("_", " "), f"{value:.3g}") for name, value in report.measured.items()),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    console().print(grid)

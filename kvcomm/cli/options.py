@@ -1,0 +1,88 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvcomm.errors import UsageError
+
+DEFAULT_MODEL = "smollm2-135m"
+RUNS = Path("runs")
+
+Graph = Annotated[
+    str,
+    typer.Option(
+        "--graph",
+        "-g",
+        metavar="G",
+        help="chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].",
+    ),
+]
+Agents = Annotated[
+    int | None,
+    typer.Option(
+        "--agents",
+        "-n",
+        metavar="N",
+        help="Agents in a ready-made graph.",
+        show_default="see graph list",
+    ),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option("--rounds", metavar="R", help="Rounds of a debate.", show_default="2"),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", metavar="N", help="Longest message, in tokens.", show_default="256"
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", help="0 is greedy.", show_default="0"),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="L",
+        help="role-first, or shared-first: the role text behind task and messages.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="M", help="An alias, a folder, a hub id, or random:SHAPE."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps.", show_default=False),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="T", help="float32, bfloat16, float16.", show_default=False),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Of sampling and random graphs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def state_argument(value: str | None) -> Any:
+    """`--state` as `Session` takes it: the user's cache, nothing, or a folder."""
+    if value is None:
+        return "default"
+    return None if value == "none" else Path(value)
+
+
+def check_mode(mode: str) -> str:
+    """A known reuse mode. Raises `UsageError` before anything is loaded."""
+    from kvcomm.reuse.policy import MODES
+
+    if mode not in MODES:
+        raise UsageError(f"reuse mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
+    return mode

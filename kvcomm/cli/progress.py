@@ -1,0 +1,86 @@
+"""Progress of a run on stderr: a live list in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from kvcomm.cli.output import complain, err_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kvcomm.trace.events import CallFinished, Event
+
+
+class RunProgress:
+    """Listens to the events of one run. Use as a context manager and as a listener."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+        from rich.spinner import Spinner
+
+        self._spinner = Spinner("dots")
+        self._console = err_console()
+        self._lines: dict[str, str] = {}
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            # Transient: what stays on the screen is the result, which goes to stdout.
+            self._live = Live(
+                console=self._console,
+                transient=True,
+                redirect_stdout=False,
+                get_renderable=self._table,
+            )
+
+    def __enter__(self) -> RunProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take note of one event."""
+        from kvcomm.trace.text import seconds, shorten
+
+        if event.kind == "run":
+            self._lines = {info.name: "waits" for info in event.nodes}
+        elif event.kind == "node":
+            self._lines[event.node] = "works"
+        elif event.kind == "call":
+            self._note(event.node, _done(event))
+        elif event.kind == "retry":
+            what = shorten(event.error, 120)
+            again = f"tries again in {seconds(event.wait_s)}"
+            self._note(event.node, f"attempt {event.attempt} failed: {what}; {again}")
+        elif event.kind == "error" and event.node is not None:
+            self._note(event.node, f"failed: {shorten(event.error, 120)}")
+
+    def _note(self, node: str, line: str) -> None:
+        self._lines[node] = line
+        if self._live is None:
+            complain(f"{node}: {line}")
+
+    def _table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for node, line in self._lines.items():
+            table.add_row(Text(node), self._spinner if line == "works" else Text(line))
+        return table
+
+
+def _done(call: CallFinished) -> str:
+    from kvcomm.trace.text import plural, seconds
+
+    wrote = plural(call.output_tokens, "token")
+    return f"{wrote} in {seconds(call.decode_s)}, first after {seconds(call.ttft_s)}"

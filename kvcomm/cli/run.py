@@ -1,0 +1,131 @@
+"""`kvcomm run`: a graph of agents answers one question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import complain, console, print_json
+from kvcomm.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcomm.graphs import AgentGraph
+    from kvcomm.runtime.result import Result
+
+
+def run(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The task of the agents.")],
+    graph: options.Graph = "chain",
+    agents: options.Agents = None,
+    rounds: options.Rounds = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    reuse: Annotated[
+        str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
+    ] = "auto",
+    state: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|none",
+            help="Where learned offsets are kept.",
+            show_default="the user's cache",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run folder.", show_default="runs/TIME-GRAPH"),
+    ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME=TEXT",
+            help="Another input of the graph; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    layout: options.Layout = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Answer QUESTION with a graph of agents, and say what each call reused."""
+    from kvcomm.cli.topologies import build_graph
+
+    if not question.strip():
+        raise UsageError('the task is empty: write it in quotes, kvcomm run "What is 6 * 7?"')
+    options.check_mode(reuse)
+    built = build_graph(
+        graph,
+        agents=agents,
+        rounds=rounds,
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        layout=layout,
+    )
+    inputs = _inputs(built, question, extra or [])
+
+    from kvcomm.cli.progress import RunProgress
+    from kvcomm.engine.models import load_engine
+    from kvcomm.runtime.session import Session
+
+    complain(f"loading {model}")
+    with (
+        load_engine(model, device=device, dtype=dtype) as engine,
+        RunProgress() as progress,
+        Session(
+            engine,
+            reuse=reuse,
+            seed=seed,
+            state=options.state_argument(state),
+            runs=options.RUNS,
+            listeners=(progress,),
+        ) as session,
+    ):
+        result = session.run(built, out=out, **inputs)
+    if json:
+        print_json(result.to_json())
+    else:
+        _print(result)
+
+
+def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, str]:
+    """The graph's inputs by name: QUESTION is `task`, `--input` brings the others."""
+    inputs = {"task": question}
+    for item in extra:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--input {item!r}: write NAME=TEXT")
+        inputs[name] = text
+    for name in graph.inputs:
+        if name not in inputs:
+            raise UsageError(f"the graph has an input `{name}`: add --input {name}=TEXT")
+    for name in inputs:
+        if name not in graph.inputs:
+            known = ", ".join(graph.inputs)
+            raise UsageError(f"the graph has no input `{name}`: its inputs are {known}")
+    return inputs
+
+
+def _print(result: Result) -> None:
+    from rich.text import Text
+
+    from kvcomm.trace.read import CallView
+    from kvcomm.trace.show import tokens
+    from kvcomm.trace.show_calls import show_calls
+    from kvcomm.trace.text import plain, seconds
+
+    views = [CallView(c.node, c.report.attempt, c.steps, c.message, c.report) for c in result.calls]
+    out = console()
+    print(plain(result.answer))
+    out.print()
+    out.print(show_calls(views))
+    out.print(Text(f"\n{tokens(result.totals)}, {seconds(result.totals.wall_s)} in all"))
+    if result.trace.path:
+        print(f"trace: kvcomm trace show {result.trace.path}")

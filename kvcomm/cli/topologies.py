@@ -1,0 +1,152 @@
+"""From `--graph`, `--agents` and the like to an `AgentGraph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvcomm.agents import Agent, editor, judge, role
+from kvcomm.cli.graph_file import is_graph_file, load_graph_file
+from kvcomm.errors import UsageError
+from kvcomm.graphs import (
+    AgentGraph,
+    chain,
+    debate,
+    fully_connected,
+    layered,
+    random_dag,
+    star,
+    tree,
+)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A ready-made graph: `build(agents, rounds, seed)`."""
+
+    about: str
+    agents: int
+    build: Callable[[int, int, int], AgentGraph]
+
+
+def team(count: int, kinds: tuple[str, ...] = ("solver", "critic")) -> list[Agent]:
+    """`count` agents who take turns in `kinds`; the last of several is the editor."""
+    names = [kinds[i % len(kinds)] for i in range(count)]
+    if count > 1:
+        names[-1] = "editor"
+    return _numbered(names)
+
+
+def _numbered(kinds: list[str]) -> list[Agent]:
+    """Agents of these roles under unique names: solver, critic, solver2, …"""
+    seen: dict[str, int] = {}
+    agents = []
+    for kind in kinds:
+        seen[kind] = seen.get(kind, 0) + 1
+        agents.append(role(kind, name=kind if seen[kind] == 1 else f"{kind}{seen[kind]}"))
+    return agents
+
+
+def _star(count: int, _rounds: int, _seed: int) -> AgentGraph:
+    *leaves, hub = team(count, ("solver",))
+    return star(hub, *leaves)
+
+
+def _layered(count: int, _rounds: int, _seed: int) -> AgentGraph:
+    """Solvers, then critics who hear them all, then an editor."""
+    workers = count - 1
+    kinds = ["solver"] * (workers - workers // 2) + ["critic"] * (workers // 2)
+    agents = _numbered(kinds)
+    layers = [[a for a in agents if a.name.startswith(kind)] for kind in ("solver", "critic")]
+    return layered(*(layer for layer in layers if layer), [editor()])
+
+
+def _tree(count: int, _rounds: int, _seed: int) -> AgentGraph:
+    """An editor at the root, critics inside, solvers at the leaves."""
+    kinds = ["critic" if 2 * i + 1 < count else "solver" for i in range(count)]
+    if count > 1:
+        kinds[0] = "editor"
+    return tree(*_numbered(kinds))
+
+
+TOPOLOGIES: dict[str, Topology] = {
+    "chain": Topology("each agent hears the one before it", 3, lambda n, r, s: chain(*team(n))),
+    "full": Topology(
+        "each agent hears all agents before it", 3, lambda n, r, s: fully_connected(*team(n))
+    ),
+    "debate": Topology(
+        "all agents answer, hear each other and answer again; a judge decides",
+        2,
+        lambda n, r, s: debate(*_numbered(["solver"] * n), rounds=r, judge=judge()),
+    ),
+    "star": Topology("an editor hears all the others", 4, _star),
+    "layered": Topology("solvers, critics who hear all of them, an editor", 5, _layered),
+    "tree": Topology("pairs are merged up to an editor at the root", 7, _tree),
+    "random": Topology(
+        "each agent hears some of those before it, drawn by --seed",
+        5,
+        lambda n, r, s: random_dag(*team(n, ("solver",)), seed=s),
+    ),
+}
+
+
+def build_graph(
+    name: str,
+    *,
+    agents: int | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    layout: str | None = None,
+) -> AgentGraph:
+    """The graph that the options ask for; the last three change every agent of it.
+
+    Raises `UsageError` for an unknown graph, and for options that the graph has no use for.
+    """
+    if is_graph_file(name):
+        if agents is not None or rounds is not None:
+            raise UsageError("--agents and --rounds do not apply to a graph file: change the file")
+        graph = load_graph_file(name)
+    else:
+        graph = _ready_made(name, agents, rounds, seed)
+    return _adjusted(graph, max_tokens, temperature, layout)
+
+
+def _ready_made(name: str, agents: int | None, rounds: int | None, seed: int) -> AgentGraph:
+    if name not in TOPOLOGIES:
+        raise UsageError(
+            f"graph {name!r} is unknown: choose one of {', '.join(TOPOLOGIES)}, or FILE.py[:NAME]"
+        )
+    topology = TOPOLOGIES[name]
+    if agents is not None and agents < 1:
+        raise UsageError(f"--agents {agents}: a graph needs at least 1 agent")
+    if rounds is not None and name != "debate":
+        raise UsageError(f"--rounds belongs to --graph debate: a {name} graph has no rounds")
+    return topology.build(agents or topology.agents, 2 if rounds is None else rounds, seed)
+
+
+def _adjusted(
+    graph: AgentGraph, max_tokens: int | None, temperature: float | None, layout: str | None
+) -> AgentGraph:
+    if max_tokens is None and temperature is None and layout is None:
+        return graph
+
+    def adjust(agent: Agent) -> Agent:
+        sampling = agent.sampling
+        if max_tokens is not None:
+            sampling = replace(sampling, max_tokens=max_tokens)
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        fields: dict[str, Any] = {} if layout is None else {"layout": layout}
+        return replace(agent, sampling=sampling, **fields)
+
+    return AgentGraph(
+        {name: adjust(node.agent) for name, node in graph.nodes.items()},
+        graph.edges,
+        answer=graph.answer,
+        name=graph.name,
+        inputs=graph.inputs,
+        rounds={name: node.round for name, node in graph.nodes.items()},
+    )

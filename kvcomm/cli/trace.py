@@ -1,0 +1,140 @@
+"""`kvcomm trace list|show`: what happened in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import console, print_json
+from kvcomm.errors import TraceError
+
+if TYPE_CHECKING:
+    from kvcomm.trace.read import CallView, TraceRun
+
+app = typer.Typer(no_args_is_help=True, help="Look at what happened in a run.")
+SEGMENT_FIELDS = {"name", "tokens", "computed", "prefix", "realigned", "ahead", "reason"}
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are.")]
+
+
+@app.command("list")
+def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
+    """The runs in a folder, oldest first."""
+    from kvcomm.trace.read import read_trace
+
+    rows: list[dict[str, Any]] = []
+    # A demo is a folder of run folders, so two levels are read.
+    for path in sorted([*runs.glob("*/trace.jsonl"), *runs.glob("*/*/trace.jsonl")]):
+        name = path.parent.relative_to(runs).as_posix()
+        try:
+            rows.append({"run": name, **_summary(read_trace(path))})
+        except TraceError as error:
+            rows.append({"run": name, "status": "unreadable", "error": str(error)})
+    if json:
+        print_json({"runs": rows})
+    elif not rows:
+        print(f"no runs in {runs}/ (`kvcomm run` writes one)")
+    else:
+        _print_list(rows)
+
+
+@app.command("show")
+def show(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
+    ],
+    text: Annotated[bool, typer.Option("--text", help="Show task and messages whole.")] = False,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", metavar="NODE", help="Only this node, with its times."),
+    ] = None,
+    runs: Runs = options.RUNS,
+    json: options.Json = False,
+) -> None:
+    """The graph of a run, and where every token of every call came from."""
+    from kvcomm.trace.read import find_run, read_trace
+    from kvcomm.trace.show import show_run, views_of
+
+    found = read_trace(find_run(run, runs))
+    if json:
+        views = found.calls if node is None else views_of(found, node)
+        print_json(run_json(found, views))
+    else:
+        console().print(show_run(found, text=text, node=node))
+
+
+def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
+    """The object that `kvcomm trace show --json` prints: `views` are the calls it holds."""
+    started = run.started
+    return {
+        "trace": str(run.path.parent),
+        **_summary(run),
+        "seed": started.seed,
+        "device": started.device,
+        "dtype": started.dtype,
+        "inputs": started.inputs,
+        "answer_node": started.answer_node,
+        "answer": run.finished.answer if run.finished else None,
+        "nodes": [info.model_dump() for info in started.nodes],
+        "calls": [_call_json(view) for view in views],
+        "totals": run.finished.totals.model_dump() if run.finished else None,
+        "state": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.state],
+        "retries": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.retries],
+        "errors": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.errors],
+        "skipped_lines": run.skipped,
+    }
+
+
+def _call_json(view: CallView) -> dict[str, Any]:
+    """A call as `kvcomm run --json` has it, with its attempt and its message."""
+    call = view.call
+    return {
+        "node": view.node,
+        "attempt": view.attempt,
+        "finished": call is not None,
+        **(call.model_dump(exclude={"v", "t", "kind", "node", "attempt"}) if call else {}),
+        "message": view.message.text if view.message else None,
+        "segments": [
+            {"kind": step.segment, **step.model_dump(include=SEGMENT_FIELDS)} for step in view.steps
+        ],
+    }
+
+
+def _summary(run: TraceRun) -> dict[str, Any]:
+    return {
+        "started": run.started.started,
+        "graph": run.started.graph,
+        "mode": run.started.mode,
+        "model": run.started.model,
+        "status": run.finished.status if run.finished else "cut off",
+        "calls_finished": sum(1 for view in run.calls if view.call),
+        "wall_s": run.finished.totals.wall_s if run.finished else None,
+    }
+
+
+def _print_list(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from kvcomm.trace.text import seconds
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("run", overflow="fold")
+    table.add_column("mode", no_wrap=True)
+    table.add_column("calls", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    for row in rows:
+        wall = row.get("wall_s")
+        table.add_row(
+            Text(row["run"]),
+            Text(row.get("mode", "")),
+            str(row.get("calls_finished", "")),
+            seconds(wall) if wall is not None else "",
+            row["status"],
+            Text(row.get("model", "")),
+        )
+    console().print(table)

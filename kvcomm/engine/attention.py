@@ -1,0 +1,153 @@
+"""Attention over packed rows: every row's KV is read where it lies.
+
+The model's forward sees `[1, total]` tokens of several rows. Its projections and MLPs treat them
+alike; here each row's new keys and values are written into its slab, and its queries attend to
+every filled slot up to their own position (and inside the layer's window, where it has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from kvcomm.kv import Slab
+
+NAME = "kvcomm_packed"
+# What other attention functions honour and this one does not: a model that passes it is refused.
+FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Tokens `offset : offset + len(positions)` of the pack belong to the row of `slab`.
+
+    `positions` are ascending slots; all slots below the last one are filled by then.
+    """
+
+    slab: Slab
+    offset: int
+    positions: Sequence[int]
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the positions are neighbours."""
+        return self.positions[-1] - self.positions[0] + 1 == len(self.positions)
+
+
+@dataclass(eq=False)
+class Pack:
+    """One packed forward: its parts, and what all layers share."""
+
+    parts: list[Part]
+    masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    slots: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Additive mask `[queries, slots from the window's start to the last position]`."""
+        key = (index, window)
+        if key not in self.masks:
+            part = self.parts[index]
+            at = torch.as_tensor(part.positions, device=like.device)
+            slot = torch.arange(
+                first_slot(part, window), part.positions[-1] + 1, device=like.device
+            )
+            hidden = slot[None, :] > at[:, None]
+            if window is not None:
+                hidden |= slot[None, :] <= at[:, None] - window
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+            self.masks[key] = mask.masked_fill_(hidden, float("-inf"))
+        return self.masks[key]
+
+    def index(self, index: int, device: torch.device) -> torch.Tensor:
+        """Slots of a part whose positions are scattered."""
+        if index not in self.slots:
+            self.slots[index] = torch.as_tensor(self.parts[index].positions, device=device)
+        return self.slots[index]
+
+
+def first_slot(part: Part, window: int | None) -> int:
+    """The first slot that any query of the part can see."""
+    return 0 if window is None else max(0, part.positions[0] - window + 1)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    pack: Pack | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function for `transformers.AttentionInterface`.
+
+    `query` is `[1, heads, total, head_dim]`, `key` and `value` `[1, kv_heads, total, head_dim]`;
+    returns `[1, total, heads, head_dim]`. Raises `ValueError` for features it does not know.
+    """
+    for name in FOREIGN:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"its attention uses `{name}`")
+    if pack is None:
+        raise ValueError("its attention layers are not given the row layout")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    total = query.shape[2]
+    out = (
+        None
+        if len(pack.parts) == 1
+        else query.new_empty((1, total, *query.shape[1:2], query.shape[3]))
+    )
+    for index, part in enumerate(pack.parts):
+        start, count = part.offset, len(part.positions)
+        stop = start + count
+        keys, values = part.slab.keys[layer], part.slab.values[layer]
+        low, top = part.positions[0], part.positions[-1] + 1
+        if part.contiguous:
+            keys[:, low:top] = key[0, :, start:stop]
+            values[:, low:top] = value[0, :, start:stop]
+        else:
+            slots = pack.index(index, key.device)
+            keys.index_copy_(1, slots, key[0, :, start:stop])
+            values.index_copy_(1, slots, value[0, :, start:stop])
+        first = first_slot(part, sliding_window)
+        whole = count > 1 and low == 0 and top == count
+        causal = whole and (sliding_window is None or sliding_window >= count)
+        result = scaled_dot_product_attention(
+            query[:, :, start:stop],
+            keys[None, :, first:top],
+            values[None, :, first:top],
+            attn_mask=None if causal or count == 1 else pack.mask(index, sliding_window, query),
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        ).transpose(1, 2)
+        if out is None:
+            return result, None
+        out[:, start:stop] = result
+    assert out is not None
+    return out, None
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_forward(
+    model: Any, ids: Sequence[int], positions: Sequence[int], wanted: Sequence[int], pack: Pack
+) -> torch.Tensor:
+    """One forward over packed tokens; logits `[len(wanted), vocabulary]` of those pack indices."""
+    device = model.device
+    out = model(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+        use_cache=False,
+        pack=pack,
+    )
+    logits: torch.Tensor = out.logits[0]
+    return logits

@@ -1,0 +1,184 @@
+"""The engine seam: what the runtime asks of whatever runs the model. No tensors cross it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from kvcomm.message import Handle, Outgoing
+from kvcomm.prompt import Codec, Segment, Template
+from kvcomm.reuse.plan import Fact, Step, Way
+from kvcomm.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """`reuse`: rows can be filled, extended ahead and shared; else `reason` says why not."""
+
+    reuse: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a sequence is opened for.
+
+    `capacity` slots hold the prompt and the answer. `messages` are the placeholders that carry
+    messages, the others carry inputs. `reads_prefix` and `feeds_prefix` say what it does with the
+    prefix cache. `namespace` keeps tenants apart. Lower `priority` runs first; see `hurry`.
+    """
+
+    node: str
+    template: Template
+    capacity: int
+    messages: frozenset[str]
+    reads_prefix: bool
+    feeds_prefix: bool
+    namespace: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What became of one `extend`: `computed + prefix + realigned` = tokens of the segment."""
+
+    way: Way
+    computed: int
+    prefix: int
+    realigned: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A sampled token; `at` is the clock (`time.perf_counter`) when it was sampled.
+
+    `last` says why decoding ended with it: a stop token (which is no part of the text) or the
+    length limit.
+    """
+
+    id: int
+    at: float
+    last: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The segments with handles on their base KV, the facts about them, and what bases cost."""
+
+    segments: tuple[Segment, ...]
+    facts: tuple[Fact, ...]
+    base_tokens: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What the engine remembers from earlier runs: templates, samples, and why."""
+
+    path: str | None
+    templates: int
+    samples: int
+    reason: str
+
+
+@dataclass
+class Phases:
+    """Seconds a sequence spent in the engine, by what they were spent on."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count `seconds` under `phase`."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class EngineSequence(Protocol):
+    """One row: a prompt that grows left to right, then an answer. One operation at a time.
+
+    Cancelling an operation leaves the row unusable except for `close`.
+    """
+
+    phases: Phases
+
+    @property
+    def length(self) -> int:
+        """Filled slots."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything in the row was computed from computed KV."""
+
+    async def survey(self, segments: Sequence[Segment]) -> Survey:
+        """Find or make base KV for every segment, and ask the offset models about them."""
+
+    async def extend(
+        self, segments: Sequence[Segment], steps: Sequence[Step], *, last: bool = False
+    ) -> list[Extended]:
+        """Append segments: fill what is reused, then compute the rest in one go.
+
+        `last` keeps the logits of the final token, which is then computed. After a survey the
+        segments are the surveyed ones, from the first. A realign step whose KV has left the store
+        computes its segment, and the reason says so.
+        """
+
+    async def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` slots. Raises `ContextOverflow` beyond the model's context."""
+
+    async def settle(self) -> None:
+        """Everything in the row is final: offer it to the prefix cache."""
+
+    async def truncate(self, length: int) -> None:
+        """Forget the slots from `length` on. They must not have been settled."""
+
+    def decode(self, sampling: Sampling, seed: int) -> AsyncIterator[Token]:
+        """Sample tokens until a stop token or `max_tokens`; the last one has `last` set."""
+
+    async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
+        """A handle on the KV of a message decoded here, pinned once for each consumer.
+
+        None when no token of it has KV, or the store has no room.
+        """
+
+    async def observe(self, learn: Sequence[int]) -> None:
+        """Learn offsets from this computed row, for the surveyed segments at these indices."""
+
+    def hurry(self, priority: int) -> None:
+        """Change the sequence's priority."""
+
+    async def close(self) -> None:
+        """Give the row back. Safe to call twice."""
+
+
+class Engine(Protocol):
+    """Runs one model. Sequences of all sessions share its steps, store and prefix cache."""
+
+    model: str
+    device: str
+    dtype: str
+    fingerprint: str
+    max_context: int
+    capabilities: Capabilities
+
+    @property
+    def codec(self) -> Codec:
+        """The model's tokenizer."""
+
+    def check(self, call: Call) -> None:
+        """Raise `ContextOverflow` when the call may not fit the model's context."""
+
+    def open(self, call: Call) -> EngineSequence:
+        """A new, empty row. Raises `ContextOverflow` when `capacity` exceeds the context."""
+
+    async def release(self, handle: Handle) -> None:
+        """Undo one pin of a published handle."""
+
+    async def load_state(self, folder: Path) -> Learned:
+        """Read what was learned for this model. Raises `StateError` for another model's folder."""
+
+    async def save_state(self, folder: Path) -> None:
+        """Write what was learned since."""
+
+    def close(self) -> None:
+        """Stop the engine; sequences still open fail."""

@@ -1,0 +1,228 @@
+"""The engine of last resort: models whose KV cannot be reused run dense, by `generate`.
+
+Segments are only collected; the whole prompt is prefilled when decoding begins. Slow and right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from kvcomm.engine.base import Call, Capabilities, Extended, Learned, Phases, Survey, Token
+from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.errors import ContextOverflow, KvcommError
+from kvcomm.message import Handle, Outgoing
+from kvcomm.prompt import Segment
+from kvcomm.reuse.plan import Step
+from kvcomm.sampling import Sampling
+
+
+class DenseEngine:
+    """Runs any causal transformers model, one call at a time, without reuse."""
+
+    def __init__(
+        self,
+        model: Any,
+        codec: TokenizerCodec,
+        *,
+        name: str,
+        fingerprint: str,
+        max_context: int,
+        stop: frozenset[int],
+        reason: str,
+    ) -> None:
+        self.model = name
+        self.config = model.config
+        self.fingerprint = fingerprint
+        self.device = str(model.device)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.max_context = max_context
+        self.codec = codec
+        self.capabilities = Capabilities(reuse=False, reason=reason)
+        self.stop = stop
+        self.network = model
+        # One thread: `generate` draws from the global random state, which each call seeds.
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="kvcomm-dense")
+
+    def check(self, call: Call) -> None:
+        """Raise `ContextOverflow` when the call may not fit the model's context."""
+        check_capacity(call, self.model, self.max_context)
+
+    def open(self, call: Call) -> DenseSequence:
+        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
+        self.check(call)
+        return DenseSequence(self, call)
+
+    async def release(self, handle: Handle) -> None:
+        """Nothing is ever pinned."""
+
+    async def load_state(self, folder: Path) -> Learned:
+        """Nothing is learned without reuse."""
+        return Learned(None, 0, 0, self.capabilities.reason)
+
+    async def save_state(self, folder: Path) -> None:
+        """Nothing is learned without reuse."""
+
+    def close(self) -> None:
+        """Stop the worker."""
+        self.worker.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> DenseEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_capacity(call: Call, model: str, context: int) -> None:
+    """Raise `ContextOverflow` when a call may need more than the model's context."""
+    if call.capacity > context:
+        raise ContextOverflow(
+            f"node `{call.node}` may need {call.capacity} tokens, {call.capacity - context} more "
+            f"than the context of {context} of {model}: shorten its inputs or lower max_tokens"
+        )
+
+
+class DenseSequence:
+    """Collects a prompt, then generates; see `kvcomm.engine.base.EngineSequence`."""
+
+    exact = True
+
+    def __init__(self, engine: DenseEngine, call: Call) -> None:
+        self.phases = Phases()
+        self._call = call
+        self._engine = engine
+        self._ids: list[int] = []
+        self._closed = False
+
+    @property
+    def length(self) -> int:
+        """Tokens collected."""
+        return len(self._ids)
+
+    async def survey(self, segments: Sequence[Segment]) -> Survey:
+        """Refused: the session never plans reuse on this engine."""
+        raise KvcommError(f"{self._engine.model} cannot reuse KV")
+
+    async def extend(
+        self, segments: Sequence[Segment], steps: Sequence[Step], *, last: bool = False
+    ) -> list[Extended]:
+        """Append the segments' ids."""
+        for segment in segments:
+            self._ids += segment.ids
+        return [
+            Extended("compute", len(segment), 0, 0, step.reason)
+            for segment, step in zip(segments, steps, strict=True)
+        ]
+
+    async def reserve(self, capacity: int) -> None:
+        """Room is not an issue; the context is."""
+        engine = self._engine
+        check_capacity(replace(self._call, capacity=capacity), engine.model, engine.max_context)
+
+    async def settle(self) -> None:
+        """Nothing is cached."""
+
+    async def truncate(self, length: int) -> None:
+        """Forget ids from `length` on."""
+        del self._ids[length:]
+
+    async def decode(self, sampling: Sampling, seed: int) -> AsyncIterator[Token]:
+        """Generate with transformers, token by token as they come."""
+        running = asyncio.get_running_loop()
+        queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
+
+        def emit(item: Token | BaseException) -> None:
+            if self._closed:
+                raise KvcommError("the call was cancelled")
+            running.call_soon_threadsafe(queue.put_nowait, item)
+
+        future = running.run_in_executor(
+            self._engine.worker, lambda: self._generate(sampling, seed, emit)
+        )
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if item.last:
+                    break
+            await future
+        finally:
+            self._closed = True
+
+    @torch.inference_mode()
+    def _generate(
+        self, sampling: Sampling, seed: int, emit: Callable[[Token | BaseException], None]
+    ) -> None:
+        engine = self._engine
+        stop = engine.stop | frozenset(sampling.stop)
+        started = time.perf_counter()
+        try:
+            torch.manual_seed(seed)
+            ids = torch.tensor([self._ids], device=engine.network.device)
+            greedy = sampling.temperature == 0
+            engine.network.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=sampling.max_tokens,
+                do_sample=not greedy,
+                temperature=None if greedy else sampling.temperature,
+                top_p=None if greedy else sampling.top_p,
+                top_k=None,
+                eos_token_id=sorted(stop) or None,
+                pad_token_id=min(stop, default=0),
+                streamer=_Emitter(stop, sampling.max_tokens, emit),
+            )
+        except BaseException as error:
+            if not self._closed:
+                emit(error)
+        self.phases.add("forward", time.perf_counter() - started)
+
+    async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
+        """Messages travel as text: there is no KV to hand out."""
+        return None
+
+    async def observe(self, learn: Sequence[int]) -> None:
+        """Nothing is learned."""
+
+    def hurry(self, priority: int) -> None:
+        """Calls run in the order in which they begin to decode."""
+
+    async def close(self) -> None:
+        """Stop generating at the next token."""
+        self._closed = True
+
+
+class _Emitter(BaseStreamer):  # type: ignore[misc]
+    """Turns `generate`'s stream into tokens."""
+
+    def __init__(
+        self, stop: frozenset[int], limit: int, emit: Callable[[Token | BaseException], None]
+    ) -> None:
+        self._stop, self._limit, self._emit = stop, limit, emit
+        self._seen = -1  # the first call brings the prompt
+
+    def put(self, value: torch.Tensor) -> None:
+        self._seen += 1
+        if self._seen == 0:
+            return
+        token = int(value.reshape(-1)[0])
+        if token in self._stop:
+            self._emit(Token(token, time.perf_counter(), "stop"))
+        elif self._seen >= self._limit:
+            self._emit(Token(token, time.perf_counter(), "length"))
+        else:
+            self._emit(Token(token, time.perf_counter()))
+
+    def end(self) -> None:
+        pass

@@ -1,0 +1,136 @@
+"""Loading: weights on the right device, the self-check, and the engine that fits its verdict."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from kvcomm.engine.base import Engine
+from kvcomm.engine.check import Verdict, kv_shape, self_check
+from kvcomm.engine.dense import DenseEngine
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
+from kvcomm.engine.shapes import SHAPES, random_model
+from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.errors import ModelError
+from kvcomm.kv import Rope
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def build_engine(name: str, device: str | None, dtype: str | None) -> Engine:
+    """See `kvcomm.engine.models.load_engine`."""
+    engine, _ = _load(name, device, dtype)
+    return engine
+
+
+def check(name: str, device: str | None, dtype: str | None) -> Check:
+    """See `kvcomm.engine.models.check_model`."""
+    engine, verdict = _load(name, device, dtype)
+    try:
+        measured = {"key_error": verdict.key_error, "compose_error": verdict.compose_error}
+        config = engine.config  # type: ignore[attr-defined]
+        try:
+            layers, heads, _, dim = kv_shape(config, 0)
+            size = torch.finfo(getattr(torch, engine.dtype)).bits // 8
+            per_token = 2 * layers * heads * dim * size
+        except AttributeError:  # a model without attention heads
+            layers, per_token = config.get_text_config().num_hidden_layers, 0
+        return Check(
+            engine.model,
+            verdict.ok,
+            verdict.reason,
+            {key: value for key, value in measured.items() if value is not None},
+            engine.max_context,
+            layers,
+            per_token,
+        )
+    finally:
+        engine.close()
+
+
+def _load(name: str, device: str | None, dtype: str | None) -> tuple[Engine, Verdict]:
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    place = _device(device)
+    kind = _dtype(dtype, place)
+    if name.startswith(RANDOM):
+        shape = name.removeprefix(RANDOM)
+        if shape not in SHAPES:
+            raise ModelError(
+                f"random shape {shape!r} is unknown: choose one of {', '.join(SHAPES)}"
+            )
+        model, tokenizer = random_model(shape, place, kind)
+    else:
+        source = locate(name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(place).eval()
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ModelError(f"model {name!r} cannot be loaded from {source}: {first}") from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
+    verdict, rope = self_check(model)
+    return _engine(name, model, tokenizer, verdict, rope), verdict
+
+
+def _engine(
+    name: str, model: object, tokenizer: object, verdict: Verdict, rope: Rope | None
+) -> Engine:
+    config = model.config  # type: ignore[attr-defined]
+    text = config.get_text_config()
+    codec = TokenizerCodec(tokenizer)
+    context = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+    stop = stop_ids(model, tokenizer)
+    print_ = fingerprint(model, tokenizer)
+    if rope is None:
+        return DenseEngine(
+            model,
+            codec,
+            name=name,
+            fingerprint=print_,
+            max_context=context,
+            stop=stop,
+            reason=verdict.reason,
+        )
+    return LocalEngine(
+        model, codec, rope, name=name, fingerprint=print_, max_context=context, stop=stop
+    )
+
+
+def stop_ids(model: object, tokenizer: object) -> frozenset[int]:
+    """Ids that end an answer, from the generation config, the config and the tokenizer."""
+    found: set[int] = set()
+    for source in (
+        getattr(model, "generation_config", None),
+        model.config,  # type: ignore[attr-defined]
+        tokenizer,
+    ):
+        value = getattr(source, "eos_token_id", None)
+        if value is not None:
+            found |= set(value) if isinstance(value, list | tuple) else {int(value)}
+    return frozenset(found)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ModelError(f"device {name!r} is not available here: use cpu, cuda or mps") from None
+    return device
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is None:
+        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name!r} is unknown: choose one of {', '.join(DTYPES)}")
+    kind: torch.dtype = getattr(torch, name)
+    return kind

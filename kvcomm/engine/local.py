@@ -1,0 +1,198 @@
+"""The in-process engine: a transformers model, its rows, store, prefix cache and offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from kvcomm.engine.base import Call, Capabilities, Learned, Phases
+from kvcomm.engine.check import kv_shape
+from kvcomm.engine.dense import check_capacity
+from kvcomm.engine.loop import Loop, Work
+from kvcomm.engine.rows import Row
+from kvcomm.engine.sequence import LocalSequence
+from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.kv import PrefixCache, Rope, Slab, Store, content_key
+from kvcomm.message import Handle
+from kvcomm.prompt import MARK, Template
+from kvcomm.reuse.offsets import AnchorPool, Offsets
+from kvcomm.reuse.state import check_folder, load_state, save_state
+
+T = TypeVar("T")
+# Base KV is made for calls that wait for it: as urgent as a ready node.
+BASE_PRIORITY = 0
+
+
+class LocalEngine:
+    """Runs a model whose attention is `packed_attention`; made by `load_engine`.
+
+    `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        codec: TokenizerCodec,
+        rope: Rope,
+        *,
+        name: str,
+        fingerprint: str,
+        max_context: int,
+        stop: frozenset[int],
+        store_bytes: int = 1 << 30,
+        prefix_bytes: int = 1 << 30,
+    ) -> None:
+        self.model = name
+        self.config = model.config
+        self.fingerprint = fingerprint
+        self.device = str(model.device)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.max_context = max_context
+        self.codec = codec
+        self.capabilities = Capabilities(reuse=True)
+        self.stop = stop
+        self.store = Store(store_bytes)
+        self.prefix = PrefixCache(prefix_bytes)
+        self.offsets = Offsets(AnchorPool)
+        self.rope = rope.to(model.device)
+        self.loop = Loop(model)
+        self._model = model
+        self._header = self._standalone_header()
+        self._making: dict[str, Future[int]] = {}
+        self._lock = threading.Lock()
+        self.nonce = itertools.count()
+
+    def new_slab(self, capacity: int) -> Slab:
+        """An empty slab of `capacity` slots."""
+        return Slab(*kv_shape(self.config, capacity), self._model.dtype, self._model.device)
+
+    def new_row(self, capacity: int) -> Row:
+        """An empty row of `capacity` slots."""
+        return Row(self.new_slab(capacity), self.rope)
+
+    def check(self, call: Call) -> None:
+        """Raise `ContextOverflow` when the call may not fit the model's context."""
+        check_capacity(call, self.model, self.max_context)
+
+    def open(self, call: Call) -> LocalSequence:
+        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
+        self.check(call)
+        return LocalSequence(self, call)
+
+    def _standalone_header(self) -> tuple[int, ...]:
+        """What stands before a bare user text: it takes the attention sink of a base prefill."""
+        ids, offsets = self.codec.encode_structured(self.codec.chat("", MARK))
+        at = self.codec.chat("", MARK).index(MARK)
+        return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
+
+    async def text_base(self, ids: tuple[int, ...], namespace: str) -> tuple[str, int]:
+        """Key of the base KV of a standalone text, and the tokens computed to make it."""
+        key = content_key(self.fingerprint, namespace, "text", self._header, ids)
+        row_ids = (*self._header, *ids)
+        start = len(self._header)
+        return key, await self._make_base(
+            key, row_ids, lambda row: [(key, range(start, len(row_ids)))]
+        )
+
+    async def template_base(self, template: Template, namespace: str) -> tuple[list[str], int]:
+        """Keys of the base KV of a template's literals, prefilled together with empty holes."""
+        ids = tuple(i for literal in template.literals for i in literal)
+        stem = content_key(self.fingerprint, namespace, "template", template.literals)
+        keys = [f"{stem}.{index}" for index in range(len(template.literals))]
+
+        def pieces(row: Row) -> list[tuple[str, range]]:
+            spans, start = [], 0
+            for key, literal in zip(keys, template.literals, strict=True):
+                spans.append((key, range(start, start + len(literal))))
+                start += len(literal)
+            self.prefix.insert(row.slab, template.literals[0], exact=True, namespace=namespace)
+            return spans
+
+        return keys, await self._make_base(keys[-1], ids, pieces)
+
+    async def _make_base(
+        self,
+        key: str,
+        ids: tuple[int, ...],
+        pieces: Callable[[Row], list[tuple[str, range]]],
+    ) -> int:
+        """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
+        while True:
+            if await self.call(lambda: key in self.store):
+                return 0
+            with self._lock:
+                making = self._making.get(key)
+                if making is None:
+                    mine = self._making[key] = Future()
+            if making is None:
+                break
+            await asyncio.wait([asyncio.wrap_future(making)])
+        try:
+            row = self.new_row(len(ids))
+            row.ids += ids
+            work = self.loop.compute(
+                row,
+                range(len(ids)),
+                priority=lambda: BASE_PRIORITY,
+                logits=False,
+                phases=Phases(),
+            )
+            await self.finish(work)
+
+            def keep() -> None:
+                for name, span in pieces(row):
+                    self.store.put(name, row.position_free(span))
+
+            await self.call(keep)
+        finally:
+            with self._lock:
+                del self._making[key]
+            mine.set_result(0)
+        return len(ids)
+
+    async def call(self, task: Callable[[], T]) -> T:
+        """Run `task` on the engine's thread."""
+        return await asyncio.wrap_future(self.loop.submit(task))
+
+    async def finish(self, work: Work) -> torch.Tensor | None:
+        """Wait for `work`; a cancelled wait takes it out of the loop."""
+        try:
+            return await asyncio.wrap_future(work.future)
+        except asyncio.CancelledError:
+            work.cancelled = True
+            self.loop.wake()
+            raise
+
+    async def release(self, handle: Handle) -> None:
+        """Undo one pin of a published handle."""
+        self.store.unpin(handle.key)
+
+    async def load_state(self, folder: Path) -> Learned:
+        """Read what was learned for this model. Raises `StateError` for another model's folder."""
+        check_folder(folder, self.model, self.fingerprint)
+        loaded = await self.call(lambda: load_state(folder, self.offsets, self._model.device))
+        reason = "read" if loaded.templates else "nothing saved yet"
+        if loaded.refused:
+            reason = "left alone: " + "; ".join(loaded.refused)
+        return Learned(str(folder), loaded.templates, loaded.samples, reason)
+
+    async def save_state(self, folder: Path) -> None:
+        """Write what was learned. Raises `StateError` for another model's folder."""
+        await self.call(lambda: save_state(folder, self.model, self.fingerprint, self.offsets))
+
+    def close(self) -> None:
+        """Stop the loop; sequences still open fail."""
+        self.loop.close()
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""Models with random weights: shapes to test with, and shapes to time with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kvcomm.engine.tokens import byte_tokenizer
+
+_TINY = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 8192,
+    # Wider than usual, so that random weights give logits with clear winners.
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+_LLAMA3 = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-tiny": ("llama", _TINY),
+    "mistral-tiny": ("mistral", {**_TINY, "sliding_window": 24}),
+    "qwen2-tiny": ("qwen2", _TINY),
+    "qwen3-tiny": ("qwen3", _TINY),
+    # Refused for reuse: its rotary frequencies change with the prompt's length.
+    "llama-dynamic-tiny": (
+        "llama",
+        {
+            **_TINY,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        },
+    ),
+    # Refused for reuse: it keeps a recurrent state and no KV.
+    "mamba-tiny": (
+        "mamba",
+        {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+    ),
+    "smollm2-135m": (
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama-3.1-8b": ("llama", _LLAMA3),
+    "qwen2.5-7b": (
+        "qwen2",
+        {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
+}
+
+
+def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A model of a named shape with seeded random weights, and a byte tokenizer for it."""
+    kind, fields = SHAPES[shape]
+    tokenizer = byte_tokenizer()
+    config = AutoConfig.for_model(
+        kind,
+        **fields,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.device(device), torch.random.fork_rng(enabled=True):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval(), tokenizer

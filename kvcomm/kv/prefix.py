@@ -1,0 +1,114 @@
+"""The prefix cache: rows whose leading tokens were computed before, exact KV only.
+
+Entries are the slabs of rows, alive or closed, with keys as rotated (a round trip through bf16
+would round), indexed by a chain of block hashes over their token ids. A hit is verified against
+the ids, so a hash collision can cost time but never a wrong token.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvcomm.kv.tensor import Slab
+
+BLOCK = 16
+
+
+@dataclass(eq=False)
+class _Entry:
+    slab: Slab
+    namespace: str
+    ids: list[int] = field(default_factory=list)
+    chain: list[int] = field(default_factory=list)
+
+
+class PrefixCache:
+    """Longest exact prefix by token ids, per namespace, under a byte budget (LRU).
+
+    Prefixes shorter than one block of 16 tokens are not found. Not thread-safe: the engine's
+    thread owns it.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._blocks: dict[int, list[_Entry]] = {}
+
+    def insert(self, slab: Slab, ids: Sequence[int], *, exact: bool, namespace: str = "") -> None:
+        """Offer the first `len(ids)` slots of `slab`; called again as its row grows.
+
+        Those slots must never be written again. Raises `ValueError` for KV that is not exact.
+        """
+        if not exact:
+            raise ValueError("only exact KV may enter the prefix cache")
+        entry = self._entries.get(id(slab))
+        if entry is None:
+            if slab.nbytes > self.budget:
+                return
+            entry = self._entries[id(slab)] = _Entry(slab, namespace)
+        self._entries.move_to_end(id(slab))
+        entry.ids = list(ids)
+        for block in range(len(entry.chain), len(entry.ids) // BLOCK):
+            link = self._link(entry.chain, namespace, entry.ids, block)
+            entry.chain.append(link)
+            self._blocks.setdefault(link, []).append(entry)
+        self._evict()
+
+    def match(self, ids: Sequence[int], namespace: str = "") -> tuple[Slab, int] | None:
+        """The slab that holds the longest known prefix of `ids`, and how many tokens it holds."""
+        chain: list[int] = []
+        found: list[_Entry] = []
+        for block in range(len(ids) // BLOCK):
+            link = self._link(chain, namespace, ids, block)
+            entries = self._blocks.get(link)
+            if not entries:
+                break
+            chain.append(link)
+            found = entries
+        best = max(found, key=lambda entry: _common(entry.ids, ids), default=None)
+        if best is None or best.namespace != namespace:
+            return None
+        length = _common(best.ids, ids)
+        if length < BLOCK:
+            return None
+        self._entries.move_to_end(id(best.slab))
+        return best.slab, length
+
+    @staticmethod
+    def _link(chain: Sequence[int], namespace: str, ids: Sequence[int], block: int) -> int:
+        before: object = chain[block - 1] if block else namespace
+        return hash((before, tuple(ids[block * BLOCK : (block + 1) * BLOCK])))
+
+    def _evict(self) -> None:
+        while self.nbytes > self.budget:
+            _, entry = self._entries.popitem(last=False)
+            for link in entry.chain:
+                entries = self._blocks[link]
+                entries.remove(entry)
+                if not entries:
+                    del self._blocks[link]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._blocks.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slabs held."""
+        return sum(entry.slab.nbytes for entry in self._entries.values())
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common prefix of two id sequences."""
+    count = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,123 @@
+"""The two shapes KV comes in: position-free pieces, and the preallocated slab behind a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+FORMAT = "kvcomm-kv-1"
+
+
+@dataclass(frozen=True, eq=False)
+class KV:
+    """Position-free keys and values (or offsets of them), `[layers, kv_heads, tokens, head_dim]`.
+
+    Position-free: the rotary embedding is undone on the keys. Slices are views.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.keys.shape != self.values.shape or self.keys.dim() != 4:
+            raise ValueError(
+                f"keys {tuple(self.keys.shape)} and values {tuple(self.values.shape)} must share "
+                "one shape [layers, kv_heads, tokens, head_dim]"
+            )
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def slice(self, start: int, stop: int) -> KV:
+        """Tokens `start` to `stop`, as a view."""
+        return KV(self.keys[:, :, start:stop], self.values[:, :, start:stop])
+
+    def take(self, positions: Sequence[int]) -> KV:
+        """The tokens at `positions`, in that order, as a copy."""
+        index = torch.as_tensor(positions, dtype=torch.long, device=self.keys.device)
+        return KV(self.keys.index_select(2, index), self.values.index_select(2, index))
+
+    def __add__(self, other: KV) -> KV:
+        return KV(self.keys + other.keys, self.values + other.values)
+
+    def __sub__(self, other: KV) -> KV:
+        return KV(self.keys - other.keys, self.values - other.values)
+
+    @staticmethod
+    def concat(pieces: Sequence[KV]) -> KV:
+        """Pieces one after another along the token axis."""
+        return KV(
+            torch.cat([piece.keys for piece in pieces], dim=2),
+            torch.cat([piece.values for piece in pieces], dim=2),
+        )
+
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Write a safetensors file with `metadata` in its header."""
+        save_file(
+            {"keys": self.keys.contiguous(), "values": self.values.contiguous()},
+            str(path),
+            metadata={"format": FORMAT, "user": json.dumps(metadata or {})},
+        )
+
+    @staticmethod
+    def load(path: Path, device: str = "cpu") -> tuple[KV, dict[str, str]]:
+        """Read what `save` wrote. Raises `ValueError` for any other file."""
+        try:
+            with safe_open(str(path), framework="pt", device=device) as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise ValueError(f"{path} holds no KV in the format {FORMAT}")
+                kv = KV(file.get_tensor("keys"), file.get_tensor("values"))
+                user: dict[str, str] = json.loads(header["user"])
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as KV: {error}") from error
+        return kv, user
+
+
+class Slab:
+    """Preallocated KV of one row, keys rotated: slot = position in the prompt.
+
+    `keys` and `values` are `[layers, kv_heads, capacity, head_dim]`. Slots are written once, left
+    to right; a slab may outlive its row in the prefix cache.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, kv_heads, capacity, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved, filled or not."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def copy_from(self, other: Slab, start: int, stop: int) -> None:
+        """Copy slots `start` to `stop` of another slab into the same slots of this one."""
+        self.keys[:, :, start:stop] = other.keys[:, :, start:stop]
+        self.values[:, :, start:stop] = other.values[:, :, start:stop]

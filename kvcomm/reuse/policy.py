@@ -1,0 +1,123 @@
+"""Reuse policies: pure functions from facts about segments to steps. They never touch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kvcomm.errors import UsageError
+from kvcomm.reuse.plan import Fact, Plan, Step
+
+MODES = ("auto", "exact", "kvcomm", "dense")
+
+
+class Policy(Protocol):
+    """How a call's segments are obtained.
+
+    `ahead`: rows grow before the last input is complete, so `plan` sees one segment at a time.
+    `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `realigns`: the policy
+    wants base KV and verdicts.
+    """
+
+    name: str
+    ahead: bool
+    reads_prefix: bool
+    feeds_prefix: bool
+    realigns: bool
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """One step for each fact, in order."""
+
+
+class Dense:
+    """The reference: the whole prompt is prefilled when the last input is there."""
+
+    name, ahead, realigns = "dense", False, False
+    reads_prefix, feeds_prefix = False, False
+
+    def __init__(self, reason: str = "dense mode") -> None:
+        self.reason = reason
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """Compute everything."""
+        return Plan((Step("compute", self.reason),) * len(facts), self.reason, dense=True)
+
+
+class Exact:
+    """Prefix hits and working ahead: the same tokens, earlier or never again. Lossless."""
+
+    name, ahead, realigns = "exact", True, False
+    reads_prefix, feeds_prefix = True, True
+
+    def __init__(self, reason: str = "exact mode") -> None:
+        self.reason = reason
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """Compute what no exact prefix holds."""
+        return Plan((Step("compute", self.reason),) * len(facts), self.reason, dense=False)
+
+
+class Kvcomm:
+    """The paper: realign every placeholder, or prefill the whole prompt (section 3 of the paper).
+
+    A call is realigned when every placeholder passes the length and entropy tests; literals after
+    a placeholder get their own offsets, the first literal is exact, and only tokens without KV
+    and the prompt's last token are computed. Otherwise the call is dense, and the placeholders
+    that failed become anchors.
+    """
+
+    name, ahead, realigns = "kvcomm", False, True
+    # Only the literals before the first placeholder are kept, as the paper does.
+    reads_prefix, feeds_prefix = True, False
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """All or nothing, as published."""
+        failed = [i for i, f in enumerate(facts) if f.kind == "placeholder" and _refusal(f)]
+        if failed:
+            reasons = "; ".join(f"{{{facts[i].name}}}: {_refusal(facts[i])}" for i in failed)
+            step = Step("compute", f"dense, because {reasons}")
+            learn = tuple(i for i in failed if facts[i].covered)
+            return Plan((step,) * len(facts), f"dense: {reasons}", dense=True, learn=learn)
+        if not any(f.kind == "placeholder" for f in facts):
+            step = Step("compute", "nothing to realign")
+            return Plan((step,) * len(facts), "dense: no placeholder", dense=True)
+        steps = tuple(self._step(i, fact) for i, fact in enumerate(facts))
+        return Plan(steps, "realigned", dense=False)
+
+    @staticmethod
+    def _step(index: int, fact: Fact) -> Step:
+        if index == 0 and fact.kind == "literal":
+            return Step("compute", "first literal is exact")
+        covered = set(fact.covered)
+        computed = {i for i in range(fact.tokens) if i not in covered}
+        if fact.last:
+            computed.add(fact.tokens - 1)
+        if fact.kind == "placeholder" and fact.verdict is not None:
+            reason = fact.verdict.reason
+        else:
+            reason = "offset of the placeholder before"
+        return Step("realign", reason, tuple(sorted(computed)))
+
+
+def _refusal(fact: Fact) -> str | None:
+    """Why a placeholder cannot be shared; None when it can."""
+    if fact.tokens == 0:
+        return None
+    if not fact.covered:
+        return "no base KV"
+    if fact.verdict is None or not fact.verdict.shareable:
+        return fact.verdict.reason if fact.verdict else "no verdict"
+    return None
+
+
+def policy_for(mode: str) -> Policy:
+    """The policy of a reuse mode. Raises `UsageError` for an unknown one."""
+    if mode == "dense":
+        return Dense()
+    if mode == "exact":
+        return Exact()
+    if mode == "auto":
+        return Exact("auto: exact, until offsets are learned")
+    if mode == "kvcomm":
+        return Kvcomm()
+    raise UsageError(f"reuse mode {mode!r} is unknown: choose one of {', '.join(MODES)}")

@@ -1,0 +1,108 @@
+"""What was learned, kept between runs: one safetensors file a template, beside a manifest.
+
+A state folder belongs to one model. Its `manifest.json` names the model's fingerprint; a folder of
+another model is refused, never mixed. Templates are found by their own fingerprints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from kvcomm.errors import StateError
+from kvcomm.reuse.offsets.base import Offsets
+
+FORMAT = "kvcomm-state-1"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was read, and which files were left alone (damaged) and why."""
+
+    templates: int
+    samples: int
+    refused: tuple[str, ...] = ()
+
+
+def check_folder(folder: Path, model: str, fingerprint: str) -> None:
+    """Raise `StateError` when `folder` holds what another model learned."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        learned_by, known = str(manifest["model"]), str(manifest["fingerprint"])
+        layout = str(manifest["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(
+            f"{path} is not a state manifest ({error}): choose another --state folder"
+        ) from None
+    if layout != FORMAT or known != fingerprint:
+        raise StateError(
+            f"the state in {folder} was learned by {learned_by} ({known}, {layout}); this is "
+            f"{model} ({fingerprint}, {FORMAT}): choose another --state folder, or --state none"
+        )
+
+
+def load_state(folder: Path, offsets: Offsets, device: torch.device) -> Loaded:
+    """Read every template of `folder` into `offsets`; a damaged file is named and left alone."""
+    templates, samples, refused = 0, 0, []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            grouped: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                if (file.metadata() or {}).get("format") != FORMAT:
+                    raise ValueError(f"not in the format {FORMAT}")
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is no dict
+                    placeholder, _, rest = name.partition(".")
+                    grouped[int(placeholder)][rest] = file.get_tensor(name)
+            for placeholder, tensors in grouped.items():
+                model = offsets.of(path.stem, placeholder)
+                model.load_state(tensors)
+                samples += model.samples
+            templates += 1
+        except Exception as error:
+            refused.append(f"{path.name}: {error}")
+    return Loaded(templates, samples, tuple(refused))
+
+
+def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> None:
+    """Write every template that learned something, each file replaced atomically."""
+    check_folder(folder, model, fingerprint)
+    by_template: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for (template, placeholder), learned in offsets.models.items():
+        if learned.samples:
+            for name, tensor in learned.state().items():
+                by_template[template][f"{placeholder}.{name}"] = tensor
+    if not by_template:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"format": FORMAT, "model": model, "fingerprint": fingerprint}
+    _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    for template, tensors in by_template.items():
+        # safetensors refuses tensors that share memory; pools share base KV between agents.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        _replace(
+            folder / f"{template}.safetensors",
+            lambda path, copies=copies: save_file(copies, str(path), metadata={"format": FORMAT}),
+        )
+
+
+def _replace(path: Path, write: object) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))  # type: ignore[operator]
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,97 @@
+"""Keeping the books of one call: where every prompt token came from, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvcomm.engine.base import Extended
+from kvcomm.prompt import Segment
+from kvcomm.reuse.plan import Way
+
+
+@dataclass
+class Entry:
+    """One segment of the prompt. `arrivals` are (clock, tokens) of every piece of it."""
+
+    kind: str
+    name: str
+    tokens: int = 0
+    computed: int = 0
+    prefix: int = 0
+    realigned: int = 0
+    ways: set[Way] = field(default_factory=set)
+    reason: str = ""
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, tokens: int, extended: Extended, clock: float) -> None:
+        """Count one piece of the segment."""
+        self.tokens += tokens
+        self.computed += extended.computed
+        self.prefix += extended.prefix
+        self.realigned += extended.realigned
+        self.ways.add(extended.way)
+        self.reason = extended.reason
+        self.arrivals.append((clock, tokens))
+
+    def remove(self, tokens: int) -> None:
+        """Take back the last `tokens`, which were computed for nothing."""
+        self.tokens -= tokens
+        self.computed -= tokens
+        left = tokens
+        while left:
+            clock, count = self.arrivals.pop()
+            taken = min(count, left)
+            left -= taken
+            if count > taken:
+                self.arrivals.append((clock, count - taken))
+
+    @property
+    def way(self) -> Way:
+        """The way of the segment as a whole."""
+        if "realign" in self.ways:
+            return "realign"
+        return "prefix" if self.ways == {"prefix"} else "compute"
+
+    def fields(self, ready: float) -> dict[str, Any]:
+        """The fields of a `SegmentStep`; `ready` is the clock when the last input was complete."""
+        return {
+            "segment": self.kind,
+            "name": self.name,
+            "tokens": self.tokens,
+            "way": self.way,
+            "computed": self.computed,
+            "prefix": self.prefix,
+            "realigned": self.realigned,
+            "ahead": sum(count for clock, count in self.arrivals if clock <= ready),
+            "reason": self.reason,
+        }
+
+
+class Account:
+    """The entries of one prompt, in order; `redone` counts tokens computed for nothing."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.redone = 0
+
+    def entry(self, index: int, kind: str, name: str) -> Entry:
+        """The entry of the slot at `index`."""
+        return self.entries.setdefault(index, Entry(kind, name))
+
+    def add(
+        self,
+        indices: Sequence[int],
+        segments: Sequence[Segment],
+        extended: Sequence[Extended],
+        clock: float,
+    ) -> None:
+        """Count pieces that entered the row together."""
+        for index, segment, done in zip(indices, segments, extended, strict=True):
+            self.entry(index, segment.kind, segment.name).add(len(segment), done, clock)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens so far."""
+        return sum(entry.tokens for entry in self.entries.values())

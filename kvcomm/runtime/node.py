@@ -1,0 +1,303 @@
+"""One attempt at one node: fill the row, decode, send the message."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kvcomm.engine import base as engine_base
+from kvcomm.engine.base import Engine, EngineSequence, Token
+from kvcomm.errors import KvcommError
+from kvcomm.graphs import Node
+from kvcomm.message import Message, outgoing
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Fact, Plan
+from kvcomm.reuse.policy import Policy
+from kvcomm.runtime.account import Account
+from kvcomm.runtime.draft import Draft, common_prefix
+from kvcomm.runtime.result import Call
+from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
+from kvcomm.trace.record import Recorder
+
+# Chunks behind a message that is being written. Fine ones keep little for the moment when the
+# last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
+FINE = 16
+COARSE = 64
+READY, AHEAD = 0, 1
+
+
+@dataclass
+class Attempt:
+    """Runs a node once. Inputs are texts as ids, or drafts of predecessors' messages."""
+
+    engine: Engine
+    node: Node
+    template: Template
+    policy: Policy
+    inputs: Mapping[str, tuple[int, ...]]
+    drafts: Mapping[str, Draft]
+    draft: Draft
+    consumers: int
+    recorder: Recorder
+    number: int
+    seed: int
+    namespace: str
+    started: float
+    on_token: Callable[[str, int], None] | None = None
+    account: Account = field(default_factory=Account)
+    plan: Plan | None = None
+    base_tokens: int = 0
+
+    async def run(self, deadline: asyncio.Timeout) -> Call:
+        """The whole call; `deadline` begins to count when the last input is complete."""
+        if not self.policy.ahead:
+            for draft in self.drafts.values():
+                await draft.delivered()
+            self._start_deadline(deadline)
+        opened = time.perf_counter()
+        seq = self.engine.open(self.engine_call())
+        self.recorder.write(
+            NodeStarted,
+            node=self.node.name,
+            attempt=self.number,
+            prompt_capacity=self.engine_call().capacity,
+        )
+        try:
+            if self.policy.ahead:
+                await self._grow(seq, deadline)
+            else:
+                await self._place(seq)
+            tokens = await self._decode(seq)
+            sent = await self._send(seq, tokens)
+            # Behind the message, off its consumers' way to their first token.
+            await seq.settle()
+            if self.plan is not None and self.plan.learn:
+                await seq.observe(self.plan.learn)
+            return self._report(seq, tokens, opened, sent)
+        finally:
+            await asyncio.shield(seq.close())
+
+    def engine_call(self) -> engine_base.Call:
+        """Room for literals, inputs, the producers' longest messages, and the answer."""
+        known = sum(len(self.inputs[name]) for name in self.template.names if name in self.inputs)
+        messages = sum(
+            len(draft.ids) if draft.sealed else draft.limit
+            for name in self.template.names
+            if (draft := self.drafts.get(name))
+        )
+        room = self.template.literal_tokens() + known + messages
+        return engine_base.Call(
+            node=self.node.name,
+            template=self.template,
+            capacity=room + self.node.agent.sampling.max_tokens,
+            messages=frozenset(self.drafts),
+            reads_prefix=self.policy.reads_prefix,
+            feeds_prefix=self.policy.feeds_prefix,
+            namespace=self.namespace,
+            priority=AHEAD if self.policy.ahead and self.drafts else READY,
+        )
+
+    @property
+    def ready_at(self) -> float:
+        """The clock when the last producer's final token was sampled, or the run began."""
+        return max((draft.finished_at for draft in self.drafts.values()), default=self.started)
+
+    def _start_deadline(self, deadline: asyncio.Timeout) -> None:
+        seconds = self.node.agent.timeout_s
+        if seconds is not None and deadline.when() is None:
+            deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+    async def _place(self, seq: EngineSequence) -> None:
+        """All inputs are here: plan the prompt and put it into the row in one go."""
+        ids = dict(self.inputs) | {name: tuple(d.ids) for name, d in self.drafts.items()}
+        handles = {
+            name: draft.message.handle
+            for name, draft in self.drafts.items()
+            if draft.message and draft.message.handle
+        }
+        segments = self.template.fill(ids, handles)
+        if self.policy.realigns:
+            survey = await seq.survey(segments)
+            segments, facts = list(survey.segments), list(survey.facts)
+            self.base_tokens = survey.base_tokens
+        else:
+            facts = [_fact(segment) for segment in segments]
+        self.plan = self.policy.plan(facts)
+        done = await seq.extend(segments, self.plan.steps, last=True)
+        self.account.add(range(len(segments)), segments, done, time.perf_counter())
+
+    async def _grow(self, seq: EngineSequence, deadline: asyncio.Timeout) -> None:
+        """Extend the row as inputs become known, following the first one that is still open."""
+        pending: list[tuple[int, Segment]] = []
+        slots = self.template.slots()
+        for index, slot in enumerate(slots):
+            if isinstance(slot, Segment):
+                pending.append((index, slot))
+            elif slot in self.inputs:
+                pending.append((index, Segment("placeholder", slot, self.inputs[slot])))
+            else:
+                rest = await self._follow(seq, index, slot, pending, slots[index + 1 :])
+                pending.append((index, Segment("placeholder", slot, rest)))
+        self._start_deadline(deadline)
+        seq.hurry(READY)
+        await self._flush(seq, pending, last=True)
+
+    async def _follow(
+        self,
+        seq: EngineSequence,
+        index: int,
+        name: str,
+        pending: list[tuple[int, Segment]],
+        later: list[Segment | str],
+    ) -> tuple[int, ...]:
+        """Compute a message while it is written; returns the ids that are left when it is done.
+
+        What was computed is checked against the draft at every turn, and taken back where the
+        draft has changed.
+        """
+        draft, done = self.drafts[name], list[int]()
+        while True:
+            fresh = 0
+            if draft.sealed or draft.followable:
+                keep = common_prefix(done, draft.ids)
+                if keep < len(done):
+                    await self._take_back(seq, index, len(done) - keep)
+                    del done[keep:]
+                fresh = len(draft.ids) - len(done)
+            if draft.sealed:
+                return tuple(draft.ids[len(done) :])
+            if pending:
+                await self._flush(seq, pending)
+                continue
+            last = all(
+                self.drafts[s].sealed for s in later if isinstance(s, str) and s in self.drafts
+            )
+            chunk = FINE if last else COARSE
+            if fresh >= chunk:
+                piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
+                await self._flush(seq, [(index, Segment("placeholder", name, piece))], settle=False)
+                done += piece
+            else:
+                await draft.change()
+
+    async def _flush(
+        self,
+        seq: EngineSequence,
+        pending: list[tuple[int, Segment]],
+        *,
+        last: bool = False,
+        settle: bool = True,
+    ) -> None:
+        """Extend the row by everything that is known, and empty `pending`."""
+        segments = [segment for _, segment in pending]
+        steps = self.policy.plan([_fact(segment) for segment in segments]).steps
+        answer = self.node.agent.sampling.max_tokens
+        await seq.reserve(seq.length + sum(map(len, segments)) + answer)
+        done = await seq.extend(segments, steps, last=last)
+        self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
+        pending.clear()
+        if settle and not last:
+            await seq.settle()
+
+    async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
+        await seq.truncate(seq.length - tokens)
+        self.account.entries[index].remove(tokens)
+        self.account.redone += tokens
+
+    async def _decode(self, seq: EngineSequence) -> list[Token]:
+        tokens: list[Token] = []
+        async for token in seq.decode(self.node.agent.sampling, self.seed):
+            tokens.append(token)
+            if token.last != "stop":
+                self.draft.append(token.id)
+                if self.on_token:
+                    self.on_token(self.node.name, token.id)
+        return tokens
+
+    async def _send(self, seq: EngineSequence, tokens: list[Token]) -> MessageSent:
+        """Post-process, make the final ids known at once, then the handle and the record."""
+        generated = [token.id for token in tokens if token.last != "stop"]
+        agent = self.node.agent
+        sent = outgoing(self.engine.codec, generated, _checked(agent.name, agent.post))
+        finished = tokens[-1].at
+        self.draft.seal(sent.ids, finished)
+        handle, reason = None, "text only: dense mode"
+        if not self.consumers:
+            reason = "nobody hears it"
+        elif self.policy.name != "dense":
+            handle = await seq.publish(sent, self.consumers)
+            reason = "KV of the answer" if handle else "text only: no KV, or no room in the store"
+        message = Message(self.node.name, sent.text, sent.ids, handle, finished)
+        self.draft.deliver(message)
+        return self.recorder.write(
+            MessageSent,
+            node=self.node.name,
+            attempt=self.number,
+            text=sent.text,
+            tokens=len(sent.ids),
+            handle=handle.key if handle else None,
+            covered=len(handle.positions) if handle else 0,
+            exact=handle.exact if handle else seq.exact,
+            reason=reason,
+        )
+
+    def _report(
+        self, seq: EngineSequence, tokens: list[Token], opened: float, sent: MessageSent
+    ) -> Call:
+        clock = self.recorder.since_start
+        generated = len(tokens) - (tokens[-1].last == "stop")
+        ready = self.ready_at
+        steps = [
+            self.recorder.write(
+                SegmentStep,
+                node=self.node.name,
+                attempt=self.number,
+                index=index,
+                **entry.fields(ready),
+            )
+            for index, entry in sorted(self.account.entries.items())
+        ]
+        report = self.recorder.write(
+            CallFinished,
+            node=self.node.name,
+            agent=self.node.agent.name,
+            round=self.node.round,
+            attempt=self.number,
+            mode=self.policy.name,
+            gate=self.plan.gate if self.plan else f"{self.policy.name}: prefix hits and work ahead",
+            dense=self.plan.dense if self.plan else False,
+            exact=seq.exact,
+            prompt_tokens=self.account.tokens,
+            output_tokens=generated,
+            opened_at=clock(opened),
+            ready_at=clock(ready),
+            first_token_at=clock(tokens[0].at),
+            finished_at=clock(tokens[-1].at),
+            ttft_s=tokens[0].at - ready,
+            decode_s=tokens[-1].at - tokens[0].at,
+            stop=tokens[-1].last or "length",
+            base_tokens=self.base_tokens,
+            redone_tokens=self.account.redone,
+            phases=seq.phases.seconds,
+        )
+        return Call(report=report, steps=steps, message=sent)
+
+
+def _fact(segment: Segment) -> Fact:
+    return Fact(segment.kind, segment.name, len(segment))
+
+
+def _checked(agent: str, post: Callable[[str], str]) -> Callable[[str], str]:
+    """`post`, refused with the agent's name when it returns something else than text."""
+
+    def run(text: str) -> str:
+        result = post(text)
+        if not isinstance(result, str):
+            raise KvcommError(
+                f"the post-processing of agent `{agent}` returned {type(result).__name__}, not text"
+            )
+        return result
+
+    return run

@@ -1,0 +1,166 @@
+"""The scheduler: runs the nodes of a DAG as their inputs come, and routes messages between them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from kvcomm.agents import Agent
+from kvcomm.engine.base import Engine
+from kvcomm.errors import NodeFailed, NodeTimeout, UsageError
+from kvcomm.graphs import AgentGraph, Node
+from kvcomm.message import strip_thinking
+from kvcomm.prompt import Template
+from kvcomm.reuse.policy import Exact, Policy
+from kvcomm.runtime.draft import Draft
+from kvcomm.runtime.node import Attempt
+from kvcomm.runtime.result import Call
+from kvcomm.sampling import call_seed
+from kvcomm.trace.events import Failed, Retried
+from kvcomm.trace.record import Recorder
+
+BACKOFF_S = 0.2
+
+
+class Scheduler:
+    """One run of a graph. Every node is a task that waits for its producers' drafts.
+
+    A node that fails is tried again `agent.retries` times with growing waits; when it fails for
+    good, all other nodes are cancelled and `NodeFailed` is raised.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        graph: AgentGraph,
+        policy: Policy,
+        *,
+        inputs: Mapping[str, str],
+        seed: int,
+        namespace: str = "",
+        on_token: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._graph = graph
+        self._policy = policy
+        self._recorder = Recorder(None)
+        self._seed = seed
+        self._namespace = namespace
+        self._on_token = on_token
+        self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
+        self._inputs = {name: tuple(engine.codec.encode(text)) for name, text in inputs.items()}
+        self._templates = _templates(graph, engine)
+        self._drafts = {
+            node.name: Draft(node.name, node.agent.sampling.max_tokens, _followable(node.agent))
+            for node in graph.nodes.values()
+        }
+        self._started = time.perf_counter()
+        self._check_context()
+
+    def _check_context(self) -> None:
+        """Open no row that cannot fit: the error comes before anything runs."""
+        for node in self._graph.nodes.values():
+            attempt = self._attempt(node, 1)
+            self._engine.check(attempt.engine_call())
+
+    async def run(self, recorder: Recorder, calls: list[Call]) -> None:
+        """Run every node; `calls` gets their reports in the order in which they finish."""
+        self._recorder = recorder
+        self._started = time.perf_counter()
+        tasks = [
+            asyncio.create_task(self._node(node, calls), name=node.name)
+            for node in self._graph.nodes.values()
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._release_all()
+
+    async def _node(self, node: Node, calls: list[Call]) -> None:
+        draft = self._drafts[node.name]
+        for number in range(1, node.agent.retries + 2):
+            attempt = self._attempt(node, number)
+            try:
+                async with asyncio.timeout(None) as deadline:
+                    call = await attempt.run(deadline)
+            except UsageError:
+                raise
+            except Exception:
+                if deadline.expired():
+                    error = NodeTimeout(node.name, node.agent.timeout_s or 0.0)
+                if number > node.agent.retries or draft.sealed:
+                    self._recorder.write(Failed, node=node.name, error=_text(error))
+                    raise NodeFailed(node.name, number, error) from error
+                draft.restart()
+                wait = BACKOFF_S * 2 ** (number - 1)
+                self._recorder.write(
+                    Retried, node=node.name, attempt=number, error=_text(error), wait_s=wait
+                )
+                await asyncio.sleep(wait)
+            else:
+                calls.append(call)
+                await self._release(node)
+                return
+
+    def _attempt(self, node: Node, number: int) -> Attempt:
+        template = self._templates[node.name]
+        policy = self._policy
+        if node.agent.exact and policy.realigns:
+            policy = Exact("the agent is exact")
+        return Attempt(
+            engine=self._engine,
+            node=node,
+            template=template,
+            policy=policy,
+            inputs=self._inputs,
+            drafts={s.node: self._drafts[s.node] for s in node.senders},
+            draft=self._drafts[node.name],
+            consumers=len(self._graph.successors(node.name)),
+            recorder=self._recorder,
+            number=number,
+            seed=call_seed(self._seed, self._sample, node.name, number),
+            namespace=self._namespace,
+            started=self._started,
+            on_token=self._on_token,
+        )
+
+    async def _release(self, node: Node) -> None:
+        """The node has used its inputs: let go of one pin on each of their handles."""
+        for sender in node.senders:
+            message = self._drafts[sender.node].message
+            if message and message.handle:
+                await self._engine.release(message.handle)
+
+    async def _release_all(self) -> None:
+        """After a failure: nodes that never finished still hold their inputs."""
+        for node in self._graph.nodes.values():
+            if not self._drafts[node.name].sealed:
+                with suppress(Exception):
+                    await self._release(node)
+
+
+def _followable(agent: Agent) -> bool:
+    """Whether unfinished text of this agent is likely to be its message."""
+    return agent.post is strip_thinking
+
+
+def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
+    """Token-level templates of all nodes; nodes with equal prompts share one."""
+    known: dict[object, Template] = {}
+    templates: dict[str, Template] = {}
+    for node in graph.nodes.values():
+        resolved = node.agent.resolve(node.senders, graph.inputs)
+        if resolved not in known:
+            known[resolved] = graph.template(node.name, engine.codec)
+        templates[node.name] = known[resolved]
+    return templates
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

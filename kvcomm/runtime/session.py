@@ -1,0 +1,287 @@
+"""A session: an engine, a reuse mode, and what was learned. Runs graphs."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from kvcomm import __version__
+from kvcomm.engine.base import Engine
+from kvcomm.engine.models import cache_dir
+from kvcomm.errors import ReuseRefused, UsageError
+from kvcomm.graphs import AgentGraph
+from kvcomm.reuse.policy import Dense, policy_for
+from kvcomm.runtime.background import Background
+from kvcomm.runtime.draft import Detokenizer
+from kvcomm.runtime.result import Call, Result, TraceRef
+from kvcomm.runtime.scheduler import Scheduler
+from kvcomm.trace.events import Event, Failed, NodeInfo, RunFinished, RunStarted, StateRead, Totals
+from kvcomm.trace.record import Recorder, new_run_folder
+
+State = Literal["default"] | Path | str | None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of text that a node has just written."""
+
+    node: str
+    text: str
+
+
+class Session:
+    """Runs agent graphs on an engine.
+
+    `reuse` is "auto", "exact", "kvcomm" or "dense". `state` keeps what was learned between runs:
+    "default" is the user's cache, a folder of your own, or None. `runs` is where run folders are
+    made, None writes no traces. `listeners` are called with every trace event. Runs of a session
+    share what it learns; `namespace` keeps KV of sessions on one engine apart.
+
+    Raises `UsageError` for an unknown mode and `ReuseRefused` when the model's KV cannot be reused
+    and the mode asks for it ("auto" then runs dense, and the trace says why).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        reuse: str = "auto",
+        seed: int = 0,
+        state: State = "default",
+        runs: Path | str | None = Path("runs"),
+        listeners: Sequence[Callable[[Event], None]] = (),
+        namespace: str = "",
+    ) -> None:
+        self.engine = engine
+        self.mode = reuse
+        self.policy = policy_for(reuse)
+        if not engine.capabilities.reuse and reuse != "dense":
+            if reuse != "auto":
+                raise ReuseRefused(
+                    f"{engine.model} cannot reuse KV: {engine.capabilities.reason}; "
+                    "use --reuse dense (or auto)"
+                )
+            self.policy = Dense(f"dense, because {engine.capabilities.reason}")
+        self.seed = seed
+        self.namespace = namespace
+        self._runs = Path(runs) if runs is not None else None
+        self._listeners = tuple(listeners)
+        self._state = self._state_folder(state)
+        self._learned: StateRead | None = None
+        self._background: Background | None = None
+
+    def _state_folder(self, state: State) -> Path | None:
+        if state is None or not self.policy.realigns:
+            return None
+        if state == "default":
+            return cache_dir() / "state" / self.engine.fingerprint
+        return Path(state)
+
+    def run(
+        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+    ) -> Result:
+        """Run `graph` and wait for its answer; `task` and `inputs` fill the graph's inputs.
+
+        Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
+        agent fails. Works in a thread that runs an event loop of its own (a notebook).
+        """
+        return self._loop().run(self.arun(graph, task, out=out, **inputs))
+
+    async def arun(
+        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+    ) -> Result:
+        """`run`, asynchronous."""
+        return await self._run(graph, _inputs(graph, task, inputs), out, None)
+
+    def stream(
+        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+    ) -> Iterator[Delta | Result]:
+        """Run `graph`: text as its nodes write it, and the `Result` at the end."""
+        items: queue.Queue[Delta | Result | BaseException] = queue.Queue()
+
+        async def produce() -> None:
+            try:
+                async for item in self.astream(graph, task, out=out, **inputs):
+                    items.put(item)
+            except BaseException as error:
+                items.put(error)
+
+        self._loop().start(produce())
+        while True:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if isinstance(item, Result):
+                return
+
+    async def astream(
+        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+    ) -> AsyncIterator[Delta | Result]:
+        """`stream`, asynchronous. Leaving the iteration early cancels the run."""
+        items: asyncio.Queue[Delta] = asyncio.Queue()
+        texts = {node: Detokenizer(self.engine.codec) for node in graph.nodes}
+
+        def on_token(node: str, token: int) -> None:
+            if text := texts[node].feed(token):
+                items.put_nowait(Delta(node, text))
+
+        task_ = asyncio.create_task(self._run(graph, _inputs(graph, task, inputs), out, on_token))
+        try:
+            while not task_.done():
+                getter = asyncio.create_task(items.get())
+                await asyncio.wait({task_, getter}, return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    yield getter.result()
+                else:
+                    getter.cancel()
+            while not items.empty():
+                yield items.get_nowait()
+            yield await task_
+        finally:
+            task_.cancel()
+            await asyncio.gather(task_, return_exceptions=True)
+
+    async def _run(
+        self,
+        graph: AgentGraph,
+        inputs: Mapping[str, str],
+        out: Path | None,
+        on_token: Callable[[str, int], None] | None,
+    ) -> Result:
+        scheduler = Scheduler(
+            self.engine,
+            graph,
+            self.policy,
+            inputs=inputs,
+            seed=self.seed,
+            namespace=self.namespace,
+            on_token=on_token,
+        )
+        learned = await self._read_state()
+        folder = None
+        if out is not None or self._runs is not None:
+            folder = new_run_folder(graph.name, out, self._runs or Path("runs"))
+        recorder = Recorder(folder, self._listeners)
+        began = time.perf_counter()
+        recorder.write(RunStarted, **self._header(graph, inputs))
+        if learned:
+            recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
+        calls: list[Call] = []
+        status: Literal["ok", "failed", "interrupted"] = "failed"
+        answer: str | None = None
+        try:
+            await scheduler.run(recorder, calls)
+            answer = next(c.text for c in calls if c.node == graph.answer).strip()
+            status = "ok"
+        except asyncio.CancelledError:
+            status = "interrupted"
+            raise
+        except BaseException as error:
+            recorder.write(Failed, node=None, error=str(error) or type(error).__name__)
+            raise
+        finally:
+            totals = _totals(calls, time.perf_counter() - began)
+            recorder.write(RunFinished, status=status, answer=answer, totals=totals)
+            recorder.close()
+        await self._write_state(calls)
+        return Result(answer, self.engine.model, self.mode, calls, totals, TraceRef(folder))
+
+    def _header(self, graph: AgentGraph, inputs: Mapping[str, str]) -> dict[str, object]:
+        return {
+            "kvcomm": __version__,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": self.engine.model,
+            "device": self.engine.device,
+            "dtype": self.engine.dtype,
+            "mode": self.mode,
+            "seed": self.seed,
+            "graph": graph.name,
+            "answer_node": graph.answer,
+            "inputs": dict(inputs),
+            "nodes": [
+                NodeInfo(
+                    name=node.name,
+                    agent=node.agent.name,
+                    round=node.round,
+                    senders=[sender.node for sender in node.senders],
+                    exact=node.agent.exact,
+                )
+                for node in graph.nodes.values()
+            ],
+        }
+
+    async def _read_state(self) -> StateRead | None:
+        """What earlier runs learned, read once a session."""
+        if self._state is None:
+            return None
+        if self._learned is None:
+            read = await self.engine.load_state(self._state)
+            self._learned = StateRead(
+                path=read.path, templates=read.templates, samples=read.samples, reason=read.reason
+            )
+        return self._learned
+
+    async def _write_state(self, calls: Sequence[Call]) -> None:
+        """Save when something was learned: only dense calls of a learning mode teach."""
+        if self._state is not None and any(call.report.dense for call in calls):
+            await self.engine.save_state(self._state)
+
+    def _loop(self) -> Background:
+        if self._background is None:
+            self._background = Background()
+        return self._background
+
+    def close(self) -> None:
+        """Cancel what runs. The engine stays open: it may serve other sessions."""
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dict[str, str]:
+    """The texts of a run, checked against what the graph asks for."""
+    given = dict(more)
+    if task is not None:
+        given["task"] = task
+    for name in graph.inputs:
+        if name not in given:
+            raise UsageError(f"the graph `{graph.name}` needs the input `{name}`: pass {name}=...")
+        if not isinstance(given[name], str) or not given[name].strip():
+            raise UsageError(f"the input `{name}` is empty: give it some text")
+    unknown = [name for name in given if name not in graph.inputs]
+    if unknown:
+        raise UsageError(
+            f"the graph `{graph.name}` has no input `{unknown[0]}`: it has "
+            f"{', '.join(f'`{name}`' for name in graph.inputs)}"
+        )
+    return given
+
+
+def _totals(calls: Sequence[Call], wall_s: float) -> Totals:
+    prompt = sum(call.report.prompt_tokens for call in calls)
+    computed = sum(call.total("computed") for call in calls)
+    return Totals(
+        prompt_tokens=prompt,
+        computed_tokens=computed,
+        reused_tokens=prompt - computed,
+        extra={
+            "base": sum(call.report.base_tokens for call in calls),
+            "pilot": 0,
+            "audit": 0,
+            "redone": sum(call.report.redone_tokens for call in calls),
+        },
+        wall_s=wall_s,
+    )

@@ -1,0 +1,150 @@
+"""A trace for the terminal: what was asked, who heard whom, and where every token came from."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kvcomm.errors import UsageError
+from kvcomm.trace.events import Totals
+from kvcomm.trace.lanes import draw_lanes
+from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.show_calls import show_call, show_calls
+from kvcomm.trace.text import listed, plain, plural, seconds, share, shorten
+
+
+def show_run(run: TraceRun, *, text: bool = False, node: str | None = None) -> RenderableType:
+    """All of a trace, or the calls of one `node` (or of one agent in all its rounds).
+
+    `text` shows the task and the messages whole. Raises `UsageError` for an unknown node.
+    """
+    if node is not None:
+        views = views_of(run, node)
+        return Group(
+            show_calls(views), *(show_call(run, view, text=text, times=True) for view in views)
+        )
+    return Group(
+        show_header(run, text=text),
+        "",
+        Text("Graph", style="bold"),
+        show_graph(run),
+        "",
+        Text("Calls", style="bold"),
+        show_calls(run.calls),
+        *(show_call(run, view, text=text) for view in run.calls),
+        *show_notes(run),
+    )
+
+
+def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
+    """Model, mode, status and totals of a run, its inputs and its answer."""
+    started = run.started
+    rows: list[tuple[str, str]] = [
+        ("run", f"{run.path.parent.name or run.path}, {started.started}"),
+        ("model", f"{started.model} on {started.device}, {started.dtype}"),
+        ("mode", f"{started.mode}, seed {started.seed}"),
+        ("graph", f"{started.graph}, {plural(len(started.nodes), 'node')}"),
+        ("status", status(run)),
+        ("tokens", tokens(totals(run))),
+    ]
+    rows += [("state", _state(event.path, event.reason)) for event in run.state]
+    rows += [
+        (name, plain(value) if text else shorten(value)) for name, value in started.inputs.items()
+    ]
+    if run.finished and run.finished.answer is not None:
+        answer = run.finished.answer
+        rows.append(("answer", plain(answer) if text else shorten(answer)))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    return grid
+
+
+def status(run: TraceRun) -> str:
+    """How the run ended, in words."""
+    if run.finished is None:
+        done = [view for view in run.calls if view.call]
+        begun = len(run.calls) - len(done) - len(run.retries)
+        open_calls = f", {plural(begun, 'call')} under way" if begun > 0 else ""
+        return f"cut off: {plural(len(done), 'call')} finished{open_calls}"
+    return f"{run.finished.status} in {seconds(run.finished.totals.wall_s)}"
+
+
+def totals(run: TraceRun) -> Totals:
+    """The run's totals; for a trace that was cut off, those of the calls it holds."""
+    if run.finished is not None:
+        return run.finished.totals
+    calls = [view for view in run.calls if view.call]
+    prompt = sum(view.call.prompt_tokens for view in calls if view.call)
+    computed = sum(step.computed for view in calls for step in view.steps)
+    last = max((event.t for event in run.events), default=0.0)
+    return Totals(
+        prompt_tokens=prompt,
+        computed_tokens=computed,
+        reused_tokens=prompt - computed,
+        extra={},
+        wall_s=last,
+    )
+
+
+def tokens(total: Totals) -> str:
+    """Totals in one line."""
+    parts = [
+        f"{total.prompt_tokens:,} in prompts",
+        f"{total.computed_tokens:,} computed",
+        f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})",
+    ]
+    extra = [f"{count:,} {name}" for name, count in total.extra.items() if count]
+    return ", ".join(parts) + (f"; beside them {', '.join(extra)}" if extra else "")
+
+
+def show_graph(run: TraceRun) -> RenderableType:
+    """The graph by level, the answer's node marked."""
+    notes = {
+        info.name: ", ".join(
+            word
+            for word, holds in (
+                ("answer", info.name == run.started.answer_node),
+                ("exact", info.exact),
+            )
+            if holds
+        )
+        for info in run.started.nodes
+    }
+    drawing = draw_lanes({info.name: info.senders for info in run.started.nodes}, notes)
+    return Padding(Text(drawing, no_wrap=True, overflow="ellipsis"), (0, 0, 0, 1), expand=False)
+
+
+def show_notes(run: TraceRun) -> list[RenderableType]:
+    """What is missing from the trace, and what failed in it."""
+    notes: list[Text] = []
+    begun = {view.node for view in run.calls}
+    for error in run.errors:
+        if error.node not in begun:  # the others stand in the section of their call
+            where = f"`{error.node}` failed" if error.node else "The run failed"
+            notes.append(Text(f"{where}: {plain(error.error)}", style="red"))
+    if run.finished is None:
+        notes.append(Text("The trace ends before the run did: what is here was written as it was."))
+    if run.skipped:
+        notes.append(Text(f"{plural(run.skipped, 'line')} of the trace could not be read."))
+    return ["", *notes] if notes else []
+
+
+def _state(path: str | None, reason: str) -> str:
+    return f"{plain(reason)} ({path})" if path else plain(reason)
+
+
+def views_of(run: TraceRun, node: str) -> list[CallView]:
+    """The calls of a node, or of an agent in all its rounds. Raises `UsageError` for none."""
+    agents = {info.name: info.agent for info in run.started.nodes}
+    names = {name for name, agent in agents.items() if node in (name, agent)}
+    if not names:
+        raise UsageError(f"no node `{node}` in this run: it has {listed(agents)}")
+    views = [view for view in run.calls if view.node in names]
+    if not views:
+        raise UsageError(f"node `{node}` had not begun when the trace ended")
+    return views

@@ -1,0 +1,161 @@
+"""The calls of a trace: one line each, and below it each call's segments with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kvcomm.trace.events import CallFinished, MessageSent, SegmentStep
+from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.text import number, plain, seconds, shorten
+
+# Below this width the gate's words are left to the section of each call.
+WIDE = 120
+SUMS = ("computed", "prefix", "realigned", "ahead")
+
+
+class _ByWidth:
+    """The call table: with the gate's words in it where the terminal is wide enough."""
+
+    def __init__(self, views: Sequence[CallView]) -> None:
+        self._views = views
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= WIDE
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+        table.add_column("node", overflow="fold", min_width=6)
+        for name in ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out"):
+            table.add_column(name, justify="right", no_wrap=True)
+        if wide:
+            table.add_column("gate", overflow="fold")
+        for view in self._views:
+            table.add_row(*_row(view), *([_gate(view)] if wide else []))
+        yield table
+
+
+def show_calls(views: Sequence[CallView]) -> RenderableType:
+    """One line a call: prompt tokens and how they were obtained, TTFT, decoding, output tokens."""
+    return _ByWidth(views)
+
+
+def show_call(
+    run: TraceRun, view: CallView, *, text: bool = False, times: bool = False
+) -> RenderableType:
+    """One call: what it heard, its segments, its message; `times` adds the engine's phases."""
+    senders = next((i.senders for i in run.started.nodes if i.name == view.node), [])
+    title = Text(_title(view), style="bold")
+    if senders:
+        title.append(f"  hears {', '.join(senders)}", style="not bold")
+    parts: list[RenderableType] = []
+    if view.call:
+        parts.append(Text(_how(view.call)))
+    if view.steps:
+        parts.append(show_segments(view.steps, _used(run)))
+    if view.call and times:
+        parts.append(Text(_times(view.call)))
+    if view.message:
+        parts += show_message(view.message, whole=text)
+    parts += [Text(line, style="yellow") for line in _trouble(run, view)]
+    return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
+
+
+def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = SUMS) -> RenderableType:
+    """Segments in prompt order; `columns` are the counts worth a column beside the tokens."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    table.add_column("segment", overflow="fold", min_width=9)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold", ratio=1)
+    for step in steps:
+        name = step.name if step.segment == "literal" else f"{{{step.name}}}"
+        counts = [f"{getattr(step, column):,}" for column in columns]
+        table.add_row(Text(name), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
+    return table
+
+
+def show_message(message: MessageSent, *, whole: bool = False) -> list[RenderableType]:
+    """The message's text, and what lies behind it."""
+    kv = f"KV behind {message.covered:,} of them" if message.handle else "text only"
+    lineage = "exact" if message.exact else "approximate"
+    facts = [kv, lineage] if message.handle else [kv]
+    reason = f" ({plain(message.reason)})" if message.reason else ""
+    line = Text(f"sends {message.tokens:,} tokens, {', '.join(facts)}{reason}")
+    body = plain(message.text) if whole else shorten(message.text)
+    return [line, Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)]
+
+
+def _used(run: TraceRun) -> list[str]:
+    """The counts that are not zero all over the run: a dense run needs none but `computed`."""
+    steps = [step for view in run.calls for step in view.steps]
+    return [c for c in SUMS if c == "computed" or any(getattr(s, c) for s in steps)]
+
+
+def _title(view: CallView) -> str:
+    return view.node if view.attempt == 1 else f"{view.node} (attempt {view.attempt})"
+
+
+def _row(view: CallView) -> list[RenderableType]:
+    sums = {name: sum(getattr(step, name) for step in view.steps) for name in SUMS}
+    call = view.call
+    prompt = call.prompt_tokens if call else sum(step.tokens for step in view.steps)
+    times = (number(call.ttft_s), number(call.decode_s)) if call else ("–", "–")
+    out = f"{call.output_tokens:,}" if call else "–"
+    return [
+        Text(_title(view)),
+        f"{prompt:,}",
+        *(f"{sums[name]:,}" for name in SUMS),
+        *times,
+        out,
+    ]
+
+
+def _gate(view: CallView) -> Text:
+    return Text(_how(view.call) if view.call else "did not finish")
+
+
+def _how(call: CallFinished) -> str:
+    """What the mode decided for the call as a whole."""
+    return plain(call.gate) or ("dense" if call.dense else "reuse")
+
+
+def _times(call: CallFinished) -> str:
+    moments = (
+        f"row opened at {seconds(call.opened_at)}, inputs complete at {seconds(call.ready_at)}, "
+        f"first token at {seconds(call.first_token_at)}, done at {seconds(call.finished_at)} "
+        f"({'stop token' if call.stop == 'stop' else 'token limit'})"
+    )
+    phases = [f"{name} {seconds(value)}" for name, value in call.phases.items()]
+    work = [
+        f"{count:,} {what}"
+        for count, what in (
+            (call.base_tokens, "base tokens computed standalone"),
+            (call.redone_tokens, "tokens computed again after the row was dropped"),
+        )
+        if count
+    ]
+    return "\n".join([moments, *([", ".join(phases)] if phases else []), *work])
+
+
+def _trouble(run: TraceRun, view: CallView) -> list[str]:
+    lines = [
+        f"attempt {retry.attempt} failed: {plain(retry.error)}; tried again after "
+        f"{seconds(retry.wait_s)}"
+        for retry in run.retries
+        if (retry.node, retry.attempt) == (view.node, view.attempt)
+    ]
+    lines += [f"failed: {plain(e.error)}" for e in run.errors if _is_last(run, view, e.node)]
+    if not lines and not view.call:
+        lines.append("this call did not finish")
+    return lines
+
+
+def _is_last(run: TraceRun, view: CallView, node: str | None) -> bool:
+    return view.node == node and all(
+        other.attempt <= view.attempt for other in run.calls if other.node == node
+    )

@@ -1,0 +1,46 @@
+"""How numbers and texts of a trace are written for a reader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+
+def plain(text: str) -> str:
+    """`text` without control characters: what a model wrote must not steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else "    " if char == "\t" else "�"
+        for char in text.replace("\r\n", "\n")
+    )
+
+
+def shorten(text: str, limit: int = 240) -> str:
+    """`text` on one line of at most `limit` characters."""
+    line = re.sub(r"\s+", " ", plain(text)).strip()
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def seconds(value: float) -> str:
+    """`0.042` becomes `0.042 s`, `12.34` becomes `12.3 s`: three digits say enough."""
+    return f"{number(value)} s"
+
+
+def number(value: float) -> str:
+    """A time in seconds without its unit, for columns."""
+    digits = 1 if value >= 10 else 2 if value >= 0.1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def share(part: int, whole: int) -> str:
+    """`part` of `whole` in percent."""
+    return f"{100 * part / whole:.0f} %" if whole else "–"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in backticks, as error messages write them."""
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,90 @@
+"""`kvcomm run` with a small random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+MODEL = ("--model", "random:llama-tiny", "--state", "none", "--max-tokens", "6")
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
+    ended = cli("run", "What is 6 * 7?", *MODEL, "--reuse", "exact", "--json")
+    assert ended.code == 0
+    value = json.loads(ended.out)
+    assert set(value) == {"answer", "model", "mode", "calls", "totals", "trace"}
+    assert value["mode"] == "exact"
+    assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
+    for call in value["calls"]:
+        assert call["prompt_tokens"] == sum(segment["tokens"] for segment in call["segments"])
+        assert call["output_tokens"] <= 6
+        for segment in call["segments"]:
+            parts = segment["computed"] + segment["prefix"] + segment["realigned"]
+            assert parts == segment["tokens"]
+    assert Path(value["trace"], "trace.jsonl").is_file()
+    assert "critic: 6 tokens in" in ended.err
+
+
+def test_a_reader_gets_the_answer_a_table_and_where_the_trace_is(cli) -> None:
+    answer = json.loads(cli("run", "Hello?", *MODEL, "--json").out)["answer"]
+    text = cli("run", "Hello?", *MODEL, "--out", "here").out
+    assert text.startswith(answer.split("\n")[0][:10])
+    assert "TTFT s" in text
+    assert text.rstrip().endswith("trace: kvcomm trace show here")
+
+
+@pytest.mark.parametrize("mode", ["auto", "kvcomm", "dense"])
+def test_every_mode_runs_a_debate(cli, mode: str) -> None:
+    ended = cli("run", "Hello?", *MODEL, "--graph", "debate", "--reuse", mode, "--json")
+    value = json.loads(ended.out)
+    assert len(value["calls"]) == 5
+    assert value["mode"] == mode
+    if mode == "dense":
+        assert value["totals"]["reused_tokens"] == 0
+
+
+def test_a_graph_file_with_another_input(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kvcomm.agents import Agent\nfrom kvcomm.graphs import AgentGraph\n"
+        "reader = Agent('reader', prompt='{passage}\\n\\n{task}')\n"
+        "graph = AgentGraph([reader], inputs=('task', 'passage'))\n"
+    )
+    given = ("--input", "passage=Water boils at 100 degrees.")
+    ended = cli("run", "At what?", *MODEL, "--graph", "mine.py:graph", *given, "--json")
+    names = [segment["name"] for segment in json.loads(ended.out)["calls"][0]["segments"]]
+    assert names.index("passage") < names.index("task")
+    missing = cli("run", "At what?", *MODEL, "--graph", "mine.py")
+    assert missing.code == 2
+    assert missing.err == "error: the graph has an input `passage`: add --input passage=TEXT\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("",), "the task is empty"),
+        ((" \n",), "the task is empty"),
+        (("x", "--graph", "ring"), "graph 'ring' is unknown"),
+        (("x", "--agents", "0"), "at least 1 agent"),
+        (("x", "--reuse", "magic"), "reuse mode 'magic' is unknown: choose one of auto, exact"),
+        (("x", "--model", "no-such-model"), "no-such-model"),
+        (("x", "--model", "random:none"), "random shape 'none' is unknown"),
+        (("x", "--input", "text"), "write NAME=TEXT"),
+        (("x", "--input", "place=here"), "the graph has no input `place`"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(cli, argv: tuple[str, ...], message: str) -> None:
+    ended = cli("run", *argv)
+    assert ended.code == 2
+    assert ended.out == ""
+    last = ended.err.rstrip("\n").split("\n")[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_run_folder_is_not_overwritten(cli) -> None:
+    assert cli("run", "x", *MODEL, "--out", "here").code == 0
+    again = cli("run", "x", *MODEL, "--out", "here")
+    assert again.code == 2
+    assert "already holds a trace" in again.err

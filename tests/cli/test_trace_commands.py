@@ -1,0 +1,83 @@
+"""`kvcomm trace` on traces of real runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+MODEL = ("--model", "random:llama-tiny", "--state", "none", "--max-tokens", "6")
+
+
+@pytest.fixture
+def run(cli) -> Path:
+    assert cli("run", "What is 6 * 7?", *MODEL, "--out", "runs/one").code == 0
+    return Path("runs/one")
+
+
+def test_show_by_folder_by_name_and_by_file(cli, run: Path) -> None:
+    texts = {cli("trace", "show", name).out for name in ("one", str(run), f"{run}/trace.jsonl")}
+    assert len(texts) == 1
+    text = texts.pop()
+    assert "critic  hears solver" in text
+    assert "{solver}" in text
+    assert max(map(len, text.split("\n"))) <= 80
+
+
+def test_show_json_is_one_object(cli, run: Path) -> None:
+    value = json.loads(cli("trace", "show", "one", "--json").out)
+    assert value["status"] == "ok"
+    assert value["inputs"] == {"task": "What is 6 * 7?"}
+    assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
+    assert all(call["finished"] and call["segments"] for call in value["calls"])
+    assert value["calls"][-1]["message"] == value["answer"]
+    assert value["skipped_lines"] == 0
+
+
+def test_one_node(cli, run: Path) -> None:
+    ended = cli("trace", "show", "one", "--node", "critic", "--json")
+    assert [call["node"] for call in json.loads(ended.out)["calls"]] == ["critic"]
+    unknown = cli("trace", "show", "one", "--node", "judge")
+    assert unknown.code == 2
+    assert "no node `judge`" in unknown.err
+
+
+def test_a_trace_that_was_cut_off(cli, run: Path) -> None:
+    path = run / "trace.jsonl"
+    lines = path.read_text().split("\n")
+    at = next(i for i, line in enumerate(lines) if '"kind":"call"' in line)
+    path.write_text("\n".join(lines[: at + 1]) + '\n{"kind": "ca')
+    assert "cut off: 1 call finished" in cli("trace", "show", "one").out
+    value = json.loads(cli("trace", "show", "one", "--json").out)
+    assert (value["status"], value["totals"], value["skipped_lines"]) == ("cut off", None, 1)
+
+
+def test_list(cli, run: Path) -> None:
+    (Path("runs") / "broken").mkdir()
+    (Path("runs") / "broken" / "trace.jsonl").write_text("nonsense\n")
+    rows = json.loads(cli("trace", "list", "--json").out)["runs"]
+    assert [(row["run"], row["status"]) for row in rows] == [
+        ("broken", "unreadable"),
+        ("one", "ok"),
+    ]
+    assert rows[1]["calls_finished"] == 3
+    text = cli("trace", "list").out
+    assert "one" in text
+    assert "random:llama-tiny" in text
+
+
+def test_nothing_to_list(cli) -> None:
+    ended = cli("trace", "list")
+    assert (ended.code, ended.out) == (0, "no runs in runs/ (`kvcomm run` writes one)\n")
+    assert json.loads(cli("trace", "list", "--json").out) == {"runs": []}
+
+
+def test_no_such_trace_and_no_trace(cli, tmp_path: Path) -> None:
+    missing = cli("trace", "show", "nowhere")
+    assert missing.code == 2
+    assert "no trace at 'nowhere'" in missing.err
+    (tmp_path / "notes.txt").write_text("hello\n")
+    other = cli("trace", "show", "notes.txt")
+    assert other.code == 2
+    assert "is not a trace" in other.err

@@ -1,0 +1,87 @@
+"""Drawings are exact: every edge can be read back from the characters."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvcomm.agents import critic, editor, judge, solver
+from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, random_dag, star
+from kvcomm.graphs.draw import draw, mermaid
+from kvcomm.trace.lanes import ROOMY
+
+
+def edges_in(drawing: str) -> set[tuple[str, str]]:
+    """Follow the lines: a join in a node's row belongs to the node that owns the column."""
+    owner: dict[int, str] = {}
+    found = set()
+    lines = drawing.split("\n")
+    start = min(line.index("●") for line in lines if "●" in line)
+    for line in lines:
+        if "●" not in line:
+            continue
+        name = line[:start].split()[-1]
+        at = line.index("●")
+        found |= {(owner[i], name) for i, char in enumerate(line[:at]) if char in "├└┼┴"}
+        owner[at] = name
+    return found
+
+
+def solvers(count: int) -> list:
+    return [solver(f"s{i}") for i in range(count)]
+
+
+GRAPHS = [
+    chain(solver(), critic(), editor()),
+    fully_connected(*solvers(5)),
+    debate(*solvers(3), rounds=3, judge=judge()),
+    star(editor(), *solvers(4)),
+    *(random_dag(*solvers(9), seed=seed, density=0.3) for seed in range(5)),
+    random_dag(*solvers(ROOMY + 4), seed=1),
+]
+
+
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{len(g.nodes)}")
+def test_every_edge_is_drawn_and_nothing_else(graph: AgentGraph) -> None:
+    assert edges_in(draw(graph)) == set(graph.edges)
+
+
+def test_a_chain_looks_like_this() -> None:
+    assert draw(chain(solver(), critic(), judge())) == "\n".join(
+        [
+            "1  solver  ●",
+            "           │",
+            "2  critic  └─▶●",
+            "              │",
+            "3  judge      └─▶●  answer, exact",
+        ]
+    )
+
+
+def test_a_lane_that_passes_by_is_not_joined() -> None:
+    agents = [solver("a"), solver("b"), critic("c"), editor("d")]
+    graph = AgentGraph(agents, [("a", "d"), ("b", "c"), ("c", "d")])
+    c = next(line for line in draw(graph).split("\n") if " c " in line)
+    assert c == "2  c  │  └─▶●"
+
+
+def test_levels_are_numbered_once() -> None:
+    lines = draw(debate(*solvers(2), judge=judge())).split("\n")
+    assert [line[0] for line in lines if line[0] != " "] == ["1", "2", "3"]
+
+
+def test_mermaid_escapes_names_and_marks_the_answer() -> None:
+    graph = debate(*solvers(2), judge=judge("end"))
+    assert mermaid(graph).split("\n") == [
+        "flowchart TD",
+        '    n0["s0@1"]',
+        '    n1["s1@1"]',
+        '    n2["s0@2"]',
+        '    n3["s1@2"]',
+        '    n4(["end"])',
+        "    n0 --> n2",
+        "    n1 --> n2",
+        "    n0 --> n3",
+        "    n1 --> n3",
+        "    n2 --> n4",
+        "    n3 --> n4",
+    ]

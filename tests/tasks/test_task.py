@@ -1,0 +1,73 @@
+"""Reading tasks, and the demo's own."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from kvcomm.errors import UsageError
+from kvcomm.tasks import DATA, Task, load_jsonl
+
+GOOD = '{"id": "a", "input": "1 + 1?", "target": "2", "level": 3}'
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_blank_lines_and_other_fields_are_ignored(tmp_path: Path) -> None:
+    assert load_jsonl(write(tmp_path, f"\n{GOOD}\n\n")) == [Task("a", "1 + 1?", "2")]
+
+
+def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) -> None:
+    line = '{"id": "a", "input": "one\u2028two", "target": "2"}'
+    assert load_jsonl(write(tmp_path, line))[0].input == "one\u2028two"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{GOOD}\nnonsense", "line 2 is not JSON"),
+        ("[1, 2]", "line 1 is no JSON object but list"),
+        ('{"id": "a", "input": "x"}', "line 1 has no 'target'"),
+        ('{"id": "a", "input": " ", "target": "2"}', "'input' must be a text"),
+        ('{"id": "a", "input": "x", "target": 2}', "'target' must be a text"),
+        (f"{GOOD}\n{GOOD}", "line 2: id 'a' is already taken"),
+        ("", "holds no tasks"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_jsonl(write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read tasks from .*: No such file"):
+        load_jsonl(tmp_path / "none.jsonl")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_jsonl(path)
+
+
+def test_the_demo_asks_six_questions_whose_answers_are_right() -> None:
+    journey = timedelta(hours=13, minutes=5) - timedelta(hours=9, minutes=40)
+    width = next(w for w in range(1, 64) if 2 * (w + 3 * w) == 64)
+    right = {
+        "rolls": 7 * 12 - 59,
+        "train": journey.seconds // 60,
+        "garden": width * 3 * width,
+        "jacket": round(80 * 0.75 * 1.1, 6),
+        "elevens": sum(n for n in range(10, 100) if n % 11 == 0),
+        "dice": sum(a + b >= 10 for a, b in product(range(1, 7), repeat=2)),
+    }
+    tasks = load_jsonl(DATA / "demo.jsonl")
+    assert {task.id: float(task.target) for task in tasks} == right

@@ -1,0 +1,143 @@
+"""`kvcomm trace show` as a reader sees it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import traces
+from rich.console import Console
+
+from kvcomm.errors import UsageError
+from kvcomm.trace import TraceRun
+from kvcomm.trace.lanes import levels
+from kvcomm.trace.show import show_run
+from kvcomm.trace.text import number, plain, shorten
+
+
+def shown(run: TraceRun, width: int = 80, **options: object) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, highlight=False).print(show_run(run, **options))
+    return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> TraceRun:
+    return traces.whole(tmp_path / "20250102-030405-chain")
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_nothing_is_wider_than_the_terminal(whole: TraceRun, width: int) -> None:
+    lines = shown(whole, width).split("\n")
+    assert max(len(line) for line in lines) <= width
+
+
+def test_the_header_says_what_ran_and_how_it_ended(whole: TraceRun) -> None:
+    text = words(shown(whole))
+    assert "model random:llama-tiny on cpu, float32" in text
+    assert "mode kvcomm, seed 0" in text
+    assert "status ok in 4.25 s" in text
+    assert "129 in prompts, 66 computed, 63 reused (49 %); beside them 40 base" in text
+    assert "answer 25 rolls are left." in text
+    assert "state nothing was learned before" in text
+
+
+def test_one_line_a_call_with_its_sums(whole: TraceRun) -> None:
+    table = [line.split() for line in shown(whole).split("\n")]
+    assert ["critic", "65", "2", "26", "37", "26", "0.20", "1.10", "24"] in table
+    assert ["solver", "64", "64", "0", "0", "55", "0.20", "1.10", "24"] in table
+
+
+def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> None:
+    text = shown(whole, 160)
+    section = text[text.index("critic  hears solver") :]
+    solver = next(line for line in section.split("\n") if "{solver}" in line)
+    assert solver.split()[:6] == ["{solver}", "24", "1", "0", "23", "0"]
+    assert "entropy 0.31 of 4 anchors is at most 0.42" in solver
+    assert "realigned" in section.split("\n")[1]
+
+
+def test_the_gate_has_a_column_where_there_is_room(whole: TraceRun) -> None:
+    header = "out  gate"
+    assert header in shown(whole, 160)
+    assert header not in shown(whole, 80)
+    assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80)
+
+
+def test_counts_that_are_zero_everywhere_take_no_column(tmp_path: Path) -> None:
+    text = shown(traces.failed(tmp_path))
+    assert "tokens  computed  ahead  reason" in text
+
+
+def test_what_a_model_wrote_is_neither_markup_nor_control(whole: TraceRun) -> None:
+    text = shown(whole, 160)
+    assert "[bold]" in text
+    assert "[each]" in text
+    assert "\x1b" not in text
+
+
+def test_messages_are_on_one_line_unless_asked_for_whole(whole: TraceRun) -> None:
+    assert "7 * 12 = 84. 84 - 59" in shown(whole)
+    assert "7 * 12 = 84.\n" in shown(whole, text=True)
+
+
+def test_retries_and_their_errors(whole: TraceRun) -> None:
+    text = words(shown(whole))
+    assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
+    assert "editor (attempt 2) hears critic" in text
+    assert "1 call under way" not in text
+
+
+def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
+    text = words(shown(traces.cut_off(tmp_path)))
+    assert "status cut off: 1 call finished, 1 call under way" in text
+    assert "64 in prompts, 64 computed, 0 reused (0 %)" in text
+    assert "this call did not finish" in text
+    assert "1 line of the trace could not be read" in text
+
+
+def test_a_failure_is_told_once(tmp_path: Path) -> None:
+    text = shown(traces.failed(tmp_path))
+    assert "status  failed in" in text
+    assert text.count("the sampler met a NaN") == 1
+
+
+def test_one_node_with_its_times(whole: TraceRun) -> None:
+    text = words(shown(whole, node="critic"))
+    assert "hears solver" in text
+    assert "inputs complete at 0.90 s, first token at 1.10 s" in text
+    assert "fill 0.010 s, forward 1.20 s" in text
+    assert "no anchors yet" not in text
+    with pytest.raises(UsageError, match="no node `judge` in this run: it has `solver`, `critic`"):
+        shown(whole, node="judge")
+
+
+def test_a_node_that_had_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="had not begun"):
+        shown(traces.cut_off(tmp_path), node="editor")
+
+
+def test_levels() -> None:
+    assert levels({"d": ["b", "c"], "a": [], "b": ["a"], "c": ["a", "gone"]}) == [
+        ["a"],
+        ["b", "c"],
+        ["d"],
+    ]
+    assert levels({"a": ["b"], "b": ["a"]}) == [["a", "b"]]
+    assert levels({}) == []
+
+
+def test_numbers_and_texts() -> None:
+    assert [number(x) for x in (0.04219, 0.5, 12.34, 1234.5)] == [
+        "0.042",
+        "0.50",
+        "12.3",
+        "1,234.5",
+    ]
+    assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
+    assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"
