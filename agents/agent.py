@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,10 +31,10 @@ class Agent:
     """One participant of a graph.
 
     `prompt` is a template: `{task}` and other inputs of the run, `{NAME}` for the message of the
-    predecessor NAME, `{messages}` for all predecessors not named elsewhere, `{history}` for the
-    agent's own earlier messages (debates); `{{` and `}}` are braces. `layout` puts the role text
-    `system` in the system turn ("role-first", as the paper does) or behind the prompt
-    ("shared-first"), where agents that share task and messages also share an exact prefix.
+    predecessor NAME (a node or an agent), `{messages}` for all predecessors not named elsewhere,
+    `{history}` for the agent's own earlier messages (debates); `{{` and `}}` are braces. `layout`
+    puts the role text `system` in the system turn ("role-first", as the paper does) or behind the
+    prompt ("shared-first"), where agents that share task and messages also share an exact prefix.
     `post` turns generated text into the message (default: cut a `<think>` block). An `exact`
     agent is never given a realigned segment. `timeout_s` and `retries` hold for each call.
     """
@@ -72,68 +72,67 @@ class Agent:
     ) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
         """System and user turn with every hole bound to an input or a predecessor node.
 
-        Raises `GraphError` for a placeholder with no producer, and for a predecessor that no
-        placeholder takes.
+        Raises `GraphError` for a placeholder with no producer or several, and for a predecessor
+        that no placeholder takes. A name is a node's before it is an agent's; of an agent's own
+        earlier messages its name means the latest.
         """
-        named = {
-            piece.name
-            for source in (self.system, self.prompt)
-            for piece in parse_template(source)
-            if isinstance(piece, Hole)
+        system, prompt = parse_template(self.system), parse_template(self.prompt)
+        named = dict.fromkeys(p.name for p in (*system, *prompt) if isinstance(p, Hole))
+        bound = {
+            name: self._producer(name, senders, inputs)
+            for name in named
+            if name not in ("messages", "history")
         }
-        rest = [s for s in senders if not s.own and not named & {s.agent, s.node}]
-        own = [s for s in senders if s.own]
-        if rest and "messages" not in named:
+        messages = [s for s in senders if s.node not in bound.values()]
+        history = [s for s in messages if s.own and "history" in named]
+        messages = [s for s in messages if s not in history]
+        if messages and "messages" not in named:
+            raise GraphError(self._no_place(messages[0]))
+
+        def bind(piece: Piece) -> Sequence[Piece]:
+            if isinstance(piece, Text):
+                return [piece]
+            if piece.name == "messages":
+                return _blocks([(f"{s.agent} wrote:", s.node) for s in messages])
+            if piece.name == "history":
+                return _blocks([("You wrote before:", s.node) for s in history])
+            return [Hole(bound[piece.name])]
+
+        role, ask = [bind(piece) for piece in system], [bind(piece) for piece in prompt]
+        if self.layout == "shared-first":
+            behind = [[], [Text("\n\n")], *role] if role else []
+            return (Text(SHARED_SYSTEM),), _tidy([*ask, *behind])
+        return _tidy(role), _tidy(ask)
+
+    def _producer(self, name: str, senders: Sequence[Sender], inputs: Sequence[str]) -> str:
+        """The node or input that fills the placeholder `name`."""
+        found = [s.node for s in senders if s.node == name]
+        found = found or [s.node for s in senders if s.agent == name]
+        if len(found) > 1 and name != self.name:
+            nodes = ", ".join(f"`{{{node}}}`" for node in found)
             raise GraphError(
-                f"agent `{self.name}` receives a message from `{rest[0].node}`, but its prompt has "
-                f"no place for it: add `{{{rest[0].agent}}}` or `{{messages}}`"
+                f"placeholder `{{{name}}}` of agent `{self.name}` could be {len(found)} messages: "
+                f"name a node ({nodes}), or use `{{messages}}`"
             )
-        if own and "history" not in named and "messages" in named:
-            rest, own = [s for s in senders if s in rest or s.own], []
-        elif own and not named & {"history", self.name}:
-            raise GraphError(
+        if found:
+            return found[-1]
+        if name in inputs:
+            return name
+        known = dict.fromkeys([*inputs, *(s.agent for s in senders), "messages", "history"])
+        raise GraphError(
+            f"placeholder `{{{name}}}` of agent `{self.name}` has no producer: known here are "
+            f"{', '.join(f'`{{{k}}}`' for k in known)}; write `{{{{{name}}}}}` if you mean braces"
+        )
+
+    def _no_place(self, sender: Sender) -> str:
+        if sender.own:
+            return (
                 f"agent `{self.name}` receives its own earlier message, but its prompt has no "
                 "place for it: add `{history}` or `{messages}`"
             )
-
-        def bind(source: str) -> tuple[Piece, ...]:
-            return _tidy(
-                bound
-                for piece in parse_template(source)
-                for bound in (
-                    [piece]
-                    if isinstance(piece, Text)
-                    else self._bind(piece.name, senders, inputs, rest, own)
-                )
-            )
-
-        if self.layout == "shared-first":
-            role = (Text("\n\n"), *bind(self.system)) if self.system else ()
-            return (Text(SHARED_SYSTEM),), _tidy((*bind(self.prompt), *role))
-        return bind(self.system), bind(self.prompt)
-
-    def _bind(
-        self,
-        name: str,
-        senders: Sequence[Sender],
-        inputs: Sequence[str],
-        rest: Sequence[Sender],
-        own: Sequence[Sender],
-    ) -> list[Piece]:
-        if name == "messages":
-            return _blocks([(f"{s.agent} wrote:", s.node) for s in rest])
-        if name == "history":
-            return _blocks([("You wrote before:", s.node) for s in own])
-        found = [s.node for s in senders if name in (s.node, s.agent)]
-        if found:
-            return [Hole(found[-1])]
-        if name in inputs:
-            return [Hole(name)]
-        known = [*inputs, *(s.agent for s in senders), "messages", "history"]
-        raise GraphError(
-            f"placeholder `{{{name}}}` of agent `{self.name}` has no producer: known here are "
-            f"{', '.join(f'`{{{k}}}`' for k in dict.fromkeys(known))}; write `{{{{{name}}}}}` if "
-            "you mean braces"
+        return (
+            f"agent `{self.name}` receives a message from `{sender.node}`, but its prompt has no "
+            f"place for it: add `{{{sender.agent}}}` or `{{messages}}`"
         )
 
     def template(self, codec: Codec, senders: Sequence[Sender], inputs: Sequence[str]) -> Template:
@@ -149,15 +148,34 @@ def _blocks(entries: Sequence[tuple[str, str]]) -> list[Piece]:
     return pieces
 
 
-def _tidy(pieces: object) -> tuple[Piece, ...]:
-    """Join neighbouring texts, and close the gap that an empty `{messages}` leaves behind."""
-    joined: list[Piece] = []
-    for piece in pieces:  # type: ignore[attr-defined]
-        if isinstance(piece, Text) and joined and isinstance(joined[-1], Text):
-            left, right = joined[-1].text, piece.text
-            if left.endswith("\n\n"):
-                right = right.lstrip("\n")
-            joined[-1] = Text(left + right)
-        else:
-            joined.append(piece)
-    return tuple(joined)
+def _tidy(parts: Iterable[Sequence[Piece]]) -> tuple[Piece, ...]:
+    """One list of pieces, neighbouring texts joined.
+
+    An empty part is a `{messages}` or `{history}` of nobody. The gap that it leaves is closed: of
+    the newlines on both its sides the longer run stays, and none at the edge of the turn.
+    """
+    tidy: list[Piece] = []
+    gap = False
+    for part in parts:
+        gap = gap or not part
+        for piece in part:
+            if isinstance(piece, Hole):
+                tidy.append(piece)
+            else:
+                start, left = not tidy, ""
+                if tidy and isinstance(tidy[-1], Text):
+                    left = tidy[-1].text
+                    tidy.pop()
+                text = _close(left, piece.text, start) if gap else left + piece.text
+                if text:
+                    tidy.append(Text(text))
+            gap = False
+    if gap and tidy and isinstance(tidy[-1], Text):
+        tidy[-1] = Text(tidy[-1].text.rstrip("\n"))
+    return tuple(piece for piece in tidy if piece != Text(""))
+
+
+def _close(left: str, right: str, start: bool) -> str:
+    head, tail = left.rstrip("\n"), right.lstrip("\n")
+    newlines = 0 if start else max(len(left) - len(head), len(right) - len(tail))
+    return head + "\n" * newlines + tail

@@ -1,8 +1,12 @@
-"""The roles that come with kvcomm; each returns an `Agent` and takes any of its fields."""
+"""The roles that come with kvcomm; each returns an `Agent`.
+
+They take any field of an agent, and `max_tokens` for that of its sampling.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from kvcomm.agents.agent import Agent
@@ -15,7 +19,8 @@ Role = Callable[..., Agent]
 def _make(name: str, system: str, ask: str, fields: dict[str, Any]) -> Agent:
     max_tokens = fields.pop("max_tokens", None)
     if max_tokens is not None:
-        fields.setdefault("sampling", Sampling(max_tokens=max_tokens))
+        sampling = fields.get("sampling", Sampling())
+        fields["sampling"] = replace(sampling, max_tokens=max_tokens)
     prompt = "{task}\n\n{history}\n\n{messages}\n\n" + ask
     return Agent(**{"name": name, "system": system, "prompt": prompt, **fields})
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import networkx as nx
 
@@ -49,21 +50,19 @@ class AgentGraph:
         named = (
             list(agents.items()) if isinstance(agents, Mapping) else [(a.name, a) for a in agents]
         )
-        self.name = name
-        self.inputs = tuple(inputs)
+        self._name = name
+        self._inputs = tuple(inputs)
         rounds = rounds or {}
         twice = [key for key, count in Counter(key for key, _ in named).items() if count > 1]
         if twice:
             raise GraphError(f"two nodes are called `{twice[0]}`: give one of them another name")
         if not named:
             raise GraphError("a graph needs at least one agent")
-        clash = [key for key, _ in named if key in self.inputs]
-        if clash:
-            raise GraphError(f"node `{clash[0]}` has the name of an input: rename one of them")
+        _check_inputs(self._inputs, named)
         self._agents = dict(named)
         self._edges = self._check_edges(edges)
         self._order = self._sorted()
-        place = {node: index for index, node in enumerate(self._agents)}
+        senders, self._successors = self._neighbours()
         self._nodes = {
             node: Node(
                 node,
@@ -75,18 +74,17 @@ class AgentGraph:
                         self._agents[source].name,
                         own=self._agents[source].name == agent.name,
                     )
-                    for source in sorted(self._edges_into(node), key=place.__getitem__)
+                    for source in senders[node]
                 ),
             )
             for node, agent in self._agents.items()
         }
-        self.answer = self._check_answer(answer)
+        self._answer = self._check_answer(answer)
         for item in self._nodes.values():
-            _check_ambiguity(item)
-            item.agent.resolve(item.senders, self.inputs)
+            item.agent.resolve(item.senders, self._inputs)
 
     def _check_edges(self, edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        checked = tuple(dict.fromkeys(edges))
+        checked = tuple(dict.fromkeys((source, target) for source, target in edges))
         for edge in checked:
             for end in edge:
                 if end not in self._agents:
@@ -115,25 +113,48 @@ class AgentGraph:
         graph.add_edges_from(self._edges)
         return graph
 
-    def _edges_into(self, node: str) -> list[str]:
-        return [source for source, target in self._edges if target == node]
+    def _neighbours(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Predecessors of every node in the order of `agents`, and successors."""
+        place = {node: index for index, node in enumerate(self._agents)}
+        into: dict[str, list[str]] = {node: [] for node in self._agents}
+        out: dict[str, list[str]] = {node: [] for node in self._agents}
+        for source, target in self._edges:
+            into[target].append(source)
+            out[source].append(target)
+        for sources in into.values():
+            sources.sort(key=place.__getitem__)
+        return into, out
 
     def _check_answer(self, answer: str | None) -> str:
         if answer is not None:
             if answer not in self._nodes:
                 raise GraphError(f"the answer node `{answer}` is not in the graph")
             return answer
-        senders = {source for source, _ in self._edges}
-        last = [node for node in self._order if node not in senders]
+        last = [node for node in self._order if not self._successors[node]]
         if len(last) > 1:
             names = ", ".join(f"`{node}`" for node in last)
             raise GraphError(f"the graph ends in {names}: say which one is the `answer`")
         return last[0]
 
     @property
+    def name(self) -> str:
+        """What the graph is called in traces and tables."""
+        return self._name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The texts a run brings."""
+        return self._inputs
+
+    @property
+    def answer(self) -> str:
+        """The node whose message is the result."""
+        return self._answer
+
+    @property
     def nodes(self) -> Mapping[str, Node]:
         """Nodes by name, in the order they were given."""
-        return self._nodes
+        return MappingProxyType(self._nodes)
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:
@@ -147,14 +168,19 @@ class AgentGraph:
 
     def levels(self) -> list[list[str]]:
         """Nodes by distance from the start: those of one level may run at once."""
-        return [
-            sorted(level, key=self._order.index)
-            for level in nx.topological_generations(self._digraph())
-        ]
+        depth: dict[str, int] = {}
+        levels: list[list[str]] = []
+        for node in self._order:
+            senders = self._nodes[node].senders
+            depth[node] = max((depth[sender.node] + 1 for sender in senders), default=0)
+            if depth[node] == len(levels):
+                levels.append([])
+            levels[depth[node]].append(node)
+        return levels
 
     def successors(self, node: str) -> list[str]:
         """Nodes that hear `node`."""
-        return [target for source, target in self._edges if source == node]
+        return list(self._successors[node])
 
     def template(self, node: str, codec: Codec) -> Template:
         """The token-level template of `node`."""
@@ -166,7 +192,7 @@ class AgentGraph:
         graph = self._digraph()
         for node in self._nodes.values():
             graph.nodes[node.name].update(agent=node.agent, round=node.round)
-        graph.graph.update(name=self.name, answer=self.answer, inputs=self.inputs)
+        graph.graph.update(name=self.name, answer=self._answer, inputs=self._inputs)
         return graph
 
     @classmethod
@@ -188,26 +214,28 @@ class AgentGraph:
                 raise GraphError(
                     f"networkx node {node!r} carries no agent: add_node({node!r}, agent=Agent(...))"
                 )
+            if str(node) in agents:
+                raise GraphError(f"two networkx nodes are called `{node}`: rename one of them")
             agents[str(node)] = agent
+        if answer is None and graph.graph.get("answer") is not None:
+            answer = str(graph.graph["answer"])
         return cls(
             agents,
             [(str(a), str(b)) for a, b in graph.edges],
-            answer=answer if answer is not None else graph.graph.get("answer"),
+            answer=answer,
             name=name or graph.graph.get("name") or "graph",
-            inputs=inputs or graph.graph.get("inputs", ("task",)),
+            inputs=graph.graph.get("inputs", ("task",)) if inputs is None else inputs,
             rounds={str(node): data.get("round", 1) for node, data in graph.nodes(data=True)},
         )
 
     def __repr__(self) -> str:
-        return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self.answer!r})"
+        return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self._answer!r})"
 
 
-def _check_ambiguity(node: Node) -> None:
-    """Two different agents of one name would fill the same placeholder."""
-    others = Counter(sender.agent for sender in node.senders if not sender.own)
-    for agent, count in others.items():
-        if count > 1 and f"{{{agent}}}" in node.agent.prompt:
-            raise GraphError(
-                f"placeholder `{{{agent}}}` of `{node.name}` could be {count} messages: name the "
-                "nodes instead, or use `{messages}`"
-            )
+def _check_inputs(inputs: Sequence[str], named: Sequence[tuple[str, Agent]]) -> None:
+    """A placeholder means one thing: an input, or a message."""
+    for name in inputs:
+        if name in ("messages", "history"):
+            raise GraphError(f"an input cannot be called `{name}`: `{{{name}}}` means messages")
+        if any(name in (node, agent.name) for node, agent in named):
+            raise GraphError(f"node `{name}` has the name of an input: rename one of them")

@@ -32,6 +32,8 @@ def debate(*agents: Agent, rounds: int = 2, judge: Agent | None = None) -> Agent
     """
     if rounds < 1:
         raise GraphError(f"a debate of {rounds} rounds says nothing: use at least 1")
+    if not agents:
+        raise GraphError("a debate needs at least one agent who answers")
     nodes: dict[str, Agent] = {}
     numbers: dict[str, int] = {}
     edges: list[tuple[str, str]] = []
@@ -42,13 +44,11 @@ def debate(*agents: Agent, rounds: int = 2, judge: Agent | None = None) -> Agent
             nodes[name], numbers[name] = agent, number
             if number > 1:
                 edges += [(f"{other.name}@{number - 1}", name) for other in agents]
-    answer = None
+    answer = f"{agents[-1].name}@{rounds}"
     if judge is not None:
         nodes[judge.name], numbers[judge.name] = judge, rounds
         edges += [(f"{agent.name}@{rounds}", judge.name) for agent in agents]
         answer = judge.name
-    elif agents:
-        answer = f"{agents[-1].name}@{rounds}"
     return AgentGraph(nodes, edges, answer=answer, name="debate", rounds=numbers)
 
 
@@ -59,7 +59,9 @@ def star(hub: Agent, *leaves: Agent) -> AgentGraph:
 
 
 def layered(*layers: Sequence[Agent]) -> AgentGraph:
-    """Each agent hears every agent of the layer before."""
+    """Each agent hears every agent of the layer before; the last of the last layer answers."""
+    if not all(layers):
+        raise GraphError("a layer without agents hands nothing on: leave it out")
     edges = [
         (source.name, target.name)
         for above, below in pairwise(layers)
@@ -67,7 +69,7 @@ def layered(*layers: Sequence[Agent]) -> AgentGraph:
         for target in below
     ]
     agents = [agent for layer in layers for agent in layer]
-    answer = layers[-1][-1].name if layers and layers[-1] else None
+    answer = layers[-1][-1].name if layers else None
     return AgentGraph(agents, edges, answer=answer, name="layered")
 
 
@@ -77,7 +79,7 @@ def tree(*agents: Agent, branching: int = 2) -> AgentGraph:
         raise GraphError(f"a tree with {branching} branches does not branch: use at least 1")
     edges = [(agents[i].name, agents[(i - 1) // branching].name) for i in range(1, len(agents))]
     answer = agents[0].name if agents else None
-    return AgentGraph(list(reversed(agents)), edges, answer=answer, name="tree")
+    return AgentGraph(agents, edges, answer=answer, name="tree")
 
 
 def random_dag(*agents: Agent, density: float = 0.5, seed: int = 0) -> AgentGraph:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+# The most tokens that spell one character: the bytes of its UTF-8 form.
+CHARACTER = 4
 
 
 @dataclass(frozen=True)
@@ -89,31 +93,47 @@ def outgoing(codec: TextCodec, generated: Sequence[int], post: Callable[[str], s
     """
     text = codec.decode(generated)
     kept = post(text)
-    if kept == text:
-        return _keep(codec, generated, 0, len(generated), "", "", text)
-    at = text.find(kept)
+    # What is left of a cut text is most often its end: the same words may stand in what was cut.
+    at = len(text) - len(kept) if text.endswith(kept) else text.find(kept)
     if not kept or at < 0:
         return Outgoing(kept, tuple(codec.encode(kept)), ())
-    first = _tokens_before(codec, generated, at, at_least=True)
-    last = _tokens_before(codec, generated, at + len(kept), at_least=False)
+    end = at + len(kept)
+    first, begins = _boundary(codec, generated, text, at, forward=True)
+    last, ends = _boundary(codec, generated, text, end, forward=False)
     if last <= first:
         return Outgoing(kept, tuple(codec.encode(kept)), ())
-    head = text[at : len(codec.decode(generated[:first]))]
-    tail = text[len(codec.decode(generated[:last])) : at + len(kept)]
-    return _keep(codec, generated, first, last, head, tail, kept)
+    return _keep(codec, generated, first, last, text[at:begins], text[ends:end], kept)
 
 
-def _tokens_before(codec: TextCodec, ids: Sequence[int], chars: int, *, at_least: bool) -> int:
-    """How many tokens spell `chars` characters: the fewest that reach them, or the most within."""
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        if len(codec.decode(ids[:middle])) < chars:
-            low = middle + 1
-        else:
-            high = middle
-    exact = len(codec.decode(ids[:low])) == chars
-    return low if exact or at_least else low - 1
+def _boundary(
+    codec: TextCodec, ids: Sequence[int], text: str, chars: int, *, forward: bool
+) -> tuple[int, int]:
+    """Where a cut after `chars` characters of `text` can be made between two of its tokens.
+
+    Returns the number of tokens before the nearest such place, not before (`forward`) or not
+    behind the character, and the number of characters they spell.
+    """
+    if chars in (0, len(text)):
+        return (0, 0) if chars == 0 else (len(ids), len(text))
+    near = bisect_left(range(len(ids)), chars, key=lambda count: len(codec.decode(ids[:count])))
+
+    def spelled(count: int) -> int | None:
+        """The characters of `count` tokens; None inside a character of several tokens."""
+        prefix = codec.decode(ids[:count])
+        return len(prefix) if text.startswith(prefix) else None
+
+    # A character of several tokens may show from the first of them on.
+    if forward:
+        counts = range(max(near - CHARACTER, 0), len(ids) + 1)
+    else:
+        counts = range(min(near + CHARACTER, len(ids)), -1, -1)
+    for count in counts:
+        length = spelled(count)
+        if length is not None and (length >= chars if forward else length <= chars):
+            while count < len(ids) and spelled(count + 1) == length:
+                count += 1
+            return count, length
+    raise AssertionError("no tokens and all tokens are boundaries")
 
 
 def _keep(

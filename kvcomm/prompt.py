@@ -17,7 +17,8 @@ from typing import Protocol
 from kvcomm.errors import TemplateError
 from kvcomm.message import Handle
 
-HOLE = re.compile(r"\{([A-Za-z_][\w@-]*)\}")
+# Doubled braces, a hole, or a brace that is neither.
+BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w@-]*)\}|[{}]")
 # A private-use character marks the holes while the chat template is applied.
 MARK = "\ue000"
 
@@ -65,25 +66,30 @@ def parse_template(source: str) -> tuple[Piece, ...]:
     Raises `TemplateError` for a brace that is neither a hole nor doubled.
     """
     pieces: list[Piece] = []
-    text, at = "", 0
-    while at < len(source):
-        if source.startswith(("{{", "}}"), at):
-            text, at = text + source[at], at + 2
-        elif hole := HOLE.match(source, at):
-            if text:
-                pieces.append(Text(text))
-            pieces.append(Hole(hole[1]))
-            text, at = "", hole.end()
-        elif source[at] in "{}":
-            around = source[max(0, at - 12) : at + 20]
+    text: list[str] = []
+    at = 0
+
+    def close() -> None:
+        if joined := "".join(text):
+            pieces.append(Text(joined))
+        text.clear()
+
+    for found in BRACES.finditer(source):
+        text.append(source[at : found.start()])
+        at = found.end()
+        if found[1]:
+            close()
+            pieces.append(Hole(found[1]))
+        elif len(found[0]) == 2:
+            text.append(found[0][0])
+        else:
+            around = source[max(0, at - 13) : at + 19]
             raise TemplateError(
                 f"single brace in a prompt template near {around!r}: write `{{{{` and `}}}}` for "
                 "braces, `{name}` for a placeholder"
             )
-        else:
-            text, at = text + source[at], at + 1
-    if text:
-        pieces.append(Text(text))
+    text.append(source[at:])
+    close()
     return tuple(pieces)
 
 
@@ -181,7 +187,10 @@ def _cut(
     end: int,
 ) -> tuple[int, ...]:
     """Ids of `text[start:end]` out of the encoding of all of `text`."""
-    inside = [i for i, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
+    # A character may be spelled by several tokens: none of them is kept if one reaches over.
+    low = max((b for a, b in offsets if a < start < b), default=start)
+    high = min((a for a, b in offsets if a < end < b), default=end)
+    inside = [i for i, (a, b) in enumerate(offsets) if low <= a < b <= high]
     if not inside:
         return tuple(codec.encode(text[start:end])) if end > start else ()
     first, last = inside[0], inside[-1]

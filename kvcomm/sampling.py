@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 from kvcomm.errors import UsageError
@@ -23,8 +24,10 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"temperature {self.temperature!r} is negative: use 0 for greedy")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(
+                f"temperature {self.temperature!r} is negative or not finite: use 0 for greedy"
+            )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p!r} is outside (0, 1]")
         if self.max_tokens < 1:

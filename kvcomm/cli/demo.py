@@ -13,8 +13,6 @@ from kvcomm.cli.output import complain, console, err_console, print_json
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kvcomm.cli.demo_report import Played
     from kvcomm.engine.base import Engine
     from kvcomm.graphs import AgentGraph
@@ -56,8 +54,7 @@ def demo(
     played: list[Played] = []
     with load_engine(model, device=device, dtype=dtype) as engine:
         for name, graph in graphs.items():
-            first = None if json else (lambda p: console().print(demo_report.show_first(p)))
-            played.append(play(engine, graph, MODES[name], tasks, folder, first))
+            played.append(play(engine, graph, MODES[name], tasks, folder, show=not json))
     if json:
         print_json(
             {
@@ -79,20 +76,29 @@ def play(
     modes: tuple[str, ...],
     tasks: list[Task],
     folder: Path,
-    first: Callable[[Played], None] | None = None,
+    show: bool,
 ) -> Played:
-    """Run every task in every mode, one session a mode; `first` is called after the first task.
+    """Run every task in every mode, one session a mode; `show` prints the first task's messages.
 
     Modes take turns question by question, and the one that begins changes, so that the noise of
-    the machine and a warm cache favour none of them.
+    the machine favours none of them. Each has a namespace of its own, so that none finds what
+    another has computed.
     """
-    from kvcomm.cli.demo_report import Played
+    from kvcomm.cli.demo_report import Played, show_question
     from kvcomm.runtime.session import Session
 
     played = Played(graph, tasks, {mode: [] for mode in modes})
     with ExitStack() as stack:
         sessions = {
-            mode: stack.enter_context(Session(engine, reuse=mode, state=None, runs=folder))
+            mode: stack.enter_context(
+                Session(
+                    engine,
+                    reuse=mode,
+                    state=None,
+                    runs=folder,
+                    namespace=f"{graph.name}-{mode}",
+                )
+            )
             for mode in modes
         }
         steps = Steps(graph.name, len(tasks) * len(modes))
@@ -105,8 +111,10 @@ def play(
                     result = sessions[mode].run(graph, task=task.input, out=run_folder)
                     played.results[mode].append(result)
                     steps.end(result.totals.wall_s)
-            if index == 0 and first:
-                first(played)
+            # A mode that learns has nothing to go by at first: show what it came to as well.
+            learned = "kvcomm" in modes and task is tasks[-1]
+            if show and (index == 0 or learned):
+                console().print(show_question(played, index))
     return played
 
 

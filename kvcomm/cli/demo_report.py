@@ -19,6 +19,7 @@ from kvcomm.runtime.result import Call, Result
 from kvcomm.tasks import Task
 from kvcomm.trace.text import number, plural, seconds, share, shorten
 
+INDENT = (0, 0, 0, 2)
 LEGEND = (
     "TTFT last: time to first token of the agent that answers, median over the questions. TTFT "
     "mean: over all calls. End to end: median time of a question. Computed and reused: tokens of "
@@ -106,25 +107,27 @@ def to_json(played: Played) -> dict[str, Any]:
     }
 
 
-def show_first(played: Played) -> RenderableType:
-    """The first question: what each agent said, and per mode how its prompt was obtained."""
-    task = played.tasks[0]
-    title = Text.assemble("\n", (f"{played.graph.name}: {task.id}", "bold"))
+def show_question(played: Played, index: int) -> RenderableType:
+    """One question: what each agent said, and per mode how its prompt was obtained."""
+    task = played.tasks[index]
+    place = f"{played.graph.name}, question {index + 1} of {len(played.tasks)}"
+    title = Text.assemble("\n", (place, "bold"))
     parts: list[RenderableType] = [
         title,
         Text(f"{task.input} (answer: {task.target})"),
     ]
-    dense = played.results["dense"][0]
+    dense = played.results["dense"][index]
     for node in played.graph.order:
         message = dense.call(node).text
-        parts.append(Text.assemble("\n", (node, "bold"), f"  {shorten(message) or '(empty)'}"))
+        parts.append(Text.assemble("\n", (node, "bold")))
+        parts.append(Padding(Text(shorten(message) or "(empty)"), INDENT, expand=False))
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("mode", min_width=6)
         for name in ("prompt", "computed", "prefix", "realigned", "ahead", "TTFT s"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("message", no_wrap=True)
         for mode, results in played.results.items():
-            call = results[0].call(node)
+            call = results[index].call(node)
             same = "as dense" if call.text == message else "differs"
             table.add_row(
                 mode,
@@ -133,7 +136,7 @@ def show_first(played: Played) -> RenderableType:
                 number(call.ttft_s),
                 "" if mode == "dense" else same,
             )
-        parts.append(Padding(table, (0, 0, 0, 2), expand=False))
+        parts.append(Padding(table, INDENT, expand=False))
     return Group(*parts)
 
 

@@ -57,9 +57,9 @@ def show(
     if json:
         print_json(graph_json(built))
     elif mermaid:
-        from kvcomm.graphs import draw
+        from kvcomm.graphs.draw import mermaid as mermaid_text
 
-        print(draw.mermaid(built))
+        print(mermaid_text(built))
     else:
         _print(built)
 

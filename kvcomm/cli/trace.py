@@ -26,12 +26,13 @@ def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
 
     rows: list[dict[str, Any]] = []
     # A demo is a folder of run folders, so two levels are read.
-    for path in sorted([*runs.glob("*/trace.jsonl"), *runs.glob("*/*/trace.jsonl")]):
+    for path in [*runs.glob("*/trace.jsonl"), *runs.glob("*/*/trace.jsonl")]:
         name = path.parent.relative_to(runs).as_posix()
         try:
             rows.append({"run": name, **_summary(read_trace(path))})
         except TraceError as error:
             rows.append({"run": name, "status": "unreadable", "error": str(error)})
+    rows.sort(key=lambda row: (row.get("started", ""), row["run"]))
     if json:
         print_json({"runs": rows})
     elif not rows:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import huggingface_hub
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -64,11 +70,18 @@ def _load(name: str, device: str | None, dtype: str | None) -> tuple[Engine, Ver
         model, tokenizer = random_model(shape, place, kind)
     else:
         source = locate(name)
+        # Without this, an unreachable hub is tried for the better part of a minute.
+        offline = not Path(source).is_dir() and not _hub_reachable()
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(place).eval()
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=kind, local_files_only=offline
+            )
+            model.to(place).eval()
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            if offline:
+                first = "it is not in the local cache, and the hub cannot be reached"
             raise ModelError(f"model {name!r} cannot be loaded from {source}: {first}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
@@ -112,6 +125,18 @@ def stop_ids(model: object, tokenizer: object) -> frozenset[int]:
         if value is not None:
             found |= set(value) if isinstance(value, list | tuple) else {int(value)}
     return frozenset(found)
+
+
+def _hub_reachable() -> bool:
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # a direct connection would prove nothing
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname, port), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _device(name: str | None) -> torch.device:

@@ -63,7 +63,7 @@ class LocalEngine:
         self.offsets = Offsets(AnchorPool)
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
-        self._model = model
+        self.network = model
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class LocalEngine:
 
     def new_slab(self, capacity: int) -> Slab:
         """An empty slab of `capacity` slots."""
-        return Slab(*kv_shape(self.config, capacity), self._model.dtype, self._model.device)
+        return Slab(*kv_shape(self.config, capacity), self.network.dtype, self.network.device)
 
     def new_row(self, capacity: int) -> Row:
         """An empty row of `capacity` slots."""
@@ -177,7 +177,7 @@ class LocalEngine:
     async def load_state(self, folder: Path) -> Learned:
         """Read what was learned for this model. Raises `StateError` for another model's folder."""
         check_folder(folder, self.model, self.fingerprint)
-        loaded = await self.call(lambda: load_state(folder, self.offsets, self._model.device))
+        loaded = await self.call(lambda: load_state(folder, self.offsets, self.network.device))
         reason = "read" if loaded.templates else "nothing saved yet"
         if loaded.refused:
             reason = "left alone: " + "; ".join(loaded.refused)
@@ -186,6 +186,16 @@ class LocalEngine:
     async def save_state(self, folder: Path) -> None:
         """Write what was learned. Raises `StateError` for another model's folder."""
         await self.call(lambda: save_state(folder, self.model, self.fingerprint, self.offsets))
+
+    def forget(self) -> None:
+        """Drop all KV and everything learned, as after a fresh load."""
+
+        def drop() -> None:
+            self.store.clear()
+            self.prefix.clear()
+            self.offsets.models.clear()
+
+        self.loop.submit(drop).result()
 
     def close(self) -> None:
         """Stop the loop; sequences still open fail."""

@@ -124,7 +124,7 @@ def locate(name: str) -> str:
             return ALIASES[name].hub
         return str(fetch_model(name))
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(f"{name} holds no config.json: it is not a transformers model folder")
         return str(path)

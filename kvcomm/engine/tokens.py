@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -14,27 +16,59 @@ CHATML = (
 )
 
 
+# Texts that tokens of a text behind them do not reach into, tried in this order.
+LEADS = ("\ue000", "\n", "a")
+
+
 class TokenizerCodec:
-    """A `kvcomm.prompt.Codec` over a fast transformers tokenizer."""
+    """A `kvcomm.prompt.Codec` over a fast transformers tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        # Whether special tokens are split is a switch on the tokenizer, not on a call.
+        self._lock = threading.Lock()
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
+        # SentencePiece tokenizers put a space before a text: right at the start of a prompt only.
+        self._adds_space = self._plain("a")[0] != self._behind(LEADS[0], "a")
+        start = tokenizer("a")["input_ids"][:1]
+        self._begin = tokenizer.bos_token if start == [tokenizer.bos_token_id] else ""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-        return ids
+        if self._adds_space and text:
+            for lead in LEADS:
+                ids = self._behind(lead, text)
+                if ids is not None:
+                    return ids
+        return self._plain(text)[0]
+
+    def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        return self._encode(text, split_special_tokens=True)
+
+    def _behind(self, lead: str, text: str) -> list[int] | None:
+        """Ids of `text` where it follows `lead`; None when a token covers both."""
+        ids, offsets = self._plain(lead + text)
+        if any(start < len(lead) < end for start, end in offsets):
+            return None
+        return [i for i, (start, _) in zip(ids, offsets, strict=True) if start >= len(lead)]
 
     def encode_structured(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of text whose special tokens are structure."""
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        return self._encode(text, split_special_tokens=False)
+
+    def _encode(
+        self, text: str, *, split_special_tokens: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        with self._lock:
+            encoded = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=split_special_tokens,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
         return encoded["input_ids"], encoded["offset_mapping"]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -50,23 +84,26 @@ class TokenizerCodec:
         Templates that know no system turn get its text at the head of the user turn; a model
         without a chat template gets the two texts and a line to answer on.
         """
+        both = "\n\n".join(part for part in (system, user) if part)
         if not self.tokenizer.chat_template:
-            return "\n\n".join(part for part in (system, user) if part) + "\n\nAnswer:"
-        turns = [{"role": "user", "content": user}]
+            return f"{self._begin}{both}\n\nAnswer:"
         if system:
-            turns.insert(0, {"role": "system", "content": system})
-        try:
-            return self._apply(turns)
-        except Exception:
-            if not system:
-                raise
-            return self._apply([{"role": "user", "content": f"{system}\n\n{user}"}])
+            # Some templates raise on a system turn, others drop it.
+            with suppress(Exception):
+                text = self._apply([_turn("system", system), _turn("user", user)])
+                if system.strip() in text:
+                    return text
+        return self._apply([_turn("user", both)])
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
         )
         return text
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def byte_tokenizer() -> Any:

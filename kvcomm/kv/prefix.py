@@ -8,7 +8,7 @@ the ids, so a hash collision can cost time but never a wrong token.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.kv.tensor import Slab
@@ -67,11 +67,11 @@ class PrefixCache:
                 break
             chain.append(link)
             found = entries
-        best = max(found, key=lambda entry: _common(entry.ids, ids), default=None)
-        if best is None or best.namespace != namespace:
-            return None
-        length = _common(best.ids, ids)
-        if length < BLOCK:
+        best, length = _longest(found, ids, namespace)
+        if length < len(chain) * BLOCK:
+            # Hashes collided: what is found may not be the longest.
+            best, length = _longest(self._entries.values(), ids, namespace)
+        if best is None or length < BLOCK:
             return None
         self._entries.move_to_end(id(best.slab))
         return best.slab, length
@@ -102,6 +102,18 @@ class PrefixCache:
     def nbytes(self) -> int:
         """Bytes of all slabs held."""
         return sum(entry.slab.nbytes for entry in self._entries.values())
+
+
+def _longest(
+    entries: Iterable[_Entry], ids: Sequence[int], namespace: str
+) -> tuple[_Entry | None, int]:
+    """The entry that shares the longest prefix with `ids`, and its length."""
+    best, length = None, 0
+    for entry in entries:
+        common = _common(entry.ids, ids) if entry.namespace == namespace else 0
+        if common > length:
+            best, length = entry, common
+    return best, length
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

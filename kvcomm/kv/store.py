@@ -59,15 +59,16 @@ class Store:
         old = self._entries.get(key)
         if old is not None:
             entry.pins += old.pins
-        free = self.budget - (self.nbytes - (old.nbytes if old else 0))
-        for other, candidate in list(self._entries.items()):
-            if free >= entry.nbytes:
-                break
-            if not candidate.pins and other != key:
-                free += candidate.nbytes
-                del self._entries[other]
-        if free < entry.nbytes:
+        room = self.budget - self.nbytes + (old.nbytes if old else 0)
+        others = [(k, e) for k, e in self._entries.items() if not e.pins and k != key]
+        # Nothing is evicted for an entry that will not fit all the same.
+        if room + sum(e.nbytes for _, e in others) < entry.nbytes:
             return False
+        for other, candidate in others:
+            if room >= entry.nbytes:
+                break
+            room += candidate.nbytes
+            del self._entries[other]
         self._entries[key] = entry
         self._entries.move_to_end(key)
         return True
@@ -104,6 +105,16 @@ class Store:
                 entry.pins = 0
                 if entry.kv is None:
                     del self._entries[key]
+
+    def drop(self, key: str) -> None:
+        """Forget one entry, pinned or not: its consumers will compute it."""
+        with self._lock:
+            self._entries.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries

@@ -49,10 +49,19 @@ class KV:
         return KV(self.keys.index_select(2, index), self.values.index_select(2, index))
 
     def __add__(self, other: KV) -> KV:
+        self._check_shape(other)
         return KV(self.keys + other.keys, self.values + other.values)
 
     def __sub__(self, other: KV) -> KV:
+        self._check_shape(other)
         return KV(self.keys - other.keys, self.values - other.values)
+
+    def _check_shape(self, other: KV) -> None:
+        # Broadcasting would spread one token over all.
+        if self.keys.shape != other.keys.shape:
+            raise ValueError(
+                f"KV of shapes {tuple(self.keys.shape)} and {tuple(other.keys.shape)} differ"
+            )
 
     @staticmethod
     def concat(pieces: Sequence[KV]) -> KV:

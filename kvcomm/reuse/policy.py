@@ -81,21 +81,28 @@ class Kvcomm:
         if not any(f.kind == "placeholder" for f in facts):
             step = Step("compute", "nothing to realign")
             return Plan((step,) * len(facts), "dense: no placeholder", dense=True)
-        steps = tuple(self._step(i, fact) for i, fact in enumerate(facts))
+        before = (None, *facts[:-1])
+        steps = tuple(map(self._step, facts, before))
         return Plan(steps, "realigned", dense=False)
 
     @staticmethod
-    def _step(index: int, fact: Fact) -> Step:
-        if index == 0 and fact.kind == "literal":
+    def _step(fact: Fact, before: Fact | None) -> Step:
+        if fact.kind == "literal" and before is None:
             return Step("compute", "first literal is exact")
-        covered = set(fact.covered)
-        computed = {i for i in range(fact.tokens) if i not in covered}
+        if fact.tokens == 0:
+            return Step("compute", "empty")
+        if not fact.covered:
+            return Step("compute", "no base KV")
+        if fact.kind == "placeholder":
+            assert fact.verdict is not None
+            reason = fact.verdict.reason
+        elif before is not None and before.tokens:
+            reason = "offset of the placeholder before"
+        else:
+            return Step("compute", "no offset behind an empty placeholder")
+        computed = set(range(fact.tokens)) - set(fact.covered)
         if fact.last:
             computed.add(fact.tokens - 1)
-        if fact.kind == "placeholder" and fact.verdict is not None:
-            reason = fact.verdict.reason
-        else:
-            reason = "offset of the placeholder before"
         return Step("realign", reason, tuple(sorted(computed)))
 
 

@@ -10,11 +10,13 @@ import json
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kvcomm.errors import StateError
@@ -34,9 +36,14 @@ class Loaded:
 
 
 def check_folder(folder: Path, model: str, fingerprint: str) -> None:
-    """Raise `StateError` when `folder` holds what another model learned."""
+    """Raise `StateError` when `folder` holds what another model learned, or anything else."""
     path = folder / MANIFEST
     if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.glob("*.safetensors"))):
+            raise StateError(
+                f"{folder} is not a state folder (it has no {MANIFEST}): choose another --state "
+                "folder"
+            )
         return
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -65,18 +72,25 @@ def load_state(folder: Path, offsets: Offsets, device: torch.device) -> Loaded:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no dict
                     placeholder, _, rest = name.partition(".")
                     grouped[int(placeholder)][rest] = file.get_tensor(name)
-            for placeholder, tensors in grouped.items():
-                model = offsets.of(path.stem, placeholder)
-                model.load_state(tensors)
-                samples += model.samples
-            templates += 1
+            models = {number: offsets.make() for number in grouped}
+            for number, model in models.items():
+                model.load_state(grouped[number])
         except Exception as error:
-            refused.append(f"{path.name}: {error}")
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            refused.append(f"{path.name}: {what}")
+            continue
+        for number, model in models.items():
+            offsets.models[path.stem, number] = model
+            samples += model.samples
+        templates += 1
     return Loaded(templates, samples, tuple(refused))
 
 
 def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> None:
-    """Write every template that learned something, each file replaced atomically."""
+    """Write every template that learned something, each file replaced atomically.
+
+    Raises `StateError` for another model's folder, and for one that cannot be written.
+    """
     check_folder(folder, model, fingerprint)
     by_template: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for (template, placeholder), learned in offsets.models.items():
@@ -85,23 +99,33 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
                 by_template[template][f"{placeholder}.{name}"] = tensor
     if not by_template:
         return
+    try:
+        _write(folder, model, fingerprint, by_template)
+    except (OSError, SafetensorError) as error:
+        raise StateError(
+            f"cannot write the state to {folder} ({error}): choose another --state folder, or "
+            "--state none"
+        ) from error
+
+
+def _write(
+    folder: Path, model: str, fingerprint: str, by_template: dict[str, dict[str, torch.Tensor]]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {"format": FORMAT, "model": model, "fingerprint": fingerprint}
     _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     for template, tensors in by_template.items():
         # safetensors refuses tensors that share memory; pools share base KV between agents.
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        _replace(
-            folder / f"{template}.safetensors",
-            lambda path, copies=copies: save_file(copies, str(path), metadata={"format": FORMAT}),
-        )
+        save = partial(save_file, copies, metadata={"format": FORMAT})
+        _replace(folder / f"{template}.safetensors", save)
 
 
-def _replace(path: Path, write: object) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        write(Path(name))  # type: ignore[operator]
+        write(Path(name))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from kvcomm.cli.demo_report import (
     Played,
     count_reasons,
-    show_first,
+    show_question,
     show_table,
     summarise,
     to_json,
@@ -122,8 +122,8 @@ def test_the_table_has_a_line_a_mode_and_says_why_calls_were_dense(played: Playe
     assert "1 call, such as: 0 anchors of at least 31 tokens, needs 2" in text
 
 
-def test_the_first_question_shows_each_message_and_its_reuse(played: Played) -> None:
-    text = shown(show_first(played))
+def test_a_question_shows_each_message_and_its_reuse(played: Played) -> None:
+    text = shown(show_question(played, 0))
     assert "What is 6 * 7? (answer: 42)" in text
     assert text.index("solver") < text.index("editor")
     assert "kvcomm 50 20 10 20 5 0.10 as dense" in " ".join(text.split())

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import pytest
-import traces
 from rich.console import Console
 
 from kvcomm.errors import UsageError
@@ -14,6 +13,7 @@ from kvcomm.trace import TraceRun
 from kvcomm.trace.lanes import levels
 from kvcomm.trace.show import show_run
 from kvcomm.trace.text import number, plain, shorten
+from tests.trace import traces
 
 
 def shown(run: TraceRun, width: int = 80, **options: object) -> str:

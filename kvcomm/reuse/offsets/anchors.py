@@ -129,12 +129,12 @@ class AnchorPool:
         return predicted
 
     def observe(self, base: KV, offset: KV, literal: KV) -> None:
-        """Add an anchor; above capacity drop the least used of the oldest `OLDEST`."""
+        """Add an anchor; above capacity drop the least used of the oldest `OLDEST` before it."""
         if len(base) == 0:
             return
         self.anchors.append(Anchor(base, offset, literal))
         if len(self.anchors) > self.capacity:
-            oldest = self.anchors[:OLDEST]
+            oldest = self.anchors[: min(OLDEST, self.capacity)]
             self.anchors.remove(min(oldest, key=lambda anchor: anchor.uses))
 
     def _compatible(self, tokens: int) -> list[Anchor]:

@@ -1,0 +1,41 @@
+"""Engines shared by the tests: tiny random models for logic, the embedded one for behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+
+
+@pytest.fixture(scope="session")
+def engine_of() -> Iterator[Callable[..., LocalEngine]]:
+    """Engines by (name, dtype), loaded once."""
+    engines: dict[tuple[str, str], LocalEngine] = {}
+
+    def load(name: str, dtype: str = "float32") -> LocalEngine:
+        if (name, dtype) not in engines:
+            engines[name, dtype] = load_engine(name, dtype=dtype, device="cpu")
+        return engines[name, dtype]
+
+    yield load
+    for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture
+def tiny(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
+    """A tiny random Llama in float64, where equal means equal; empty caches."""
+    engine = engine_of("random:llama-tiny", "float64")
+    engine.forget()
+    return engine
+
+
+@pytest.fixture
+def smol(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
+    """The embedded model in float32; empty caches."""
+    engine = engine_of("smollm2-135m")
+    engine.forget()
+    return engine

@@ -1,0 +1,102 @@
+"""The loop: a failing row fails alone, a cancelled one stops, a closed engine says so."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from kvcomm.engine import loop as loop_module
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+from kvcomm.errors import KvcommError
+from tests.engine.support import COMPUTE, decode, generate, ids_of, open_row, random_ids, segment
+
+
+def test_a_failed_forward_fails_its_rows_and_the_engine_goes_on(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop_module.packed_forward
+
+    def broken(*args: object) -> torch.Tensor:
+        raise RuntimeError("out of luck")
+
+    async def go() -> list[int]:
+        monkeypatch.setattr(loop_module, "packed_forward", broken)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            await open_row(tiny, 50).extend([segment(random_ids(tiny, 30))], [COMPUTE], last=True)
+        monkeypatch.setattr(loop_module, "packed_forward", real)
+        seq = open_row(tiny, 50)
+        await seq.extend([segment(random_ids(tiny, 30))], [COMPUTE], last=True)
+        return ids_of(await decode(seq, 10))
+
+    assert asyncio.run(go()) == generate(tiny, random_ids(tiny, 30), 10)
+
+
+def test_nan_logits_fail_the_call_and_not_its_neighbour(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, other = random_ids(tiny, 30), random_ids(tiny, 21, seed=2)
+
+    async def go() -> list[int]:
+        good, bad = open_row(tiny, 60), open_row(tiny, 60)
+        await good.extend([segment(ids)], [COMPUTE], last=True)
+        await bad.extend([segment(other)], [COMPUTE], last=True)
+        assert bad._logits is not None
+        bad._logits = torch.full_like(bad._logits, float("nan"))
+        results = await asyncio.gather(decode(good, 10), decode(bad, 10), return_exceptions=True)
+        assert isinstance(results[1], KvcommError)
+        assert "NaN" in str(results[1])
+        assert not isinstance(results[0], BaseException)
+        return ids_of(results[0])
+
+    assert asyncio.run(go()) == generate(tiny, ids, 10)
+
+
+def test_a_cancelled_extension_leaves_the_loop(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        seq = open_row(tiny, 6000)
+        task = asyncio.create_task(seq.extend([segment(random_ids(tiny, 6000))], [COMPUTE]))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        steps = tiny.loop.steps
+        await open_row(tiny, 20).extend([segment(random_ids(tiny, 10))], [COMPUTE])
+        assert tiny.loop.steps <= steps + 2
+
+    asyncio.run(go())
+
+
+def test_leaving_a_stream_early_stops_its_decoding(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        seq = open_row(tiny, 4000)
+        await seq.extend([segment(random_ids(tiny, 10))], [COMPUTE], last=True)
+        stream = seq.decode(__import__("kvcomm.sampling").sampling.Sampling(max_tokens=3900), 0)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        await seq.close()
+        await tiny.call(lambda: None)
+        steps = tiny.loop.steps
+        await asyncio.sleep(0.05)
+        assert tiny.loop.steps <= steps + 1
+
+    asyncio.run(go())
+
+
+def test_a_closed_engine_fails_what_waits_and_what_comes() -> None:
+    engine = load_engine("random:llama-tiny", device="cpu")
+
+    async def go() -> None:
+        seq = open_row(engine, 8000)
+        task = asyncio.create_task(seq.extend([segment(random_ids(engine, 8000))], [COMPUTE]))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(KvcommError, match="closed"):
+            await task
+        with pytest.raises(KvcommError, match="closed"):
+            await seq.extend([segment([11, 12])], [COMPUTE])
+
+    asyncio.run(go())

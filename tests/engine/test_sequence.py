@@ -1,0 +1,283 @@
+"""A row's life: prefix hits, realigning, taking back, handing out, learning."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvcomm.engine.base import Call
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import ContextOverflow
+from kvcomm.message import Outgoing, Span
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Step
+from kvcomm.reuse.policy import Kvcomm
+from tests.engine.support import (
+    COMPUTE,
+    decode,
+    generate,
+    ids_of,
+    open_row,
+    plain_logits,
+    random_ids,
+    segment,
+)
+
+TEMPLATE = Template(
+    literals=(tuple(range(20, 45)), tuple(range(60, 69)), tuple(range(80, 86))),
+    names=("task", "critic"),
+    fingerprint="template-of-the-tests",
+)
+
+
+def call(**changes: object) -> Call:
+    base = Call(
+        node="n",
+        template=TEMPLATE,
+        capacity=200,
+        messages=frozenset({"critic"}),
+        reads_prefix=True,
+        feeds_prefix=False,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+async def publish_message(engine: LocalEngine, count: int = 14):  # type: ignore[no-untyped-def]
+    """A message decoded in another row: its ids and handle, the last token without KV."""
+    producer = open_row(engine, 100)
+    await producer.extend([segment(random_ids(engine, 30, seed=8))], [COMPUTE], last=True)
+    ids = ids_of(await decode(producer, count))
+    message = Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),))
+    return tuple(ids), await producer.publish(message, consumers=1)
+
+
+async def prompt_of(engine: LocalEngine) -> list[Segment]:
+    ids, handle = await publish_message(engine)
+    task = tuple(random_ids(engine, 17, seed=9))
+    return TEMPLATE.fill({"task": task, "critic": ids}, {"critic": handle})
+
+
+def whole(segments: list[Segment]) -> list[int]:
+    return [i for item in segments for i in item.ids]
+
+
+def test_a_prefix_hit_gives_the_same_answer_and_computes_only_the_rest(tiny: LocalEngine) -> None:
+    ids = random_ids(tiny, 90)
+
+    async def go() -> tuple[list[int], int, int]:
+        first = open_row(tiny, 120, prefix=True)
+        await first.extend([segment(ids[:70])], [COMPUTE])
+        await first.settle()
+        second = open_row(tiny, 120, prefix=True)
+        parts = [segment(ids[:50]), segment(ids[50:])]
+        done = await second.extend(parts, [COMPUTE, COMPUTE], last=True)
+        assert [d.way for d in done] == ["prefix", "compute"]
+        tokens = ids_of(await decode(second, 20))
+        return tokens, sum(d.prefix for d in done), sum(d.computed for d in done)
+
+    tokens, prefix, computed = asyncio.run(go())
+    assert (prefix, computed) == (70, 20)
+    assert tokens == generate(tiny, ids, 20)
+
+
+def test_a_prompt_held_whole_still_computes_its_last_token(tiny: LocalEngine) -> None:
+    ids = random_ids(tiny, 48)
+
+    async def go() -> list[int]:
+        for _ in range(2):
+            seq = open_row(tiny, 80, prefix=True)
+            (done,) = await seq.extend([segment(ids)], [COMPUTE], last=True)
+            await seq.settle()
+        assert (done.prefix, done.computed) == (47, 1)
+        return ids_of(await decode(seq, 20))
+
+    assert asyncio.run(go()) == generate(tiny, ids, 20)
+
+
+def test_namespaces_never_share_prefixes(tiny: LocalEngine) -> None:
+    ids = random_ids(tiny, 48)
+
+    async def go() -> int:
+        for namespace in ("a", "b"):
+            seq = open_row(tiny, 80, prefix=True, namespace=namespace)
+            (done,) = await seq.extend([segment(ids)], [COMPUTE])
+            await seq.settle()
+        return done.prefix
+
+    assert asyncio.run(go()) == 0
+
+
+def test_what_was_computed_can_be_taken_back(tiny: LocalEngine) -> None:
+    ids, wrong = random_ids(tiny, 40), random_ids(tiny, 12, seed=4)
+
+    async def go() -> list[int]:
+        seq = open_row(tiny, 80)
+        await seq.extend([segment(ids[:25])], [COMPUTE])
+        await seq.extend([segment(wrong)], [COMPUTE])
+        await seq.truncate(25)
+        await seq.extend([segment(ids[25:])], [COMPUTE], last=True)
+        return ids_of(await decode(seq, 20))
+
+    assert asyncio.run(go()) == generate(tiny, ids, 20)
+
+
+def test_settled_slots_are_never_taken_back(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        seq = open_row(tiny, 80)
+        await seq.extend([segment(random_ids(tiny, 25))], [COMPUTE])
+        await seq.settle()
+        await seq.truncate(20)
+
+    with pytest.raises(ValueError, match="settled"):
+        asyncio.run(go())
+
+
+def test_a_row_moves_into_a_larger_slab_when_it_outgrows_its_own(tiny: LocalEngine) -> None:
+    ids = random_ids(tiny, 40)
+
+    async def go() -> list[int]:
+        seq = open_row(tiny, 25)
+        await seq.extend([segment(ids[:25])], [COMPUTE])
+        await seq.reserve(60)
+        await seq.extend([segment(ids[25:])], [COMPUTE], last=True)
+        return ids_of(await decode(seq, 20))
+
+    assert asyncio.run(go()) == generate(tiny, ids, 20)
+
+
+def test_a_call_beyond_the_context_is_refused_with_numbers(tiny: LocalEngine) -> None:
+    with pytest.raises(
+        ContextOverflow, match=r"may need 9000 tokens, 808 more than the context of"
+    ):
+        open_row(tiny, 9000)
+
+
+def test_a_handle_covers_what_was_computed_and_no_more(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        ids, handle = await publish_message(tiny, 14)
+        assert handle.tokens == len(ids) == 14
+        assert handle.covered == ((0, 13),)  # the last token was sampled, not computed
+        assert handle.exact
+        base = tiny.store.get(handle.key)
+        assert base is not None
+        assert len(base) == 13
+        await tiny.release(handle)
+        tiny.store.check_integrity()
+
+    asyncio.run(go())
+
+
+def test_a_message_that_nobody_realigns_leaves_no_kv_behind(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        _, handle = await publish_message(tiny)
+        assert handle.key in tiny.store
+        await tiny.release(handle)
+        assert handle.key not in tiny.store
+
+    asyncio.run(go())
+
+
+def dense_truth(engine: LocalEngine, segments: list[Segment]) -> torch.Tensor:
+    return plain_logits(engine, whole(segments))[-1]
+
+
+def realign_with(engine: LocalEngine, segments: list[Segment], teach: list[Segment] | None):  # type: ignore[no-untyped-def]
+    """Last logits of a realigned call after two dense calls on `teach`, and what was extended."""
+
+    async def go():  # type: ignore[no-untyped-def]
+        for _ in range(2):
+            if teach is None:
+                break
+            seq = engine.open(call())
+            survey = await seq.survey(teach)
+            await seq.extend(survey.segments, [COMPUTE] * len(teach), last=True)
+            await seq.observe([1, 3])
+        seq = engine.open(call())
+        survey = await seq.survey(segments)
+        facts = [
+            replace(f, verdict=replace(f.verdict, shareable=True)) if f.verdict else f
+            for f in survey.facts
+        ]
+        plan = Kvcomm().plan(facts)
+        done = await seq.extend(survey.segments, plan.steps, last=True)
+        assert seq._logits is not None
+        return seq._logits, done, seq.exact
+
+    return asyncio.run(go())
+
+
+def test_offsets_seen_before_make_a_realigned_call_equal_to_a_dense_one(tiny: LocalEngine) -> None:
+    segments = asyncio.run(prompt_of(tiny))
+    logits, done, exact = realign_with(tiny, segments, teach=segments)
+    truth = dense_truth(tiny, segments)
+    assert not exact
+    assert [d.way for d in done] == ["prefix", "realign", "realign", "realign", "realign"]
+    # The message's last token has no KV, and the prompt's last token is always computed.
+    assert [d.computed for d in done] == [0, 0, 0, 1, 1]
+    assert torch.allclose(logits, truth, rtol=0, atol=1e-6 * float(truth.abs().max()))
+
+
+def test_offsets_of_another_prompt_are_an_approximation(tiny: LocalEngine) -> None:
+    segments = asyncio.run(prompt_of(tiny))
+    other = TEMPLATE.fill(
+        {"task": tuple(random_ids(tiny, 17, seed=30)), "critic": segments[3].ids},
+        {"critic": segments[3].handle},  # type: ignore[dict-item]
+    )
+    logits, _, _ = realign_with(tiny, segments, teach=other)
+    truth = dense_truth(tiny, segments)
+    assert not torch.allclose(logits, truth, rtol=0, atol=1e-3 * float(truth.abs().max()))
+
+
+def test_a_realigned_row_never_enters_the_prefix_cache(tiny: LocalEngine) -> None:
+    segments = asyncio.run(prompt_of(tiny))
+    realign_with(tiny, segments, teach=segments)
+
+    async def go() -> None:
+        before = len(tiny.prefix)
+        seq = tiny.open(call(feeds_prefix=True))
+        survey = await seq.survey(segments)
+        steps = [COMPUTE, *[Step("realign", "test", ()) for _ in segments[1:]]]
+        await seq.extend(survey.segments, steps, last=True)
+        await seq.settle()
+        assert not seq.exact
+        assert len(tiny.prefix) == before
+        with pytest.raises(ValueError, match="computed"):
+            await seq.observe([1])
+
+    asyncio.run(go())
+
+
+def test_kv_that_has_left_the_store_is_computed_and_the_reason_says_so(tiny: LocalEngine) -> None:
+    segments = asyncio.run(prompt_of(tiny))
+
+    async def go() -> list[int]:
+        seq = tiny.open(call())
+        survey = await seq.survey(segments)
+        for item in survey.segments:
+            if item.handle:
+                tiny.store.drop(item.handle.key)
+        steps = [COMPUTE, *[Step("realign", "planned", ()) for _ in segments[1:]]]
+        done = await seq.extend(survey.segments, steps, last=True)
+        assert all(d.realigned == 0 for d in done)
+        assert "left the store" in done[1].reason
+        assert seq.exact
+        return ids_of(await decode(seq, 20))
+
+    assert asyncio.run(go()) == generate(tiny, whole(segments), 20)
+
+
+def test_bases_are_made_once_and_counted_once(tiny: LocalEngine) -> None:
+    segments = asyncio.run(prompt_of(tiny))
+
+    async def go() -> list[int]:
+        surveys = await asyncio.gather(*[tiny.open(call()).survey(segments) for _ in range(3)])
+        return [survey.base_tokens for survey in surveys]
+
+    costs = asyncio.run(go())
+    header = len(tiny.codec.encode_structured(tiny.codec.chat("", "x"))[0])
+    assert sorted(costs)[:2] == [0, 0] or sum(costs) < 2 * max(costs)
+    literals = TEMPLATE.literal_tokens()
+    assert literals + 17 < sum(costs) < literals + 17 + header
