@@ -41,6 +41,14 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """How a finished prompt is answered: the sampling, and the seed of its own generator."""
+
+    sampling: Sampling
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Extended:
     """What became of one `extend`: `computed + prefix + realigned` = tokens of the segment."""
 
@@ -114,13 +122,20 @@ class EngineSequence(Protocol):
         """Find or make base KV for every segment, and ask the offset models about them."""
 
     async def extend(
-        self, segments: Sequence[Segment], steps: Sequence[Step], *, last: bool = False
+        self,
+        segments: Sequence[Segment],
+        steps: Sequence[Step],
+        *,
+        settle: bool = True,
+        answer: Answer | None = None,
     ) -> list[Extended]:
         """Append segments: fill what is reused, then compute the rest in one go.
 
-        `last` keeps the logits of the final token, which is then computed. After a survey the
-        segments are the surveyed ones, from the first. A realign step whose KV has left the store
-        computes its segment, and the reason says so.
+        With `settle` the tokens are final, and the row is offered to the prefix cache once they
+        are computed. `answer` ends the prompt: its last token is computed, and sampling begins at
+        once; `decode` tells the tokens. After a survey the segments are the surveyed ones, from
+        the first. A realign step whose KV has left the store computes its segment, and the reason
+        says so.
         """
 
     async def reserve(self, capacity: int) -> None:
@@ -132,8 +147,8 @@ class EngineSequence(Protocol):
     async def truncate(self, length: int) -> None:
         """Forget the slots from `length` on. They must not have been settled."""
 
-    def decode(self, sampling: Sampling, seed: int) -> AsyncIterator[Token]:
-        """Sample tokens until a stop token or `max_tokens`; the last one has `last` set."""
+    def decode(self) -> AsyncIterator[Token]:
+        """The answer's tokens as they are sampled; the final one has `last` set."""
 
     async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
         """A handle on the KV of a message decoded here, pinned once for each consumer.

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from kvcomm.engine.base import Call, Capabilities, Extended, Learned, Phases, Survey, Token
+from kvcomm.engine.base import Answer, Call, Capabilities, Extended, Learned, Phases, Survey, Token
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ContextOverflow, KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Step
-from kvcomm.sampling import Sampling
 
 
 class DenseEngine:
@@ -101,6 +100,7 @@ class DenseSequence:
         self._call = call
         self._engine = engine
         self._ids: list[int] = []
+        self._answer: Answer | None = None
         self._closed = False
 
     @property
@@ -113,9 +113,15 @@ class DenseSequence:
         raise KvcommError(f"{self._engine.model} cannot reuse KV")
 
     async def extend(
-        self, segments: Sequence[Segment], steps: Sequence[Step], *, last: bool = False
+        self,
+        segments: Sequence[Segment],
+        steps: Sequence[Step],
+        *,
+        settle: bool = True,
+        answer: Answer | None = None,
     ) -> list[Extended]:
         """Append the segments' ids."""
+        self._answer = answer
         for segment in segments:
             self._ids += segment.ids
         return [
@@ -135,8 +141,10 @@ class DenseSequence:
         """Forget ids from `length` on."""
         del self._ids[length:]
 
-    async def decode(self, sampling: Sampling, seed: int) -> AsyncIterator[Token]:
+    async def decode(self) -> AsyncIterator[Token]:
         """Generate with transformers, token by token as they come."""
+        assert self._answer is not None
+        answer = self._answer
         running = asyncio.get_running_loop()
         queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
 
@@ -145,9 +153,7 @@ class DenseSequence:
                 raise KvcommError("the call was cancelled")
             running.call_soon_threadsafe(queue.put_nowait, item)
 
-        future = running.run_in_executor(
-            self._engine.worker, lambda: self._generate(sampling, seed, emit)
-        )
+        future = running.run_in_executor(self._engine.worker, lambda: self._generate(answer, emit))
         try:
             while True:
                 item = await queue.get()
@@ -161,14 +167,12 @@ class DenseSequence:
             self._closed = True
 
     @torch.inference_mode()
-    def _generate(
-        self, sampling: Sampling, seed: int, emit: Callable[[Token | BaseException], None]
-    ) -> None:
-        engine = self._engine
+    def _generate(self, answer: Answer, emit: Callable[[Token | BaseException], None]) -> None:
+        engine, sampling = self._engine, answer.sampling
         stop = engine.stop | frozenset(sampling.stop)
         started = time.perf_counter()
         try:
-            torch.manual_seed(seed)
+            torch.manual_seed(answer.seed)
             ids = torch.tensor([self._ids], device=engine.network.device)
             greedy = sampling.temperature == 0
             engine.network.generate(

@@ -10,8 +10,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from kvcomm.engine.base import Call, Capabilities, Learned, Phases
 from kvcomm.engine.check import kv_shape
 from kvcomm.engine.dense import check_capacity
@@ -137,20 +135,20 @@ class LocalEngine:
         try:
             row = self.new_row(len(ids))
             row.ids += ids
-            work = self.loop.compute(
-                row,
-                range(len(ids)),
-                priority=lambda: BASE_PRIORITY,
-                logits=False,
-                phases=Phases(),
-            )
-            await self.finish(work)
 
-            def keep() -> None:
+            def keep(_: object) -> None:
                 for name, span in pieces(row):
                     self.store.put(name, row.position_free(span))
 
-            await self.call(keep)
+            work = Work(
+                row,
+                begin=lambda: range(len(ids)),
+                priority=lambda: BASE_PRIORITY,
+                logits=False,
+                phases=Phases(),
+                done=keep,
+            )
+            await self.finish(self.loop.compute(work))
         finally:
             with self._lock:
                 del self._making[key]
@@ -161,10 +159,10 @@ class LocalEngine:
         """Run `task` on the engine's thread."""
         return await asyncio.wrap_future(self.loop.submit(task))
 
-    async def finish(self, work: Work) -> torch.Tensor | None:
+    async def finish(self, work: Work) -> None:
         """Wait for `work`; a cancelled wait takes it out of the loop."""
         try:
-            return await asyncio.wrap_future(work.future)
+            await asyncio.wrap_future(work.future)
         except asyncio.CancelledError:
             work.cancelled = True
             self.loop.wake()

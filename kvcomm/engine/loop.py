@@ -32,17 +32,34 @@ STEP_TOKENS_DECODING = 256
 
 @dataclass(eq=False)
 class Work:
-    """Positions of a row that have to be computed; all other slots below them are filled."""
+    """Positions of a row to compute; all other slots below them are filled.
+
+    `begin` names the positions when the work's turn comes. `done` gets the logits of the last
+    one, if they are wanted, on the loop's thread, before the future resolves and before any other
+    work: what it starts is part of the next step.
+    """
 
     row: Row
-    positions: Sequence[int]
+    begin: Callable[[], Sequence[int]]
     priority: Callable[[], int]
     logits: bool
     phases: Phases
-    order: int
-    future: Future[torch.Tensor | None] = field(default_factory=Future)
-    done: int = 0
+    done: Callable[[torch.Tensor | None], None]
+    future: Future[None] = field(default_factory=Future)
+    order: int = 0
+    positions: Sequence[int] | None = None
+    computed: int = 0
     cancelled: bool = False
+
+    def finish(self, logits: torch.Tensor | None) -> None:
+        """Everything is computed."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.done(logits)
+            except Exception as error:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(None)
 
 
 @dataclass(eq=False)
@@ -52,9 +69,9 @@ class Decoding:
     row: Row
     sampler: Sampler
     stop: frozenset[int]
-    logits: torch.Tensor
     emit: Callable[[Token | BaseException], None]
     phases: Phases
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     sampled: int = 0
     cancelled: bool = False
 
@@ -84,23 +101,12 @@ class Loop:
             self._condition.notify()
         return future
 
-    def compute(
-        self,
-        row: Row,
-        positions: Sequence[int],
-        *,
-        priority: Callable[[], int],
-        logits: bool,
-        phases: Phases,
-    ) -> Work:
-        """Compute `positions` of `row`; the future's result are the last one's logits, if asked."""
-        work = Work(row, positions, priority, logits, phases, next(self._orders))
-        if not positions:
-            work.future.set_result(None)
-            return work
+    def compute(self, work: Work) -> Work:
+        """Queue `work`."""
         with self._condition:
             if self._closed:
                 raise KvcommError("the engine is closed")
+            work.order = next(self._orders)
             self._works.append(work)
             self._condition.notify()
         return work
@@ -144,16 +150,16 @@ class Loop:
 
     def _fail_all(self, error: BaseException) -> None:
         for _, future in self._tasks:
-            future.set_exception(error)
-        self._fail(self._works, self._decodings, error)
+            _fail(future, error)
+        self._drop(self._works, self._decodings, error)
 
-    def _fail(
+    def _drop(
         self, works: Sequence[Work], decodings: Sequence[Decoding], error: BaseException
     ) -> None:
-        for work in list(works):
-            if not work.future.cancelled():
-                work.future.set_exception(error)
-        for decoding in list(decodings):
+        """Fail these rows and take them out of the loop."""
+        for work in works:
+            _fail(work.future, error)
+        for decoding in decodings:
             decoding.emit(error)
         with self._condition:
             self._works = [w for w in self._works if w not in works]
@@ -172,7 +178,7 @@ class Loop:
         try:
             self._forward(due, chunks)
         except Exception as error:  # a failed step fails its own rows, never the engine
-            self._fail([work for work, _ in chunks], due, error)
+            self._drop([work for work, _ in chunks], due, error)
 
     def _sample(self, decoding: Decoding) -> bool:
         """Draw the row's next token; True when the row goes on and needs a forward for it."""
@@ -180,7 +186,7 @@ class Loop:
         try:
             token = decoding.sampler.draw(decoding.logits)
         except Exception as error:
-            self._fail([], [decoding], error)
+            self._drop([], [decoding], error)
             return False
         decoding.sampled += 1
         now = time.perf_counter()
@@ -196,18 +202,32 @@ class Loop:
             self._decodings.remove(decoding)
         return False
 
-    @staticmethod
-    def _chunks(works: Sequence[Work], budget: int) -> list[tuple[Work, Sequence[int]]]:
+    def _chunks(self, works: Sequence[Work], budget: int) -> list[tuple[Work, Sequence[int]]]:
         """The most urgent positions within the budget; less urgent rows wait for urgent ones."""
         chunks: list[tuple[Work, Sequence[int]]] = []
-        urgent = works[0].priority() if works else 0
+        urgent: int | None = None
         for work in works:
-            if budget <= 0 or work.priority() > urgent:
+            if budget <= 0 or (urgent is not None and work.priority() > urgent):
                 break
-            positions = work.positions[work.done : work.done + budget]
-            chunks.append((work, positions))
-            budget -= len(positions)
+            if work.positions is None:
+                try:
+                    work.positions = work.begin()
+                except Exception as error:
+                    self._drop([work], [], error)
+                    continue
+            positions = work.positions[work.computed : work.computed + budget]
+            if positions:
+                urgent = work.priority()
+                chunks.append((work, positions))
+                budget -= len(positions)
+            else:  # a prefix held all of it
+                self._remove([work])
+                work.finish(None)
         return chunks
+
+    def _remove(self, works: Sequence[Work]) -> None:
+        with self._condition:
+            self._works = [work for work in self._works if work not in works]
 
     def _forward(
         self, due: Sequence[Decoding], chunks: Sequence[tuple[Work, Sequence[int]]]
@@ -227,7 +247,7 @@ class Loop:
             parts.append(Part(work.row.slab, len(ids), chunk))
             ids += [work.row.ids[slot] for slot in chunk]
             positions += chunk
-            if work.logits and work.done + len(chunk) == len(work.positions):
+            if work.logits and work.computed + len(chunk) == len(work.positions or ()):
                 wanted.append(len(ids) - 1)
         logits = packed_forward(self._model, ids, positions, wanted, Pack(parts))
         self.steps += 1
@@ -236,19 +256,20 @@ class Loop:
             decoding.logits = logits[index]
             decoding.phases.add("decode", spent)
         taken = len(due)
-        finished: list[tuple[Work, torch.Tensor | None]] = []
         for work, chunk in chunks:
-            work.done += len(chunk)
+            work.computed += len(chunk)
             work.phases.add("forward", spent)
-            if work.done == len(work.positions):
-                finished.append((work, logits[taken] if work.logits else None))
-                taken += work.logits
-        with self._condition:
-            done = {id(work) for work, _ in finished}
-            self._works = [w for w in self._works if id(w) not in done]
-        for work, row_logits in finished:
-            if work.future.set_running_or_notify_cancel():
-                work.future.set_result(row_logits)
+        finished = [w for w, _ in chunks if w.computed == len(w.positions or ())]
+        self._remove(finished)
+        for work in finished:
+            work.finish(logits[taken] if work.logits else None)
+            taken += work.logits
+
+
+def _fail(future: Future[Any], error: BaseException) -> None:
+    """Fail a future whose waiter may have gone."""
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 def _settle(task: Callable[[], Any], future: Future[Any]) -> None:

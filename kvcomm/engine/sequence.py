@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcomm.engine.base import Call, Extended, Phases, Survey, Token
+from kvcomm.engine.base import Answer, Call, Extended, Phases, Survey, Token
 from kvcomm.engine.dense import check_capacity
 from kvcomm.engine.loop import Decoding, Work
+from kvcomm.engine.placement import Piece, Placement
 from kvcomm.engine.sampling import Sampler
 from kvcomm.kv import KV, content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.offsets import OffsetModel
-from kvcomm.reuse.plan import Fact, Step, Way
-from kvcomm.sampling import Sampling
+from kvcomm.reuse.plan import Fact, Step
 
 if TYPE_CHECKING:
     from kvcomm.engine.local import LocalEngine
@@ -34,7 +34,7 @@ class LocalSequence:
         self._call = call
         self._priority = call.priority
         self._row = engine.new_row(call.capacity)
-        self._logits: torch.Tensor | None = None
+        self._tokens: asyncio.Queue[Token | BaseException] = asyncio.Queue()
         self._surveyed: tuple[Segment, ...] = ()
         self._starts: list[int] = []
         self._answer_start = 0
@@ -102,69 +102,77 @@ class LocalSequence:
         return self.engine.offsets.of(self._call.template.fingerprint, number)
 
     async def extend(
-        self, segments: Sequence[Segment], steps: Sequence[Step], *, last: bool = False
+        self,
+        segments: Sequence[Segment],
+        steps: Sequence[Step],
+        *,
+        settle: bool = True,
+        answer: Answer | None = None,
     ) -> list[Extended]:
         """Append segments: fill what is reused, then compute the rest in one go."""
-        self._logits = None
-        done, work = await self.engine.call(lambda: self._place(segments, steps, last))
-        if work is not None:
-            self._logits = await self.engine.finish(work)
-        return done
+        if answer is not None:
+            self._decoding = self._prepare(answer)
+        placement, work = await self.engine.call(
+            lambda: self._place(segments, steps, settle, answer is not None)
+        )
+        await self.engine.finish(work)
+        return placement.report()
 
     def _place(
-        self, segments: Sequence[Segment], steps: Sequence[Step], last: bool
-    ) -> tuple[list[Extended], Work | None]:
+        self, segments: Sequence[Segment], steps: Sequence[Step], settle: bool, answers: bool
+    ) -> tuple[Placement, Work]:
         """Fill the row and queue what has to be computed; runs on the engine's thread."""
-        adopted = self._adopt(segments, steps, last)
-        done: list[Extended] = []
-        slots: list[int] = []
+        row = self._row
+        adopts = self._call.reads_prefix and row.exact
+        placement = Placement(row, len(row), answers)
         for segment, step in zip(segments, steps, strict=True):
-            start, size = len(self._row), len(segment)
+            start, positions, reason = len(row), None, step.reason
             self._starts.append(start)
-            computed = self._fill(segment, step) if step.way == "realign" else step.reason
-            if isinstance(computed, list):
-                slots += [start + i for i in computed]
-                realigned = size - len(computed)
-                done.append(Extended("realign", len(computed), 0, realigned, step.reason))
-                continue
-            reason = computed
-            hit = min(max(adopted - start, 0), size)
-            way: Way = "prefix" if hit and hit == size else "compute"
-            self._row.ids += segment.ids
-            slots += range(start + hit, start + size)
-            done.append(Extended(way, size - hit, hit, 0, reason))
-        return done, self._queue(slots, last) if slots else None
-
-    def _adopt(self, segments: Sequence[Segment], steps: Sequence[Step], last: bool) -> int:
-        """Copy what the prefix cache holds of the leading computed segments; where it ends."""
-        row, ids = self._row, list[int]()
-        if not (self._call.reads_prefix and row.exact):
-            return 0
-        for segment, step in zip(segments, steps, strict=True):
             if step.way == "realign":
-                break
-            ids += segment.ids
-        began = time.perf_counter()
-        match = self.engine.prefix.match([*row.ids, *ids], self._call.namespace)
-        # The final token of a prompt is always computed: its logits are wanted.
-        stop = len(row) + len(ids) - (last and len(ids) == sum(map(len, segments)))
-        held = min(match[1], stop) if match else 0
-        if match is None or held <= len(row) or match[0] is row.slab:
-            return 0
-        row.slab.copy_from(match[0], len(row), held)
-        self.phases.add("fill", time.perf_counter() - began)
-        return held
+                positions, reason = self._fill(segment, step)
+            if positions is None:
+                row.ids += segment.ids
+            placement.pieces.append(Piece(start, len(segment), positions, reason))
+        self._answer_start = len(row)
 
-    def _fill(self, segment: Segment, step: Step) -> list[int] | str:
-        """Realign the covered positions that are not computed; returns the positions to compute.
+        def begin() -> Sequence[int]:
+            if adopts:
+                began = time.perf_counter()
+                placement.adopt(self.engine.prefix, self._call.namespace)
+                self.phases.add("fill", time.perf_counter() - began)
+            return placement.slots()
 
-        When that is no longer possible, nothing is written and the reason is returned. Layer 0 is
-        exact: its keys and values depend on nothing but the token.
+        def done(logits: torch.Tensor | None) -> None:
+            if settle:
+                self._settle()
+            if answers and self._decoding is not None:
+                assert logits is not None
+                self._decoding.logits = logits
+                self.engine.loop.decode(self._decoding)
+
+        work = Work(row, begin, lambda: self._priority, answers, self.phases, done)
+        return placement, self.engine.loop.compute(work)
+
+    def _prepare(self, answer: Answer) -> Decoding:
+        running, tokens = asyncio.get_running_loop(), self._tokens
+        return Decoding(
+            self._row,
+            Sampler(answer.sampling, answer.seed),
+            self.engine.stop | frozenset(answer.sampling.stop),
+            lambda item: _deliver(running, tokens, item),
+            self.phases,
+        )
+
+    def _fill(self, segment: Segment, step: Step) -> tuple[list[int] | None, str]:
+        """Realign the covered positions that are not computed.
+
+        Returns the positions to compute and the reason; None and why when the segment can no
+        longer be realigned, and then nothing was written.
         """
         assert segment.handle is not None
         base = self.engine.store.get(segment.handle.key)
         if base is None:
-            return f"computed, its KV has left the store; planned: {step.reason}"
+            return None, f"computed, its KV has left the store; planned: {step.reason}"
         computed = set(step.positions or ())
         covered = segment.handle.positions
         computed |= set(range(len(segment))) - set(covered)
@@ -173,14 +181,14 @@ class LocalSequence:
         try:
             offset = self._offset(segment, base, len(self._starts) - 1)
         except ValueError as error:
-            return f"computed, {error}; planned: {step.reason}"
+            return None, f"computed, {error}; planned: {step.reason}"
         predicted = time.perf_counter()
         self.phases.add("offsets", predicted - began)
         moved = base if offset is None else base + offset
         kv = moved if len(keep) == len(base) else moved.take(keep)
         self._row.fill(segment.ids, [covered[i] for i in keep], kv)
         self.phases.add("fill", time.perf_counter() - predicted)
-        return sorted(computed)
+        return sorted(computed), step.reason
 
     def _offset(self, segment: Segment, base: KV, index: int) -> KV | None:
         if segment.kind == "placeholder":
@@ -192,15 +200,6 @@ class LocalSequence:
         if neighbour is None:
             return None
         return self._model_of(index - 1).predict_literal(neighbour, len(segment))
-
-    def _queue(self, slots: Sequence[int], logits: bool) -> Work:
-        return self.engine.loop.compute(
-            self._row,
-            slots,
-            priority=lambda: self._priority,
-            logits=logits,
-            phases=self.phases,
-        )
 
     async def reserve(self, capacity: int) -> None:
         """Make room for `capacity` slots by moving into a larger slab."""
@@ -218,52 +217,31 @@ class LocalSequence:
         await self.engine.call(move)
 
     async def settle(self) -> None:
-        """Offer the row to the prefix cache: nothing in it will change."""
+        """Everything in the row is final: offer it to the prefix cache."""
+        await self.engine.call(self._settle)
 
-        def offer() -> None:
-            row = self._row
-            row.settled = len(row)
-            if self._call.feeds_prefix and row.exact:
-                self.engine.prefix.insert(
-                    row.slab, row.ids, exact=row.exact, namespace=self._call.namespace
-                )
-
-        await self.engine.call(offer)
+    def _settle(self) -> None:
+        row = self._row
+        row.settled = len(row)
+        if self._call.feeds_prefix and row.exact:
+            self.engine.prefix.insert(
+                row.slab, row.ids, exact=row.exact, namespace=self._call.namespace
+            )
 
     async def truncate(self, length: int) -> None:
         """Forget the slots from `length` on."""
-        self._logits = None
         await self.engine.call(lambda: self._row.truncate(length))
         self._starts = [start for start in self._starts if start < length]
 
-    async def decode(self, sampling: Sampling, seed: int) -> AsyncIterator[Token]:
-        """Sample tokens until a stop token or `max_tokens`."""
-        if self._logits is None:
-            self._logits = await self.engine.finish(self._queue([len(self._row) - 1], True))
-        assert self._logits is not None
-        self._answer_start = len(self._row)
-        running = asyncio.get_running_loop()
-        queue: asyncio.Queue[Token | BaseException] = asyncio.Queue()
-        self._decoding = Decoding(
-            self._row,
-            Sampler(sampling, seed),
-            self.engine.stop | frozenset(sampling.stop),
-            self._logits,
-            lambda item: _deliver(running, queue, item),
-            self.phases,
-        )
-        self._logits = None
-        self.engine.loop.decode(self._decoding)
-        try:
-            while True:
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.last:
-                    return
-        finally:
-            self._decoding.cancelled = True
+    async def decode(self) -> AsyncIterator[Token]:
+        """The answer's tokens as they are sampled."""
+        while True:
+            item = await self._tokens.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if item.last:
+                return
 
     async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
         """A handle on the decoded KV of a message, pinned once for each consumer."""

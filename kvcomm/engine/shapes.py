@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from kvcomm.engine.tokens import byte_tokenizer
+if TYPE_CHECKING:
+    import torch
 
 _TINY = {
     "vocab_size": 320,
@@ -94,6 +92,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """A model of a named shape with seeded random weights, and a byte tokenizer for it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from kvcomm.engine.tokens import byte_tokenizer
+
     kind, fields = SHAPES[shape]
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model(

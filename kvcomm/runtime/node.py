@@ -99,6 +99,9 @@ class Attempt:
             priority=AHEAD if self.policy.ahead and self.drafts else READY,
         )
 
+    def _answer(self) -> engine_base.Answer:
+        return engine_base.Answer(self.node.agent.sampling, self.seed)
+
     @property
     def ready_at(self) -> float:
         """The clock when the last producer's final token was sampled, or the run began."""
@@ -125,7 +128,7 @@ class Attempt:
         else:
             facts = [_fact(segment) for segment in segments]
         self.plan = self.policy.plan(facts)
-        done = await seq.extend(segments, self.plan.steps, last=True)
+        done = await seq.extend(segments, self.plan.steps, answer=self._answer())
         self.account.add(range(len(segments)), segments, done, time.perf_counter())
 
     async def _grow(self, seq: EngineSequence, deadline: asyncio.Timeout) -> None:
@@ -195,11 +198,10 @@ class Attempt:
         steps = self.policy.plan([_fact(segment) for segment in segments]).steps
         answer = self.node.agent.sampling.max_tokens
         await seq.reserve(seq.length + sum(map(len, segments)) + answer)
-        done = await seq.extend(segments, steps, last=last)
+        ending = self._answer() if last else None
+        done = await seq.extend(segments, steps, settle=settle, answer=ending)
         self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
         pending.clear()
-        if settle and not last:
-            await seq.settle()
 
     async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
         await seq.truncate(seq.length - tokens)
@@ -208,7 +210,7 @@ class Attempt:
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
         tokens: list[Token] = []
-        async for token in seq.decode(self.node.agent.sampling, self.seed):
+        async for token in seq.decode():
             tokens.append(token)
             if token.last != "stop":
                 self.draft.append(token.id)

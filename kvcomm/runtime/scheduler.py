@@ -91,16 +91,17 @@ class Scheduler:
                     call = await attempt.run(deadline)
             except UsageError:
                 raise
-            except Exception:
+            except Exception as raised:
+                failure: Exception = raised
                 if deadline.expired():
-                    error = NodeTimeout(node.name, node.agent.timeout_s or 0.0)
+                    failure = NodeTimeout(node.name, node.agent.timeout_s or 0.0)
                 if number > node.agent.retries or draft.sealed:
-                    self._recorder.write(Failed, node=node.name, error=_text(error))
-                    raise NodeFailed(node.name, number, error) from error
+                    self._recorder.write(Failed, node=node.name, error=_text(failure))
+                    raise NodeFailed(node.name, number, failure) from raised
                 draft.restart()
                 wait = BACKOFF_S * 2 ** (number - 1)
                 self._recorder.write(
-                    Retried, node=node.name, attempt=number, error=_text(error), wait_s=wait
+                    Retried, node=node.name, attempt=number, error=_text(failure), wait_s=wait
                 )
                 await asyncio.sleep(wait)
             else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from kvcomm.engine.attention import NAME
-from kvcomm.engine.base import Call, Token
+from kvcomm.engine.base import Answer, Call, Token
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.prompt import Segment, Template
@@ -84,10 +84,14 @@ def segment(ids: Sequence[int], name: str = "literal 0") -> Segment:
     return Segment("literal", name, tuple(ids))
 
 
-async def decode(seq: LocalSequence, count: int, **sampling: float) -> list[Token]:
-    """Up to `count` tokens."""
-    settings = Sampling(max_tokens=count, **sampling)  # type: ignore[arg-type]
-    return [token async for token in seq.decode(settings, 0)]
+def answer(count: int, **sampling: float) -> Answer:
+    """An answer of up to `count` tokens."""
+    return Answer(Sampling(max_tokens=count, **sampling))  # type: ignore[arg-type]
+
+
+async def decode(seq: LocalSequence) -> list[Token]:
+    """All tokens of the answer."""
+    return [token async for token in seq.decode()]
 
 
 def ids_of(tokens: Sequence[Token]) -> list[int]:

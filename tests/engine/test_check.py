@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvcomm.engine import check
-from kvcomm.engine.base import Call
+from kvcomm.engine.base import Answer, Call
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.models import check_model, load_engine
 from kvcomm.kv import Rope
@@ -151,8 +151,12 @@ def test_refused_models_run_dense_with_the_tokens_of_generate(shape: str) -> Non
         call = Call("n", Template(((),), (), "t"), 80, frozenset(), False, False)
         seq = engine.open(call)
         step = Step("compute", "dense")
-        await seq.extend([Segment("literal", "literal 0", tuple(ids))], [step], last=True)
-        tokens = [token async for token in seq.decode(Sampling(max_tokens=16), 0)]
+        await seq.extend(
+            [Segment("literal", "literal 0", tuple(ids))],
+            [step],
+            answer=Answer(Sampling(max_tokens=16)),
+        )
+        tokens = [token async for token in seq.decode()]
         assert tokens[-1].last in ("stop", "length")
         return [token.id for token in tokens if token.last != "stop"]
 
@@ -178,7 +182,8 @@ def test_an_error_in_generate_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
 
     async def go() -> None:
         seq = engine.open(Call("n", Template(((),), (), "t"), 80, frozenset(), False, False))
-        async for _ in seq.decode(Sampling(max_tokens=4), 0):
+        await seq.extend([], [], answer=Answer(Sampling(max_tokens=4)))
+        async for _ in seq.decode():
             pass
 
     with engine, pytest.raises(RuntimeError, match="broken"):

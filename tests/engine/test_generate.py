@@ -8,7 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from kvcomm.engine.local import LocalEngine
-from tests.engine.support import COMPUTE, decode, generate, ids_of, open_row, random_ids, segment
+from tests.engine.support import (
+    COMPUTE,
+    answer,
+    decode,
+    generate,
+    ids_of,
+    open_row,
+    random_ids,
+    segment,
+)
 from tests.support import TINY
 
 Engines = Callable[..., LocalEngine]
@@ -20,10 +29,10 @@ def run(engine: LocalEngine, ids: list[int], chunks: list[int], count: int) -> l
         seq = open_row(engine, len(ids) + count)
         start = 0
         for size in chunks:
-            last = start + size == len(ids)
-            await seq.extend([segment(ids[start : start + size])], [COMPUTE], last=last)
+            ending = answer(count) if start + size == len(ids) else None
+            await seq.extend([segment(ids[start : start + size])], [COMPUTE], answer=ending)
             start += size
-        return ids_of(await decode(seq, count))
+        return ids_of(await decode(seq))
 
     return asyncio.run(go())
 
@@ -56,9 +65,9 @@ def test_sampled_tokens_follow_the_seed_and_not_the_neighbours(tiny: LocalEngine
 
     async def go(neighbours: int) -> list[int]:
         async def one(seed_ids: list[int]) -> list[int]:
-            seq = open_row(tiny, 60)
-            await seq.extend([segment(seed_ids)], [COMPUTE], last=True)
-            return ids_of(await decode(seq, 30, temperature=1.0, top_p=0.9))
+            seq, hot = open_row(tiny, 60), answer(30, temperature=1.0, top_p=0.9)
+            await seq.extend([segment(seed_ids)], [COMPUTE], answer=hot)
+            return ids_of(await decode(seq))
 
         others = [one(random_ids(tiny, 11, seed=s + 5)) for s in range(neighbours)]
         results = await asyncio.gather(one(ids), *others)

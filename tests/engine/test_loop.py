@@ -11,7 +11,16 @@ from kvcomm.engine import loop as loop_module
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import KvcommError
-from tests.engine.support import COMPUTE, decode, generate, ids_of, open_row, random_ids, segment
+from tests.engine.support import (
+    COMPUTE,
+    answer,
+    decode,
+    generate,
+    ids_of,
+    open_row,
+    random_ids,
+    segment,
+)
 
 
 def test_a_failed_forward_fails_its_rows_and_the_engine_goes_on(
@@ -25,11 +34,13 @@ def test_a_failed_forward_fails_its_rows_and_the_engine_goes_on(
     async def go() -> list[int]:
         monkeypatch.setattr(loop_module, "packed_forward", broken)
         with pytest.raises(RuntimeError, match="out of luck"):
-            await open_row(tiny, 50).extend([segment(random_ids(tiny, 30))], [COMPUTE], last=True)
+            await open_row(tiny, 50).extend(
+                [segment(random_ids(tiny, 30))], [COMPUTE], answer=answer(10)
+            )
         monkeypatch.setattr(loop_module, "packed_forward", real)
         seq = open_row(tiny, 50)
-        await seq.extend([segment(random_ids(tiny, 30))], [COMPUTE], last=True)
-        return ids_of(await decode(seq, 10))
+        await seq.extend([segment(random_ids(tiny, 30))], [COMPUTE], answer=answer(10))
+        return ids_of(await decode(seq))
 
     assert asyncio.run(go()) == generate(tiny, random_ids(tiny, 30), 10)
 
@@ -38,14 +49,21 @@ def test_nan_logits_fail_the_call_and_not_its_neighbour(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids, other = random_ids(tiny, 30), random_ids(tiny, 21, seed=2)
+    real = loop_module.packed_forward
+
+    def broken(model: object, packed: list[int], *rest: object) -> torch.Tensor:
+        logits = real(model, packed, *rest)
+        if packed[-1] == other[-1]:  # the bad row's prompt
+            logits[-1] = float("nan")
+        return logits
+
+    monkeypatch.setattr(loop_module, "packed_forward", broken)
 
     async def go() -> list[int]:
         good, bad = open_row(tiny, 60), open_row(tiny, 60)
-        await good.extend([segment(ids)], [COMPUTE], last=True)
-        await bad.extend([segment(other)], [COMPUTE], last=True)
-        assert bad._logits is not None
-        bad._logits = torch.full_like(bad._logits, float("nan"))
-        results = await asyncio.gather(decode(good, 10), decode(bad, 10), return_exceptions=True)
+        await good.extend([segment(ids)], [COMPUTE], answer=answer(10))
+        await bad.extend([segment(other)], [COMPUTE], answer=answer(10))
+        results = await asyncio.gather(decode(good), decode(bad), return_exceptions=True)
         assert isinstance(results[1], KvcommError)
         assert "NaN" in str(results[1])
         assert not isinstance(results[0], BaseException)
@@ -72,8 +90,8 @@ def test_a_cancelled_extension_leaves_the_loop(tiny: LocalEngine) -> None:
 def test_leaving_a_stream_early_stops_its_decoding(tiny: LocalEngine) -> None:
     async def go() -> None:
         seq = open_row(tiny, 4000)
-        await seq.extend([segment(random_ids(tiny, 10))], [COMPUTE], last=True)
-        stream = seq.decode(__import__("kvcomm.sampling").sampling.Sampling(max_tokens=3900), 0)
+        await seq.extend([segment(random_ids(tiny, 10))], [COMPUTE], answer=answer(3900))
+        stream = seq.decode()
         async for _ in stream:
             break
         await stream.aclose()

@@ -12,6 +12,7 @@ from kvcomm.engine.attention import Pack, Part, packed_forward
 from kvcomm.engine.local import LocalEngine
 from tests.engine.support import (
     COMPUTE,
+    answer,
     decode,
     generate,
     ids_of,
@@ -34,8 +35,8 @@ def test_rows_of_unequal_length_decode_as_if_alone(engine_of: Engines, name: str
     async def go() -> list[list[int]]:
         async def one(ids: list[int]) -> list[int]:
             seq = open_row(engine, len(ids) + 20)
-            await seq.extend([segment(ids)], [COMPUTE], last=True)
-            return ids_of(await decode(seq, 20))
+            await seq.extend([segment(ids)], [COMPUTE], answer=answer(20))
+            return ids_of(await decode(seq))
 
         return await asyncio.gather(*map(one, prompts))
 
@@ -47,14 +48,14 @@ def test_extending_rows_ride_along_with_decoding_ones(tiny: LocalEngine) -> None
 
     async def go() -> tuple[list[int], list[int], int]:
         first = open_row(tiny, 60)
-        await first.extend([segment(short)], [COMPUTE], last=True)
+        await first.extend([segment(short)], [COMPUTE], answer=answer(40))
         second = open_row(tiny, 720, priority=1)
         steps = tiny.loop.steps
-        decoding = asyncio.create_task(decode(first, 40))
-        await second.extend([segment(long)], [COMPUTE], last=True)
+        decoding = asyncio.create_task(decode(first))
+        await second.extend([segment(long)], [COMPUTE], answer=answer(10))
         tokens = ids_of(await decoding)
         used = tiny.loop.steps - steps
-        return tokens, ids_of(await decode(second, 10)), used
+        return tokens, ids_of(await decode(second)), used
 
     tokens, after, used = asyncio.run(go())
     assert tokens == generate(tiny, short, 40)

@@ -17,6 +17,7 @@ from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Kvcomm
 from tests.engine.support import (
     COMPUTE,
+    answer,
     decode,
     generate,
     ids_of,
@@ -48,8 +49,10 @@ def call(**changes: object) -> Call:
 async def publish_message(engine: LocalEngine, count: int = 14):  # type: ignore[no-untyped-def]
     """A message decoded in another row: its ids and handle, the last token without KV."""
     producer = open_row(engine, 100)
-    await producer.extend([segment(random_ids(engine, 30, seed=8))], [COMPUTE], last=True)
-    ids = ids_of(await decode(producer, count))
+    await producer.extend(
+        [segment(random_ids(engine, 30, seed=8))], [COMPUTE], answer=answer(count)
+    )
+    ids = ids_of(await decode(producer))
     message = Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),))
     return tuple(ids), await producer.publish(message, consumers=1)
 
@@ -73,9 +76,9 @@ def test_a_prefix_hit_gives_the_same_answer_and_computes_only_the_rest(tiny: Loc
         await first.settle()
         second = open_row(tiny, 120, prefix=True)
         parts = [segment(ids[:50]), segment(ids[50:])]
-        done = await second.extend(parts, [COMPUTE, COMPUTE], last=True)
+        done = await second.extend(parts, [COMPUTE, COMPUTE], answer=answer(20))
         assert [d.way for d in done] == ["prefix", "compute"]
-        tokens = ids_of(await decode(second, 20))
+        tokens = ids_of(await decode(second))
         return tokens, sum(d.prefix for d in done), sum(d.computed for d in done)
 
     tokens, prefix, computed = asyncio.run(go())
@@ -89,10 +92,10 @@ def test_a_prompt_held_whole_still_computes_its_last_token(tiny: LocalEngine) ->
     async def go() -> list[int]:
         for _ in range(2):
             seq = open_row(tiny, 80, prefix=True)
-            (done,) = await seq.extend([segment(ids)], [COMPUTE], last=True)
+            (done,) = await seq.extend([segment(ids)], [COMPUTE], answer=answer(20))
             await seq.settle()
         assert (done.prefix, done.computed) == (47, 1)
-        return ids_of(await decode(seq, 20))
+        return ids_of(await decode(seq))
 
     assert asyncio.run(go()) == generate(tiny, ids, 20)
 
@@ -116,10 +119,10 @@ def test_what_was_computed_can_be_taken_back(tiny: LocalEngine) -> None:
     async def go() -> list[int]:
         seq = open_row(tiny, 80)
         await seq.extend([segment(ids[:25])], [COMPUTE])
-        await seq.extend([segment(wrong)], [COMPUTE])
+        await seq.extend([segment(wrong)], [COMPUTE], settle=False)
         await seq.truncate(25)
-        await seq.extend([segment(ids[25:])], [COMPUTE], last=True)
-        return ids_of(await decode(seq, 20))
+        await seq.extend([segment(ids[25:])], [COMPUTE], answer=answer(20))
+        return ids_of(await decode(seq))
 
     assert asyncio.run(go()) == generate(tiny, ids, 20)
 
@@ -142,8 +145,8 @@ def test_a_row_moves_into_a_larger_slab_when_it_outgrows_its_own(tiny: LocalEngi
         seq = open_row(tiny, 25)
         await seq.extend([segment(ids[:25])], [COMPUTE])
         await seq.reserve(60)
-        await seq.extend([segment(ids[25:])], [COMPUTE], last=True)
-        return ids_of(await decode(seq, 20))
+        await seq.extend([segment(ids[25:])], [COMPUTE], answer=answer(20))
+        return ids_of(await decode(seq))
 
     assert asyncio.run(go()) == generate(tiny, ids, 20)
 
@@ -193,7 +196,7 @@ def realign_with(engine: LocalEngine, segments: list[Segment], teach: list[Segme
                 break
             seq = engine.open(call())
             survey = await seq.survey(teach)
-            await seq.extend(survey.segments, [COMPUTE] * len(teach), last=True)
+            await seq.extend(survey.segments, [COMPUTE] * len(teach), answer=answer(20))
             await seq.observe([1, 3])
         seq = engine.open(call())
         survey = await seq.survey(segments)
@@ -202,9 +205,10 @@ def realign_with(engine: LocalEngine, segments: list[Segment], teach: list[Segme
             for f in survey.facts
         ]
         plan = Kvcomm().plan(facts)
-        done = await seq.extend(survey.segments, plan.steps, last=True)
-        assert seq._logits is not None
-        return seq._logits, done, seq.exact
+        done = await seq.extend(survey.segments, plan.steps, answer=answer(1))
+        await decode(seq)
+        assert seq._decoding is not None
+        return seq._decoding.logits, done, seq.exact
 
     return asyncio.run(go())
 
@@ -240,7 +244,7 @@ def test_a_realigned_row_never_enters_the_prefix_cache(tiny: LocalEngine) -> Non
         seq = tiny.open(call(feeds_prefix=True))
         survey = await seq.survey(segments)
         steps = [COMPUTE, *[Step("realign", "test", ()) for _ in segments[1:]]]
-        await seq.extend(survey.segments, steps, last=True)
+        await seq.extend(survey.segments, steps, answer=answer(20))
         await seq.settle()
         assert not seq.exact
         assert len(tiny.prefix) == before
@@ -260,11 +264,11 @@ def test_kv_that_has_left_the_store_is_computed_and_the_reason_says_so(tiny: Loc
             if item.handle:
                 tiny.store.drop(item.handle.key)
         steps = [COMPUTE, *[Step("realign", "planned", ()) for _ in segments[1:]]]
-        done = await seq.extend(survey.segments, steps, last=True)
+        done = await seq.extend(survey.segments, steps, answer=answer(20))
         assert all(d.realigned == 0 for d in done)
         assert "left the store" in done[1].reason
         assert seq.exact
-        return ids_of(await decode(seq, 20))
+        return ids_of(await decode(seq))
 
     assert asyncio.run(go()) == generate(tiny, whole(segments), 20)
 

@@ -1,0 +1,80 @@
+"""One `extend` from plan to books: what was filled, what a prefix held, what was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvcomm.engine.base import Extended
+from kvcomm.engine.rows import Row
+from kvcomm.kv import PrefixCache
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One segment in the row. `positions` are computed of a realigned one; None: all of it."""
+
+    start: int
+    size: int
+    positions: Sequence[int] | None
+    reason: str
+
+
+@dataclass
+class Placement:
+    """The segments of one `extend`, appended to `row` from slot `start` on.
+
+    The leading computed segments of an exact row may be adopted from the prefix cache. That is
+    decided when their turn to be computed comes, not when they are queued: until then another row
+    may have computed the same prefix.
+    """
+
+    row: Row
+    start: int
+    answers: bool
+    pieces: list[Piece] = field(default_factory=list)
+    adopted: int = 0  # slots below this one were copied, not computed
+
+    def slots(self) -> list[int]:
+        """The slots to compute, ascending. An answer needs the logits of the last slot."""
+        found: list[int] = []
+        for piece in self.pieces:
+            if piece.positions is None:
+                begin = max(piece.start, self.adopted)
+                found += range(begin, piece.start + piece.size)
+            else:
+                found += [piece.start + position for position in piece.positions]
+        last = len(self.row) - 1
+        return found if found[-1:] == [last] or not self.answers else [*found, last]
+
+    def adopt(self, cache: PrefixCache, namespace: str) -> None:
+        """Copy what the cache holds of the leading computed segments."""
+        lead = self.start
+        for piece in self.pieces:
+            if piece.positions is not None:
+                break
+            lead = piece.start + piece.size
+        match = cache.match(self.row.ids[:lead], namespace)
+        if match is None or match[0] is self.row.slab:
+            return
+        # The final token of a prompt is always computed: its logits are wanted.
+        ends_here = self.answers and lead == len(self.row)
+        held = min(match[1], lead - ends_here)
+        if held > self.start:
+            self.row.slab.copy_from(match[0], self.start, held)
+            self.adopted = held
+
+    def report(self) -> list[Extended]:
+        """What became of each segment."""
+        done: list[Extended] = []
+        for piece in self.pieces:
+            if piece.positions is not None:
+                computed = len(piece.positions)
+                done.append(Extended("realign", computed, 0, piece.size - computed, piece.reason))
+                continue
+            hit = min(max(self.adopted - piece.start, 0), piece.size)
+            whole = 0 < hit == piece.size
+            done.append(
+                Extended("prefix" if whole else "compute", piece.size - hit, hit, 0, piece.reason)
+            )
+        return done

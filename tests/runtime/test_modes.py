@@ -1,0 +1,229 @@
+"""What each mode promises: dense is the reference, exact equals it, kvcomm says what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvcomm.agents import Sampling, critic, editor, judge, solver
+from kvcomm.engine.local import LocalEngine
+from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag
+from kvcomm.reuse.offsets import AnchorPool
+from tests.engine.support import generate
+from tests.runtime.support import TASK, agent, session
+
+GRAPHS = {
+    "chain": chain(agent("a"), agent("b"), agent("c")),
+    "full": fully_connected(agent("a"), agent("b", 20), agent("c", 5), agent("d")),
+    "debate": debate(agent("a", 18), agent("b", 7), rounds=3, judge=agent("j", exact=True)),
+    "layered": layered([agent("a"), agent("b", 30)], [agent("c"), agent("d")], [agent("e")]),
+    "shared-first": fully_connected(
+        *[agent(name, layout="shared-first") for name in ("a", "b", "c")]
+    ),
+}
+
+
+def texts(engine: LocalEngine, graph: AgentGraph, reuse: str, task: str = TASK) -> dict[str, str]:
+    with session(engine, reuse) as active:
+        return {call.node: call.text for call in active.run(graph, task).calls}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_exact_says_what_dense_says(tiny: LocalEngine, name: str) -> None:
+    graph = GRAPHS[name]
+    expected = texts(tiny, graph, "dense")
+    assert texts(tiny, graph, "exact") == expected
+    assert texts(tiny, graph, "exact") == expected  # and again with a warm prefix cache
+    assert texts(tiny, graph, "auto") == expected
+
+
+@given(
+    agents=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+    shared=st.booleans(),
+)
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_exact_says_what_dense_says_on_random_graphs(
+    tiny: LocalEngine, agents: list[int], density: float, seed: int, shared: bool
+) -> None:
+    layout = "shared-first" if shared else "role-first"
+    members = [agent(f"n{i}", tokens, layout=layout) for i, tokens in enumerate(agents)]
+    graph = random_dag(*members, density=density, seed=seed)
+    assert texts(tiny, graph, "exact", f"Task {seed}") == texts(
+        tiny, graph, "dense", f"Task {seed}"
+    )
+
+
+@pytest.mark.parametrize("shape", ["mistral-tiny", "qwen2-tiny", "qwen3-tiny"])
+def test_exact_says_what_dense_says_on_other_models(
+    engine_of: Callable[..., LocalEngine], shape: str
+) -> None:
+    engine = engine_of(f"random:{shape}", "float64")
+    assert texts(engine, GRAPHS["full"], "exact") == texts(engine, GRAPHS["full"], "dense")
+
+
+def test_dense_is_the_plain_model_on_the_rendered_prompt(smol: LocalEngine) -> None:
+    graph = chain(solver(max_tokens=16), critic(max_tokens=16))
+    with session(smol, "dense") as active:
+        result = active.run(graph, TASK)
+    first = result.call("solver")
+    prompt = smol.codec.chat(
+        graph.nodes["solver"].agent.system, f"{TASK}\n\nSolve the task and end with the answer."
+    )
+    ids, _ = smol.codec.encode_structured(prompt)
+    assert first.report.prompt_tokens == len(ids)
+    assert smol.codec.decode(generate(smol, ids, 16)) == first.text
+    second, _ = smol.codec.encode_structured(
+        smol.codec.chat(
+            graph.nodes["critic"].agent.system,
+            f"{TASK}\n\nsolver wrote:\n{first.text}\n\n"
+            "Check the work above, step by step, and give the correct result.",
+        )
+    )
+    assert smol.codec.decode(generate(smol, second, 16)) == result.call("critic").text
+
+
+def test_exact_says_what_dense_says_with_the_embedded_model(smol: LocalEngine) -> None:
+    graph = debate(solver(max_tokens=12), critic(max_tokens=12), judge=judge(max_tokens=12))
+    assert texts(smol, graph, "exact") == texts(smol, graph, "dense")
+
+
+def test_every_segment_adds_up_and_dense_reuses_nothing(tiny: LocalEngine) -> None:
+    for reuse in ("dense", "exact", "kvcomm"):
+        with session(tiny, reuse) as active:
+            for _ in range(3):
+                result = active.run(GRAPHS["debate"], TASK)
+        for call in result.calls:
+            for step in call.steps:
+                assert step.computed + step.prefix + step.realigned == step.tokens
+                assert 0 <= step.ahead <= step.tokens
+                assert step.reason
+            assert sum(step.tokens for step in call.steps) == call.report.prompt_tokens
+        totals = result.totals
+        assert totals.computed_tokens + totals.reused_tokens == totals.prompt_tokens
+        if reuse == "dense":
+            assert totals.reused_tokens == 0
+            assert all(call.total("ahead") == 0 for call in result.calls)
+
+
+def test_exact_works_ahead_and_keeps_only_the_tail_for_the_last_moment(tiny: LocalEngine) -> None:
+    graph = chain(agent("a", 100), agent("b", 100))
+    with session(tiny, "exact") as active:
+        call = active.run(graph, TASK).call("b")
+    steps = {step.name: step for step in call.steps}
+    # Byte tokens: the message is followed in chunks of 16, so at most that is left of it, and
+    # what a chunk in flight holds at the moment the last token is sampled.
+    assert steps["a"].tokens - steps["a"].ahead <= 3 * 16
+    assert steps["literal 0"].ahead == steps["literal 0"].tokens
+    assert steps["task"].ahead == steps["task"].tokens
+    assert steps["literal 2"].ahead == 0
+
+
+def test_the_same_agent_finds_its_prefix_in_the_next_round(tiny: LocalEngine) -> None:
+    graph = debate(agent("a"), agent("b"), rounds=2, judge=agent("j"))
+    with session(tiny, "exact") as active:
+        result = active.run(graph, TASK)
+    for node in ("a@2", "b@2"):
+        steps = {step.name: step for step in result.call(node).steps}
+        assert steps["literal 0"].way == "prefix"
+        assert steps["task"].way == "prefix"
+
+
+def test_shared_first_finds_task_and_messages_in_the_producers_row(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        result = active.run(GRAPHS["shared-first"], TASK)
+    steps = {step.name: step for step in result.call("c").steps}
+    assert steps["task"].prefix == steps["task"].tokens
+
+
+def test_kvcomm_falls_back_to_dense_until_it_has_anchors_and_says_why(tiny: LocalEngine) -> None:
+    with session(tiny, "kvcomm") as active:
+        calls = [active.run(GRAPHS["chain"], f"{TASK} {i}").call("b") for i in range(3)]
+    assert calls[0].report.dense
+    assert "{task}: 0 anchors of at least" in calls[0].report.gate
+    assert "{a}: 0 anchors of at least" in calls[0].report.gate
+    assert "1 anchor of at least" in calls[1].report.gate
+    assert calls[0].report.base_tokens > 0
+    assert all(call.report.exact for call in calls[:2])
+
+
+def test_kvcomm_realigns_when_every_placeholder_passes(tiny: LocalEngine) -> None:
+    tiny.offsets.make = lambda: AnchorPool(gamma=10.0)  # the gate is always open
+    try:
+        with session(tiny, "kvcomm") as active:
+            for _ in range(3):
+                result = active.run(GRAPHS["chain"], TASK)
+    finally:
+        tiny.offsets.make = AnchorPool
+    call = result.call("b")
+    assert not call.report.dense
+    assert not call.report.exact
+    assert call.report.gate == "realigned"
+    ways = {step.name: step.way for step in call.steps}
+    assert ways == {
+        "literal 0": "prefix",
+        "task": "realign",
+        "literal 1": "realign",
+        "a": "realign",
+        "literal 2": "realign",
+    }
+    # One token for the message's last token, one for the prompt's.
+    assert call.total("computed") <= 2
+    # The anchors are this very prompt, so the answer is dense's.
+    assert result.answer == texts(tiny, GRAPHS["chain"], "dense")["c"].strip()
+
+
+def test_an_exact_agent_is_never_realigned(tiny: LocalEngine) -> None:
+    graph = chain(agent("a"), agent("b", exact=True), agent("c"))
+    tiny.offsets.make = lambda: AnchorPool(gamma=10.0)
+    try:
+        with session(tiny, "kvcomm") as active:
+            for _ in range(3):
+                result = active.run(graph, TASK)
+    finally:
+        tiny.offsets.make = AnchorPool
+    call = result.call("b")
+    assert call.total("realigned") == 0
+    assert call.report.exact
+    assert all("exact" in step.reason for step in call.steps)
+    assert not result.call("c").report.exact
+
+
+def test_pins_are_gone_when_a_run_is_over(tiny: LocalEngine) -> None:
+    for reuse in ("exact", "kvcomm"):
+        with session(tiny, reuse) as active:
+            active.run(GRAPHS["debate"], TASK)
+        tiny.store.check_integrity()
+        assert all(entry.pins == 0 for entry in tiny.store._entries.values())
+
+
+def test_sampling_depends_on_the_seed_alone(tiny: LocalEngine) -> None:
+    hot = Sampling(temperature=1.0, top_p=0.95, max_tokens=20)
+    graph = debate(
+        replace(agent("a"), sampling=hot), replace(agent("b"), sampling=hot), judge=agent("j")
+    )
+    answers = {}
+    for seed in (1, 2):
+        for reuse in ("dense", "exact"):
+            with session(tiny, reuse, seed=seed) as active:
+                answers[seed, reuse] = active.run(graph, TASK).answer
+    assert answers[1, "dense"] == answers[1, "exact"]
+    assert answers[1, "dense"] != answers[2, "dense"]
+
+
+def test_ttft_runs_from_the_last_producers_final_token(tiny: LocalEngine) -> None:
+    with session(tiny, "dense") as active:
+        result = active.run(chain(agent("a"), editor(max_tokens=4)), TASK)
+    first, second = (result.call(node).report for node in ("a", "editor"))
+    assert second.ready_at == pytest.approx(first.finished_at, abs=1e-9)
+    assert second.ttft_s == pytest.approx(second.first_token_at - first.finished_at, abs=1e-9)
+    assert first.ready_at <= first.opened_at <= first.first_token_at
