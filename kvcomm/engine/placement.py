@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kvcomm.engine.base import Extended
 from kvcomm.engine.rows import Row
 from kvcomm.kv import PrefixCache
+from kvcomm.reuse.plan import Way
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class Placement:
                 done.append(Extended("realign", computed, 0, piece.size - computed, piece.reason))
                 continue
             hit = min(max(self.adopted - piece.start, 0), piece.size)
-            whole = 0 < hit == piece.size
-            done.append(
-                Extended("prefix" if whole else "compute", piece.size - hit, hit, 0, piece.reason)
-            )
+            way: Way = "prefix" if 0 < hit == piece.size else "compute"
+            reason = piece.reason
+            if hit:
+                reason = "in the prefix cache" if way == "prefix" else "in part in the prefix cache"
+            done.append(Extended(way, piece.size - hit, hit, 0, reason))
         return done

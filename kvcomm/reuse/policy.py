@@ -49,12 +49,13 @@ class Exact:
     name, ahead, realigns = "exact", True, False
     reads_prefix, feeds_prefix = True, True
 
-    def __init__(self, reason: str = "exact mode") -> None:
+    def __init__(self, reason: str = "exact: prefix hits and work ahead") -> None:
         self.reason = reason
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """Compute what no exact prefix holds."""
-        return Plan((Step("compute", self.reason),) * len(facts), self.reason, dense=False)
+        step = Step("compute", "in no prefix")
+        return Plan((step,) * len(facts), self.reason, dense=False)
 
 
 class Kvcomm:
@@ -124,7 +125,7 @@ def policy_for(mode: str) -> Policy:
     if mode == "exact":
         return Exact()
     if mode == "auto":
-        return Exact("auto: exact, until offsets are learned")
+        return Exact("auto: exact, as no offsets are learned yet")
     if mode == "kvcomm":
         return Kvcomm()
     raise UsageError(f"reuse mode {mode!r} is unknown: choose one of {', '.join(MODES)}")

@@ -49,6 +49,11 @@ class Draft:
         self.message = message
         self._notify()
 
+    @property
+    def remaining(self) -> int:
+        """The most tokens that may still come: a guess at which of several drafts ends last."""
+        return 0 if self.sealed else max(self.limit - len(self.ids), 1)
+
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()

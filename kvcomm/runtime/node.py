@@ -174,10 +174,9 @@ class Attempt:
             if pending:
                 await self._flush(seq, pending)
                 continue
-            last = all(
-                self.drafts[s].sealed for s in later if isinstance(s, str) and s in self.drafts
-            )
-            chunk = FINE if last else COARSE
+            open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
+            arrives_last = all(draft.remaining >= other.remaining for other in open_later)
+            chunk = FINE if arrives_last else COARSE
             if fresh >= chunk:
                 piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
                 await self._flush(seq, [(index, Segment("placeholder", name, piece))], settle=False)
@@ -195,11 +194,11 @@ class Attempt:
     ) -> None:
         """Extend the row by everything that is known, and empty `pending`."""
         segments = [segment for _, segment in pending]
-        steps = self.policy.plan([_fact(segment) for segment in segments]).steps
+        self.plan = self.policy.plan([_fact(segment) for segment in segments])
         answer = self.node.agent.sampling.max_tokens
         await seq.reserve(seq.length + sum(map(len, segments)) + answer)
         ending = self._answer() if last else None
-        done = await seq.extend(segments, steps, settle=settle, answer=ending)
+        done = await seq.extend(segments, self.plan.steps, settle=settle, answer=ending)
         self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
         pending.clear()
 
@@ -268,7 +267,7 @@ class Attempt:
             round=self.node.round,
             attempt=self.number,
             mode=self.policy.name,
-            gate=self.plan.gate if self.plan else f"{self.policy.name}: prefix hits and work ahead",
+            gate=self.plan.gate if self.plan else "no prompt",
             dense=self.plan.dense if self.plan else False,
             exact=seq.exact,
             prompt_tokens=self.account.tokens,
