@@ -122,9 +122,9 @@ def _boundary(
         prefix = codec.decode(ids[:count])
         return len(prefix) if text.startswith(prefix) else None
 
-    # A character of several tokens may show from the first of them on.
+    # A character of several tokens may show from the first of them on: its last is further on.
     if forward:
-        counts = range(max(near - CHARACTER, 0), len(ids) + 1)
+        counts = range(near, len(ids) + 1)
     else:
         counts = range(min(near + CHARACTER, len(ids)), -1, -1)
     for count in counts:

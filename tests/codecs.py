@@ -26,7 +26,8 @@ DROPS_SYSTEM = (
 )
 TWICE = "{% for m in messages %}{{ m['content'] + ' ' + m['content'] }}{% endfor %}"
 LLAMA2 = (
-    "<s>{% for m in messages %}{% if m['role'] == 'system' %}{{ '[SYS]' + m['content'] + '[/SYS]' }}"
+    "<s>{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ '[SYS]' + m['content'] + '[/SYS]' }}"
     "{% else %}{{ '[INST]' + m['content'] + '[/INST]' }}{% endif %}{% endfor %}"
 )
 
@@ -60,9 +61,12 @@ def straddling_codec() -> TokenizerCodec:
 
 
 @cache
-def space_codec(scheme: str = "first", template: str | None = LLAMA2) -> TokenizerCodec:
-    """As SentencePiece: a text gets a leading space, bytes stand for unknown characters.
+def space_codec(
+    scheme: str = "first", template: str | None = LLAMA2, *, fallback: bool = True
+) -> TokenizerCodec:
+    """As SentencePiece: a text gets a leading space.
 
+    Bytes stand for unknown characters; without `fallback` one token stands for a run of them.
     `scheme` "first" adds the space at the start of a prompt, "always" also behind special tokens,
     "prepend" does the latter in the normalizer, as older Llama tokenizers do.
     """
@@ -82,7 +86,7 @@ def space_codec(scheme: str = "first", template: str | None = LLAMA2) -> Tokeniz
             merges,
             unk_token="<unk>",
             fuse_unk=True,
-            byte_fallback=True,
+            byte_fallback=fallback,
         )
     )
     if scheme == "prepend":

@@ -138,16 +138,33 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 def packed_forward(
-    model: Any, ids: Sequence[int], positions: Sequence[int], wanted: Sequence[int], pack: Pack
+    model: Any,
+    ids: Sequence[int],
+    positions: Sequence[int],
+    wanted: Sequence[int],
+    pack: Pack,
+    layers: int | None = None,
 ) -> torch.Tensor:
-    """One forward over packed tokens; logits `[len(wanted), vocabulary]` of those pack indices."""
+    """One forward over packed tokens; logits `[len(wanted), vocabulary]` of those pack indices.
+
+    With `layers` only that many first layers run (a pilot): KV is written there and nowhere else,
+    and the logits mean nothing.
+    """
     device = model.device
-    out = model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-        use_cache=False,
-        pack=pack,
-    )
+    decoder = model.get_decoder()
+    every = decoder.layers if layers is not None else None
+    if every is not None:
+        decoder.layers = every[:layers]
+    try:
+        out = model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
+            use_cache=False,
+            pack=pack,
+        )
+    finally:
+        if every is not None:
+            decoder.layers = every
     logits: torch.Tensor = out.logits[0]
     return logits

@@ -27,7 +27,8 @@ class Call:
 
     `capacity` slots hold the prompt and the answer. `messages` are the placeholders that carry
     messages, the others carry inputs. `reads_prefix` and `feeds_prefix` say what it does with the
-    prefix cache. `namespace` keeps tenants apart. Lower `priority` runs first; see `hurry`.
+    prefix cache. `offsets` names the family of offset models it asks and teaches. `namespace` keeps
+    tenants apart. Lower `priority` runs first; see `hurry`.
     """
 
     node: str
@@ -36,27 +37,36 @@ class Call:
     messages: frozenset[str]
     reads_prefix: bool
     feeds_prefix: bool
+    offsets: str = ""
     namespace: str = ""
     priority: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a finished prompt is answered: the sampling, and the seed of its own generator."""
+    """How a finished prompt is answered: the sampling, and the seed of its own generator.
+
+    `record` keeps the logits, so that other rows can be compared with this one.
+    """
 
     sampling: Sampling
     seed: int = 0
+    record: bool = False
 
 
 @dataclass(frozen=True)
 class Extended:
-    """What became of one `extend`: `computed + prefix + realigned` = tokens of the segment."""
+    """What became of one segment: `computed + prefix + realigned` = its tokens.
+
+    `positions` are those computed of a realigned one.
+    """
 
     way: Way
     computed: int
     prefix: int
     realigned: int
     reason: str
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,21 @@ class Token:
     id: int
     at: float
     last: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a row is from the dense one, along dense's greedy continuation.
+
+    `mean` is the mean KL(dense ‖ row) in nats over the first 24 tokens, `first` that of the first
+    token, `top1` the share of those tokens on which both agree, `same_text` whether greedy
+    decoding of the row would give dense's first 32 tokens.
+    """
+
+    mean: float
+    first: float
+    top1: float
+    same_text: bool
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,7 @@ class EngineSequence(Protocol):
     """
 
     phases: Phases
+    pilot_tokens: float
 
     @property
     def length(self) -> int:
@@ -118,14 +144,20 @@ class EngineSequence(Protocol):
     def exact(self) -> bool:
         """Whether everything in the row was computed from computed KV."""
 
-    async def survey(self, segments: Sequence[Segment]) -> Survey:
-        """Find or make base KV for every segment, and ask the offset models about them."""
+    async def survey(
+        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+    ) -> Survey:
+        """Find base KV for every segment, and ask the offset models about them.
+
+        Base KV of `inputs` and `literals` that is not in the store is made, if asked.
+        """
 
     async def extend(
         self,
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
+        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
@@ -135,7 +167,8 @@ class EngineSequence(Protocol):
         are computed. `answer` ends the prompt: its last token is computed, and sampling begins at
         once; `decode` tells the tokens. After a survey the segments are the surveyed ones, from
         the first. A realign step whose KV has left the store computes its segment, and the reason
-        says so.
+        says so. `pilot` layers of everything are computed first where steps ask for deviating
+        positions to be measured.
         """
 
     async def reserve(self, capacity: int) -> None:
@@ -158,6 +191,12 @@ class EngineSequence(Protocol):
 
     async def observe(self, learn: Sequence[int]) -> None:
         """Learn offsets from this computed row, for the surveyed segments at these indices."""
+
+    async def compare(self, dense: EngineSequence) -> Divergence:
+        """How far this row's prompt is from `dense`, which answered greedily and recorded.
+
+        Takes this row back to the end of its prompt.
+        """
 
     def hurry(self, priority: int) -> None:
         """Change the sequence's priority."""

@@ -16,7 +16,18 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from kvcomm.engine.base import Answer, Call, Capabilities, Extended, Learned, Phases, Survey, Token
+from kvcomm.engine.base import (
+    Answer,
+    Call,
+    Capabilities,
+    Divergence,
+    EngineSequence,
+    Extended,
+    Learned,
+    Phases,
+    Survey,
+    Token,
+)
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ContextOverflow, KvcommError
 from kvcomm.message import Handle, Outgoing
@@ -94,6 +105,7 @@ class DenseSequence:
     """Collects a prompt, then generates; see `kvcomm.engine.base.EngineSequence`."""
 
     exact = True
+    pilot_tokens = 0.0
 
     def __init__(self, engine: DenseEngine, call: Call) -> None:
         self.phases = Phases()
@@ -108,7 +120,9 @@ class DenseSequence:
         """Tokens collected."""
         return len(self._ids)
 
-    async def survey(self, segments: Sequence[Segment]) -> Survey:
+    async def survey(
+        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+    ) -> Survey:
         """Refused: the session never plans reuse on this engine."""
         raise KvcommError(f"{self._engine.model} cannot reuse KV")
 
@@ -117,6 +131,7 @@ class DenseSequence:
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
+        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
@@ -198,6 +213,10 @@ class DenseSequence:
 
     async def observe(self, learn: Sequence[int]) -> None:
         """Nothing is learned."""
+
+    async def compare(self, dense: EngineSequence) -> Divergence:
+        """Dense is dense."""
+        return Divergence(0.0, 0.0, 1.0, True)
 
     def hurry(self, priority: int) -> None:
         """Calls run in the order in which they begin to decode."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvcomm.engine.base import Call, Capabilities, Learned, Phases
+from kvcomm.engine.base import Call, Capabilities, EngineSequence, Learned, Phases
 from kvcomm.engine.check import kv_shape
 from kvcomm.engine.dense import check_capacity
 from kvcomm.engine.loop import Loop, Work
@@ -20,7 +20,7 @@ from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.kv import PrefixCache, Rope, Slab, Store, content_key
 from kvcomm.message import Handle
 from kvcomm.prompt import MARK, Template
-from kvcomm.reuse.offsets import AnchorPool, Offsets
+from kvcomm.reuse.offsets import FAMILIES, Offsets
 from kvcomm.reuse.state import check_folder, load_state, save_state
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class LocalEngine:
         self.stop = stop
         self.store = Store(store_bytes)
         self.prefix = PrefixCache(prefix_bytes)
-        self.offsets = Offsets(AnchorPool)
+        self.offsets = Offsets(dict(FAMILIES))
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
         self.network = model
@@ -79,7 +79,7 @@ class LocalEngine:
         """Raise `ContextOverflow` when the call may not fit the model's context."""
         check_capacity(call, self.model, self.max_context)
 
-    def open(self, call: Call) -> LocalSequence:
+    def open(self, call: Call) -> EngineSequence:
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return LocalSequence(self, call)
@@ -90,11 +90,15 @@ class LocalEngine:
         at = self.codec.chat("", MARK).index(MARK)
         return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
 
-    async def text_base(self, ids: tuple[int, ...], namespace: str) -> tuple[str, int]:
+    async def text_base(
+        self, ids: tuple[int, ...], namespace: str, *, make: bool = True
+    ) -> tuple[str, int]:
         """Key of the base KV of a standalone text, and the tokens computed to make it."""
         key = content_key(self.fingerprint, namespace, "text", self._header, ids)
         row_ids = (*self._header, *ids)
         start = len(self._header)
+        if not (make and ids):
+            return key, 0
         return key, await self._make_base(
             key, row_ids, lambda row: [(key, range(start, len(row_ids)))]
         )
@@ -144,7 +148,7 @@ class LocalEngine:
                 row,
                 begin=lambda: range(len(ids)),
                 priority=lambda: BASE_PRIORITY,
-                logits=False,
+                logits=0,
                 phases=Phases(),
                 done=keep,
             )

@@ -28,6 +28,8 @@ T = TypeVar("T")
 # rows, whose next token waits for the step.
 STEP_TOKENS = 2048
 STEP_TOKENS_DECODING = 256
+# Work of this priority and beyond waits until nothing else is due.
+BACKGROUND = 2
 
 
 @dataclass(eq=False)
@@ -35,24 +37,36 @@ class Work:
     """Positions of a row to compute; all other slots below them are filled.
 
     `begin` names the positions when the work's turn comes. `done` gets the logits of the last
-    one, if they are wanted, on the loop's thread, before the future resolves and before any other
-    work: what it starts is part of the next step.
+    `logits` positions, on the loop's thread, before the future resolves and before any other work:
+    what it starts is part of the next step. A pilot computes the first `layers` only.
     """
 
     row: Row
     begin: Callable[[], Sequence[int]]
     priority: Callable[[], int]
-    logits: bool
+    logits: int
     phases: Phases
     done: Callable[[torch.Tensor | None], None]
+    layers: int | None = None
     future: Future[None] = field(default_factory=Future)
     order: int = 0
     positions: Sequence[int] | None = None
     computed: int = 0
     cancelled: bool = False
+    collected: list[torch.Tensor] = field(default_factory=list)
 
-    def finish(self, logits: torch.Tensor | None) -> None:
+    def fail(self, error: BaseException) -> None:
+        """The work will never be done."""
+        _fail(self.future, error)
+
+    def wants(self, index: int) -> bool:
+        """Whether the logits of the position at `index` are asked for."""
+        assert self.positions is not None
+        return index >= len(self.positions) - self.logits
+
+    def finish(self) -> None:
         """Everything is computed."""
+        logits = torch.cat(self.collected) if self.collected else None
         if self.future.set_running_or_notify_cancel():
             try:
                 self.done(logits)
@@ -64,14 +78,19 @@ class Work:
 
 @dataclass(eq=False)
 class Decoding:
-    """A row that gets one token a step. `logits` are those of its last filled slot."""
+    """A row that gets one token a step. `logits` are those of its last filled slot.
+
+    `record`, where there is one, gets the logits behind every sampled token.
+    """
 
     row: Row
     sampler: Sampler
     stop: frozenset[int]
     emit: Callable[[Token | BaseException], None]
     phases: Phases
+    priority: Callable[[], int] = lambda: 0
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    record: list[torch.Tensor] | None = None
     sampled: int = 0
     cancelled: bool = False
 
@@ -145,7 +164,10 @@ class Loop:
                 for task, future in tasks:
                     _settle(task, future)
                 if not tasks:
-                    self._step()
+                    try:
+                        self._step()
+                    except Exception as error:  # a bug here must not leave its callers waiting
+                        self._drop(list(self._works), list(self._decodings), error)
         self._fail_all(KvcommError("the engine was closed while this call was running"))
 
     def _fail_all(self, error: BaseException) -> None:
@@ -171,12 +193,18 @@ class Loop:
             self._decodings = [d for d in self._decodings if not d.cancelled]
             works = sorted(self._works, key=lambda w: (w.priority(), w.order))
             decodings = list(self._decodings)
-        due = [d for d in decodings if self._sample(d)]
-        chunks = self._chunks(works, STEP_TOKENS_DECODING if due else STEP_TOKENS)
+        # Background work (audits) runs when there is nothing else to do.
+        priorities = [w.priority() for w in works] + [d.priority() for d in decodings]
+        if any(priority < BACKGROUND for priority in priorities):
+            works = [w for w in works if w.priority() < BACKGROUND]
+            decodings = [d for d in decodings if d.priority() < BACKGROUND]
+        pilot = works[0].layers if works else None
+        due = [d for d in decodings if self._sample(d)] if pilot is None else []
+        chunks = self._chunks(works, STEP_TOKENS_DECODING if due else STEP_TOKENS, pilot)
         if not due and not chunks:
             return
         try:
-            self._forward(due, chunks)
+            self._forward(due, chunks, pilot)
         except Exception as error:  # a failed step fails its own rows, never the engine
             self._drop([work for work, _ in chunks], due, error)
 
@@ -189,6 +217,8 @@ class Loop:
             self._drop([], [decoding], error)
             return False
         decoding.sampled += 1
+        if decoding.record is not None:
+            decoding.record.append(decoding.logits.clone())
         now = time.perf_counter()
         if token in decoding.stop:
             decoding.emit(Token(token, now, "stop"))
@@ -202,13 +232,17 @@ class Loop:
             self._decodings.remove(decoding)
         return False
 
-    def _chunks(self, works: Sequence[Work], budget: int) -> list[tuple[Work, Sequence[int]]]:
+    def _chunks(
+        self, works: Sequence[Work], budget: int, layers: int | None
+    ) -> list[tuple[Work, Sequence[int]]]:
         """The most urgent positions within the budget; less urgent rows wait for urgent ones."""
         chunks: list[tuple[Work, Sequence[int]]] = []
         urgent: int | None = None
         for work in works:
             if budget <= 0 or (urgent is not None and work.priority() > urgent):
                 break
+            if work.layers != layers:
+                continue
             if work.positions is None:
                 try:
                     work.positions = work.begin()
@@ -222,7 +256,7 @@ class Loop:
                 budget -= len(positions)
             else:  # a prefix held all of it
                 self._remove([work])
-                work.finish(None)
+                work.finish()
         return chunks
 
     def _remove(self, works: Sequence[Work]) -> None:
@@ -230,7 +264,10 @@ class Loop:
             self._works = [work for work in self._works if work not in works]
 
     def _forward(
-        self, due: Sequence[Decoding], chunks: Sequence[tuple[Work, Sequence[int]]]
+        self,
+        due: Sequence[Decoding],
+        chunks: Sequence[tuple[Work, Sequence[int]]],
+        layers: int | None,
     ) -> None:
         started = time.perf_counter()
         parts: list[Part] = []
@@ -243,27 +280,31 @@ class Loop:
             wanted.append(len(ids))
             ids.append(decoding.row.ids[slot])
             positions.append(slot)
+        counts = []
         for work, chunk in chunks:
             parts.append(Part(work.row.slab, len(ids), chunk))
+            asked = [i for i in range(len(chunk)) if work.wants(work.computed + i)]
+            wanted += [len(ids) + i for i in asked]
+            counts.append(len(asked))
             ids += [work.row.ids[slot] for slot in chunk]
             positions += chunk
-            if work.logits and work.computed + len(chunk) == len(work.positions or ()):
-                wanted.append(len(ids) - 1)
-        logits = packed_forward(self._model, ids, positions, wanted, Pack(parts))
+        logits = packed_forward(self._model, ids, positions, wanted, Pack(parts), layers)
         self.steps += 1
         spent = time.perf_counter() - started
         for index, decoding in enumerate(due):
             decoding.logits = logits[index]
             decoding.phases.add("decode", spent)
         taken = len(due)
-        for work, chunk in chunks:
+        for (work, chunk), count in zip(chunks, counts, strict=True):
+            if count:
+                work.collected.append(logits[taken : taken + count])
+                taken += count
             work.computed += len(chunk)
-            work.phases.add("forward", spent)
+            work.phases.add("forward" if layers is None else "pilot", spent)
         finished = [w for w, _ in chunks if w.computed == len(w.positions or ())]
         self._remove(finished)
         for work in finished:
-            work.finish(logits[taken] if work.logits else None)
-            taken += work.logits
+            work.finish()
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from kvcomm.engine.base import Extended
 from kvcomm.engine.rows import Row
 from kvcomm.kv import PrefixCache
 from kvcomm.reuse.plan import Way
 
 
-@dataclass(frozen=True)
+@dataclass
 class Piece:
-    """One segment in the row. `positions` are computed of a realigned one; None: all of it."""
+    """One segment in the row.
+
+    `positions` are computed of a realigned one (None: all of it), `filled` hold realigned KV, and
+    `deviating` of them are computed too once a pilot has shown which.
+    """
 
     start: int
     size: int
-    positions: Sequence[int] | None
     reason: str
+    positions: list[int] | None = None
+    filled: list[int] = field(default_factory=list)
+    deviating: int = 0
 
 
 @dataclass
@@ -65,13 +73,48 @@ class Placement:
             self.row.slab.copy_from(match[0], self.start, held)
             self.adopted = held
 
+    def pilot_slots(self) -> list[int]:
+        """Everything that no prefix holds: a pilot computes it in the first layers."""
+        return list(range(max(self.start, self.adopted), len(self.row)))
+
+    def remember(self, layer: int) -> list[torch.Tensor]:
+        """The predicted KV of `layer` at all filled slots, one piece after another."""
+        slab = self.row.slab
+        return [
+            torch.cat([part[layer][:, self._filled(piece)] for part in (slab.keys, slab.values)])
+            for piece in self.pieces
+        ]
+
+    def repair(self, layer: int, predicted: Sequence[torch.Tensor]) -> None:
+        """Have the positions computed whose KV in `layer` came out most unlike the prediction."""
+        for piece, before, after in zip(self.pieces, predicted, self.remember(layer), strict=True):
+            if piece.deviating and piece.positions is not None:
+                # [2 * kv_heads, filled, head_dim]
+                distance = (after.float() - before.float()).square().sum(dim=(0, 2))
+                worst = distance.topk(min(piece.deviating, len(piece.filled))).indices.tolist()
+                chosen = {piece.filled[i] for i in worst}
+                piece.positions = sorted({*piece.positions, *chosen})
+                piece.filled = [position for position in piece.filled if position not in chosen]
+
+    def _filled(self, piece: Piece) -> list[int]:
+        return [piece.start + position for position in piece.filled]
+
     def report(self) -> list[Extended]:
         """What became of each segment."""
         done: list[Extended] = []
         for piece in self.pieces:
             if piece.positions is not None:
-                computed = len(piece.positions)
-                done.append(Extended("realign", computed, 0, piece.size - computed, piece.reason))
+                count = len(piece.positions)
+                done.append(
+                    Extended(
+                        "realign",
+                        count,
+                        0,
+                        piece.size - count,
+                        piece.reason,
+                        tuple(piece.positions),
+                    )
+                )
                 continue
             hit = min(max(self.adopted - piece.start, 0), piece.size)
             way: Way = "prefix" if 0 < hit == piece.size else "compute"

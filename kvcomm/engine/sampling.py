@@ -16,16 +16,19 @@ class Sampler:
         self._generator = torch.Generator().manual_seed(seed)
 
     def draw(self, logits: torch.Tensor) -> int:
-        """One token id from logits `[vocabulary]`. Raises `KvcommError` for NaN logits."""
+        """One token id from logits `[vocabulary]`.
+
+        Raises `KvcommError` for logits that are no distribution: NaN, infinite, all impossible.
+        """
         if self.sampling.temperature == 0:
             token = int(logits.argmax())
             if torch.isnan(logits[token]):
                 raise KvcommError("the model returned NaN logits")
             return token
         logits = logits.float().cpu() / self.sampling.temperature
-        if torch.isnan(logits).any():
-            raise KvcommError("the model returned NaN logits")
         probabilities = torch.softmax(logits, dim=-1)
+        if torch.isnan(probabilities).any():
+            raise KvcommError("the model returned NaN or infinite logits")
         if self.sampling.top_p < 1:
             ordered, order = probabilities.sort(descending=True, stable=True)
             # A token stays while the mass before it is below top_p: the first always stays.

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kvcomm.engine.base import Answer, Call, Extended, Phases, Survey, Token
+from kvcomm.engine.base import (
+    Answer,
+    Call,
+    Divergence,
+    EngineSequence,
+    Extended,
+    Phases,
+    Survey,
+    Token,
+)
 from kvcomm.engine.dense import check_capacity
+from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work
 from kvcomm.engine.placement import Piece, Placement
+from kvcomm.engine.realign import Realigner
 from kvcomm.engine.sampling import Sampler
-from kvcomm.kv import KV, content_key
+from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
-from kvcomm.reuse.offsets import OffsetModel
-from kvcomm.reuse.plan import Fact, Step
+from kvcomm.reuse.plan import Step
 
 if TYPE_CHECKING:
     from kvcomm.engine.local import LocalEngine
@@ -31,13 +42,13 @@ class LocalSequence:
     def __init__(self, engine: LocalEngine, call: Call) -> None:
         self.engine = engine
         self.phases = Phases()
+        self.pilot_tokens = 0.0
         self._call = call
         self._priority = call.priority
         self._row = engine.new_row(call.capacity)
         self._tokens: asyncio.Queue[Token | BaseException] = asyncio.Queue()
-        self._surveyed: tuple[Segment, ...] = ()
-        self._starts: list[int] = []
-        self._answer_start = 0
+        self._realigner = Realigner(engine, call, self.phases)
+        self._prompt = 0  # where the prompt ends and the answer begins
         self._decoding: Decoding | None = None
 
     @property
@@ -55,57 +66,18 @@ class LocalSequence:
         self._priority = priority
         self.engine.loop.wake()
 
-    async def survey(self, segments: Sequence[Segment]) -> Survey:
-        """Find or make base KV for every segment, and ask the anchor pools about it."""
-        template, space = self._call.template, self._call.namespace
-        keys, cost = await self.engine.template_base(template, space)
-        found: list[Segment] = []
-        for segment in segments:
-            handle = segment.handle
-            if segment.kind == "literal":
-                index = int(segment.name.rpartition(" ")[2])
-                handle = _whole(keys[index], len(segment))
-            elif handle is None and segment.ids and segment.name not in self._call.messages:
-                key, tokens = await self.engine.text_base(segment.ids, space)
-                cost += tokens
-                handle = _whole(key, len(segment))
-            found.append(Segment(segment.kind, segment.name, segment.ids, handle))
-        self._surveyed = tuple(found)
-        facts = await self.engine.call(self._facts)
-        return Survey(self._surveyed, facts, cost)
-
-    def _facts(self) -> tuple[Fact, ...]:
-        facts = []
-        began = time.perf_counter()
-        for index, segment in enumerate(self._surveyed):
-            kv = self.engine.store.get(segment.handle.key) if segment.handle else None
-            covered = tuple(segment.handle.positions) if segment.handle and kv is not None else ()
-            verdict = None
-            if segment.kind == "placeholder" and kv is not None:
-                verdict = self._model_of(index).verdict(kv)
-            facts.append(
-                Fact(
-                    segment.kind,
-                    segment.name,
-                    len(segment),
-                    covered,
-                    verdict,
-                    last=index == len(self._surveyed) - 1,
-                )
-            )
-        self.phases.add("offsets", time.perf_counter() - began)
-        return tuple(facts)
-
-    def _model_of(self, index: int) -> OffsetModel:
-        """The offset model of the surveyed placeholder at `index`."""
-        number = sum(s.kind == "placeholder" for s in self._surveyed[:index])
-        return self.engine.offsets.of(self._call.template.fingerprint, number)
+    async def survey(
+        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+    ) -> Survey:
+        """Find base KV for every segment, and ask the offset models about them."""
+        return await self._realigner.survey(segments, inputs=inputs, literals=literals)
 
     async def extend(
         self,
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
+        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
@@ -113,27 +85,35 @@ class LocalSequence:
         if answer is not None:
             self._decoding = self._prepare(answer)
         placement, work = await self.engine.call(
-            lambda: self._place(segments, steps, settle, answer is not None)
+            lambda: self._place(segments, steps, pilot, settle, answer is not None)
         )
         await self.engine.finish(work)
         return placement.report()
 
     def _place(
-        self, segments: Sequence[Segment], steps: Sequence[Step], settle: bool, answers: bool
+        self,
+        segments: Sequence[Segment],
+        steps: Sequence[Step],
+        pilot: int,
+        settle: bool,
+        answers: bool,
     ) -> tuple[Placement, Work]:
         """Fill the row and queue what has to be computed; runs on the engine's thread."""
         row = self._row
         adopts = self._call.reads_prefix and row.exact
         placement = Placement(row, len(row), answers)
-        for segment, step in zip(segments, steps, strict=True):
-            start, positions, reason = len(row), None, step.reason
-            self._starts.append(start)
+        for index, (segment, step) in enumerate(zip(segments, steps, strict=True)):
+            piece = Piece(len(row), len(segment), step.reason)
             if step.way == "realign":
-                positions, reason = self._fill(segment, step)
-            if positions is None:
+                piece.positions, piece.filled, piece.reason = self._realigner.fill(
+                    row, index, segment, step
+                )
+                piece.deviating = step.deviating if pilot else 0
+            if piece.positions is None:
                 row.ids += segment.ids
-            placement.pieces.append(Piece(start, len(segment), positions, reason))
-        self._answer_start = len(row)
+            placement.pieces.append(piece)
+        if answers:
+            self._prompt = len(row)
 
         def begin() -> Sequence[int]:
             if adopts:
@@ -147,11 +127,41 @@ class LocalSequence:
                 self._settle()
             if answers and self._decoding is not None:
                 assert logits is not None
-                self._decoding.logits = logits
+                self._decoding.logits = logits[-1]
                 self.engine.loop.decode(self._decoding)
 
-        work = Work(row, begin, lambda: self._priority, answers, self.phases, done)
-        return placement, self.engine.loop.compute(work)
+        work = Work(row, begin, lambda: self._priority, int(answers), self.phases, done)
+        if pilot:
+            self._pilot(placement, begin, pilot, work)
+        else:
+            self.engine.loop.compute(work)
+        return placement, work
+
+    def _pilot(
+        self, placement: Placement, begin: Callable[[], object], layers: int, then: Work
+    ) -> None:
+        """Compute the first layers of everything, and `then` what deviates and what is due."""
+        predicted: list[torch.Tensor] = []
+
+        def start() -> Sequence[int]:
+            begin()
+            predicted.extend(placement.remember(layers - 1))
+            slots = placement.pilot_slots()
+            self.pilot_tokens += len(slots) * layers / placement.row.slab.keys.shape[0]
+            return slots
+
+        def done(_: object) -> None:
+            placement.repair(layers - 1, predicted)
+            self.engine.loop.compute(then)
+
+        first = Work(then.row, start, then.priority, 0, self.phases, done, layers)
+
+        def failed(future: Future[None]) -> None:
+            if not future.cancelled() and (error := future.exception()):
+                then.fail(error)
+
+        first.future.add_done_callback(failed)
+        self.engine.loop.compute(first)
 
     def _prepare(self, answer: Answer) -> Decoding:
         running, tokens = asyncio.get_running_loop(), self._tokens
@@ -161,45 +171,9 @@ class LocalSequence:
             self.engine.stop | frozenset(answer.sampling.stop),
             lambda item: _deliver(running, tokens, item),
             self.phases,
+            lambda: self._priority,
+            record=[] if answer.record else None,
         )
-
-    def _fill(self, segment: Segment, step: Step) -> tuple[list[int] | None, str]:
-        """Realign the covered positions that are not computed.
-
-        Returns the positions to compute and the reason; None and why when the segment can no
-        longer be realigned, and then nothing was written.
-        """
-        assert segment.handle is not None
-        base = self.engine.store.get(segment.handle.key)
-        if base is None:
-            return None, f"computed, its KV has left the store; planned: {step.reason}"
-        computed = set(step.positions or ())
-        covered = segment.handle.positions
-        computed |= set(range(len(segment))) - set(covered)
-        keep = [i for i, position in enumerate(covered) if position not in computed]
-        began = time.perf_counter()
-        try:
-            offset = self._offset(segment, base, len(self._starts) - 1)
-        except ValueError as error:
-            return None, f"computed, {error}; planned: {step.reason}"
-        predicted = time.perf_counter()
-        self.phases.add("offsets", predicted - began)
-        moved = base if offset is None else base + offset
-        kv = moved if len(keep) == len(base) else moved.take(keep)
-        self._row.fill(segment.ids, [covered[i] for i in keep], kv)
-        self.phases.add("fill", time.perf_counter() - predicted)
-        return sorted(computed), step.reason
-
-    def _offset(self, segment: Segment, base: KV, index: int) -> KV | None:
-        if segment.kind == "placeholder":
-            return self._model_of(index).predict(base)
-        before = self._surveyed[index - 1] if index else None
-        if before is None or before.kind != "placeholder" or before.handle is None:
-            return None
-        neighbour = self.engine.store.get(before.handle.key)
-        if neighbour is None:
-            return None
-        return self._model_of(index - 1).predict_literal(neighbour, len(segment))
 
     async def reserve(self, capacity: int) -> None:
         """Make room for `capacity` slots by moving into a larger slab."""
@@ -231,7 +205,6 @@ class LocalSequence:
     async def truncate(self, length: int) -> None:
         """Forget the slots from `length` on."""
         await self.engine.call(lambda: self._row.truncate(length))
-        self._starts = [start for start in self._starts if start < length]
 
     async def decode(self) -> AsyncIterator[Token]:
         """The answer's tokens as they are sampled."""
@@ -249,10 +222,10 @@ class LocalSequence:
         slots: list[int] = []
         for span in message.spans:
             # The last sampled token was never computed: it has no slot.
-            held = min(span.length, len(self._row) - self._answer_start - span.source)
+            held = min(span.length, len(self._row) - self._prompt - span.source)
             if held > 0:
                 spans.append((span.start, span.start + held))
-                begin = self._answer_start + span.source
+                begin = self._prompt + span.source
                 slots += range(begin, begin + held)
         if not slots:
             return None
@@ -269,35 +242,32 @@ class LocalSequence:
         return Handle(key, len(message.ids), tuple(spans), row.exact) if kept else None
 
     async def observe(self, learn: Sequence[int]) -> None:
-        """Every placeholder of this dense call at `learn` becomes an anchor."""
-        if not self._row.exact:
-            raise ValueError("offsets can only be observed in a row that was computed")
+        """Learn offsets from this computed row, for the surveyed segments at these indices."""
+        await self.engine.call(lambda: self._realigner.observe(self._row, learn))
 
-        def observe() -> None:
-            began = time.perf_counter()
-            for index in learn:
-                self._observe(index)
-            self.phases.add("observe", time.perf_counter() - began)
+    async def compare(self, dense: EngineSequence) -> Divergence:
+        """How far this row's prompt is from `dense`, which answered greedily and recorded."""
+        assert isinstance(dense, LocalSequence)
+        assert dense._decoding is not None
+        assert dense._decoding.record is not None
+        wanted = torch.stack(dense._decoding.record)
+        # The tokens that dense fed back, and the final one, which was only sampled.
+        fed = dense._row.ids[dense._prompt :][: len(wanted) - 1]
+        await self.reserve(self._prompt + len(fed))
+        found: list[torch.Tensor] = []
 
-        await self.engine.call(observe)
+        def begin() -> Sequence[int]:
+            del self._row.ids[self._prompt :]
+            self._row.ids += fed
+            return range(self._prompt - 1, self._prompt + len(fed))
 
-    def _observe(self, index: int) -> None:
-        segment = self._surveyed[index]
-        assert segment.handle is not None
-        base = self.engine.store.get(segment.handle.key)
-        if base is None:
-            return
-        start = self._starts[index]
-        truth = self._row.position_free([start + i for i in segment.handle.positions])
-        after = self._surveyed[index + 1] if index + 1 < len(self._surveyed) else None
-        literal = base.slice(0, 0)
-        if after is not None and after.kind == "literal" and after.handle is not None:
-            literal_base = self.engine.store.get(after.handle.key)
-            if literal_base is None:
-                return
-            begin = self._starts[index + 1]
-            literal = self._row.position_free(range(begin, begin + len(after))) - literal_base
-        self._model_of(index).observe(base, truth - base, literal)
+        def done(logits: torch.Tensor | None) -> None:
+            assert logits is not None
+            found.append(logits)
+
+        work = Work(self._row, begin, lambda: self._priority, len(fed) + 1, self.phases, done)
+        await self.engine.finish(self.engine.loop.compute(work))
+        return await self.engine.call(lambda: divergence(wanted, found[0]))
 
     async def close(self) -> None:
         """Give the row back."""
@@ -315,7 +285,3 @@ def _deliver(
     except RuntimeError:
         if not running.is_closed():
             raise
-
-
-def _whole(key: str, tokens: int) -> Handle:
-    return Handle(key, tokens, ((0, tokens),) if tokens else (), exact=True)

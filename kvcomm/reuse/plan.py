@@ -14,21 +14,30 @@ class Step:
 
     `positions` are the segment's positions that are computed; None means all of them that no
     exact prefix holds. A "prefix" step is a "compute" step that found everything in the prefix
-    cache: it is what happened, never what a policy asks for.
+    cache: it is what happened, never what a policy asks for. A realigned segment may have the
+    `deviating` positions computed too that differ most: by predicted offset, or as measured on
+    the plan's pilot layers. `corrected` adds the predicted offset; without it base KV is only
+    rotated to its place.
     """
 
     way: Way
     reason: str
     positions: tuple[int, ...] | None = None
+    deviating: int = 0
+    corrected: bool = True
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an offset model says of a placeholder: can its offset be predicted?"""
+    """What an offset model says of a placeholder: can its offset be predicted?
+
+    `error` is the running share of squared error that predictions leave, 1 when unknown.
+    """
 
     shareable: bool
     reason: str
     samples: int = 0
+    error: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards."""
+    """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards.
+
+    With `pilot` layers, all tokens are computed in that many first layers, which shows where the
+    prediction deviates most.
+    """
 
     steps: tuple[Step, ...]
     gate: str
     dense: bool
     learn: tuple[int, ...] = ()
+    pilot: int = 0

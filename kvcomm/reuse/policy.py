@@ -16,13 +16,14 @@ class Policy(Protocol):
 
     `ahead`: rows grow before the last input is complete, so `plan` sees one segment at a time.
     `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `realigns`: the policy
-    wants base KV and verdicts.
+    wants base KV and verdicts of the family `offsets`.
     """
 
     name: str
     ahead: bool
     reads_prefix: bool
     feeds_prefix: bool
+    offsets: str
     realigns: bool
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
@@ -33,7 +34,7 @@ class Dense:
     """The reference: the whole prompt is prefilled when the last input is there."""
 
     name, ahead, realigns = "dense", False, False
-    reads_prefix, feeds_prefix = False, False
+    reads_prefix, feeds_prefix, offsets = False, False, ""
 
     def __init__(self, reason: str = "dense mode") -> None:
         self.reason = reason
@@ -47,7 +48,7 @@ class Exact:
     """Prefix hits and working ahead: the same tokens, earlier or never again. Lossless."""
 
     name, ahead, realigns = "exact", True, False
-    reads_prefix, feeds_prefix = True, True
+    reads_prefix, feeds_prefix, offsets = True, True, ""
 
     def __init__(self, reason: str = "exact: prefix hits and work ahead") -> None:
         self.reason = reason
@@ -69,7 +70,7 @@ class Kvcomm:
 
     name, ahead, realigns = "kvcomm", False, True
     # Only the literals before the first placeholder are kept, as the paper does.
-    reads_prefix, feeds_prefix = True, False
+    reads_prefix, feeds_prefix, offsets = True, False, "anchors"
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """All or nothing, as published."""

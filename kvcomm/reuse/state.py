@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from kvcomm.errors import StateError
 from kvcomm.reuse.offsets.base import Offsets
 
-FORMAT = "kvcomm-state-1"
+FORMAT = "kvcomm-state-2"
 MANIFEST = "manifest.json"
 
 
@@ -65,22 +65,22 @@ def load_state(folder: Path, offsets: Offsets, device: torch.device) -> Loaded:
     templates, samples, refused = 0, 0, []
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            grouped: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+            grouped: dict[tuple[str, str], dict[str, torch.Tensor]] = defaultdict(dict)
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 if (file.metadata() or {}).get("format") != FORMAT:
                     raise ValueError(f"not in the format {FORMAT}")
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no dict
-                    placeholder, _, rest = name.partition(".")
-                    grouped[int(placeholder)][rest] = file.get_tensor(name)
-            models = {number: offsets.make() for number in grouped}
-            for number, model in models.items():
-                model.load_state(grouped[number])
+                    family, label, rest = name.split("/", 2)
+                    grouped[family, label][rest] = file.get_tensor(name)
+            models = {key: offsets.families[key[0]]() for key in grouped}
+            for key, model in models.items():
+                model.load_state(grouped[key])
         except Exception as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error
             refused.append(f"{path.name}: {what}")
             continue
-        for number, model in models.items():
-            offsets.models[path.stem, number] = model
+        for (family, label), model in models.items():
+            offsets.models[family, path.stem, label] = model
             samples += model.samples
         templates += 1
     return Loaded(templates, samples, tuple(refused))
@@ -93,10 +93,10 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
     """
     check_folder(folder, model, fingerprint)
     by_template: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    for (template, placeholder), learned in offsets.models.items():
+    for (family, template, label), learned in offsets.models.items():
         if learned.samples:
             for name, tensor in learned.state().items():
-                by_template[template][f"{placeholder}.{name}"] = tensor
+                by_template[template][f"{family}/{label}/{name}"] = tensor
     if not by_template:
         return
     try:

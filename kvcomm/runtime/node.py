@@ -95,6 +95,7 @@ class Attempt:
             messages=frozenset(self.drafts),
             reads_prefix=self.policy.reads_prefix,
             feeds_prefix=self.policy.feeds_prefix,
+            offsets=self.policy.offsets,
             namespace=self.namespace,
             priority=AHEAD if self.policy.ahead and self.drafts else READY,
         )

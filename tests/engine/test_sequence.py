@@ -42,6 +42,7 @@ def call(**changes: object) -> Call:
         messages=frozenset({"critic"}),
         reads_prefix=True,
         feeds_prefix=False,
+        offsets="anchors",
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from kvcomm.agents import Sampling, critic, editor, judge, solver
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag
-from kvcomm.reuse.offsets import AnchorPool
 from tests.engine.support import generate
 from tests.runtime.support import TASK, agent, session
 
@@ -156,14 +155,13 @@ def test_kvcomm_falls_back_to_dense_until_it_has_anchors_and_says_why(tiny: Loca
     assert all(call.report.exact for call in calls[:2])
 
 
-def test_kvcomm_realigns_when_every_placeholder_passes(tiny: LocalEngine) -> None:
-    tiny.offsets.make = lambda: AnchorPool(gamma=10.0)  # the gate is always open
-    try:
-        with session(tiny, "kvcomm") as active:
-            for _ in range(3):
-                result = active.run(GRAPHS["chain"], TASK)
-    finally:
-        tiny.offsets.make = AnchorPool
+def test_kvcomm_realigns_when_every_placeholder_passes(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcomm.reuse.offsets.anchors.GAMMA", 10.0)  # the gate is always open
+    with session(tiny, "kvcomm") as active:
+        for _ in range(3):
+            result = active.run(GRAPHS["chain"], TASK)
     call = result.call("b")
     assert not call.report.dense
     assert not call.report.exact
@@ -182,15 +180,14 @@ def test_kvcomm_realigns_when_every_placeholder_passes(tiny: LocalEngine) -> Non
     assert result.answer == texts(tiny, GRAPHS["chain"], "dense")["c"].strip()
 
 
-def test_an_exact_agent_is_never_realigned(tiny: LocalEngine) -> None:
+def test_an_exact_agent_is_never_realigned(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph = chain(agent("a"), agent("b", exact=True), agent("c"))
-    tiny.offsets.make = lambda: AnchorPool(gamma=10.0)
-    try:
-        with session(tiny, "kvcomm") as active:
-            for _ in range(3):
-                result = active.run(graph, TASK)
-    finally:
-        tiny.offsets.make = AnchorPool
+    monkeypatch.setattr("kvcomm.reuse.offsets.anchors.GAMMA", 10.0)
+    with session(tiny, "kvcomm") as active:
+        for _ in range(3):
+            result = active.run(graph, TASK)
     call = result.call("b")
     assert call.total("realigned") == 0
     assert call.report.exact

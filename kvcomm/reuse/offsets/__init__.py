@@ -1,6 +1,25 @@
 """Offset models: how KV in a consumer's context differs from base KV."""
 
-from kvcomm.reuse.offsets.anchors import AnchorPool
-from kvcomm.reuse.offsets.base import OffsetModel, Offsets
+from collections.abc import Callable
 
-__all__ = ["AnchorPool", "OffsetModel", "Offsets"]
+from kvcomm.reuse.offsets.anchors import AnchorPool
+from kvcomm.reuse.offsets.base import ANCHORS, OffsetModel, Offsets, kind_of
+from kvcomm.reuse.offsets.linear import LinearOffsets
+from kvcomm.reuse.offsets.mean import MeanOffsets
+
+FAMILIES: dict[str, Callable[[], OffsetModel]] = {
+    ANCHORS: AnchorPool,
+    "linear": LinearOffsets,
+    "mean": MeanOffsets,
+}
+
+__all__ = [
+    "ANCHORS",
+    "FAMILIES",
+    "AnchorPool",
+    "LinearOffsets",
+    "MeanOffsets",
+    "OffsetModel",
+    "Offsets",
+    "kind_of",
+]

@@ -40,9 +40,9 @@ class Anchor:
 class AnchorPool:
     """Up to `capacity` anchors of one placeholder of one template, oldest first."""
 
-    def __init__(self, capacity: int = CAPACITY, gamma: float = GAMMA) -> None:
-        self.capacity = capacity
-        self.gamma = gamma
+    def __init__(self, capacity: int | None = None, gamma: float | None = None) -> None:
+        self.capacity = CAPACITY if capacity is None else capacity
+        self.gamma = GAMMA if gamma is None else gamma
         self.anchors: list[Anchor] = []
 
     def verdict(self, base: KV) -> Verdict:

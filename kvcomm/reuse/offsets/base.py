@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +11,8 @@ import torch
 
 from kvcomm.kv import KV
 from kvcomm.reuse.plan import Verdict
+
+ANCHORS = "anchors"
 
 
 class OffsetModel(Protocol):
@@ -48,19 +51,42 @@ class OffsetModel(Protocol):
         """Bytes of everything learned."""
 
 
+NUMBER = re.compile(r"(@\d+)?$")
+TAIL = re.compile(r"[_-]?\d+$")
+
+
+def kind_of(name: str) -> str:
+    """The kind a placeholder shares what it learns with: `passage_3` and `passage_1` are one."""
+    return TAIL.sub("", NUMBER.sub("", name)) or name
+
+
 @dataclass
 class Offsets:
-    """One offset model per (template fingerprint, placeholder index), made when first needed."""
+    """All offset models of an engine, made when first needed.
 
-    make: Callable[[], OffsetModel]
-    models: dict[tuple[str, int], OffsetModel] = field(default_factory=dict)
+    A family is a way to learn ("anchors", "linear", "mean"). Models are kept per (family,
+    template, label): anchors for every placeholder of a template by its number, the others for
+    every placeholder kind.
+    """
 
-    def of(self, template: str, placeholder: int) -> OffsetModel:
-        """The model of one placeholder."""
-        key = (template, placeholder)
+    families: Mapping[str, Callable[[], OffsetModel]]
+    models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
+
+    def of(self, family: str, template: str, name: str, number: int) -> OffsetModel:
+        """The model of the placeholder called `name`, the `number`-th of its template."""
+        return self.named(family, template, str(number) if family == ANCHORS else kind_of(name))
+
+    def named(self, family: str, template: str, label: str) -> OffsetModel:
+        """The model with a label. Raises `KeyError` for an unknown family."""
+        key = (family, template, label)
         if key not in self.models:
-            self.models[key] = self.make()
+            self.models[key] = self.families[family]()
         return self.models[key]
+
+    def samples(self, family: str, template: str) -> int:
+        """The fewest samples of any model of a template; 0 when there is none."""
+        found = [m.samples for key, m in self.models.items() if key[:2] == (family, template)]
+        return min(found, default=0)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,165 @@
+"""Base KV, offsets and truth of one call: what realigning needs beside the row itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvcomm.engine.base import Call, Phases, Survey
+from kvcomm.engine.rows import Row
+from kvcomm.kv import KV
+from kvcomm.message import Handle
+from kvcomm.prompt import Segment
+from kvcomm.reuse.offsets import OffsetModel
+from kvcomm.reuse.plan import Fact, Step
+
+if TYPE_CHECKING:
+    from kvcomm.engine.local import LocalEngine
+
+
+class Realigner:
+    """Finds base KV for the segments of one call, predicts their offsets, and learns from truth.
+
+    All but `survey` runs on the engine's thread.
+    """
+
+    def __init__(self, engine: LocalEngine, call: Call, phases: Phases) -> None:
+        self._engine = engine
+        self._call = call
+        self._phases = phases
+        self.segments: tuple[Segment, ...] = ()
+
+    async def survey(self, segments: Sequence[Segment], *, inputs: bool, literals: bool) -> Survey:
+        """Handles on base KV, made where asked, and what the offset models say."""
+        engine, space, cost = self._engine, self._call.namespace, 0
+        keys: list[str] = []
+        if literals:
+            keys, cost = await engine.template_base(self._call.template, space)
+        found: list[Segment] = []
+        for segment in segments:
+            handle = segment.handle
+            if segment.kind == "literal" and keys:
+                index = int(segment.name.rpartition(" ")[2])
+                handle = _whole(keys[index], len(segment))
+            elif segment.kind == "placeholder" and segment.name not in self._call.messages:
+                key, tokens = await engine.text_base(segment.ids, space, make=inputs)
+                cost += tokens
+                handle = _whole(key, len(segment))
+            found.append(Segment(segment.kind, segment.name, segment.ids, handle))
+        self.segments = tuple(found)
+        facts = await engine.call(self._facts)
+        return Survey(self.segments, facts, cost)
+
+    def _facts(self) -> tuple[Fact, ...]:
+        began = time.perf_counter()
+        facts = []
+        for index, segment in enumerate(self.segments):
+            kv = self._base(segment)
+            covered = tuple(segment.handle.positions) if segment.handle and kv is not None else ()
+            verdict = None
+            if segment.kind == "placeholder" and kv is not None and self._call.offsets:
+                verdict = self.model(index).verdict(kv)
+            last = index == len(self.segments) - 1
+            facts.append(
+                Fact(segment.kind, segment.name, len(segment), covered, verdict, last=last)
+            )
+        self._phases.add("offsets", time.perf_counter() - began)
+        return tuple(facts)
+
+    def model(self, index: int) -> OffsetModel:
+        """The offset model of the placeholder at `index`."""
+        number = sum(s.kind == "placeholder" for s in self.segments[:index])
+        call, name = self._call, self.segments[index].name
+        return self._engine.offsets.of(call.offsets, call.template.fingerprint, name, number)
+
+    def _base(self, segment: Segment) -> KV | None:
+        return self._engine.store.get(segment.handle.key) if segment.handle else None
+
+    def fill(
+        self, row: Row, index: int, segment: Segment, step: Step
+    ) -> tuple[list[int] | None, list[int], str]:
+        """Append a segment, realigned where it is covered and not computed.
+
+        Returns the positions to compute, the positions that were filled, and the reason; None and
+        why when the segment can no longer be realigned, and then nothing was written.
+        """
+        base = self._base(segment)
+        if base is None or segment.handle is None:
+            return None, [], f"computed, its KV has left the store; planned: {step.reason}"
+        began = time.perf_counter()
+        try:
+            offset = self._offset(index, segment, base) if step.corrected else None
+        except ValueError as error:
+            return None, [], f"computed, {error}; planned: {step.reason}"
+        predicted = time.perf_counter()
+        self._phases.add("offsets", predicted - began)
+        covered = segment.handle.positions
+        computed = set(step.positions or ()) | set(range(len(segment))).difference(covered)
+        if step.deviating and offset is not None:
+            computed |= _most(_size(offset), covered, computed, step.deviating)
+        keep = [i for i, position in enumerate(covered) if position not in computed]
+        moved = base if offset is None else base + offset
+        kv = moved if len(keep) == len(base) else moved.take(keep)
+        filled = [covered[i] for i in keep]
+        row.fill(segment.ids, filled, kv)
+        self._phases.add("fill", time.perf_counter() - predicted)
+        return sorted(computed), filled, step.reason
+
+    def _offset(self, index: int, segment: Segment, base: KV) -> KV | None:
+        if segment.kind == "placeholder":
+            return self.model(index).predict(base)
+        before = self.segments[index - 1] if index else None
+        if before is None or before.kind != "placeholder":
+            return None
+        neighbour = self._base(before)
+        if neighbour is None:
+            return None
+        return self.model(index - 1).predict_literal(neighbour, len(segment))
+
+    def observe(self, row: Row, learn: Sequence[int]) -> None:
+        """Teach the offset models the placeholders at `learn`, from a computed row."""
+        if not row.exact:
+            raise ValueError("offsets can only be observed in a row that was computed")
+        began = time.perf_counter()
+        for index in learn:
+            self._observe(row, index)
+        self._phases.add("observe", time.perf_counter() - began)
+
+    def _observe(self, row: Row, index: int) -> None:
+        segment = self.segments[index]
+        base = self._base(segment)
+        if base is None or segment.handle is None:
+            return
+        start = sum(map(len, self.segments[:index]))
+        truth = row.position_free([start + i for i in segment.handle.positions])
+        literal = base.slice(0, 0)
+        after = self.segments[index + 1] if index + 1 < len(self.segments) else None
+        if after is not None and after.kind == "literal":
+            literal_base = self._base(after)
+            if literal_base is not None:
+                begin = start + len(segment)
+                literal = row.position_free(range(begin, begin + len(after))) - literal_base
+        self.model(index).observe(base, truth - base, literal)
+
+
+def _size(offset: KV) -> torch.Tensor:
+    """How large the offset of every token is, `[tokens]`: each layer counts alike."""
+    total = torch.zeros(len(offset), device=offset.keys.device)
+    for part in (offset.keys[1:], offset.values[1:]):
+        size = part.float().square().sum(dim=(1, 3))  # [layers - 1, tokens]
+        total += (size / size.sum(dim=1, keepdim=True).clamp_min(1e-12)).sum(dim=0)
+    return total
+
+
+def _most(size: torch.Tensor, covered: Sequence[int], computed: set[int], count: int) -> set[int]:
+    """The `count` covered positions with the largest `size` that are not computed anyway."""
+    order = torch.argsort(size, descending=True).tolist()
+    free = [covered[i] for i in order if covered[i] not in computed]
+    return set(free[:count])
+
+
+def _whole(key: str, tokens: int) -> Handle:
+    return Handle(key, tokens, ((0, tokens),) if tokens else (), exact=True)

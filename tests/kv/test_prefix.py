@@ -1,0 +1,212 @@
+"""The prefix cache against a search through every row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvcomm.kv import PrefixCache, Slab
+from kvcomm.kv.prefix import BLOCK
+
+ROW = Slab(1, 1, 64, 2, torch.float32, torch.device("cpu")).nbytes
+
+
+def slab() -> Slab:
+    return Slab(1, 1, 64, 2, torch.float32, torch.device("cpu"))
+
+
+def cache_of(rows: int) -> PrefixCache:
+    """A cache with room for so many rows."""
+    return PrefixCache(rows * ROW)
+
+
+def ids(*blocks: int, tail: int = 0) -> list[int]:
+    """One block of tokens for each number, and `tail` tokens behind them."""
+    return [n * 100 + i for n in blocks for i in range(BLOCK)] + [9] * tail
+
+
+# --- hits ---
+
+
+def test_the_longest_prefix_to_the_token() -> None:
+    cache, short, long = cache_of(4), slab(), slab()
+    cache.insert(short, ids(1, 2), exact=True)
+    cache.insert(long, ids(1, 2, 3, tail=5), exact=True)
+    assert cache.match(ids(1, 2, 3, 4)) == (long, 3 * BLOCK)
+    assert cache.match(ids(1, 2, 3, tail=3)) == (long, 3 * BLOCK + 3)
+    assert cache.match(ids(1, 5)) in ((short, BLOCK), (long, BLOCK))
+    assert cache.match(ids(1, 2)[:20]) in ((short, 20), (long, 20))
+
+
+def test_less_than_a_block_is_not_found() -> None:
+    cache = cache_of(4)
+    cache.insert(slab(), ids(1, 2), exact=True)
+    assert cache.match(ids(1)[:-1]) is None
+    assert cache.match([0, *ids(1, 2)[1:]]) is None
+    assert cache.match([]) is None
+    assert cache_of(4).match(ids(1)) is None
+
+
+def test_namespaces_do_not_see_each_other() -> None:
+    cache, mine, yours = cache_of(4), slab(), slab()
+    cache.insert(mine, ids(1, 2), exact=True, namespace="me")
+    cache.insert(yours, ids(1), exact=True, namespace="you")
+    assert cache.match(ids(1, 2), "me") == (mine, 2 * BLOCK)
+    assert cache.match(ids(1, 2), "you") == (yours, BLOCK)
+    assert cache.match(ids(1, 2)) is None
+
+
+def test_only_exact_kv_enters() -> None:
+    cache = cache_of(4)
+    with pytest.raises(ValueError, match="only exact KV"):
+        cache.insert(slab(), ids(1), exact=False)
+    assert len(cache) == 0
+
+
+def test_a_row_is_found_as_it_grows() -> None:
+    cache, row = cache_of(4), slab()
+    grown: list[int] = []
+    for token in ids(1, 2, tail=4):
+        grown.append(token)
+        cache.insert(row, grown, exact=True)
+        expected = None if len(grown) < BLOCK else (row, len(grown))
+        assert cache.match(ids(1, 2, tail=4)) == expected
+    assert (len(cache), cache.nbytes) == (1, ROW)
+
+
+def test_the_ids_of_a_row_are_copied() -> None:
+    cache, row, grown = cache_of(4), slab(), ids(1)
+    cache.insert(row, grown, exact=True)
+    grown += ids(2)
+    assert cache.match(ids(1, 2)) == (row, BLOCK)
+
+
+# --- eviction ---
+
+
+def test_the_least_recently_used_row_goes() -> None:
+    cache, rows = cache_of(2), [slab() for _ in range(3)]
+    cache.insert(rows[0], ids(1), exact=True)
+    cache.insert(rows[1], ids(2), exact=True)
+    assert cache.match(ids(1)) == (rows[0], BLOCK)
+    cache.insert(rows[2], ids(3), exact=True)
+    assert cache.match(ids(2)) is None
+    assert cache.match(ids(1)) == (rows[0], BLOCK)
+    assert cache.match(ids(3)) == (rows[2], BLOCK)
+
+
+def test_a_row_that_grows_is_in_use() -> None:
+    cache, rows = cache_of(2), [slab() for _ in range(3)]
+    cache.insert(rows[0], ids(1), exact=True)
+    cache.insert(rows[1], ids(2), exact=True)
+    cache.insert(rows[0], ids(1, 4), exact=True)
+    cache.insert(rows[2], ids(3), exact=True)
+    assert cache.match(ids(1, 4)) == (rows[0], 2 * BLOCK)
+    assert cache.match(ids(2)) is None
+
+
+def test_a_row_beyond_the_budget_puts_nothing_out() -> None:
+    cache, small = PrefixCache(ROW // 2), slab()
+    cache.insert(small, ids(1), exact=True)
+    assert (len(cache), cache.match(ids(1))) == (0, None)
+
+
+def test_shared_blocks_outlive_one_of_their_rows() -> None:
+    cache, first, second, third = cache_of(2), slab(), slab(), slab()
+    cache.insert(first, ids(1, 2), exact=True)
+    cache.insert(second, ids(1, 3), exact=True)
+    cache.insert(third, ids(4), exact=True)
+    assert cache.match(ids(1, 2)) == (second, BLOCK)
+
+
+def test_clear() -> None:
+    cache, row = cache_of(2), slab()
+    cache.insert(row, ids(1), exact=True)
+    cache.clear()
+    assert (len(cache), cache.nbytes, cache.match(ids(1))) == (0, 0, None)
+    cache.insert(row, ids(1), exact=True)
+    assert cache.match(ids(1)) == (row, BLOCK)
+
+
+# --- against a search through every row ---
+
+# Two kinds of block and three of tail: prefixes meet often.
+rows = st.builds(
+    lambda blocks, tail: ids(*blocks, tail=tail),
+    st.lists(st.integers(1, 2), max_size=3),
+    st.integers(0, 3),
+)
+operations = st.lists(
+    st.tuples(st.sampled_from(["new", "grow", "match"]), rows, st.sampled_from(["", "other"])),
+    max_size=25,
+)
+
+
+def common(left: list[int], right: list[int]) -> int:
+    return max(n for n in range(min(len(left), len(right)) + 1) if left[:n] == right[:n])
+
+
+def check_against_search(steps: list, room: int) -> None:
+    cache = cache_of(room)
+    held: list[tuple[Slab, list[int], str]] = []  # least recently used first
+    for what, sequence, namespace in steps:
+        if what == "match":
+            found = cache.match(sequence, namespace)
+            lengths = [common(row, sequence) for _, row, space in held if space == namespace]
+            best = max(lengths, default=0)
+            assert (found[1] if found else 0) == (best if best >= BLOCK else 0)
+            if found:
+                used = next(entry for entry in held if entry[0] is found[0])
+                assert used[1][: found[1]] == sequence[: found[1]]
+                assert used[2] == namespace
+                held.remove(used)
+                held.append(used)
+            continue
+        if what == "grow" and held:
+            row, known, namespace = held.pop(0)
+            sequence = (known + sequence)[:64]
+        else:
+            row = slab()
+        cache.insert(row, sequence, exact=True, namespace=namespace)
+        held.append((row, sequence, namespace))
+        held = held[-room:]
+        assert len(cache) == len(held)
+        assert cache.nbytes <= cache.budget
+
+
+@given(steps=operations, room=st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_hits_are_the_longest_there_are(steps: list, room: int) -> None:
+    check_against_search(steps, room)
+
+
+def test_a_collision_does_not_hide_a_shorter_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_tokens = staticmethod(lambda chain, namespace, ids, block: (block, ids[block * BLOCK]))
+    monkeypatch.setattr(PrefixCache, "_link", own_tokens)
+    cache, right, wrong = cache_of(4), slab(), slab()
+    cache.insert(right, ids(1), exact=True)
+    cache.insert(wrong, ids(2, 2), exact=True)
+    assert cache.match(ids(1, 2)) == (right, BLOCK)
+    assert cache.match(ids(3, 2)) is None
+
+
+@pytest.mark.parametrize(
+    "weak",
+    [
+        lambda token, block: 0,
+        lambda token, block: block,
+        lambda token, block: (block, token),
+    ],
+    ids=["all alike", "by place", "by place and own tokens"],
+)
+@given(steps=operations, room=st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_colliding_hashes_change_no_hit(weak: object, steps: list, room: int) -> None:
+    def link(chain: list, namespace: str, ids: list[int], block: int) -> object:
+        return weak(ids[block * BLOCK], block)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrefixCache, "_link", staticmethod(link))
+        check_against_search(steps, room)

@@ -1,0 +1,178 @@
+"""Position-free KV: slices, concatenation, files; and slabs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from kvcomm.kv import KV, Slab
+from tests.reuse.kvs import equal, random_kv
+
+pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
+    lambda sizes: [random_kv(size, seed) for seed, size in enumerate(sizes)]
+)
+
+
+# --- algebra ---
+
+
+@given(pieces)
+def test_a_concatenation_is_cut_into_its_pieces(pieces: list[KV]) -> None:
+    whole = KV.concat(pieces)
+    assert len(whole) == sum(map(len, pieces))
+    start = 0
+    for piece in pieces:
+        assert equal(whole.slice(start, start + len(piece)), piece)
+        start += len(piece)
+
+
+@given(tokens=st.integers(0, 6), data=st.data())
+def test_slices_put_together_are_the_whole(tokens: int, data: st.DataObject) -> None:
+    kv = random_kv(tokens)
+    cut = data.draw(st.integers(0, tokens))
+    assert equal(KV.concat([kv.slice(0, cut), kv.slice(cut, tokens)]), kv)
+    end = data.draw(st.integers(cut, tokens))
+    assert equal(kv.slice(cut, tokens).slice(0, end - cut), kv.slice(cut, end))
+
+
+@given(st.lists(st.integers(0, 5), max_size=8))
+def test_take_puts_tokens_in_the_order_asked_for(positions: list[int]) -> None:
+    kv = random_kv(6)
+    taken = kv.take(positions)
+    assert len(taken) == len(positions)
+    for i, position in enumerate(positions):
+        assert equal(taken.slice(i, i + 1), kv.slice(position, position + 1))
+    assert equal(kv.take(range(6)), kv)
+
+
+@given(st.lists(st.integers(0, 5), max_size=6), st.data())
+def test_take_of_take(positions: list[int], data: st.DataObject) -> None:
+    again = data.draw(st.lists(st.integers(0, max(len(positions) - 1, 0)), max_size=4))
+    again = again if positions else []
+    kv = random_kv(6)
+    assert equal(kv.take(positions).take(again), kv.take([positions[i] for i in again]))
+
+
+def test_a_slice_is_a_view_and_take_a_copy() -> None:
+    kv = random_kv(4)
+    kv.slice(1, 3).values[:] = 7
+    assert kv.values[:, :, 1:3].eq(7).all()
+    kv.take([0]).keys[:] = 7
+    assert not kv.keys[:, :, 0].eq(7).any()
+
+
+def test_sums_and_differences() -> None:
+    base, offset = random_kv(3, 1), random_kv(3, 2)
+    assert torch.equal((base + offset).keys, base.keys + offset.keys)
+    assert torch.equal((base - offset).values, base.values - offset.values)
+    assert equal((base + offset) - base, offset, 1e-6)
+
+
+def test_one_token_is_not_spread_over_many() -> None:
+    for combine in (KV.__add__, KV.__sub__):
+        with pytest.raises(ValueError, match=r"\(3, 2, 4, 4\) and \(3, 2, 1, 4\)"):
+            combine(random_kv(4), random_kv(1))
+
+
+def test_keys_and_values_must_have_one_shape_of_four_dimensions() -> None:
+    with pytest.raises(ValueError, match=r"one shape \[layers, kv_heads, tokens, head_dim\]"):
+        KV(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 3, 3))
+    with pytest.raises(ValueError, match="one shape"):
+        KV(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_bytes() -> None:
+    assert random_kv(5).nbytes == 2 * 3 * 2 * 5 * 4 * 4
+    assert random_kv(5, dtype=torch.bfloat16).slice(0, 2).nbytes == 2 * 3 * 2 * 2 * 4 * 2
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_kv_is_saved_and_loaded(tmp_path: Path, dtype: torch.dtype) -> None:
+    for kv in (random_kv(5, 1, dtype), random_kv(5, 1, dtype).slice(1, 4), random_kv(0, 1, dtype)):
+        kv.save(tmp_path / "kv", {"model": "tiny", "text": 'é "quoted"\n'})
+        loaded, metadata = KV.load(tmp_path / "kv")
+        assert equal(loaded, kv)
+        assert metadata == {"model": "tiny", "text": 'é "quoted"\n'}
+
+
+def test_metadata_may_be_left_out(tmp_path: Path) -> None:
+    random_kv(2).save(tmp_path / "kv")
+    assert KV.load(tmp_path / "kv")[1] == {}
+
+
+def test_keys_and_values_that_are_views_of_one_tensor_can_be_saved(tmp_path: Path) -> None:
+    both = torch.stack([random_kv(3).keys, random_kv(3).values])
+    kv = KV(both[0], both[1])
+    kv.save(tmp_path / "kv")
+    assert equal(KV.load(tmp_path / "kv")[0], kv)
+
+
+def _truncated(path: Path) -> None:
+    random_kv(5).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, path)
+
+
+def _without_values(path: Path) -> None:
+    save_file({"keys": torch.zeros(1, 1, 1, 1)}, path, {"format": "kvcomm-kv-1", "user": "{}"})
+
+
+def _without_metadata(path: Path) -> None:
+    tensors = {"keys": torch.zeros(1, 1, 1, 1), "values": torch.zeros(1, 1, 1, 1)}
+    save_file(tensors, path, {"format": "kvcomm-kv-1"})
+
+
+def _unequal(path: Path) -> None:
+    tensors = {"keys": torch.zeros(1, 1, 2, 1), "values": torch.zeros(1, 1, 1, 1)}
+    save_file(tensors, path, {"format": "kvcomm-kv-1", "user": "{}"})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: None,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"not safetensors at all"),
+        lambda path: path.mkdir(),
+        _truncated,
+        _foreign,
+        _without_values,
+        _without_metadata,
+        _unequal,
+    ],
+    ids=["missing", "empty", "text", "folder", "truncated", "foreign", "half", "bare", "unequal"],
+)
+def test_any_other_file_is_a_value_error_that_names_it(tmp_path: Path, write: object) -> None:
+    write(tmp_path / "kv")
+    with pytest.raises(ValueError, match="kv"):
+        KV.load(tmp_path / "kv")
+
+
+# --- slabs ---
+
+
+def test_a_slab_reserves_its_slots() -> None:
+    slab = Slab(3, 2, 10, 4, torch.float32, torch.device("cpu"))
+    assert slab.capacity == 10
+    assert slab.nbytes == 2 * 3 * 2 * 10 * 4 * 4
+
+
+def test_slots_are_copied_to_the_same_place() -> None:
+    cpu = torch.device("cpu")
+    source, target = (Slab(3, 2, n, 4, torch.float32, cpu) for n in (6, 9))
+    source.keys[:], source.values[:] = 1, 2
+    target.keys[:], target.values[:] = 0, 0
+    target.copy_from(source, 2, 5)
+    assert target.keys[0, 0, :, 0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
+    assert target.values[2, 1, :, 3].tolist() == [0, 0, 2, 2, 2, 0, 0, 0, 0]

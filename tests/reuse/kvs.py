@@ -1,0 +1,32 @@
+"""Small random KV, and comparing it."""
+
+from __future__ import annotations
+
+import torch
+
+from kvcomm.kv import KV
+
+LAYERS, HEADS, DIM = 3, 2, 4
+
+
+def random_kv(tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> KV:
+    """Normal keys and values `[3, 2, tokens, 4]`."""
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.randn(2, LAYERS, HEADS, tokens, DIM, generator=generator, dtype=torch.float64)
+    return KV(both[0].to(dtype), both[1].to(dtype))
+
+
+def equal(left: KV, right: KV, tolerance: float = 0.0) -> bool:
+    """Whether shapes, dtypes and, within `tolerance`, numbers are equal."""
+    return same_shape(left, right) and all(
+        torch.allclose(a.double(), b.double(), rtol=0, atol=tolerance)
+        for a, b in ((left.keys, right.keys), (left.values, right.values))
+    )
+
+
+def same_shape(left: KV, right: KV) -> bool:
+    """Whether shapes and dtypes are equal."""
+    return left.keys.shape == right.keys.shape and {left.keys.dtype, left.values.dtype} == {
+        right.keys.dtype,
+        right.values.dtype,
+    }

@@ -1,0 +1,226 @@
+"""The anchor pool against the paper's formulas written as loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kvcomm.kv import KV, Rope
+from kvcomm.reuse.offsets import AnchorPool, OffsetModel
+from kvcomm.reuse.offsets.anchors import CAPACITY, GAMMA, OLDEST
+from tests.reuse import anchor_reference as reference
+from tests.reuse.kvs import equal, random_kv
+from tests.reuse.offsets_conformance import OffsetModelContract
+
+LITERAL = 3
+
+
+class TestContract(OffsetModelContract):
+    def make(self) -> OffsetModel:
+        return AnchorPool()
+
+
+def pool_of(*bases: KV, **options: float) -> AnchorPool:
+    pool = AnchorPool(**options)
+    for index, base in enumerate(bases):
+        pool.observe(base, random_kv(len(base), 1000 + index), random_kv(LITERAL, 2000 + index))
+    return pool
+
+
+def near(base: KV, distance: float, seed: int = 0) -> KV:
+    """KV close to `base`."""
+    other = random_kv(len(base), seed)
+    return KV(base.keys + distance * other.keys, base.values + distance * other.values)
+
+
+def test_the_papers_numbers() -> None:
+    assert (CAPACITY, OLDEST, GAMMA) == (20, 5, 0.3)
+
+
+# --- verdict ---
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.05, 0.1, 0.2, 0.4, 1.0])
+@pytest.mark.parametrize("gamma", [0.1, 0.3, 0.9, 1.0])
+def test_the_entropy_test(distance: float, gamma: float) -> None:
+    base = random_kv(6, 9)
+    anchors = [near(base, distance * (1 + i), seed=20 + i) for i in range(4)]
+    verdict = pool_of(*anchors, gamma=gamma).verdict(base)
+    expected = reference.entropy(base, anchors)
+    limit = gamma * math.log(4)
+    if math.isclose(expected, limit, abs_tol=1e-4):
+        return  # all equal, γ = 1: rounding decides
+    assert verdict.shareable == (expected <= limit)
+    assert f"entropy {expected:.3f}, limit {limit:.3f}, 4 anchors" in verdict.reason
+    assert verdict.samples == 4
+
+
+def test_the_entropy_test_decides_both_ways() -> None:
+    base = random_kv(6, 9)
+    far = [random_kv(6, 30 + i) for i in range(3)]
+    assert pool_of(base, *far).verdict(base).shareable
+    refused = pool_of(*[near(base, 0.001, i) for i in range(4)]).verdict(base)
+    assert not refused.shareable
+    assert refused.reason.startswith("no anchor stands out: entropy 1.38")
+
+
+def test_the_entropy_is_over_values_and_the_first_tokens_only() -> None:
+    base = random_kv(4, 9)
+    longer = [KV.concat([random_kv(4, 40 + i), random_kv(5, 50 + i)]) for i in range(3)]
+    other_keys = [
+        KV(random_kv(4, 60 + i).keys, kv.slice(0, 4).values) for i, kv in enumerate(longer)
+    ]
+    assert pool_of(*longer).verdict(base) == pool_of(*other_keys).verdict(base)
+
+
+def test_two_anchors_must_be_as_long() -> None:
+    pool = pool_of(random_kv(5, 1), random_kv(9, 2), random_kv(9, 3))
+    assert pool.verdict(random_kv(9, 4)).samples == 2
+    refused = pool_of(random_kv(5, 1), random_kv(9, 2)).verdict(random_kv(9, 4))
+    assert (refused.shareable, refused.samples) == (False, 1)
+    assert refused.reason == "1 anchor of at least 9 tokens, needs 2"
+    none = pool_of(random_kv(5, 1)).verdict(random_kv(6, 4))
+    assert none.reason == "0 anchors of at least 6 tokens, needs 2"
+
+
+def test_uses_count_the_anchors_that_make_up_most_of_the_weight() -> None:
+    base = random_kv(6, 9)
+    anchors = [near(base, 0.02, 1), near(base, 0.05, 2), random_kv(6, 3), random_kv(6, 4)]
+    pool = pool_of(*anchors, gamma=0.9)
+    assert pool.verdict(base).shareable
+    assert [anchor.uses for anchor in pool.anchors] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("distance", "uses"), [(2.5, [1, 0]), (2.0, [1, 1])])
+def test_most_of_the_weight_is_nine_tenths(distance: float, uses: list[int]) -> None:
+    base, other = random_kv(6, 9), random_kv(6, 9)
+    other.values[1, 0, 2, 3] += distance  # softmax(0, −2.5) = 0.924, softmax(0, −2) = 0.881
+    pool = pool_of(base, other, gamma=1.0)
+    assert pool.verdict(base).shareable
+    assert [anchor.uses for anchor in pool.anchors] == uses
+
+
+def test_a_refused_placeholder_counts_no_use() -> None:
+    base = random_kv(6, 9)
+    pool = pool_of(*[near(base, 0.001, i) for i in range(4)])
+    assert not pool.verdict(base).shareable
+    assert not any(anchor.uses for anchor in pool.anchors)
+
+
+# --- predictions ---
+
+
+@pytest.mark.parametrize("lengths", [(6,), (6, 6, 6), (6, 9, 7), (4, 6, 8, 5)])
+def test_offsets_are_the_papers_weighted_means(lengths: tuple[int, ...]) -> None:
+    pool, base = pool_of(*(random_kv(n, i) for i, n in enumerate(lengths))), random_kv(6, 99)
+    usable = [anchor for anchor in pool.anchors if len(anchor.base) >= 6]
+    offset, literal = pool.predict(base), pool.predict_literal(base, LITERAL)
+    for name in ("keys", "values"):
+        own = getattr(base, name)
+        bases = [getattr(anchor.base, name) for anchor in usable]
+        offsets = [getattr(anchor.offset, name) for anchor in usable]
+        literals = [getattr(anchor.literal, name) for anchor in usable]
+        expected = reference.placeholder_offset(own, bases, offsets)
+        torch.testing.assert_close(getattr(offset, name), expected, rtol=0, atol=1e-5)
+        expected = reference.literal_offset(own, bases, literals)
+        torch.testing.assert_close(getattr(literal, name), expected, rtol=0, atol=1e-5)
+
+
+def test_one_anchor_gives_its_own_offset_above_layer_0() -> None:
+    pool = pool_of(random_kv(6, 1))
+    (anchor,) = pool.anchors
+    predicted = pool.predict(random_kv(4, 2))
+    assert torch.equal(predicted.keys[1:], anchor.offset.keys[1:, :, :4])
+    assert torch.equal(predicted.values[1:], anchor.offset.values[1:, :, :4])
+
+
+def test_without_an_anchor_as_long_there_is_no_prediction() -> None:
+    pool = pool_of(random_kv(4, 1), random_kv(5, 2))
+    for predict in (pool.predict, lambda base: pool.predict_literal(base, LITERAL)):
+        with pytest.raises(ValueError, match="no anchor of at least 6 tokens"):
+            predict(random_kv(6, 3))
+
+
+@pytest.mark.parametrize("start", [0, 17, 4000])
+def test_an_offset_learned_at_one_start_is_right_at_another(start: int) -> None:
+    rope = Rope(torch.tensor([[1.0, 0.1]]), torch.ones(1))
+    base, deviation = random_kv(6, 1), random_kv(6, 2)
+    deviation.keys[0], deviation.values[0] = 0, 0
+    true = base + deviation
+
+    def rotated(at: int) -> torch.Tensor:
+        return rope.rotate(true.keys, range(at, at + 6))
+
+    seen = KV(rope.unrotate(rotated(5), range(5, 11)), true.values)
+    pool = AnchorPool()
+    pool.observe(base, seen - base, random_kv(LITERAL))
+    predicted = base + pool.predict(base)
+    there = rope.rotate(predicted.keys, range(start, start + 6))
+    # float32 angles at position 4,000 are right to about 2e-4.
+    torch.testing.assert_close(there, rotated(start), rtol=0, atol=1e-3)
+    in_the_anchors_frame = rope.rotate(base.keys, range(start, start + 6)) + (
+        rotated(5) - rope.rotate(base.keys, range(5, 11))
+    )
+    assert (in_the_anchors_frame - rotated(start)).abs().max() > 0.5, "the frames do not differ"
+
+
+# --- eviction ---
+
+
+def test_above_capacity_the_least_used_of_the_five_oldest_goes() -> None:
+    pool = pool_of(*(random_kv(2, i) for i in range(8)), capacity=8)
+    for anchor, uses in zip(pool.anchors, [3, 2, 4, 2, 9, 0, 0, 0], strict=True):
+        anchor.uses = uses
+    gone, kept = pool.anchors[1], list(pool.anchors)
+    pool.observe(random_kv(2, 8), random_kv(2, 9), random_kv(LITERAL))
+    assert gone not in pool.anchors
+    assert pool.anchors[:-1] == [anchor for anchor in kept if anchor is not gone]
+    assert pool.anchors[-1].uses == 0
+
+
+def test_among_equals_the_oldest_goes() -> None:
+    pool = pool_of(*(random_kv(2, i) for i in range(CAPACITY + 3)))
+    assert pool.samples == CAPACITY
+    assert equal(pool.anchors[0].base, random_kv(2, 3))
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 4])
+def test_a_new_anchor_is_never_the_one_that_goes(capacity: int) -> None:
+    pool = pool_of(*(random_kv(2, i) for i in range(capacity)), capacity=capacity)
+    for anchor in pool.anchors:
+        anchor.uses = 5
+    pool.observe(random_kv(2, 77), random_kv(2, 78), random_kv(LITERAL))
+    assert pool.samples == capacity
+    assert equal(pool.anchors[-1].base, random_kv(2, 77))
+
+
+# --- state and size ---
+
+
+def test_state_keeps_order_lengths_and_uses() -> None:
+    pool = pool_of(random_kv(2, 1), random_kv(5, 2), random_kv(3, 3))
+    pool.anchors[1].uses = 7
+    other = AnchorPool()
+    other.load_state(pool.state())
+    assert [anchor.uses for anchor in other.anchors] == [0, 7, 0]
+    for mine, theirs in zip(pool.anchors, other.anchors, strict=True):
+        assert equal(mine.base, theirs.base)
+        assert equal(mine.offset, theirs.offset)
+        assert equal(mine.literal, theirs.literal)
+
+
+def test_a_damaged_state_changes_nothing() -> None:
+    pool = pool_of(random_kv(2, 1))
+    state = pool_of(random_kv(2, 2), random_kv(2, 3)).state()
+    del state["1.offset.keys"]
+    with pytest.raises(KeyError):
+        pool.load_state(state)
+    assert equal(pool.anchors[0].base, random_kv(2, 1))
+    assert pool.samples == 1
+
+
+def test_bytes_are_those_of_base_offset_and_literal() -> None:
+    a_token = 2 * 3 * 2 * 4 * 4  # keys and values, layers, heads, dimensions, float32
+    assert pool_of(random_kv(6, 1), random_kv(2, 2)).nbytes == (6 + 6 + 3 + 2 + 2 + 3) * a_token
