@@ -1,4 +1,4 @@
-"""What the paper's mode decides, call by call, while its anchor pools fill."""
+"""What the paper's mode decides, call by call: dense while it learns, then realigned."""
 
 import os
 
@@ -10,14 +10,15 @@ QUESTIONS = [
     "A box holds 12 pens. How many pens are in 9 boxes, when 4 pens are lost?",
     "What is 17 + 25?",
     "What is 6 times 7?",
-    "Is 91 prime?",
 ]
 graph = chain(solver(max_tokens=8), critic(max_tokens=8))
 engine = load_engine(os.environ.get("KVCOMM_MODEL", "smollm2-135m"))
 with engine, Session(engine, reuse="kvcomm", state=None, runs=None) as session:
     for question in QUESTIONS:
-        print(question)
+        print(f"\n{question}")
         for call in session.run(graph, task=question).calls:
-            reused = call.total("prefix") + call.total("realigned")
-            print(f"  {call.node}: {reused} of {call.report.prompt_tokens} tokens reused")
-            print(f"    {call.report.gate}")
+            report, reused = call.report, call.total("prefix") + call.total("realigned")
+            print(f"  {call.node}: {reused} of {report.prompt_tokens} tokens reused")
+            print(f"    {report.gate}")
+            for step in call.steps if not report.dense else []:
+                print(f"    {step.name:10} {step.tokens:3} tokens, {step.way}: {step.reason}")

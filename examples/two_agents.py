@@ -1,4 +1,4 @@
-"""Two agents of our own, and their words as they come."""
+"""Two agents of our own, a graph of our own, and their words as they come."""
 
 import os
 
@@ -11,7 +11,7 @@ poet = Agent(
     "poet",
     system="You write one line of verse.",
     prompt="Write about {task}.",
-    sampling=Sampling(max_tokens=24),
+    sampling=Sampling(temperature=0.7, top_p=0.9, max_tokens=24),
 )
 translator = Agent(
     "translator",
@@ -31,4 +31,8 @@ with engine, Session(engine, reuse="exact", runs=None) as session:
                 speaker = item.node
             print(item.text, end="", flush=True)
         else:
-            print(f"\n\n{item.totals}")
+            ahead = item.call("translator").total("ahead")
+            print(
+                f"\n\n{item.totals.computed_tokens} tokens computed in {item.totals.wall_s:.1f} s"
+            )
+            print(f"{ahead} tokens of the translator's prompt were ready before the poet was")

@@ -1,4 +1,4 @@
-"""What the documents say is run: code blocks, examples, commands, links."""
+"""What the documents say is run: code blocks, examples, commands, links, file names."""
 
 from __future__ import annotations
 
@@ -7,42 +7,61 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from kvcomm.cli import main
+from kvcomm.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 TINY = "random:llama-tiny"
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return [code for kind, code in BLOCK.findall(page.read_text("utf-8")) if kind == language]
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The language and the text of every fenced block."""
+    for _, language, code in FENCED.findall(page.read_text("utf-8")):
+        yield language, code
 
 
-PYTHON = [(page.name, code) for page in PAGES for code in blocks(page, "python")]
-COMMANDS = [
-    line.partition("  #")[0]
+def commands() -> Iterator[tuple[str, str]]:
+    """Every `kvcomm` command line in a fenced block, a prompt in front or not."""
+    for page in PAGES:
+        for language, code in blocks(page):
+            for line in code.splitlines() if language != "python" else ():
+                if line.removeprefix("$ ").startswith("kvcomm "):
+                    yield page.name, line.removeprefix("$ ")
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        for line in re.findall(r"kvcomm (?:run|trace|graph) .*", example.read_text("utf-8")):
+            yield example.name, line.removesuffix('"""')
+
+
+PYTHON = [
+    pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
-    for code in blocks(page, "bash")
-    for line in code.splitlines()
-    if line.startswith("kvcomm ")
+    for number, code in enumerate(code for language, code in blocks(page) if language == "python")
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), PYTHON, ids=[f"{n}-{i}" for i, (n, _) in enumerate(PYTHON)]
-)
+@pytest.mark.parametrize("code", PYTHON)
 def test_python_blocks_run(
-    name: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    space: dict[str, object] = {}
-    exec(compile(code.replace("smollm2-135m", TINY), name, "exec"), space)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code.replace("smollm2-135m", TINY), request.node.name, "exec"), space)
     if "engine" in space:
-        space["engine"].close()  # type: ignore[attr-defined]
+        space["engine"].close()
 
 
 @pytest.mark.parametrize("name", ["two_agents", "inspect_reuse"])
@@ -50,21 +69,19 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py")],
         cwd=tmp_path,
-        env={**os.environ, "KVCOMM_MODEL": TINY},
+        env={**os.environ, "KVCOMM_MODEL": TINY, "KVCOMM_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())  # examples leave nothing behind
 
 
 def test_the_graph_file_of_the_examples_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from kvcomm.cli import main
-
     monkeypatch.chdir(tmp_path)
     file = str(ROOT / "examples" / "my_graph.py")
     monkeypatch.setattr(sys, "argv", ["kvcomm", "run", "Why?", "--graph", file, "--model", TINY])
@@ -74,26 +91,43 @@ def test_the_graph_file_of_the_examples_runs(
     assert "physicist" in capsys.readouterr().out
 
 
+def test_every_example_is_short_and_tested() -> None:
+    files = {file.stem: file for file in (ROOT / "examples").glob("*.py")}
+    assert set(files) == {"two_agents", "my_graph", "inspect_reuse"}
+    for file in files.values():
+        assert len(file.read_text("utf-8").splitlines()) < 40, file.name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text("utf-8")):
-        assert (page.parent / target).exists(), target
+        path, _, anchor = target.partition("#")
+        if re.match(r"https?:", path):
+            continue
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
 
 
-def test_commands_in_the_documents_exist() -> None:
-    import typer
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
-    from kvcomm.cli.app import app
 
-    root = typer.main.get_command(app)
-    assert COMMANDS
-    for line in COMMANDS:
-        words, command = shlex.split(line)[1:], root
-        while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-        assert not hasattr(command, "commands"), line
-        known = {name for parameter in command.params for name in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, line
+@pytest.mark.parametrize(("page", "line"), list(commands()))
+def test_commands_in_the_documents_parse(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    command: Any = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    assert not hasattr(command, "commands"), f"{page}: no such command: {line}"
+    command.make_context("kvcomm", words)  # raises for unknown options and missing arguments
+
+
+def test_there_are_commands_and_blocks_to_check() -> None:
+    assert {"README.md", "cli.md", "my_graph.py"} <= {page for page, _ in commands()}
+    assert len(PYTHON) >= 4
 
 
 def test_make_targets_in_the_documents_exist() -> None:
@@ -107,8 +141,22 @@ def test_make_targets_in_the_documents_exist() -> None:
     assert {"demo", "test", "test-full", "check"} <= named <= targets
 
 
-def test_every_source_file_is_named_in_the_architecture() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    for file in [*ROOT.glob("kvcomm/kv/*.py"), *ROOT.glob("kvcomm/engine/*.py")]:
-        if file.stem not in ("__init__", "divergence", "sampling"):
-            assert file.name in page, file.name
+def test_the_architecture_names_every_source_file_and_no_other() -> None:
+    table = ARCHITECTURE.read_text("utf-8").partition("## File by file")[2].partition("| file |")[2]
+    named = re.findall(r"`([\w/]+\.py)`", table)
+    there = {
+        str(file.relative_to(ROOT)).removeprefix("kvcomm/")
+        for folder in ("kvcomm", "agents", "graphs", "tasks")
+        for file in (ROOT / folder).rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    assert sorted(named) == sorted(there)
+
+
+def test_the_tests_that_the_architecture_names_exist() -> None:
+    names = re.findall(
+        r"`((?:\w+/)*(?:test_\w+|\w+_conformance)\.py)`", ARCHITECTURE.read_text("utf-8")
+    )
+    assert len(names) > 10
+    for name in names:
+        assert (ROOT / "tests" / name).exists(), name

@@ -10,7 +10,7 @@ import torch
 
 from kvcomm.engine.base import Call, Phases, Survey
 from kvcomm.engine.rows import Row
-from kvcomm.kv import KV
+from kvcomm.kv import KV, content_key
 from kvcomm.message import Handle
 from kvcomm.prompt import Segment
 from kvcomm.reuse.offsets import OffsetModel
@@ -73,7 +73,11 @@ class Realigner:
         """The offset model of the placeholder at `index`."""
         number = sum(s.kind == "placeholder" for s in self.segments[:index])
         call, name = self._call, self.segments[index].name
-        return self._engine.offsets.of(call.offsets, call.template.fingerprint, name, number)
+        # What one tenant's texts taught never shows in another's.
+        template = call.template.fingerprint
+        if call.namespace:
+            template = content_key(call.namespace, template)[:16]
+        return self._engine.offsets.of(call.offsets, template, name, number)
 
     def _base(self, segment: Segment) -> KV | None:
         return self._engine.store.get(segment.handle.key) if segment.handle else None

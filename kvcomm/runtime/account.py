@@ -13,7 +13,7 @@ from kvcomm.reuse.plan import Way
 
 @dataclass
 class Entry:
-    """One segment of the prompt. `arrivals` are (clock, tokens) of every piece of it."""
+    """One segment of the prompt. `arrivals` are (clock, tokens, computed) of every piece."""
 
     kind: str
     name: str
@@ -23,7 +23,7 @@ class Entry:
     realigned: int = 0
     ways: set[Way] = field(default_factory=set)
     reason: str = ""
-    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    arrivals: list[tuple[float, int, int]] = field(default_factory=list)
 
     def add(self, tokens: int, extended: Extended, clock: float) -> None:
         """Count one piece of the segment."""
@@ -33,19 +33,25 @@ class Entry:
         self.realigned += extended.realigned
         self.ways.add(extended.way)
         self.reason = extended.reason
-        self.arrivals.append((clock, tokens))
+        self.arrivals.append((clock, tokens, extended.computed))
 
-    def remove(self, tokens: int) -> None:
-        """Take back the last `tokens`, which were computed for nothing."""
-        self.tokens -= tokens
-        self.computed -= tokens
-        left = tokens
+    def remove(self, tokens: int) -> int:
+        """Take back the last `tokens`; returns how many of them were computed for nothing.
+
+        A prefix comes first in its piece, so the end of a piece is what was computed.
+        """
+        wasted, left = 0, tokens
         while left:
-            clock, count = self.arrivals.pop()
+            clock, count, computed = self.arrivals.pop()
             taken = min(count, left)
-            left -= taken
+            lost = min(computed, taken)
+            left, wasted = left - taken, wasted + lost
             if count > taken:
-                self.arrivals.append((clock, count - taken))
+                self.arrivals.append((clock, count - taken, computed - lost))
+        self.tokens -= tokens
+        self.computed -= wasted
+        self.prefix -= tokens - wasted
+        return wasted
 
     @property
     def way(self) -> Way:
@@ -64,7 +70,7 @@ class Entry:
             "computed": self.computed,
             "prefix": self.prefix,
             "realigned": self.realigned,
-            "ahead": sum(count for clock, count in self.arrivals if clock <= ready),
+            "ahead": sum(count for clock, count, _ in self.arrivals if clock <= ready),
             "reason": self.reason,
         }
 

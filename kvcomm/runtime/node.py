@@ -205,8 +205,7 @@ class Attempt:
 
     async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
         await seq.truncate(seq.length - tokens)
-        self.account.entries[index].remove(tokens)
-        self.account.redone += tokens
+        self.account.redone += self.account.entries[index].remove(tokens)
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
         tokens: list[Token] = []

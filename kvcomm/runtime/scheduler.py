@@ -58,6 +58,7 @@ class Scheduler:
             for node in graph.nodes.values()
         }
         self._started = time.perf_counter()
+        self._released: set[str] = set()
         self._check_context()
 
     def _check_context(self) -> None:
@@ -133,6 +134,7 @@ class Scheduler:
 
     async def _release(self, node: Node) -> None:
         """The node has used its inputs: let go of one pin on each of their handles."""
+        self._released.add(node.name)
         for sender in node.senders:
             message = self._drafts[sender.node].message
             if message and message.handle:
@@ -141,7 +143,7 @@ class Scheduler:
     async def _release_all(self) -> None:
         """After a failure: nodes that never finished still hold their inputs."""
         for node in self._graph.nodes.values():
-            if not self._drafts[node.name].sealed:
+            if node.name not in self._released:
                 with suppress(Exception):
                     await self._release(node)
 
