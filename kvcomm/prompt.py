@@ -201,3 +201,11 @@ def _cut(
         *ids[first : last + 1],
         *(codec.encode(tail) if tail else ()),
     )
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common prefix of two id sequences."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

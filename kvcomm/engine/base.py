@@ -12,6 +12,10 @@ from kvcomm.prompt import Codec, Segment, Template
 from kvcomm.reuse.plan import Fact, Step, Way
 from kvcomm.sampling import Sampling
 
+# Lower runs first. A ready call's inputs are complete; a row ahead still waits for some; work in
+# the background (audits) waits until nothing else is due.
+READY, AHEAD, BACKGROUND = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class Capabilities:

@@ -28,14 +28,15 @@ from kvcomm.engine.base import (
     Survey,
     Token,
 )
+from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.errors import ContextOverflow, KvcommError
+from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Step
 
 
-class DenseEngine:
+class DenseEngine(LoadedEngine):
     """Runs any causal transformers model, one call at a time, without reuse."""
 
     def __init__(
@@ -49,22 +50,17 @@ class DenseEngine:
         stop: frozenset[int],
         reason: str,
     ) -> None:
-        self.model = name
-        self.config = model.config
-        self.fingerprint = fingerprint
-        self.device = str(model.device)
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self.max_context = max_context
-        self.codec = codec
-        self.capabilities = Capabilities(reuse=False, reason=reason)
-        self.stop = stop
-        self.network = model
+        super().__init__(
+            model,
+            codec,
+            Capabilities(reuse=False, reason=reason),
+            name=name,
+            fingerprint=fingerprint,
+            max_context=max_context,
+            stop=stop,
+        )
         # One thread: `generate` draws from the global random state, which each call seeds.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="kvcomm-dense")
-
-    def check(self, call: Call) -> None:
-        """Raise `ContextOverflow` when the call may not fit the model's context."""
-        check_capacity(call, self.model, self.max_context)
 
     def open(self, call: Call) -> DenseSequence:
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
@@ -84,21 +80,6 @@ class DenseEngine:
     def close(self) -> None:
         """Stop the worker."""
         self.worker.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> DenseEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def check_capacity(call: Call, model: str, context: int) -> None:
-    """Raise `ContextOverflow` when a call may need more than the model's context."""
-    if call.capacity > context:
-        raise ContextOverflow(
-            f"node `{call.node}` may need {call.capacity} tokens, {call.capacity - context} more "
-            f"than the context of {context} of {model}: shorten its inputs or lower max_tokens"
-        )
 
 
 class DenseSequence:
@@ -146,8 +127,7 @@ class DenseSequence:
 
     async def reserve(self, capacity: int) -> None:
         """Room is not an issue; the context is."""
-        engine = self._engine
-        check_capacity(replace(self._call, capacity=capacity), engine.model, engine.max_context)
+        self._engine.check(replace(self._call, capacity=capacity))
 
     async def settle(self) -> None:
         """Nothing is cached."""

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvcomm.engine.base import Call, Capabilities, EngineSequence, Learned, Phases
+from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
 from kvcomm.engine.check import kv_shape
-from kvcomm.engine.dense import check_capacity
+from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
@@ -24,11 +24,9 @@ from kvcomm.reuse.offsets import FAMILIES, Offsets
 from kvcomm.reuse.state import check_folder, load_state, save_state
 
 T = TypeVar("T")
-# Base KV is made for calls that wait for it: as urgent as a ready node.
-BASE_PRIORITY = 0
 
 
-class LocalEngine:
+class LocalEngine(LoadedEngine):
     """Runs a model whose attention is `packed_attention`; made by `load_engine`.
 
     `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use.
@@ -47,21 +45,20 @@ class LocalEngine:
         store_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 30,
     ) -> None:
-        self.model = name
-        self.config = model.config
-        self.fingerprint = fingerprint
-        self.device = str(model.device)
-        self.dtype = str(model.dtype).removeprefix("torch.")
-        self.max_context = max_context
-        self.codec = codec
-        self.capabilities = Capabilities(reuse=True)
-        self.stop = stop
+        super().__init__(
+            model,
+            codec,
+            Capabilities(reuse=True),
+            name=name,
+            fingerprint=fingerprint,
+            max_context=max_context,
+            stop=stop,
+        )
         self.store = Store(store_bytes)
         self.prefix = PrefixCache(prefix_bytes)
         self.offsets = Offsets(dict(FAMILIES))
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
-        self.network = model
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}
         self._lock = threading.Lock()
@@ -75,10 +72,6 @@ class LocalEngine:
         """An empty row of `capacity` slots."""
         return Row(self.new_slab(capacity), self.rope)
 
-    def check(self, call: Call) -> None:
-        """Raise `ContextOverflow` when the call may not fit the model's context."""
-        check_capacity(call, self.model, self.max_context)
-
     def open(self, call: Call) -> EngineSequence:
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
@@ -86,8 +79,9 @@ class LocalEngine:
 
     def _standalone_header(self) -> tuple[int, ...]:
         """What stands before a bare user text: it takes the attention sink of a base prefill."""
-        ids, offsets = self.codec.encode_structured(self.codec.chat("", MARK))
-        at = self.codec.chat("", MARK).index(MARK)
+        text = self.codec.chat("", MARK)
+        ids, offsets = self.codec.encode_structured(text)
+        at = text.index(MARK)
         return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
 
     async def text_base(
@@ -147,7 +141,7 @@ class LocalEngine:
             work = Work(
                 row,
                 begin=lambda: range(len(ids)),
-                priority=lambda: BASE_PRIORITY,
+                priority=lambda: READY,  # a call waits for it
                 logits=0,
                 phases=Phases(),
                 done=keep,
@@ -202,9 +196,3 @@ class LocalEngine:
     def close(self) -> None:
         """Stop the loop; sequences still open fail."""
         self.loop.close()
-
-    def __enter__(self) -> LocalEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

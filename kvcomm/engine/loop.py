@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
-from kvcomm.engine.base import Phases, Token
+from kvcomm.engine.base import BACKGROUND, READY, Phases, Token
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
 from kvcomm.errors import KvcommError
@@ -28,8 +28,6 @@ T = TypeVar("T")
 # rows, whose next token waits for the step.
 STEP_TOKENS = 2048
 STEP_TOKENS_DECODING = 256
-# Work of this priority and beyond waits until nothing else is due.
-BACKGROUND = 2
 
 
 @dataclass(eq=False)
@@ -88,7 +86,7 @@ class Decoding:
     stop: frozenset[int]
     emit: Callable[[Token | BaseException], None]
     phases: Phases
-    priority: Callable[[], int] = lambda: 0
+    priority: Callable[[], int] = lambda: READY
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     record: list[torch.Tensor] | None = None
     sampled: int = 0

@@ -21,7 +21,6 @@ from kvcomm.engine.base import (
     Survey,
     Token,
 )
-from kvcomm.engine.dense import check_capacity
 from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work
 from kvcomm.engine.placement import Piece, Placement
@@ -179,9 +178,7 @@ class LocalSequence:
         """Make room for `capacity` slots by moving into a larger slab."""
         if capacity <= self._row.slab.capacity:
             return
-        check_capacity(
-            replace(self._call, capacity=capacity), self.engine.model, self.engine.max_context
-        )
+        self.engine.check(replace(self._call, capacity=capacity))
 
         def move() -> None:
             slab = self.engine.new_slab(capacity)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.kv.tensor import Slab
+from kvcomm.prompt import common_prefix
 
 BLOCK = 16
 
@@ -110,17 +111,7 @@ def _longest(
     """The entry that shares the longest prefix with `ids`, and its length."""
     best, length = None, 0
     for entry in entries:
-        common = _common(entry.ids, ids) if entry.namespace == namespace else 0
+        common = common_prefix(entry.ids, ids) if entry.namespace == namespace else 0
         if common > length:
             best, length = entry, common
     return best, length
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix of two id sequences."""
-    count = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count

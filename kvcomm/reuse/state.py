@@ -111,13 +111,7 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
 def _write(
     folder: Path, model: str, fingerprint: str, by_template: dict[str, dict[str, torch.Tensor]]
 ) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateError(
-            f"cannot write the state folder {folder} ({error.strerror}): choose another --state "
-            "folder, or --state none"
-        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
     manifest = {"format": FORMAT, "model": model, "fingerprint": fingerprint}
     _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     for template, tensors in by_template.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from kvcomm.message import Message, TextCodec
 
@@ -87,11 +86,3 @@ class Detokenizer:
             return ""
         self._start, self._shown = self._shown, len(self._ids)
         return after[len(before) :]
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix of two id sequences."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kvcomm.engine import base as engine_base
-from kvcomm.engine.base import Engine, EngineSequence, Token
+from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment, Template, common_prefix
 from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.account import Account
-from kvcomm.runtime.draft import Draft, common_prefix
+from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
 from kvcomm.trace.record import Recorder
@@ -25,7 +25,6 @@ from kvcomm.trace.record import Recorder
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
 FINE = 16
 COARSE = 64
-READY, AHEAD = 0, 1
 
 
 @dataclass
@@ -57,12 +56,13 @@ class Attempt:
                 await draft.delivered()
             self._start_deadline(deadline)
         opened = time.perf_counter()
-        seq = self.engine.open(self.engine_call())
+        call = self.engine_call()
+        seq = self.engine.open(call)
         self.recorder.write(
             NodeStarted,
             node=self.node.name,
             attempt=self.number,
-            prompt_capacity=self.engine_call().capacity,
+            prompt_capacity=call.capacity,
         )
         try:
             if self.policy.ahead:

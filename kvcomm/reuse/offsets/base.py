@@ -83,11 +83,6 @@ class Offsets:
             self.models[key] = self.families[family]()
         return self.models[key]
 
-    def samples(self, family: str, template: str) -> int:
-        """The fewest samples of any model of a template; 0 when there is none."""
-        found = [m.samples for key, m in self.models.items() if key[:2] == (family, template)]
-        return min(found, default=0)
-
     @property
     def nbytes(self) -> int:
         """Bytes of all models."""
