@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -181,6 +181,19 @@ class AgentGraph:
     def successors(self, node: str) -> list[str]:
         """Nodes that hear `node`."""
         return list(self._successors[node])
+
+    def with_agents(
+        self, change: Callable[[Agent], Agent], inputs: Iterable[str] | None = None
+    ) -> AgentGraph:
+        """The same graph with every agent changed, and other `inputs` if given."""
+        return AgentGraph(
+            {name: change(node.agent) for name, node in self.nodes.items()},
+            self.edges,
+            answer=self.answer,
+            name=self.name,
+            inputs=self.inputs if inputs is None else inputs,
+            rounds={name: node.round for name, node in self.nodes.items()},
+        )
 
     def template(self, node: str, codec: Codec) -> Template:
         """The token-level template of `node`."""

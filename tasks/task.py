@@ -14,11 +14,21 @@ FIELDS = ("id", "input", "target")
 
 @dataclass(frozen=True)
 class Task:
-    """One sample of a suite. `target` is the right answer, as text."""
+    """One sample of a suite. `target` is the right answer, as text.
+
+    `passages` are texts to read beside the question: the inputs `passage1`, `passage2`, …
+    """
 
     id: str
     input: str
     target: str
+    passages: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """The inputs of a graph that works on this task."""
+        texts = {f"passage{number}": text for number, text in enumerate(self.passages, 1)}
+        return {"task": self.input, **texts}
 
 
 def load_jsonl(path: Path) -> list[Task]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvcomm.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcomm.reuse.auto import Auto
 
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
@@ -68,6 +71,43 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="T", help="float32, bfloat16, float16.", show_default=False),
 ]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        "--target-divergence",
+        metavar="NATS",
+        help="What auto stays below, on average.",
+        show_default="0.02",
+    ),
+]
+AuditRate = Annotated[
+    float | None,
+    typer.Option(
+        "--audit-rate",
+        metavar="SHARE",
+        help="Realigned calls of auto that are compared with dense.",
+        show_default="0.1",
+    ),
+]
+RepairBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--repair-budget",
+        metavar="SHARE",
+        help="The most that auto computes of a realigned text.",
+        show_default="by the device",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder with SUITE.jsonl.",
+        envvar="KVCOMM_DATA",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Of sampling and random graphs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -86,3 +126,13 @@ def check_mode(mode: str) -> str:
     if mode not in MODES:
         raise UsageError(f"reuse mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
     return mode
+
+
+def controller(target: float | None, rate: float | None, budget: float | None) -> Auto:
+    """The controller of `auto` that the options ask for."""
+    from kvcomm.reuse.auto import AUDIT_RATE, TARGET
+    from kvcomm.runtime.session import auto_for
+
+    return auto_for(
+        TARGET if target is None else target, AUDIT_RATE if rate is None else rate, budget
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,11 +142,17 @@ def _adjusted(
         fields: dict[str, Any] = {} if layout is None else {"layout": layout}
         return replace(agent, sampling=sampling, **fields)
 
-    return AgentGraph(
-        {name: adjust(node.agent) for name, node in graph.nodes.items()},
-        graph.edges,
-        answer=graph.answer,
-        name=graph.name,
-        inputs=graph.inputs,
-        rounds={name: node.round for name, node in graph.nodes.items()},
+    return graph.with_agents(adjust)
+
+
+def with_passages(graph: AgentGraph, names: Sequence[str]) -> AgentGraph:
+    """The graph whose agents read the inputs `names` before everything else.
+
+    A graph that has them among its inputs already stays as it is.
+    """
+    if not names or set(names) <= set(graph.inputs):
+        return graph
+    before = "".join(f"{{{name}}}\n\n" for name in names)
+    return graph.with_agents(
+        lambda agent: replace(agent, prompt=before + agent.prompt), (*graph.inputs, *names)
     )

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Codec, Segment, Template
-from kvcomm.reuse.plan import Fact, Step, Way
+from kvcomm.reuse.plan import Fact, Step, Verdict, Way
 from kvcomm.sampling import Sampling
 
 # Lower runs first. A ready call's inputs are complete; a row ahead still waits for some; work in
@@ -62,7 +62,8 @@ class Answer:
 class Extended:
     """What became of one segment: `computed + prefix + realigned` = its tokens.
 
-    `positions` are those computed of a realigned one.
+    `positions` are those computed of a realigned one; the others are `corrected` by offsets, or
+    only rotated.
     """
 
     way: Way
@@ -71,6 +72,7 @@ class Extended:
     realigned: int
     reason: str
     positions: tuple[int, ...] = ()
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,17 @@ class EngineSequence(Protocol):
         None when no token of it has KV, or the store has no room.
         """
 
-    async def observe(self, learn: Sequence[int]) -> None:
-        """Learn offsets from this computed row, for the surveyed segments at these indices."""
+    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
+        """Learn offsets from this computed row, for the surveyed segments at these indices.
+
+        They teach the family `offsets`, or the call's own. Waits until no call is on its way to
+        its first token; from then on every call sees what was learned.
+        """
 
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, which answered greedily and recorded.
 
-        Takes this row back to the end of its prompt.
+        Costs one forward over dense's tokens, in a copy of the row.
         """
 
     def hurry(self, priority: int) -> None:
@@ -231,6 +237,15 @@ class Engine(Protocol):
 
     async def release(self, handle: Handle) -> None:
         """Undo one pin of a published handle."""
+
+    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
+        """What the offset models say of a template's placeholders, whatever their texts."""
+
+    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
+        """Have the base KV of a standalone text in the store; returns the tokens computed."""
+
+    async def state_bytes(self, offsets: str, namespace: str = "") -> int:
+        """Bytes of what the offset models of a family have learned in a namespace."""
 
     async def load_state(self, folder: Path) -> Learned:
         """Read what was learned for this model. Raises `StateError` for another model's folder."""

@@ -32,8 +32,8 @@ from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
-from kvcomm.prompt import Segment
-from kvcomm.reuse.plan import Step
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Step, Verdict
 
 
 class DenseEngine(LoadedEngine):
@@ -69,6 +69,18 @@ class DenseEngine(LoadedEngine):
 
     async def release(self, handle: Handle) -> None:
         """Nothing is ever pinned."""
+
+    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
+        """Nothing is known."""
+        return {}
+
+    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
+        """There is no store."""
+        return 0
+
+    async def state_bytes(self, offsets: str, namespace: str = "") -> int:
+        """Nothing is learned."""
+        return 0
 
     async def load_state(self, folder: Path) -> Learned:
         """Nothing is learned without reuse."""
@@ -191,7 +203,7 @@ class DenseSequence:
         """Messages travel as text: there is no KV to hand out."""
         return None
 
-    async def observe(self, learn: Sequence[int]) -> None:
+    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Nothing is learned."""
 
     async def compare(self, dense: EngineSequence) -> Divergence:

@@ -10,17 +10,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
 from kvcomm.engine.check import kv_shape
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
+from kvcomm.engine.realign import tenant
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.kv import PrefixCache, Rope, Slab, Store, content_key
+from kvcomm.kv import KV, PrefixCache, Rope, Slab, Store, content_key
 from kvcomm.message import Handle
 from kvcomm.prompt import MARK, Template
 from kvcomm.reuse.offsets import FAMILIES, Offsets
+from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.state import check_folder, load_state, save_state
 
 T = TypeVar("T")
@@ -85,7 +89,12 @@ class LocalEngine(LoadedEngine):
         return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
 
     async def text_base(
-        self, ids: tuple[int, ...], namespace: str, *, make: bool = True
+        self,
+        ids: tuple[int, ...],
+        namespace: str,
+        *,
+        make: bool = True,
+        priority: int = READY,
     ) -> tuple[str, int]:
         """Key of the base KV of a standalone text, and the tokens computed to make it."""
         key = content_key(self.fingerprint, namespace, "text", self._header, ids)
@@ -94,7 +103,7 @@ class LocalEngine(LoadedEngine):
         if not (make and ids):
             return key, 0
         return key, await self._make_base(
-            key, row_ids, lambda row: [(key, range(start, len(row_ids)))]
+            key, row_ids, lambda row: [(key, range(start, len(row_ids)))], priority
         )
 
     async def template_base(self, template: Template, namespace: str) -> tuple[list[str], int]:
@@ -118,6 +127,7 @@ class LocalEngine(LoadedEngine):
         key: str,
         ids: tuple[int, ...],
         pieces: Callable[[Row], list[tuple[str, range]]],
+        priority: int = READY,
     ) -> int:
         """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
         while True:
@@ -141,7 +151,7 @@ class LocalEngine(LoadedEngine):
             work = Work(
                 row,
                 begin=lambda: range(len(ids)),
-                priority=lambda: READY,  # a call waits for it
+                priority=lambda: priority,
                 logits=0,
                 phases=Phases(),
                 done=keep,
@@ -153,9 +163,27 @@ class LocalEngine(LoadedEngine):
             mine.set_result(0)
         return len(ids)
 
-    async def call(self, task: Callable[[], T]) -> T:
-        """Run `task` on the engine's thread."""
-        return await asyncio.wrap_future(self.loop.submit(task))
+    async def call(self, task: Callable[[], T], *, idle: bool = False) -> T:
+        """Run `task` on the engine's thread; `idle`: when no call waits for its first token."""
+        return await asyncio.wrap_future(self.loop.submit(task, idle=idle))
+
+    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
+        """What the offset models say of a template's placeholders, whatever their texts."""
+        stem = tenant(namespace) + template.fingerprint
+        nothing = KV(*2 * [torch.empty(1, 1, 0, 1)])
+
+        def ask() -> dict[str, Verdict]:
+            return {
+                name: self.offsets.of(offsets, stem, name, number).verdict(nothing)
+                for number, name in enumerate(template.names)
+            }
+
+        return await self.call(ask)
+
+    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
+        """Have the base KV of a standalone text in the store; returns the tokens computed."""
+        _, tokens = await self.text_base(ids, namespace, priority=priority)
+        return tokens
 
     async def finish(self, work: Work) -> None:
         """Wait for `work`; a cancelled wait takes it out of the loop."""
@@ -169,6 +197,19 @@ class LocalEngine(LoadedEngine):
     async def release(self, handle: Handle) -> None:
         """Undo one pin of a published handle."""
         self.store.unpin(handle.key)
+
+    async def state_bytes(self, offsets: str, namespace: str = "") -> int:
+        """Bytes of what the offset models of a family have learned in a namespace."""
+        stem = tenant(namespace)
+
+        def count() -> int:
+            return sum(
+                model.nbytes
+                for (family, template, _), model in self.offsets.models.items()
+                if family == offsets and template.rpartition("-")[0] + "-" * bool(stem) == stem
+            )
+
+        return await self.call(count)
 
     async def load_state(self, folder: Path) -> Learned:
         """Read what was learned for this model. Raises `StateError` for another model's folder."""

@@ -19,6 +19,7 @@ import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
 from kvcomm.engine.base import BACKGROUND, READY, Phases, Token
+from kvcomm.engine.divergence import SAME_TEXT
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
 from kvcomm.errors import KvcommError
@@ -78,7 +79,7 @@ class Work:
 class Decoding:
     """A row that gets one token a step. `logits` are those of its last filled slot.
 
-    `record`, where there is one, gets the logits behind every sampled token.
+    `record`, where there is one, gets the logits behind the first `SAME_TEXT` sampled tokens.
     """
 
     row: Row
@@ -100,6 +101,7 @@ class Loop:
         self._model = model
         self._condition = threading.Condition()
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._idle: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._works: list[Work] = []
         self._decodings: list[Decoding] = []
         self._orders = itertools.count()
@@ -108,13 +110,16 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="kvcomm-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, task: Callable[[], T]) -> Future[T]:
-        """Run `task` on the loop's thread, before the next step."""
+    def submit(self, task: Callable[[], T], *, idle: bool = False) -> Future[T]:
+        """Run `task` on the loop's thread before the next step.
+
+        An `idle` task waits until no call is on its way to its first token.
+        """
         future: Future[T] = Future()
         with self._condition:
             if self._closed:
                 raise KvcommError("the engine is closed")
-            self._tasks.append((task, future))
+            (self._idle if idle else self._tasks).append((task, future))
             self._condition.notify()
         return future
 
@@ -153,12 +158,16 @@ class Loop:
         with torch.inference_mode():
             while True:
                 with self._condition:
-                    while not (self._tasks or self._works or self._decodings or self._closed):
+                    while not (
+                        self._tasks or self._idle or self._works or self._decodings or self._closed
+                    ):
                         self._condition.wait()
                     if self._closed:
                         break
                     tasks = list(self._tasks)
                     self._tasks.clear()
+                    if not tasks and self._idle and not self._hurried():
+                        tasks = [self._idle.popleft()]
                 for task, future in tasks:
                     _settle(task, future)
                 if not tasks:
@@ -168,8 +177,12 @@ class Loop:
                         self._drop(list(self._works), list(self._decodings), error)
         self._fail_all(KvcommError("the engine was closed while this call was running"))
 
+    def _hurried(self) -> bool:
+        """Whether a call is on its way to its first token."""
+        return any(w.priority() == READY and not w.cancelled for w in self._works)
+
     def _fail_all(self, error: BaseException) -> None:
-        for _, future in self._tasks:
+        for _, future in [*self._tasks, *self._idle]:
             _fail(future, error)
         self._drop(self._works, self._decodings, error)
 
@@ -215,7 +228,7 @@ class Loop:
             self._drop([], [decoding], error)
             return False
         decoding.sampled += 1
-        if decoding.record is not None:
+        if decoding.record is not None and len(decoding.record) < SAME_TEXT:
             decoding.record.append(decoding.logits.clone())
         now = time.perf_counter()
         if token in decoding.stop:

@@ -17,8 +17,9 @@ from kvcomm.reuse.plan import Way
 class Piece:
     """One segment in the row.
 
-    `positions` are computed of a realigned one (None: all of it), `filled` hold realigned KV, and
-    `deviating` of them are computed too once a pilot has shown which.
+    `positions` are computed of a realigned one (None: all of it), `filled` hold realigned KV,
+    `corrected` by offsets or only rotated, and `deviating` of them are computed too once a pilot
+    has shown which.
     """
 
     start: int
@@ -27,6 +28,7 @@ class Piece:
     positions: list[int] | None = None
     filled: list[int] = field(default_factory=list)
     deviating: int = 0
+    corrected: bool = False
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Placement:
                         piece.size - count,
                         piece.reason,
                         tuple(piece.positions),
+                        piece.corrected,
                     )
                 )
                 continue

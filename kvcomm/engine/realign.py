@@ -55,38 +55,51 @@ class Realigner:
 
     def _facts(self) -> tuple[Fact, ...]:
         began = time.perf_counter()
-        facts = []
+        facts: list[Fact] = []
+        start, held = 0, self._prefix()
         for index, segment in enumerate(self.segments):
             kv = self._base(segment)
             covered = tuple(segment.handle.positions) if segment.handle and kv is not None else ()
             verdict = None
             if segment.kind == "placeholder" and kv is not None and self._call.offsets:
                 verdict = self.model(index).verdict(kv)
+            tokens = len(segment)
+            prefix = min(max(held - start, 0), tokens)
             last = index == len(self.segments) - 1
             facts.append(
-                Fact(segment.kind, segment.name, len(segment), covered, verdict, last=last)
+                Fact(segment.kind, segment.name, tokens, covered, verdict, prefix, last=last)
             )
+            start += tokens
         self._phases.add("offsets", time.perf_counter() - began)
         return tuple(facts)
 
-    def model(self, index: int) -> OffsetModel:
+    def _prefix(self) -> int:
+        """The tokens from the prompt's start that the prefix cache holds."""
+        if not self._call.reads_prefix:
+            return 0
+        ids = [i for segment in self.segments for i in segment.ids]
+        match = self._engine.prefix.match(ids, self._call.namespace)
+        return match[1] if match else 0
+
+    def model(self, index: int, family: str | None = None) -> OffsetModel:
         """The offset model of the placeholder at `index`."""
         number = sum(s.kind == "placeholder" for s in self.segments[:index])
-        call, name = self._call, self.segments[index].name
+        return self._model(self.segments[index].name, number, family or self._call.offsets)
+
+    def _model(self, name: str, number: int, family: str) -> OffsetModel:
         # What one tenant's texts taught never shows in another's.
-        template = call.template.fingerprint
-        if call.namespace:
-            template = content_key(call.namespace, template)[:16]
-        return self._engine.offsets.of(call.offsets, template, name, number)
+        template = tenant(self._call.namespace) + self._call.template.fingerprint
+        return self._engine.offsets.of(family, template, name, number)
 
     def _base(self, segment: Segment) -> KV | None:
         return self._engine.store.get(segment.handle.key) if segment.handle else None
 
     def fill(
-        self, row: Row, index: int, segment: Segment, step: Step
+        self, row: Row, index: int, segment: Segment, step: Step, measured: bool
     ) -> tuple[list[int] | None, list[int], str]:
         """Append a segment, realigned where it is covered and not computed.
 
+        Deviating positions are those of the largest predicted offset, unless they will be measured.
         Returns the positions to compute, the positions that were filled, and the reason; None and
         why when the segment can no longer be realigned, and then nothing was written.
         """
@@ -102,7 +115,7 @@ class Realigner:
         self._phases.add("offsets", predicted - began)
         covered = segment.handle.positions
         computed = set(step.positions or ()) | set(range(len(segment))).difference(covered)
-        if step.deviating and offset is not None:
+        if step.deviating and offset is not None and not measured:
             computed |= _most(_size(offset), covered, computed, step.deviating)
         keep = [i for i, position in enumerate(covered) if position not in computed]
         moved = base if offset is None else base + offset
@@ -123,16 +136,16 @@ class Realigner:
             return None
         return self.model(index - 1).predict_literal(neighbour, len(segment))
 
-    def observe(self, row: Row, learn: Sequence[int]) -> None:
+    def observe(self, row: Row, learn: Sequence[int], family: str | None = None) -> None:
         """Teach the offset models the placeholders at `learn`, from a computed row."""
         if not row.exact:
             raise ValueError("offsets can only be observed in a row that was computed")
         began = time.perf_counter()
         for index in learn:
-            self._observe(row, index)
+            self._observe(row, index, family)
         self._phases.add("observe", time.perf_counter() - began)
 
-    def _observe(self, row: Row, index: int) -> None:
+    def _observe(self, row: Row, index: int, family: str | None) -> None:
         segment = self.segments[index]
         base = self._base(segment)
         if base is None or segment.handle is None:
@@ -146,7 +159,12 @@ class Realigner:
             if literal_base is not None:
                 begin = start + len(segment)
                 literal = row.position_free(range(begin, begin + len(after))) - literal_base
-        self.model(index).observe(base, truth - base, literal)
+        self.model(index, family).observe(base, truth - base, literal)
+
+
+def tenant(namespace: str) -> str:
+    """What the names of a namespace's templates begin with."""
+    return content_key(namespace)[:8] + "-" if namespace else ""
 
 
 def _size(offset: KV) -> torch.Tensor:

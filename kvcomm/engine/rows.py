@@ -12,18 +12,28 @@ from kvcomm.kv import KV, Rope, Slab
 class Row:
     """Token ids and KV of one sequence. `ids` are the filled slots; nothing behind them changes.
 
-    `exact` is false as soon as one slot was realigned: everything after it is approximate.
+    Everything from the first realigned slot on is approximate: `exact_length` slots are not.
     """
 
     def __init__(self, slab: Slab, rope: Rope) -> None:
         self.slab = slab
         self.rope = rope
         self.ids: list[int] = []
-        self.exact = True
         self.settled = 0
+        self._realigned_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything in the row was computed from computed KV."""
+        return self._realigned_from is None
+
+    @property
+    def exact_length(self) -> int:
+        """Leading slots whose KV was computed from computed KV."""
+        return len(self.ids) if self._realigned_from is None else self._realigned_from
 
     def fill(self, ids: Sequence[int], positions: Sequence[int], kv: KV) -> None:
         """Append a segment and write realigned KV at its `positions` (relative, in kv's order).
@@ -32,9 +42,10 @@ class Row:
         """
         start = len(self.ids)
         self.ids += ids
-        self.exact = False
         if not positions:
             return
+        if self._realigned_from is None:
+            self._realigned_from = start + min(positions)
         slots = torch.as_tensor(positions, device=kv.keys.device) + start
         self.slab.keys.index_copy_(2, slots, self.rope.rotate(kv.keys, slots))
         self.slab.values.index_copy_(2, slots, kv.values)
@@ -50,3 +61,14 @@ class Row:
         if length < self.settled:
             raise ValueError(f"slots up to {self.settled} are settled, cannot cut at {length}")
         del self.ids[length:]
+        if self._realigned_from is not None and length <= self._realigned_from:
+            self._realigned_from = None
+
+    def copy(self, length: int, slab: Slab) -> Row:
+        """The first `length` slots in another slab, to go on differently."""
+        other = Row(slab, self.rope)
+        slab.copy_from(self.slab, 0, length)
+        other.ids = self.ids[:length]
+        if self._realigned_from is not None and self._realigned_from < length:
+            other._realigned_from = self._realigned_from
+        return other

@@ -25,6 +25,7 @@ from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work
 from kvcomm.engine.placement import Piece, Placement
 from kvcomm.engine.realign import Realigner
+from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
 from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
@@ -105,14 +106,14 @@ class LocalSequence:
             piece = Piece(len(row), len(segment), step.reason)
             if step.way == "realign":
                 piece.positions, piece.filled, piece.reason = self._realigner.fill(
-                    row, index, segment, step
+                    row, index, segment, step, measured=pilot > 0
                 )
                 piece.deviating = step.deviating if pilot else 0
+                piece.corrected = step.corrected
             if piece.positions is None:
                 row.ids += segment.ids
             placement.pieces.append(piece)
-        if answers:
-            self._prompt = len(row)
+        self._prompt = len(row)
 
         def begin() -> Sequence[int]:
             if adopts:
@@ -194,9 +195,10 @@ class LocalSequence:
     def _settle(self) -> None:
         row = self._row
         row.settled = len(row)
-        if self._call.feeds_prefix and row.exact:
+        held = row.exact_length
+        if self._call.feeds_prefix and held:
             self.engine.prefix.insert(
-                row.slab, row.ids, exact=row.exact, namespace=self._call.namespace
+                row.slab, row.ids[:held], exact=True, namespace=self._call.namespace
             )
 
     async def truncate(self, length: int) -> None:
@@ -238,9 +240,11 @@ class LocalSequence:
         )
         return Handle(key, len(message.ids), tuple(spans), row.exact) if kept else None
 
-    async def observe(self, learn: Sequence[int]) -> None:
+    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Learn offsets from this computed row, for the surveyed segments at these indices."""
-        await self.engine.call(lambda: self._realigner.observe(self._row, learn))
+        await self.engine.call(
+            lambda: self._realigner.observe(self._row, learn, offsets), idle=True
+        )
 
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, which answered greedily and recorded."""
@@ -250,19 +254,20 @@ class LocalSequence:
         wanted = torch.stack(dense._decoding.record)
         # The tokens that dense fed back, and the final one, which was only sampled.
         fed = dense._row.ids[dense._prompt :][: len(wanted) - 1]
-        await self.reserve(self._prompt + len(fed))
         found: list[torch.Tensor] = []
+        # In a row of its own: the message's KV may still be read from this one.
+        row = Row(self._row.slab, self._row.rope)
 
         def begin() -> Sequence[int]:
-            del self._row.ids[self._prompt :]
-            self._row.ids += fed
-            return range(self._prompt - 1, self._prompt + len(fed))
+            copied = self._row.copy(self._prompt, self.engine.new_slab(self._prompt + len(fed)))
+            row.slab, row.ids = copied.slab, copied.ids + fed
+            return range(self._prompt - 1, len(row))
 
         def done(logits: torch.Tensor | None) -> None:
             assert logits is not None
             found.append(logits)
 
-        work = Work(self._row, begin, lambda: self._priority, len(fed) + 1, self.phases, done)
+        work = Work(row, begin, lambda: self._priority, len(fed) + 1, self.phases, done)
         await self.engine.finish(self.engine.loop.compute(work))
         return await self.engine.call(lambda: divergence(wanted, found[0]))
 

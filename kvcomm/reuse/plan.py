@@ -45,8 +45,9 @@ class Fact:
     """What a policy may know of a segment. Numbers only, no tensors.
 
     `covered` are the segment's positions with base KV in the store (empty: none). `verdict` is
-    the offset model's, for placeholders with base KV. `last` marks the prompt's final segment,
-    whose last token is always computed.
+    the offset model's, for placeholders with base KV. `prefix` counts the tokens that the exact
+    prefix cache holds, from the prompt's start without a gap. `last` marks the prompt's final
+    segment, whose last token is always computed.
     """
 
     kind: Literal["literal", "placeholder"]
@@ -54,6 +55,7 @@ class Fact:
     tokens: int
     covered: tuple[int, ...] = ()
     verdict: Verdict | None = None
+    prefix: int = 0
     last: bool = False
 
 

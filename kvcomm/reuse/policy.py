@@ -15,16 +15,19 @@ class Policy(Protocol):
     """How a call's segments are obtained.
 
     `ahead`: rows grow before the last input is complete, so `plan` sees one segment at a time.
-    `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `realigns`: the policy
-    wants base KV and verdicts of the family `offsets`.
+    `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `hands_over`: messages
+    carry a handle on their KV. `realigns`: the policy wants base KV, of literals too if `literals`,
+    and verdicts of the family `offsets`.
     """
 
     name: str
     ahead: bool
     reads_prefix: bool
     feeds_prefix: bool
-    offsets: str
+    hands_over: bool
     realigns: bool
+    literals: bool
+    offsets: str
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """One step for each fact, in order."""
@@ -33,11 +36,13 @@ class Policy(Protocol):
 class Dense:
     """The reference: the whole prompt is prefilled when the last input is there."""
 
-    name, ahead, realigns = "dense", False, False
-    reads_prefix, feeds_prefix, offsets = False, False, ""
+    name, ahead = "dense", False
+    reads_prefix, feeds_prefix = False, False
+    realigns, literals, offsets = False, False, ""
 
-    def __init__(self, reason: str = "dense mode") -> None:
+    def __init__(self, reason: str = "dense mode", *, hands_over: bool = False) -> None:
         self.reason = reason
+        self.hands_over = hands_over
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """Compute everything."""
@@ -47,8 +52,9 @@ class Dense:
 class Exact:
     """Prefix hits and working ahead: the same tokens, earlier or never again. Lossless."""
 
-    name, ahead, realigns = "exact", True, False
-    reads_prefix, feeds_prefix, offsets = True, True, ""
+    name, ahead, hands_over = "exact", True, True
+    reads_prefix, feeds_prefix = True, True
+    realigns, literals, offsets = False, False, ""
 
     def __init__(self, reason: str = "exact: prefix hits and work ahead") -> None:
         self.reason = reason
@@ -68,9 +74,10 @@ class Kvcomm:
     that failed become anchors.
     """
 
-    name, ahead, realigns = "kvcomm", False, True
+    name, ahead, hands_over = "kvcomm", False, True
     # Only the literals before the first placeholder are kept, as the paper does.
-    reads_prefix, feeds_prefix, offsets = True, False, "anchors"
+    reads_prefix, feeds_prefix = True, False
+    realigns, literals, offsets = True, True, "anchors"
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """All or nothing, as published."""

@@ -20,10 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kvcomm.errors import StateError
+from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets.base import Offsets
 
 FORMAT = "kvcomm-state-2"
 MANIFEST = "manifest.json"
+AUDITS = "audits.json"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,33 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
             f"cannot write the state to {folder} ({error}): choose another --state folder, or "
             "--state none"
         ) from error
+
+
+def load_audits(folder: Path, auto: Auto) -> str:
+    """Read the audits of `auto`; returns why they were left alone, or nothing."""
+    path = folder / AUDITS
+    if not path.exists():
+        return ""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise ValueError(f"not in the format {FORMAT}")
+        auto.load_json(value["audits"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{AUDITS}: {error}"
+    return ""
+
+
+def save_audits(folder: Path, auto: Auto) -> None:
+    """Write the audits of `auto`, if there are any. Raises `StateError`."""
+    if not auto.audits:
+        return
+    text = json.dumps({"format": FORMAT, "audits": auto.to_json()}, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / AUDITS, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise StateError(f"cannot write the audits to {folder} ({error})") from error
 
 
 def _write(

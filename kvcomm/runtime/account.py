@@ -23,6 +23,8 @@ class Entry:
     realigned: int = 0
     ways: set[Way] = field(default_factory=set)
     reason: str = ""
+    positions: tuple[int, ...] = ()
+    corrected: bool = False
     arrivals: list[tuple[float, int, int]] = field(default_factory=list)
 
     def add(self, tokens: int, extended: Extended, clock: float) -> None:
@@ -32,6 +34,8 @@ class Entry:
         self.prefix += extended.prefix
         self.realigned += extended.realigned
         self.ways.add(extended.way)
+        self.positions = extended.positions
+        self.corrected = extended.corrected
         self.reason = extended.reason
         self.arrivals.append((clock, tokens, extended.computed))
 
@@ -72,6 +76,8 @@ class Entry:
             "realigned": self.realigned,
             "ahead": sum(count for clock, count, _ in self.arrivals if clock <= ready),
             "reason": self.reason,
+            "positions": ranges(self.positions),
+            "corrected": self.corrected,
         }
 
 
@@ -101,3 +107,14 @@ class Account:
     def tokens(self) -> int:
         """Prompt tokens so far."""
         return sum(entry.tokens for entry in self.entries.values())
+
+
+def ranges(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending positions as `[start, end)` ranges."""
+    found: list[tuple[int, int]] = []
+    for position in positions:
+        if found and found[-1][1] == position:
+            found[-1] = (found[-1][0], position + 1)
+        else:
+            found.append((position, position + 1))
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kvcomm.engine import base as engine_base
@@ -13,9 +13,11 @@ from kvcomm.errors import KvcommError
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
 from kvcomm.prompt import Segment, Template, common_prefix
+from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.account import Account
+from kvcomm.runtime.audit import Auditor
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
@@ -25,6 +27,8 @@ from kvcomm.trace.record import Recorder
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
 FINE = 16
 COARSE = 64
+
+After = Callable[["Attempt", EngineSequence], Awaitable[None]]
 
 
 @dataclass
@@ -48,9 +52,18 @@ class Attempt:
     account: Account = field(default_factory=Account)
     plan: Plan | None = None
     base_tokens: int = 0
+    record: bool = False
+    after: After | None = None
+    auditor: Auditor | None = None
+    choice: Choice | None = None
 
-    async def run(self, deadline: asyncio.Timeout) -> Call:
-        """The whole call; `deadline` begins to count when the last input is complete."""
+    async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
+        """The whole call; `deadline` counts from its last input to its report.
+
+        `on_report` is called when the message is out; audits may follow.
+        """
+        if self.auditor is not None:
+            await self._choose(self.auditor)
         if not self.policy.ahead:
             for draft in self.drafts.values():
                 await draft.delivered()
@@ -75,9 +88,37 @@ class Attempt:
             await seq.settle()
             if self.plan is not None and self.plan.learn:
                 await seq.observe(self.plan.learn)
-            return self._report(seq, tokens, opened, sent)
+            report = self._report(seq, tokens, opened, sent)
+            on_report(report)
+            deadline.reschedule(None)
+            if self.auditor is not None and self.choice is not None:
+                recorded = self.record and self._greedy
+                await self.auditor.after(
+                    seq, call, await self.segments(), self.choice, recorded, self.number
+                )
+            if self.after is not None:
+                await self.after(self, seq)
         finally:
             await asyncio.shield(seq.close())
+
+    async def _choose(self, auditor: Auditor) -> None:
+        """Let `auto` decide how this call is done."""
+        call = self.engine_call()
+        steps = max((draft.limit for draft in self.drafts.values()), default=0)
+        tokens = call.capacity - self.node.agent.sampling.max_tokens
+        self.choice = await auditor.choose(self.template, tokens, steps, self.seed)
+        self.policy = self.choice.policy
+        self.record = self.choice.level is not None and not self.choice.used
+        if self.policy.realigns and self.drafts:
+            # While the producers write; a call without messages takes what is there.
+            self.base_tokens += await auditor.prepare(dict(self._read_inputs()), AHEAD)
+
+    def _read_inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        return ((name, self.inputs[name]) for name in self.template.names if name in self.inputs)
+
+    @property
+    def _greedy(self) -> bool:
+        return self.node.agent.sampling.temperature == 0
 
     def engine_call(self) -> engine_base.Call:
         """Room for literals, inputs, the producers' longest messages, and the answer."""
@@ -101,7 +142,14 @@ class Attempt:
         )
 
     def _answer(self) -> engine_base.Answer:
-        return engine_base.Answer(self.node.agent.sampling, self.seed)
+        return engine_base.Answer(self.node.agent.sampling, self.seed, record=self.record)
+
+    async def segments(self) -> list[Segment]:
+        """The whole prompt, messages with their handles. Waits for the inputs."""
+        messages = {name: await draft.delivered() for name, draft in self.drafts.items()}
+        ids = dict(self.inputs) | {name: message.ids for name, message in messages.items()}
+        handles = {name: m.handle for name, m in messages.items() if m.handle}
+        return self.template.fill(ids, handles)
 
     @property
     def ready_at(self) -> float:
@@ -115,21 +163,19 @@ class Attempt:
 
     async def _place(self, seq: EngineSequence) -> None:
         """All inputs are here: plan the prompt and put it into the row in one go."""
-        ids = dict(self.inputs) | {name: tuple(d.ids) for name, d in self.drafts.items()}
-        handles = {
-            name: draft.message.handle
-            for name, draft in self.drafts.items()
-            if draft.message and draft.message.handle
-        }
-        segments = self.template.fill(ids, handles)
+        segments = await self.segments()
         if self.policy.realigns:
-            survey = await seq.survey(segments)
+            survey = await seq.survey(
+                segments, inputs=self.auditor is None, literals=self.policy.literals
+            )
             segments, facts = list(survey.segments), list(survey.facts)
-            self.base_tokens = survey.base_tokens
+            self.base_tokens += survey.base_tokens
         else:
             facts = [_fact(segment) for segment in segments]
         self.plan = self.policy.plan(facts)
-        done = await seq.extend(segments, self.plan.steps, answer=self._answer())
+        done = await seq.extend(
+            segments, self.plan.steps, pilot=self.plan.pilot, answer=self._answer()
+        )
         self.account.add(range(len(segments)), segments, done, time.perf_counter())
 
     async def _grow(self, seq: EngineSequence, deadline: asyncio.Timeout) -> None:
@@ -227,7 +273,7 @@ class Attempt:
         handle, reason = None, "text only: dense mode"
         if not self.consumers:
             reason = "nobody hears it"
-        elif self.policy.name != "dense":
+        elif self.policy.hands_over:
             handle = await seq.publish(sent, self.consumers)
             reason = "KV of the answer" if handle else "text only: no KV, or no room in the store"
         message = Message(self.node.name, sent.text, sent.ids, handle, finished)
@@ -279,7 +325,9 @@ class Attempt:
             ttft_s=tokens[0].at - ready,
             decode_s=tokens[-1].at - tokens[0].at,
             stop=tokens[-1].last or "length",
+            offsets=self.policy.offsets,
             base_tokens=self.base_tokens,
+            pilot_tokens=seq.pilot_tokens,
             redone_tokens=self.account.redone,
             phases=seq.phases.seconds,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from kvcomm.trace.events import CallFinished, MessageSent, SegmentStep, Totals
+from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep, Totals
 
 
 class Call(BaseModel):
@@ -70,12 +70,13 @@ class TraceRef:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer of a run, its calls in the order they finished, totals and trace."""
+    """The answer of a run, its calls in the order they finished, audits, totals and trace."""
 
     answer: str
     model: str
     mode: str
     calls: list[Call]
+    audits: list[Audited]
     totals: Totals
     trace: TraceRef
 
@@ -93,6 +94,7 @@ class Result:
             "model": self.model,
             "mode": self.mode,
             "calls": [call.to_json() for call in self.calls],
+            "audits": [a.model_dump(exclude={"kind", "v", "t", "attempt"}) for a in self.audits],
             "totals": self.totals.model_dump(),
             "trace": str(self.trace.path) if self.trace.path else None,
         }

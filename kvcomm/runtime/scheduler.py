@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -14,12 +15,14 @@ from kvcomm.errors import NodeFailed, NodeTimeout, UsageError
 from kvcomm.graphs import AgentGraph, Node
 from kvcomm.message import strip_thinking
 from kvcomm.prompt import Template
+from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
+from kvcomm.runtime.audit import Auditor
 from kvcomm.runtime.draft import Draft
-from kvcomm.runtime.node import Attempt
+from kvcomm.runtime.node import After, Attempt
 from kvcomm.runtime.result import Call
 from kvcomm.sampling import call_seed
-from kvcomm.trace.events import Failed, Retried
+from kvcomm.trace.events import Audited, Failed, Retried
 from kvcomm.trace.record import Recorder
 
 BACKOFF_S = 0.2
@@ -29,7 +32,9 @@ class Scheduler:
     """One run of a graph. Every node is a task that waits for its producers' drafts.
 
     A node that fails is tried again `agent.retries` times with growing waits; when it fails for
-    good, all other nodes are cancelled and `NodeFailed` is raised.
+    good, all other nodes are cancelled and `NodeFailed` is raised. `after` is awaited behind every
+    call's message, with its row still open and its answer's logits recorded. With `auto`, that
+    chooses each call's policy, and `audits` is what was measured of it.
     """
 
     def __init__(
@@ -38,18 +43,25 @@ class Scheduler:
         graph: AgentGraph,
         policy: Policy,
         *,
+        auto: Auto | None = None,
         inputs: Mapping[str, str],
         seed: int,
         namespace: str = "",
         on_token: Callable[[str, int], None] | None = None,
+        after: After | None = None,
     ) -> None:
         self._engine = engine
         self._graph = graph
         self._policy = policy
+        self._auto = auto
+        self._auditor: Auditor | None = None
+        self.audits: list[Audited] = []
+        self.answered_at = 0.0  # the clock when the latest call was done, audits apart
         self._recorder = Recorder(None)
         self._seed = seed
         self._namespace = namespace
         self._on_token = on_token
+        self._after = after
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
         self._inputs = {name: tuple(engine.codec.encode(text)) for name, text in inputs.items()}
         self._templates = _templates(graph, engine)
@@ -70,6 +82,10 @@ class Scheduler:
     async def run(self, recorder: Recorder, calls: list[Call]) -> None:
         """Run every node; `calls` gets their reports in the order in which they finish."""
         self._recorder = recorder
+        if self._auto is not None:
+            self._auditor = Auditor(
+                self._engine, self._auto, self._shared(), recorder, self._namespace, self.audits
+            )
         self._started = time.perf_counter()
         tasks = [
             asyncio.create_task(self._node(node, calls), name=node.name)
@@ -83,13 +99,27 @@ class Scheduler:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._release_all()
 
+    def _reported(self, calls: list[Call]) -> Callable[[Call], None]:
+        def note(call: Call) -> None:
+            calls.append(call)
+            self.answered_at = time.perf_counter()
+
+        return note
+
+    def _shared(self) -> frozenset[str]:
+        """The inputs that at least two nodes read."""
+        readers = Counter(
+            name for template in self._templates.values() for name in set(template.names)
+        )
+        return frozenset(name for name in self._inputs if readers[name] > 1)
+
     async def _node(self, node: Node, calls: list[Call]) -> None:
         draft = self._drafts[node.name]
         for number in range(1, node.agent.retries + 2):
             attempt = self._attempt(node, number)
             try:
                 async with asyncio.timeout(None) as deadline:
-                    call = await attempt.run(deadline)
+                    await attempt.run(deadline, self._reported(calls))
             except UsageError:
                 raise
             except Exception as raised:
@@ -106,15 +136,14 @@ class Scheduler:
                 )
                 await asyncio.sleep(wait)
             else:
-                calls.append(call)
                 await self._release(node)
                 return
 
     def _attempt(self, node: Node, number: int) -> Attempt:
         template = self._templates[node.name]
-        policy = self._policy
-        if node.agent.exact and policy.realigns:
-            policy = Exact("the agent is exact")
+        policy, auditor = self._policy, self._auditor
+        if node.agent.exact and (policy.realigns or auditor):
+            policy, auditor = Exact("the agent is exact"), None
         return Attempt(
             engine=self._engine,
             node=node,
@@ -130,6 +159,9 @@ class Scheduler:
             namespace=self._namespace,
             started=self._started,
             on_token=self._on_token,
+            record=self._after is not None,
+            after=self._after,
+            auditor=auditor,
         )
 
     async def _release(self, node: Node) -> None:

@@ -16,12 +16,25 @@ from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, UsageError
 from kvcomm.graphs import AgentGraph
+from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto
 from kvcomm.reuse.policy import Dense, policy_for
+from kvcomm.reuse.recipe import Budget
+from kvcomm.reuse.state import load_audits, save_audits
 from kvcomm.runtime.background import Background
 from kvcomm.runtime.draft import Detokenizer
+from kvcomm.runtime.profile import inform
 from kvcomm.runtime.result import Call, Result, TraceRef
 from kvcomm.runtime.scheduler import Scheduler
-from kvcomm.trace.events import Event, Failed, NodeInfo, RunFinished, RunStarted, StateRead, Totals
+from kvcomm.trace.events import (
+    Audited,
+    Event,
+    Failed,
+    NodeInfo,
+    RunFinished,
+    RunStarted,
+    StateRead,
+    Totals,
+)
 from kvcomm.trace.record import Recorder, new_run_folder
 
 State = Literal["default"] | Path | str | None
@@ -43,6 +56,11 @@ class Session:
     made, None writes no traces. `listeners` are called with every trace event. Runs of a session
     share what it learns; `namespace` keeps KV of sessions on one engine apart.
 
+    For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
+    keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
+    `repair_budget` the most that may be computed of a realigned placeholder, as a share (None: by
+    the device).
+
     Raises `UsageError` for an unknown mode and `ReuseRefused` when the model's KV cannot be reused
     and the mode asks for it ("auto" then runs dense, and the trace says why).
     """
@@ -57,10 +75,18 @@ class Session:
         runs: Path | str | None = Path("runs"),
         listeners: Sequence[Callable[[Event], None]] = (),
         namespace: str = "",
+        target_divergence: float = TARGET,
+        audit_rate: float = AUDIT_RATE,
+        repair_budget: float | None = None,
     ) -> None:
         self.engine = engine
         self.mode = reuse
         self.policy = policy_for(reuse)
+        self._auto: Auto | None = None
+        auto = auto_for(target_divergence, audit_rate, repair_budget)
+        if reuse == "auto" and engine.capabilities.reuse:
+            self._auto = auto
+        self._fixed_budget = repair_budget is not None
         if not engine.capabilities.reuse and reuse != "dense":
             if reuse != "auto":
                 raise ReuseRefused(
@@ -77,7 +103,7 @@ class Session:
         self._background: Background | None = None
 
     def _state_folder(self, state: State) -> Path | None:
-        if state is None or not self.policy.realigns:
+        if state is None or not (self.policy.realigns or self._auto):
             return None
         if state == "default":
             return cache_dir() / "state" / self.engine.fingerprint
@@ -159,6 +185,7 @@ class Session:
             self.engine,
             graph,
             self.policy,
+            auto=await self._controller(),
             inputs=inputs,
             seed=self.seed,
             namespace=self.namespace,
@@ -187,11 +214,20 @@ class Session:
             recorder.write(Failed, node=None, error=str(error) or type(error).__name__)
             raise
         finally:
-            totals = _totals(calls, time.perf_counter() - began)
+            wall_s = scheduler.answered_at - began if scheduler.answered_at else 0.0
+            totals = _totals(calls, scheduler.audits, wall_s or time.perf_counter() - began)
             recorder.write(RunFinished, status=status, answer=answer, totals=totals)
             recorder.close()
         await self._write_state(calls)
-        return Result(answer, self.engine.model, self.mode, calls, totals, TraceRef(folder))
+        return Result(
+            answer,
+            self.engine.model,
+            self.mode,
+            calls,
+            scheduler.audits,
+            totals,
+            TraceRef(folder),
+        )
 
     def _header(self, graph: AgentGraph, inputs: Mapping[str, str]) -> dict[str, object]:
         return {
@@ -217,21 +253,34 @@ class Session:
             ],
         }
 
+    async def _controller(self) -> Auto | None:
+        """The controller of `auto`, with what was measured of the model and device."""
+        if self._auto is not None:
+            await inform(self._auto, self.engine, budget=not self._fixed_budget)
+        return self._auto
+
     async def _read_state(self) -> StateRead | None:
         """What earlier runs learned, read once a session."""
         if self._state is None:
             return None
         if self._learned is None:
             read = await self.engine.load_state(self._state)
+            reason = read.reason
+            if self._auto is not None and (refused := load_audits(self._state, self._auto)):
+                reason += f"; left alone: {refused}"
             self._learned = StateRead(
-                path=read.path, templates=read.templates, samples=read.samples, reason=read.reason
+                path=read.path, templates=read.templates, samples=read.samples, reason=reason
             )
         return self._learned
 
     async def _write_state(self, calls: Sequence[Call]) -> None:
-        """Save when something was learned: only dense calls of a learning mode teach."""
-        if self._state is not None and any(call.report.dense for call in calls):
+        """Save when something may have been learned: only computed calls teach."""
+        if self._state is None:
+            return
+        if self._auto is not None or any(call.report.dense for call in calls):
             await self.engine.save_state(self._state)
+        if self._auto is not None:
+            save_audits(self._state, self._auto)
 
     def _loop(self) -> Background:
         if self._background is None:
@@ -270,7 +319,14 @@ def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dic
     return given
 
 
-def _totals(calls: Sequence[Call], wall_s: float) -> Totals:
+def auto_for(target: float, rate: float, budget: float | None) -> Auto:
+    """The controller for a session's options. Raises `UsageError` for values out of range."""
+    if budget is not None and not 0 <= budget <= 1:
+        raise UsageError(f"repair_budget {budget!r} is no share: use 0 to 1, such as 0.25")
+    return Auto(target, rate, Budget() if budget is None else Budget(budget))
+
+
+def _totals(calls: Sequence[Call], audits: Sequence[Audited], wall_s: float) -> Totals:
     prompt = sum(call.report.prompt_tokens for call in calls)
     computed = sum(call.total("computed") for call in calls)
     return Totals(
@@ -279,8 +335,8 @@ def _totals(calls: Sequence[Call], wall_s: float) -> Totals:
         reused_tokens=prompt - computed,
         extra={
             "base": sum(call.report.base_tokens for call in calls),
-            "pilot": 0,
-            "audit": 0,
+            "pilot": round(sum(call.report.pilot_tokens for call in calls)),
+            "audit": sum(audit.tokens for audit in audits),
             "redone": sum(call.report.redone_tokens for call in calls),
         },
         wall_s=wall_s,

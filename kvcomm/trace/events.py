@@ -1,7 +1,7 @@
 """The events of a trace: typed, versioned, one JSON object a line.
 
-Times `t` and all `*_at` fields are seconds since the run began. A reader joins `step`, `message`
-and `call` events by (`node`, `attempt`).
+Times `t` and all `*_at` fields are seconds since the run began. A reader joins `step`, `message`,
+`call` and `audit` events by (`node`, `attempt`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class NodeStarted(_Event):
 class SegmentStep(_Event):
     """How one segment entered the row: `computed + prefix + realigned = tokens`.
 
-    `ahead` counts the tokens that were in the row before the last input was complete.
+    `ahead` counts the tokens that were in the row before the last input was complete. Of a
+    realigned segment `positions` are the `[start, end)` ranges that were computed, and `corrected`
+    says whether offsets were added to base KV or it was only rotated.
     """
 
     kind: Literal["step"] = "step"
@@ -87,6 +89,8 @@ class SegmentStep(_Event):
     realigned: int
     ahead: int
     reason: str
+    positions: list[tuple[int, int]] = []
+    corrected: bool = False
 
 
 class MessageSent(_Event):
@@ -107,7 +111,8 @@ class CallFinished(_Event):
     """One finished call. `ready_at`: the last producer's final token was sampled.
 
     `phases` are seconds spent in the engine for this call: fill, offsets, forward, observe.
-    `gate` says what a learning mode decided for the call as a whole.
+    `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
+    offset models corrected realigned KV. `pilot_tokens` are token-layers of pilots over layers.
     """
 
     kind: Literal["call"] = "call"
@@ -128,9 +133,34 @@ class CallFinished(_Event):
     ttft_s: float
     decode_s: float
     stop: Literal["stop", "length"]
+    offsets: str = ""
     base_tokens: int = 0
+    pilot_tokens: float = 0.0
     redone_tokens: int = 0
     phases: dict[str, float] = {}
+
+
+class Audited(_Event):
+    """A call compared with dense behind its answer.
+
+    `used`: the call was realigned at this `level`, and a dense shadow measured it; otherwise it was
+    exact, and the level was probed beside it. Divergences are in nats; `tokens` were computed for
+    the audit, `bound` is what was expected at most. An audit that failed says why in `error`.
+    """
+
+    kind: Literal["audit"] = "audit"
+    node: str
+    attempt: int
+    level: str
+    used: bool
+    target: float
+    bound: float | None = None
+    divergence: float | None = None
+    first_divergence: float | None = None
+    top1_agreement: float | None = None
+    same_text: bool | None = None
+    tokens: int = 0
+    error: str = ""
 
 
 class Retried(_Event):
@@ -179,6 +209,7 @@ Event = Annotated[
     | SegmentStep
     | MessageSent
     | CallFinished
+    | Audited
     | Retried
     | Failed
     | RunFinished,

@@ -1,0 +1,167 @@
+"""`kvcomm bench fidelity`: how far every reuse method is from dense, on real questions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import complain, console, err_console, print_json
+from kvcomm.errors import ReuseRefused, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kvcomm.runtime.fidelity import Method
+
+app = typer.Typer(no_args_is_help=True, help="Measure, beside the alternatives.")
+
+
+@app.command("fidelity")
+def fidelity(
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", metavar="S", help="gsm8k or hotpotqa.")
+    ] = "gsm8k",
+    graph: options.Graph = "chain",
+    agents: options.Agents = None,
+    rounds: options.Rounds = None,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Calls that teach, not measured.")] = 20,
+    held_out: Annotated[int, typer.Option(metavar="N", help="Calls that are measured.")] = 40,
+    data: options.Data = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Only these methods.", show_default="all"),
+    ] = None,
+    target: options.Target = None,
+    audit_rate: options.AuditRate = None,
+    budget: options.RepairBudget = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", help="Longest message, in tokens.")
+    ] = 64,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Compare every reuse method with dense, on the same calls of a graph."""
+    from kvcomm.cli.topologies import build_graph, with_passages
+    from kvcomm.tasks import load_suite
+
+    if warmup < 0 or held_out < 1:
+        raise UsageError("--warmup must be at least 0 and --held-out at least 1")
+    rows, tasks = load_suite(suite, data)
+    built = build_graph(graph, agents=agents, rounds=rounds, max_tokens=max_tokens, temperature=0.0)
+    built = with_passages(built, rows.inputs)
+    auto = options.controller(target, audit_rate, budget)
+
+    from kvcomm.engine.models import load_engine
+    from kvcomm.runtime.fidelity import Fidelity, policies
+
+    wanted = _wanted(methods, [*policies(), "auto"])
+    complain(f"loading {model}")
+    with load_engine(model, device=device, dtype=dtype) as engine, Bar(warmup + held_out) as bar:
+        if not engine.capabilities.reuse:
+            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+        bench = Fidelity(
+            engine,
+            built,
+            warmup=warmup,
+            held_out=held_out,
+            passages=frozenset(rows.inputs),
+            methods={name: policy for name, policy in policies().items() if name in wanted},
+            auto=auto if "auto" in wanted else None,
+            on_call=bar.advance,
+        )
+        measured = asyncio.run(bench.run([task.inputs for task in tasks]))
+    if json:
+        print_json(
+            {
+                "model": model,
+                "suite": suite,
+                "graph": graph,
+                "calls": held_out,
+                "methods": {method.name: method.to_json() for method in measured},
+            }
+        )
+    else:
+        console().print(_table(measured))
+        console().print(f"\n{LEGEND}")
+
+
+LEGEND = (
+    "mean KL(dense ‖ method) in nats over 24 tokens of dense's greedy answer, and at its first "
+    "token; top-1: tokens on which both agree; same text: answers with the same first 32 tokens; "
+    "computed: share of the prompts' token-layers."
+)
+
+
+def _wanted(methods: str | None, known: list[str]) -> list[str]:
+    if methods is None:
+        return known
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"method {name!r} is unknown: choose among {', '.join(known)}")
+    return names
+
+
+def _table(measured: list[Method]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("method", no_wrap=True)
+    columns = ("median", "mean", "first", "top-1", "same text", "computed", "state")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for method in measured:
+        found: dict[str, Any] = method.to_json()
+        table.add_row(
+            method.name,
+            f"{found['divergence']['median']:.4f}",
+            f"{found['divergence']['mean']:.4f}",
+            f"{found['first_divergence']['mean']:.4f}",
+            f"{found['top1_agreement']:.3f}",
+            f"{found['same_text_32']:.0%}",
+            f"{found['computed_fraction']:.1%}",
+            f"{found['state_bytes'] / 1e6:,.0f} MB",
+        )
+    return table
+
+
+class Bar:
+    """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._bar: Progress | None = None
+        terminal = err_console()
+        if terminal.is_terminal:
+            self._bar = Progress(
+                "calls",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=terminal,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._task = self._bar.add_task("calls", total=total)
+
+    def __enter__(self) -> Bar:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, done: int, of: int) -> None:
+        """`done` calls of `of` were looked at."""
+        if self._bar:
+            self._bar.update(self._task, completed=done)
+        elif done % 10 == 0 or done == of:
+            complain(f"{done} of {of} calls")

@@ -1,0 +1,145 @@
+"""Recipes: what of a realigned placeholder is computed all the same, and how the rest is predicted.
+
+A recipe with numbers makes a method of the field: rotating alone, the paper's offsets on every
+call, repair of leading tokens (EPIC), repair of deviating tokens (CacheBlend), linear offsets with
+repair. The policy `Realign` turns one into the plan of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kvcomm.reuse.plan import Fact, Plan, Step
+
+# When more of a placeholder would be computed than this, all of it is: little would be saved.
+WORTH = 0.7
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How placeholders with base KV are realigned.
+
+    `offsets` is the family that corrects base KV ("": it is only rotated). `literals` are computed,
+    or moved too. Placeholders of up to `short` tokens are computed: little would be saved, and they
+    often carry the question. Of every other one are computed: the `first` tokens, but no more than
+    the share `leading`, and the share `deviating` of its tokens that deviate most, by the size of
+    the predicted offset or, with `pilot` layers, as measured there. A `gated` recipe computes
+    placeholders whose offsets cannot be predicted yet; otherwise they are rotated only.
+    """
+
+    name: str
+    offsets: str = ""
+    literals: Literal["compute", "move"] = "compute"
+    short: int = 0
+    first: int = 0
+    leading: float = 1.0
+    deviating: float = 0.0
+    pilot: int = 0
+    gated: bool = True
+
+    def repaired(self, tokens: int, limit: int) -> tuple[int, int]:
+        """Of `tokens`, how many leading and how many deviating ones are computed."""
+        first = min(self.first, round(self.leading * tokens), limit)
+        return first, min(round(self.deviating * tokens), limit - first)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that repair may compute of a placeholder: a share of it, or `tokens` if more.
+
+    Where a forward over a few more tokens takes no longer, those are free (a GPU that is bound by
+    its memory); on a CPU every token counts.
+    """
+
+    share: float = 0.25
+    tokens: int = 0
+
+    def limit(self, tokens: int) -> int:
+        """The most tokens that repair may compute of a placeholder of `tokens`."""
+        return min(tokens, max(self.tokens, int(self.share * tokens)))
+
+
+LINEAR = Recipe("linear", offsets="linear", first=8)
+
+# The methods that others propose, and ours, as `kvcomm bench fidelity` measures them.
+METHODS = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("rotate", literals="move"),
+        Recipe("anchors", offsets="anchors", literals="move", gated=False),
+        Recipe("repair", first=16),
+        Recipe("cacheblend", deviating=0.15, pilot=2),
+        LINEAR,
+    )
+}
+
+
+class Realign:
+    """Realigns what a recipe can and computes the rest, prefix hits first."""
+
+    ahead, realigns, hands_over = False, True, True
+    reads_prefix, feeds_prefix = True, True
+
+    def __init__(self, recipe: Recipe, reason: str = "", budget: Budget | None = None) -> None:
+        self.recipe = recipe
+        self.budget = budget
+        self.name = recipe.name
+        self.offsets = recipe.offsets
+        self.literals = recipe.literals == "move"
+        self.reason = reason or recipe.name
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """A step for each segment, by itself: what cannot be realigned is computed."""
+        before = (None, *facts[:-1])
+        steps = tuple(map(self._step, facts, before))
+        if not any(step.way == "realign" for step in steps):
+            why = next((s.reason for s, f in zip(steps, facts, strict=True) if f.verdict), None)
+            gate = f"{self.reason}; computed: {why or 'nothing to realign'}"
+            return Plan(steps, gate, dense=True)
+        measured = any(step.deviating for step in steps)
+        return Plan(steps, self.reason, dense=False, pilot=self.recipe.pilot if measured else 0)
+
+    def _step(self, fact: Fact, before: Fact | None) -> Step:
+        if fact.tokens == 0:
+            return Step("compute", "empty")
+        if fact.prefix == fact.tokens:
+            return Step("compute", "in the prefix cache")
+        if fact.kind == "literal":
+            return self._literal(fact, before)
+        if not fact.covered:
+            return Step("compute", "no base KV")
+        if fact.tokens <= self.recipe.short:
+            return Step("compute", f"short: at most {self.recipe.short} tokens")
+        corrected = bool(self.offsets)
+        reason = "rotated only"
+        if corrected:
+            assert fact.verdict is not None
+            reason = fact.verdict.reason
+            if not fact.verdict.shareable and self.recipe.gated:
+                return Step("compute", reason)
+            if not (fact.verdict.shareable or fact.verdict.samples > 1):
+                corrected, reason = False, f"rotated only: {reason}"
+        limit = self.budget.limit(fact.tokens) if self.budget else fact.tokens
+        first, deviating = self.recipe.repaired(fact.tokens, limit)
+        positions = set(range(first)) | (set(range(fact.tokens)) - set(fact.covered))
+        if fact.last:
+            positions.add(fact.tokens - 1)
+        count = len(positions) + deviating
+        if count >= WORTH * fact.tokens:
+            return Step("compute", f"{count} of {fact.tokens} tokens would be computed anyway")
+        repair = [f"first {first}"] if first else []
+        repair += [f"{deviating} deviating"] if deviating else []
+        reason += f"; computed: {', '.join(repair)}" if repair else ""
+        return Step("realign", reason, tuple(sorted(positions)), deviating, corrected)
+
+    def _literal(self, fact: Fact, before: Fact | None) -> Step:
+        if before is None or not self.literals:
+            return Step("compute", "literal" if before else "first literal is exact")
+        if not fact.covered:
+            return Step("compute", "no base KV")
+        positions = (fact.tokens - 1,) if fact.last else ()
+        known = self.offsets and before.verdict is not None and before.verdict.samples > 1
+        reason = "offset of the placeholder before" if known else "rotated only"
+        return Step("realign", reason, positions, corrected=bool(known))

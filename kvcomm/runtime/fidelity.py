@@ -1,0 +1,260 @@
+"""Fidelity: how far each reuse method is from dense, measured on the calls of real graph runs.
+
+The graphs run dense, so every method sees the same calls. The first calls teach the offset models;
+on the held-out ones every method puts the prompt into a row of its own, and that row is compared
+with the dense one along dense's greedy continuation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kvcomm.engine.base import READY, Divergence, Engine, EngineSequence, Extended
+from kvcomm.errors import UsageError
+from kvcomm.graphs import AgentGraph
+from kvcomm.prompt import Segment
+from kvcomm.reuse.auto import Auto
+from kvcomm.reuse.plan import Fact
+from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy
+from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
+from kvcomm.runtime.audit import GREEDY, Auditor
+from kvcomm.runtime.node import Attempt
+from kvcomm.runtime.profile import inform
+from kvcomm.runtime.scheduler import Scheduler
+from kvcomm.trace.record import Recorder
+
+TAUGHT = ("anchors", "linear")
+AUTO_SPACE = "fidelity-auto"
+
+
+def policies() -> dict[str, Policy]:
+    """The methods in the order in which they are shown."""
+    made: dict[str, Policy] = {name: Realign(recipe) for name, recipe in METHODS.items()}
+    return {**made, "kvcomm": Kvcomm(), "exact": Exact()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method on one call. `computed` counts token-layers over layers, pilots included."""
+
+    divergence: Divergence
+    tokens: int
+    computed: float
+    rotated_only: bool
+    gate: str
+
+
+@dataclass
+class Method:
+    """A policy, and what was measured of it."""
+
+    name: str
+    policy: Policy
+    namespace: str = ""
+    calls: list[Measured] = field(default_factory=list)
+    state_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `kvcomm bench fidelity --json` for this method."""
+        found = [call.divergence for call in self.calls]
+        tokens = sum(call.tokens for call in self.calls)
+        return {
+            "divergence": _spread([d.mean for d in found]),
+            "first_divergence": _spread([d.first for d in found]),
+            "top1_agreement": statistics.fmean(d.top1 for d in found),
+            "same_text_32": statistics.fmean(d.same_text for d in found),
+            "computed_fraction": sum(call.computed for call in self.calls) / tokens,
+            "state_bytes": self.state_bytes,
+            "rotated_only": sum(call.rotated_only for call in self.calls),
+        }
+
+
+class Fidelity:
+    """Runs a graph over questions and measures every method on its calls.
+
+    `auto`, if given, is a method too: it learns from all calls as it would in a session of its own,
+    by its own choices, probes and audits. Measured are calls with a message or an input named in
+    `passages`. Raises `UsageError` when the questions do not yield `warmup + held_out` of them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        graph: AgentGraph,
+        *,
+        warmup: int,
+        held_out: int,
+        passages: frozenset[str] = frozenset(),
+        methods: Mapping[str, Policy] | None = None,
+        auto: Auto | None = None,
+        on_call: Callable[[int, int], None] = lambda done, of: None,
+    ) -> None:
+        self.engine = engine
+        self.graph = graph
+        self.warmup = warmup
+        self.held_out = held_out
+        self.seen = 0
+        self.methods = [
+            Method(name, policy, "" if policy.realigns else f"fidelity-{name}")
+            for name, policy in (methods or policies()).items()
+        ]
+        self.auto: Method | None = None
+        self._auditor: Auditor | None = None
+        if auto is not None:
+            self.auto = Method("auto", Realign(LINEAR), AUTO_SPACE)
+            self._auditor = Auditor(engine, auto, frozenset(), Recorder(None), AUTO_SPACE)
+        self._passages = passages
+        self._on_call = on_call
+        self._turn = asyncio.Lock()
+
+    @property
+    def wanted(self) -> int:
+        """Calls to look at, warm-up and held-out."""
+        return self.warmup + self.held_out
+
+    async def run(self, questions: Sequence[Mapping[str, str]]) -> list[Method]:
+        """Go through the questions until enough calls were seen."""
+        if self._auditor:
+            await inform(self._auditor.auto, self.engine)
+        for inputs in questions:
+            if self.seen >= self.wanted:
+                break
+            scheduler = Scheduler(
+                self.engine,
+                self.graph,
+                Dense("reference", hands_over=True),
+                inputs=inputs,
+                seed=0,
+                after=self._look,
+            )
+            await scheduler.run(Recorder(None), [])
+        if self.seen < self.wanted:
+            raise UsageError(
+                f"{len(questions)} questions gave {self.seen} calls with a message or a passage, "
+                f"{self.wanted} are wanted: lower --warmup or --held-out"
+            )
+        if self.auto:
+            self.methods.append(self.auto)
+        for method in self.methods:
+            if method.policy.offsets:
+                method.state_bytes = await self.engine.state_bytes(
+                    method.policy.offsets, method.namespace
+                )
+        return self.methods
+
+    async def _look(self, attempt: Attempt, dense: EngineSequence) -> None:
+        """Learn from one dense call, or measure every method on it."""
+        reads = set(attempt.template.names)
+        if not reads & (self._passages | set(attempt.drafts)):
+            return
+        async with self._turn:
+            if self.seen >= self.wanted:
+                return
+            segments = await attempt.segments()
+            if self.seen < self.warmup:
+                survey = await dense.survey(segments)
+                learn = [i for i, f in enumerate(survey.facts) if f.verdict or f.covered]
+                learn = [i for i in learn if survey.facts[i].kind == "placeholder"]
+                for family in TAUGHT:
+                    await dense.observe(learn, family)
+            else:
+                for method in self.methods:
+                    method.calls.append(await self._measure(method, attempt, segments, dense))
+            if self.auto and self._auditor:
+                measured = await self._choose(self._auditor, attempt, segments, dense)
+                if self.seen >= self.warmup:
+                    self.auto.calls.append(measured)
+            self.seen += 1
+            self._on_call(self.seen, self.wanted)
+
+    async def _measure(
+        self,
+        method: Method,
+        attempt: Attempt,
+        segments: Sequence[Segment],
+        dense: EngineSequence,
+    ) -> Measured:
+        policy = method.policy
+        call = replace(
+            attempt.engine_call(),
+            reads_prefix=policy.reads_prefix,
+            # A method must not find what another one has just computed.
+            feeds_prefix=bool(method.namespace),
+            offsets=policy.offsets,
+            namespace=method.namespace,
+        )
+        seq = self.engine.open(call)
+        try:
+            placed = list(segments)
+            facts = [_fact(segment) for segment in segments]
+            if policy.realigns:
+                survey = await seq.survey(segments, literals=policy.literals)
+                placed, facts = list(survey.segments), list(survey.facts)
+            plan = policy.plan(facts)
+            done = await seq.extend(placed, plan.steps, pilot=plan.pilot)
+            return _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
+        finally:
+            await seq.close()
+
+    async def _choose(
+        self,
+        auditor: Auditor,
+        attempt: Attempt,
+        segments: Sequence[Segment],
+        dense: EngineSequence,
+    ) -> Measured:
+        """One call as `auto` does it: choice, prompt, and what it measures and learns behind it."""
+        call = replace(
+            attempt.engine_call(), namespace=AUTO_SPACE, reads_prefix=True, feeds_prefix=True
+        )
+        inputs = {s.name: s.ids for s in segments if s.name in attempt.inputs}
+        auditor.shared = frozenset(inputs)
+        choice = await auditor.choose(attempt.template, sum(map(len, segments)), 0, self.seen)
+        policy = choice.policy
+        seq = self.engine.open(replace(call, offsets=policy.offsets))
+        try:
+            placed, facts = segments, [_fact(segment) for segment in segments]
+            if policy.realigns:
+                await auditor.prepare(inputs, READY)
+                survey = await seq.survey(segments, inputs=False, literals=False)
+                placed, facts = survey.segments, list(survey.facts)
+            plan = policy.plan(facts)
+            probed = choice.level is not None and not choice.used
+            answer = GREEDY if probed else None
+            done = await seq.extend(placed, plan.steps, pilot=plan.pilot, answer=answer)
+            if answer:
+                async for _ in seq.decode():
+                    pass
+            measured = _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
+            await auditor.after(seq, call, segments, choice, recorded=probed)
+            return measured
+        finally:
+            await seq.close()
+
+
+def _measured(
+    divergence: Divergence, done: Sequence[Extended], pilot: float, gate: str
+) -> Measured:
+    return Measured(
+        divergence,
+        sum(piece.computed + piece.prefix + piece.realigned for piece in done),
+        sum(piece.computed for piece in done) + pilot,
+        any("rotated only" in piece.reason for piece in done),
+        gate,
+    )
+
+
+def _fact(segment: Segment) -> Fact:
+    return Fact(segment.kind, segment.name, len(segment))
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }

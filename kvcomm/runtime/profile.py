@@ -1,0 +1,181 @@
+"""What `auto` must know of a model on a device before it has seen a call: measured once, cached.
+
+Priors: how far each level is from dense when base KV is only rotated, on a few short exchanges.
+Time: how many tokens a forward carries beside a decoding row at no cost, and how many for the time
+of a second row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence
+from kvcomm.engine.models import cache_dir
+from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
+from kvcomm.reuse.auto import Auto
+from kvcomm.reuse.plan import Step
+from kvcomm.reuse.recipe import Budget, Realign, Recipe
+from kvcomm.sampling import Sampling
+
+FORMAT = "kvcomm-profile-1"
+NAMESPACE = "kvcomm profile"
+# A forward is as fast as that of one token when it takes at most this many times as long.
+AS_FAST = 1.1
+TWICE = 2.0
+CHUNKS = (1, 4, 8, 16, 32, 64, 128)
+CONTEXT = 256
+COMPARED = 16
+COMPUTE = Step("compute", "profile")
+
+EXCHANGES = (
+    (
+        "A baker makes 48 rolls in the morning and sells three quarters of them. In the afternoon "
+        "she bakes another 20. How many rolls does she have in the evening?",
+        "Three quarters of 48 are 36, so 48 - 36 = 12 rolls are left at noon. With the 20 from the "
+        "afternoon she has 12 + 20 = 32 rolls.",
+    ),
+    (
+        "Why does the moon show the same face to the earth all the time?",
+        "The moon turns once about its axis in the time of one orbit. Tides in its body slowed its "
+        "spin until both took equally long, which is called tidal locking.",
+    ),
+    (
+        "Write a Python function that returns the words of a text that occur more than once.",
+        "def repeated(text):\n    seen, twice = set(), set()\n    for word in text.split():\n"
+        "        (twice if word in seen else seen).add(word)\n    return sorted(twice)",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`spare` tokens a step are free, `breakeven` ones double its time; `priors` are in nats."""
+
+    spare: int
+    breakeven: int
+    priors: dict[str, float]
+
+
+async def profile(engine: Engine, levels: Sequence[Recipe]) -> Profile:
+    """The profile of this model on this device, from the cache or measured now."""
+    path = cache_dir() / "profiles" / f"{engine.fingerprint}-{engine.device.replace(':', '')}.json"
+    key = {"format": FORMAT, "levels": [asdict(level) for level in levels]}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.pop("key") == key:
+            return Profile(**known)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    measured = Profile(*await _times(engine), await _priors(engine, levels))
+    _write(path, json.dumps({"key": key, **asdict(measured)}, indent=1))
+    return measured
+
+
+async def inform(auto: Auto, engine: Engine, *, budget: bool = True) -> None:
+    """Give a controller what it must know of the engine; with `budget` its repair budget too."""
+    if auto.priors or auto.target == 0:
+        return
+    measured = await profile(engine, auto.levels)
+    auto.priors, auto.spare = measured.priors, measured.spare
+    if budget:
+        auto.budget = Budget(tokens=measured.breakeven)
+
+
+async def _times(engine: Engine) -> tuple[int, int]:
+    """Tokens of a forward that takes as long as one of a single token, and twice as long."""
+    text = " ".join(part for exchange in EXCHANGES for part in exchange)
+    ids = (tuple(engine.codec.encode(text)) * (1 + CONTEXT // 64))[: CONTEXT + max(CHUNKS)]
+    template = Template(((), ()), ("text",), "profile")
+    seq = engine.open(_call(template, len(ids) + 1))
+    best = dict.fromkeys(CHUNKS, float("inf"))
+    try:
+        await _compute(seq, ids[:CONTEXT])
+        for _ in range(3):
+            for chunk in CHUNKS:
+                began = time.perf_counter()
+                await _compute(seq, ids[CONTEXT : CONTEXT + chunk])
+                best[chunk] = min(best[chunk], time.perf_counter() - began)
+                await seq.truncate(CONTEXT)
+    finally:
+        await seq.close()
+    spare = max(c for c in CHUNKS if best[c] <= AS_FAST * best[1]) - 1
+    return spare, max(c for c in CHUNKS if best[c] <= TWICE * best[1])
+
+
+async def _compute(seq: EngineSequence, ids: Sequence[int]) -> None:
+    await seq.extend([Segment("placeholder", "text", tuple(ids))], [COMPUTE], settle=False)
+
+
+async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
+    """The largest divergence of each level over the exchanges, base KV only rotated."""
+    template = compile_template(
+        engine.codec,
+        [Text("You check the work of others.")],
+        [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
+    )
+    worst = {level.name: 0.0 for level in levels}
+    for question, answer in EXCHANGES:
+        texts = {"question": question, "answer": answer}
+        ids = {name: tuple(engine.codec.encode(text)) for name, text in texts.items()}
+        segments = template.fill(ids)
+        call = _call(template, sum(map(len, segments)) + COMPARED)
+        dense = engine.open(call)
+        try:
+            greedy = Answer(Sampling(max_tokens=COMPARED), record=True)
+            await dense.extend(segments, [COMPUTE] * len(segments), answer=greedy)
+            async for _ in dense.decode():
+                pass
+            for level in levels:
+                found = await _apart(engine, call, segments, replace(level, offsets=""), dense)
+                worst[level.name] = max(worst[level.name], found)
+        finally:
+            await dense.close()
+    return worst
+
+
+async def _apart(
+    engine: Engine,
+    call: Call,
+    segments: Sequence[Segment],
+    recipe: Recipe,
+    dense: EngineSequence,
+) -> float:
+    seq = engine.open(call)
+    try:
+        survey = await seq.survey(segments, literals=False)
+        plan = Realign(recipe).plan(survey.facts)
+        await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)
+        return (await seq.compare(dense)).mean
+    finally:
+        await seq.close()
+
+
+def _call(template: Template, capacity: int) -> Call:
+    return Call(
+        node="profile",
+        template=template,
+        capacity=capacity,
+        messages=frozenset(),
+        reads_prefix=False,
+        feeds_prefix=False,
+        namespace=NAMESPACE,
+        priority=AHEAD,
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Keep the profile; without a place to write it is measured again next time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(name, path)
+    except OSError:
+        pass
