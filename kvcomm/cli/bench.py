@@ -54,9 +54,10 @@ def fidelity(
     rows, tasks = load_suite(suite, data)
     built = build_graph(graph, agents=agents, rounds=rounds, max_tokens=max_tokens, temperature=0.0)
     built = with_passages(built, rows.inputs)
-    auto = options.controller(target, audit_rate, budget)
+    quality = options.quality(target, audit_rate, budget)
 
     from kvcomm.engine.models import load_engine
+    from kvcomm.reuse.auto import controller
     from kvcomm.runtime.fidelity import Fidelity, policies
 
     wanted = _wanted(methods, [*policies(), "auto"])
@@ -71,7 +72,7 @@ def fidelity(
             held_out=held_out,
             passages=frozenset(rows.inputs),
             methods={name: policy for name, policy in policies().items() if name in wanted},
-            auto=auto if "auto" in wanted else None,
+            auto=controller(**quality) if "auto" in wanted else None,
             on_call=bar.advance,
         )
         measured = asyncio.run(bench.run([task.inputs for task in tasks]))

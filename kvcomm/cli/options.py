@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kvcomm.errors import UsageError
-
-if TYPE_CHECKING:
-    from kvcomm.reuse.auto import Auto
 
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
@@ -128,11 +125,14 @@ def check_mode(mode: str) -> str:
     return mode
 
 
-def controller(target: float | None, rate: float | None, budget: float | None) -> Auto:
-    """The controller of `auto` that the options ask for."""
-    from kvcomm.reuse.auto import AUDIT_RATE, TARGET
-    from kvcomm.runtime.session import auto_for
+def quality(target: float | None, rate: float | None, budget: float | None) -> dict[str, Any]:
+    """The options of `auto` as `Session` takes them, checked before anything is loaded."""
+    from kvcomm.reuse.auto import AUDIT_RATE, TARGET, controller
 
-    return auto_for(
-        TARGET if target is None else target, AUDIT_RATE if rate is None else rate, budget
-    )
+    fields: dict[str, Any] = {
+        "target_divergence": TARGET if target is None else target,
+        "audit_rate": AUDIT_RATE if rate is None else rate,
+        "repair_budget": budget,
+    }
+    controller(**fields)
+    return fields

@@ -33,6 +33,17 @@ def run(
             show_default="the user's cache",
         ),
     ] = None,
+    target: options.Target = None,
+    audit_rate: options.AuditRate = None,
+    budget: options.RepairBudget = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Use the plans of this run's trace again.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run folder.", show_default="runs/TIME-GRAPH"),
@@ -70,6 +81,12 @@ def run(
         layout=layout,
     )
     inputs = _inputs(built, question, extra or [])
+    quality = options.quality(target, audit_rate, budget)
+    trace = None
+    if replay is not None:
+        from kvcomm.trace.read import find_run
+
+        trace = find_run(replay)
 
     from kvcomm.cli.progress import RunProgress
     from kvcomm.engine.models import load_engine
@@ -86,9 +103,10 @@ def run(
             state=options.state_argument(state),
             runs=options.RUNS,
             listeners=(progress,),
+            **quality,
         ) as session,
     ):
-        result = session.run(built, out=out, **inputs)
+        result = session.run(built, out=out, replay=trace, **inputs)
     if json:
         print_json(result.to_json())
     else:

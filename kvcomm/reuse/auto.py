@@ -4,13 +4,15 @@ For every template and level (a recipe) it keeps the divergences that audits mea
 be used when its bound meets the target:
 
     fewer than 5 audits:  bound = max(prior(level) · error, mean)
-    from 5 audits on:     bound = mean + 1.64 · sd / √n           (of the last 40)
+    from 5 audits on:     bound = mean + 1.64 · sd / √n           (of the last 20)
 
 where the prior was measured on this model with base KV only rotated, and error is the share of
-squared offset error that the offset models leave. Of the levels that meet the target the cheapest
-is taken. When none does, the call is exact, and a level is probed on it: realigned beside it, after
-the answer, and compared. So the first calls are exact, and what is delivered approximately was
-bounded or measured before. Pure: no tensors, no clock, no randomness but seeded.
+squared offset error that the offset models leave. An audit is out of date when the models have seen
+twice as much since. Of the levels that meet the target the cheapest is taken. When none does, the
+call is exact, and levels are probed on it: realigned beside it, after the answer, and compared. So
+the first calls are exact, and what is delivered approximately was bounded or measured before.
+
+Pure: no tensors, no clock, no randomness but seeded.
 """
 
 from __future__ import annotations
@@ -30,30 +32,39 @@ from kvcomm.reuse.recipe import LINEAR, Budget, Realign, Recipe
 TARGET = 0.02
 AUDIT_RATE = 0.1
 ENOUGH = 5
-WINDOW = 40
+WINDOW = 20
 Z95 = 1.64
 
 # Cheapest first.
 LEVELS = (
-    replace(LINEAR, name="light", first=4),
-    LINEAR,
-    replace(LINEAR, name="heavy", first=16, deviating=0.1),
+    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.03),
+    replace(LINEAR, name="medium"),
+    replace(LINEAR, name="heavy", first=16, leading=0.15, deviating=0.12),
 )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one call is done: its policy, and the level that is audited with it.
+    """How one call is done: its policy, and the levels that are measured with it.
 
-    `used`: the level was delivered and a dense shadow audits it; otherwise the call is exact and
-    the level, if any, is probed beside it. `bound` is the level's bound when it was chosen.
+    `used`: the one level was delivered, and is compared with a dense shadow. Otherwise the call is
+    exact, and the levels are probed beside it. `bounds` holds at most what is expected of each, and
+    `samples` what the offset models had seen.
     """
 
     policy: Exact | Realign
-    level: Recipe | None = None
     used: bool = False
-    audited: bool = False
-    bound: float | None = None
+    measured: tuple[Recipe, ...] = ()
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One audit: the divergence in nats, and how many samples the offset models had seen."""
+
+    divergence: float
+    samples: int
 
 
 @dataclass
@@ -71,7 +82,7 @@ class Auto:
     priors: Mapping[str, float] = field(default_factory=dict)
     spare: int = 0
     levels: Sequence[Recipe] = LEVELS
-    audits: dict[tuple[str, str], deque[float]] = field(default_factory=dict)
+    audits: dict[tuple[str, str], deque[Seen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < math.inf:
@@ -96,6 +107,8 @@ class Auto:
         `verdicts` are those of its placeholders. It may have `tokens` to compute, and up to `steps`
         decoding steps are taken before its last input is complete. `seed` is the call's own.
         """
+        if self.target == 0:
+            return Choice(Exact("auto: exact, the target is 0"))
         ready = [v for v in verdicts.values() if v.shareable]
         if not ready:
             reasons = dict.fromkeys(v.reason for v in verdicts.values())
@@ -103,61 +116,68 @@ class Auto:
             return Choice(Exact(f"auto: exact, {why}"))
         if 0 < tokens <= self.spare * steps:
             return Choice(Exact("auto: exact, computing ahead is free here"))
-        error = max(v.error for v in ready)
+        error, samples = max(v.error for v in ready), min(v.samples for v in ready)
+        bounds = {x.name: self.bound(template, x, error, samples) for x in self.levels}
+        unknown = [x for x in self.levels if len(self._seen(template, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
-        bounds = {level.name: self.bound(template, level, error) for level in self.levels}
         for level in self.levels:
             bound = bounds[level.name]
             if bound <= self.target:
-                count = len(self._seen(template, level))
-                basis = f"{count} audits" if count >= ENOUGH else "prior"
+                count = len(self._seen(template, level, samples))
+                basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
+                audited = (level,) if drawn or level in unknown else ()
                 policy = Realign(level, reason, self.budget)
-                return Choice(policy, level, True, drawn or count < ENOUGH, bound)
-        probe = self._probe(template, drawn, seed)
+                return Choice(policy, True, audited, bounds, samples)
         known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known})")
-        return Choice(exact, probe, bound=bounds[probe.name] if probe else None)
+        probed = unknown or (self.levels if drawn else [])
+        return Choice(exact, False, tuple(probed), bounds, samples)
 
-    def bound(self, template: str, level: Recipe, error: float) -> float:
+    def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:
         """What the divergence of a level stays below on average, as far as is known."""
-        seen = self._seen(template, level)
+        seen = self._seen(template, level, samples)
         if len(seen) < ENOUGH:
             prior = self.priors.get(level.name, math.inf) * error
             return max(prior, statistics.fmean(seen)) if seen else prior
         return statistics.fmean(seen) + Z95 * statistics.stdev(seen) / math.sqrt(len(seen))
 
-    def record(self, template: str, level: str, divergence: float) -> None:
-        """Count one audit or probe."""
+    def record(self, template: str, level: str, divergence: float, samples: int) -> None:
+        """Count one audit or probe, made when the offset models had seen `samples`."""
         key = (template, level)
-        self.audits.setdefault(key, deque(maxlen=WINDOW)).append(divergence)
+        self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples))
 
-    def _probe(self, template: str, drawn: bool, seed: int) -> Recipe | None:
-        """The level to measure beside an exact call: unknown ones first, then a draw."""
-        if self.target == 0:
-            return None
-        for level in self.levels:
-            if len(self._seen(template, level)) < ENOUGH:
-                return level
-        return random.Random(seed + 1).choice(self.levels) if drawn else None
+    def _seen(self, template: str, level: Recipe, samples: int) -> list[float]:
+        """The divergences that are not out of date."""
+        audits = self.audits.get((template, level.name), ())
+        return [seen.divergence for seen in audits if 2 * seen.samples >= samples]
 
-    def _seen(self, template: str, level: Recipe) -> Sequence[float]:
-        return self.audits.get((template, level.name), ())
-
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
+    def to_json(self) -> dict[str, dict[str, list[tuple[float, int]]]]:
         """The audits by template and level."""
-        found: dict[str, dict[str, list[float]]] = {}
-        for (template, level), seen in self.audits.items():
-            found.setdefault(template, {})[level] = list(seen)
+        found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+        for (template, level), audits in self.audits.items():
+            found.setdefault(template, {})[level] = [(s.divergence, s.samples) for s in audits]
         return found
 
-    def load_json(self, value: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    def load_json(self, value: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]]) -> None:
         """Take up audits that `to_json` returned. Raises `ValueError` for anything else."""
         audits = {}
         for template, levels in value.items():
-            for level, seen in levels.items():
-                numbers = [float(number) for number in seen]
-                if not all(0 <= number < math.inf for number in numbers):
+            for level, pairs in levels.items():
+                seen = [Seen(float(divergence), int(samples)) for divergence, samples in pairs]
+                if not all(0 <= s.divergence < math.inf and s.samples >= 0 for s in seen):
                     raise ValueError(f"audits of {template} hold a number that is no divergence")
-                audits[template, level] = deque(numbers, maxlen=WINDOW)
+                audits[template, level] = deque(seen, maxlen=WINDOW)
         self.audits = audits
+
+
+def controller(
+    target_divergence: float = TARGET,
+    audit_rate: float = AUDIT_RATE,
+    repair_budget: float | None = None,
+) -> Auto:
+    """The controller for a session's options. Raises `UsageError` for values out of range."""
+    if repair_budget is not None and not 0 <= repair_budget <= 1:
+        raise UsageError(f"repair_budget {repair_budget!r} is no share: use 0 to 1, such as 0.25")
+    budget = Budget() if repair_budget is None else Budget(repair_budget)
+    return Auto(target_divergence, audit_rate, budget)

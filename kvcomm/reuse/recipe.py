@@ -61,7 +61,7 @@ class Budget:
         return min(tokens, max(self.tokens, int(self.share * tokens)))
 
 
-LINEAR = Recipe("linear", offsets="linear", first=8)
+LINEAR = Recipe("linear", offsets="linear", short=24, first=8, leading=0.1, deviating=0.06)
 
 # The methods that others propose, and ours, as `kvcomm bench fidelity` measures them.
 METHODS = {
@@ -69,8 +69,8 @@ METHODS = {
     for recipe in (
         Recipe("rotate", literals="move"),
         Recipe("anchors", offsets="anchors", literals="move", gated=False),
-        Recipe("repair", first=16),
-        Recipe("cacheblend", deviating=0.15, pilot=2),
+        Recipe("repair", short=24, first=16),
+        Recipe("cacheblend", short=24, deviating=0.15, pilot=2),
         LINEAR,
     )
 }

@@ -21,7 +21,7 @@ from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.plan import Fact
 from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy
 from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
-from kvcomm.runtime.audit import GREEDY, Auditor
+from kvcomm.runtime.audit import GREEDY, Auditor, Finished
 from kvcomm.runtime.node import Attempt
 from kvcomm.runtime.profile import inform
 from kvcomm.runtime.scheduler import Scheduler
@@ -215,7 +215,7 @@ class Fidelity:
         auditor.shared = frozenset(inputs)
         choice = await auditor.choose(attempt.template, sum(map(len, segments)), 0, self.seen)
         policy = choice.policy
-        seq = self.engine.open(replace(call, offsets=policy.offsets))
+        seq = self.engine.open(replace(call, offsets=LINEAR.offsets))
         try:
             placed, facts = segments, [_fact(segment) for segment in segments]
             if policy.realigns:
@@ -223,14 +223,14 @@ class Fidelity:
                 survey = await seq.survey(segments, inputs=False, literals=False)
                 placed, facts = survey.segments, list(survey.facts)
             plan = policy.plan(facts)
-            probed = choice.level is not None and not choice.used
+            probed = bool(choice.measured) and not choice.used
             answer = GREEDY if probed else None
             done = await seq.extend(placed, plan.steps, pilot=plan.pilot, answer=answer)
             if answer:
                 async for _ in seq.decode():
                     pass
             measured = _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
-            await auditor.after(seq, call, segments, choice, recorded=probed)
+            await auditor.after(Finished(seq, call, segments, choice, recorded=probed))
             return measured
         finally:
             await seq.close()

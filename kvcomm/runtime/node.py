@@ -16,8 +16,9 @@ from kvcomm.prompt import Segment, Template, common_prefix
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
+from kvcomm.reuse.recipe import LINEAR
 from kvcomm.runtime.account import Account
-from kvcomm.runtime.audit import Auditor
+from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
@@ -93,8 +94,9 @@ class Attempt:
             deadline.reschedule(None)
             if self.auditor is not None and self.choice is not None:
                 recorded = self.record and self._greedy
+                segments = await self.segments()
                 await self.auditor.after(
-                    seq, call, await self.segments(), self.choice, recorded, self.number
+                    Finished(seq, call, segments, self.choice, recorded, self.number)
                 )
             if self.after is not None:
                 await self.after(self, seq)
@@ -108,7 +110,7 @@ class Attempt:
         tokens = call.capacity - self.node.agent.sampling.max_tokens
         self.choice = await auditor.choose(self.template, tokens, steps, self.seed)
         self.policy = self.choice.policy
-        self.record = self.choice.level is not None and not self.choice.used
+        self.record = bool(self.choice.measured) and not self.choice.used
         if self.policy.realigns and self.drafts:
             # While the producers write; a call without messages takes what is there.
             self.base_tokens += await auditor.prepare(dict(self._read_inputs()), AHEAD)
@@ -136,7 +138,7 @@ class Attempt:
             messages=frozenset(self.drafts),
             reads_prefix=self.policy.reads_prefix,
             feeds_prefix=self.policy.feeds_prefix,
-            offsets=self.policy.offsets,
+            offsets=self.policy.offsets or (LINEAR.offsets if self.auditor else ""),
             namespace=self.namespace,
             priority=AHEAD if self.policy.ahead and self.drafts else READY,
         )

@@ -34,7 +34,8 @@ class Scheduler:
     A node that fails is tried again `agent.retries` times with growing waits; when it fails for
     good, all other nodes are cancelled and `NodeFailed` is raised. `after` is awaited behind every
     call's message, with its row still open and its answer's logits recorded. With `auto`, that
-    chooses each call's policy, and `audits` is what was measured of it.
+    chooses each call's policy, and `audits` is what was measured of it; `plans` are the policies of
+    single nodes.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Scheduler:
         policy: Policy,
         *,
         auto: Auto | None = None,
+        plans: Mapping[str, Policy] | None = None,
         inputs: Mapping[str, str],
         seed: int,
         namespace: str = "",
@@ -54,6 +56,7 @@ class Scheduler:
         self._graph = graph
         self._policy = policy
         self._auto = auto
+        self._plans = plans or {}
         self._auditor: Auditor | None = None
         self.audits: list[Audited] = []
         self.answered_at = 0.0  # the clock when the latest call was done, audits apart
@@ -78,6 +81,11 @@ class Scheduler:
         for node in self._graph.nodes.values():
             attempt = self._attempt(node, 1)
             self._engine.check(attempt.engine_call())
+
+    @property
+    def base_tokens(self) -> int:
+        """Tokens computed for base KV behind calls."""
+        return self._auditor.base_tokens if self._auditor else 0
 
     async def run(self, recorder: Recorder, calls: list[Call]) -> None:
         """Run every node; `calls` gets their reports in the order in which they finish."""
@@ -141,7 +149,7 @@ class Scheduler:
 
     def _attempt(self, node: Node, number: int) -> Attempt:
         template = self._templates[node.name]
-        policy, auditor = self._policy, self._auditor
+        policy, auditor = self._plans.get(node.name, self._policy), self._auditor
         if node.agent.exact and (policy.realigns or auditor):
             policy, auditor = Exact("the agent is exact"), None
         return Attempt(

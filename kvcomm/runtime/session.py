@@ -16,17 +16,16 @@ from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, UsageError
 from kvcomm.graphs import AgentGraph
-from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto
-from kvcomm.reuse.policy import Dense, policy_for
-from kvcomm.reuse.recipe import Budget
+from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
+from kvcomm.reuse.policy import Dense, Policy, policy_for
 from kvcomm.reuse.state import load_audits, save_audits
 from kvcomm.runtime.background import Background
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.profile import inform
+from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Call, Result, TraceRef
 from kvcomm.runtime.scheduler import Scheduler
 from kvcomm.trace.events import (
-    Audited,
     Event,
     Failed,
     NodeInfo,
@@ -83,7 +82,7 @@ class Session:
         self.mode = reuse
         self.policy = policy_for(reuse)
         self._auto: Auto | None = None
-        auto = auto_for(target_divergence, audit_rate, repair_budget)
+        auto = controller(target_divergence, audit_rate, repair_budget)
         if reuse == "auto" and engine.capabilities.reuse:
             self._auto = auto
         self._fixed_budget = repair_budget is not None
@@ -110,20 +109,35 @@ class Session:
         return Path(state)
 
     def run(
-        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+        self,
+        graph: AgentGraph,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        replay: Path | None = None,
+        **inputs: str,
     ) -> Result:
         """Run `graph` and wait for its answer; `task` and `inputs` fill the graph's inputs.
 
+        `replay` is a trace whose plans are used again, whatever the session's mode: the same
+        positions are computed and the others realigned, with what is known of their offsets now.
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
         agent fails. Works in a thread that runs an event loop of its own (a notebook).
         """
-        return self._loop().run(self.arun(graph, task, out=out, **inputs))
+        return self._loop().run(self.arun(graph, task, out=out, replay=replay, **inputs))
 
     async def arun(
-        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
+        self,
+        graph: AgentGraph,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        replay: Path | None = None,
+        **inputs: str,
     ) -> Result:
         """`run`, asynchronous."""
-        return await self._run(graph, _inputs(graph, task, inputs), out, None)
+        plans = replayed(replay, graph) if replay else None
+        return await self._run(graph, _inputs(graph, task, inputs), out, None, plans)
 
     def stream(
         self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
@@ -180,12 +194,19 @@ class Session:
         inputs: Mapping[str, str],
         out: Path | None,
         on_token: Callable[[str, int], None] | None,
+        plans: Mapping[str, Policy] | None = None,
     ) -> Result:
+        if plans and not self.engine.capabilities.reuse:
+            raise ReuseRefused(
+                f"{self.engine.model} cannot reuse KV: {self.engine.capabilities.reason}; "
+                "run it without a replay"
+            )
         scheduler = Scheduler(
             self.engine,
             graph,
             self.policy,
-            auto=await self._controller(),
+            auto=None if plans else await self._controller(),
+            plans=plans,
             inputs=inputs,
             seed=self.seed,
             namespace=self.namespace,
@@ -215,7 +236,7 @@ class Session:
             raise
         finally:
             wall_s = scheduler.answered_at - began if scheduler.answered_at else 0.0
-            totals = _totals(calls, scheduler.audits, wall_s or time.perf_counter() - began)
+            totals = _totals(calls, scheduler, wall_s or time.perf_counter() - began)
             recorder.write(RunFinished, status=status, answer=answer, totals=totals)
             recorder.close()
         await self._write_state(calls)
@@ -319,14 +340,7 @@ def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dic
     return given
 
 
-def auto_for(target: float, rate: float, budget: float | None) -> Auto:
-    """The controller for a session's options. Raises `UsageError` for values out of range."""
-    if budget is not None and not 0 <= budget <= 1:
-        raise UsageError(f"repair_budget {budget!r} is no share: use 0 to 1, such as 0.25")
-    return Auto(target, rate, Budget() if budget is None else Budget(budget))
-
-
-def _totals(calls: Sequence[Call], audits: Sequence[Audited], wall_s: float) -> Totals:
+def _totals(calls: Sequence[Call], scheduler: Scheduler, wall_s: float) -> Totals:
     prompt = sum(call.report.prompt_tokens for call in calls)
     computed = sum(call.total("computed") for call in calls)
     return Totals(
@@ -334,9 +348,9 @@ def _totals(calls: Sequence[Call], audits: Sequence[Audited], wall_s: float) -> 
         computed_tokens=computed,
         reused_tokens=prompt - computed,
         extra={
-            "base": sum(call.report.base_tokens for call in calls),
+            "base": sum(call.report.base_tokens for call in calls) + scheduler.base_tokens,
             "pilot": round(sum(call.report.pilot_tokens for call in calls)),
-            "audit": sum(audit.tokens for audit in audits),
+            "audit": sum(audit.tokens for audit in scheduler.audits),
             "redone": sum(call.report.redone_tokens for call in calls),
         },
         wall_s=wall_s,

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from kvcomm.errors import TraceError
 from kvcomm.trace.events import (
+    Audited,
     CallFinished,
     Event,
     Failed,
@@ -33,6 +34,7 @@ class CallView:
     steps: list[SegmentStep] = field(default_factory=list)
     message: MessageSent | None = None
     call: CallFinished | None = None
+    audits: list[Audited] = field(default_factory=list)
 
 
 @dataclass
@@ -48,6 +50,10 @@ class TraceRun:
     errors: list[Failed]
     events: list[Event]
     skipped: int
+
+    def audits(self) -> list[Audited]:
+        """What was measured of the calls, in their order."""
+        return [audit for view in self.calls for audit in view.audits]
 
     def last_calls(self) -> list[CallView]:
         """The last attempt at every node, in the order in which they began."""
@@ -93,7 +99,7 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
     views: dict[tuple[str, int], CallView] = {}
     run = TraceRun(path, events[0], [], None, [], [], [], events, skipped)  # type: ignore[arg-type]
     for event in events:
-        if isinstance(event, NodeStarted | SegmentStep | MessageSent | CallFinished):
+        if isinstance(event, NodeStarted | SegmentStep | MessageSent | CallFinished | Audited):
             key = (event.node, event.attempt)
             view = views.setdefault(key, CallView(*key))
             if isinstance(event, SegmentStep):
@@ -102,6 +108,8 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
                 view.message = event
             elif isinstance(event, CallFinished):
                 view.call = event
+            elif isinstance(event, Audited):
+                view.audits.append(event)
         elif isinstance(event, RunFinished):
             run.finished = event
         elif isinstance(event, StateRead):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
-from kvcomm.trace.events import Totals
+from kvcomm.trace.events import Audited, Totals
 from kvcomm.trace.lanes import draw_lanes
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show_calls import show_call, show_calls
@@ -49,6 +51,8 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
         ("status", status(run)),
         ("tokens", tokens(totals(run))),
     ]
+    if audits := show_audits(run.audits()):
+        rows.append(("audits", audits))
     rows += [("state", _state(event.path, event.reason)) for event in run.state]
     rows += [
         (name, plain(value) if text else shorten(value)) for name, value in started.inputs.items()
@@ -100,6 +104,23 @@ def tokens(total: Totals) -> str:
     ]
     extra = [f"{count:,} {name}" for name, count in total.extra.items() if count]
     return ", ".join(parts) + (f"; beside them {', '.join(extra)}" if extra else "")
+
+
+def show_audits(audits: Sequence[Audited]) -> str:
+    """What the audits of a run came to, in one line; empty where there were none."""
+    measured = [a for a in audits if a.divergence is not None]
+    used = [a.divergence for a in measured if a.used and a.divergence is not None]
+    parts = []
+    if used:
+        mean = sum(used) / len(used)
+        verdict = "within" if mean <= measured[0].target else "above"
+        what = plural(len(used), "realigned call")
+        parts.append(f"{what}: mean divergence {mean:.4f}, {verdict} {measured[0].target:g}")
+    if probes := len(measured) - len(used):
+        parts.append(f"{plural(probes, 'probe')} beside exact calls")
+    if failed := len(audits) - len(measured):
+        parts.append(f"{failed} failed")
+    return "; ".join(parts)
 
 
 def show_graph(run: TraceRun) -> RenderableType:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvcomm.trace.events import CallFinished, MessageSent, SegmentStep
+from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.text import number, plain, seconds, shorten
 
@@ -58,10 +58,24 @@ def show_call(
         parts.append(show_segments(view.steps, _used(run)))
     if view.call and times:
         parts.append(Text(_times(view.call)))
+    parts += [Text(show_audit(audit)) for audit in view.audits]
     if view.message:
         parts += show_message(view.message, whole=text)
     parts += [Text(line, style="yellow") for line in _trouble(run, view)]
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
+
+
+def show_audit(audit: Audited) -> str:
+    """What was measured behind one call."""
+    what = f"audit of {audit.level}" if audit.used else f"probe of {audit.level}"
+    if audit.divergence is None:
+        return f"{what} failed: {plain(audit.error)}"
+    bound = "" if audit.bound is None else f" (bound {audit.bound:.4f}, target {audit.target:g})"
+    return (
+        f"{what}: divergence {audit.divergence:.4f}{bound}, at the first token "
+        f"{audit.first_divergence:.4f}, top-1 agreement {audit.top1_agreement:.0%}, "
+        f"{'same' if audit.same_text else 'another'} text"
+    )
 
 
 def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = SUMS) -> RenderableType:

@@ -1,0 +1,63 @@
+"""Replay: the plan of an earlier call once more, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcomm.reuse.plan import Fact, Plan, Step, Way
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What an earlier call did with one segment; `positions` are those computed of a realigned."""
+
+    name: str
+    tokens: int
+    way: Way
+    positions: tuple[int, ...] = ()
+    corrected: bool = False
+
+
+class Replay:
+    """Does with every segment what was done before.
+
+    A segment that is another one now (its text came out longer or shorter) is computed, and so is
+    what has no base KV; the reason says so.
+    """
+
+    name, ahead, hands_over = "replay", False, True
+    reads_prefix, feeds_prefix, realigns = True, True, True
+
+    def __init__(self, planned: Sequence[Planned], offsets: str) -> None:
+        self.planned = tuple(planned)
+        self.offsets = offsets
+        self.literals = any(
+            step.way == "realign" and step.name.startswith("literal ") for step in planned
+        )
+
+    def plan(self, facts: Sequence[Fact]) -> Plan:
+        """The recorded steps, where the segments are still the same."""
+        padded = [*self.planned, *[None] * max(0, len(facts) - len(self.planned))]
+        steps = tuple(
+            self._step(fact, planned) for fact, planned in zip(facts, padded, strict=False)
+        )
+        dense = not any(step.way == "realign" for step in steps)
+        return Plan(steps, "replayed", dense=dense)
+
+    @staticmethod
+    def _step(fact: Fact, planned: Planned | None) -> Step:
+        if planned is None or planned.name != fact.name:
+            return Step("compute", "not in the replayed plan")
+        if planned.tokens != fact.tokens:
+            return Step(
+                "compute", f"replayed plan has {planned.tokens} tokens here, now {fact.tokens}"
+            )
+        if planned.way != "realign":
+            return Step("compute", "replayed: computed")
+        if not fact.covered:
+            return Step("compute", "replayed: realigned, but no base KV now")
+        known = fact.kind == "literal" or (fact.verdict is not None and fact.verdict.samples > 0)
+        corrected = planned.corrected and known
+        how = "offsets" if corrected else "rotated only"
+        return Step("realign", f"replayed: {how}", planned.positions, corrected=corrected)

@@ -1,0 +1,45 @@
+"""The plans of a trace, to run them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvcomm.errors import UsageError
+from kvcomm.graphs import AgentGraph
+from kvcomm.reuse.policy import Dense, Exact, Policy
+from kvcomm.reuse.replay import Planned, Replay
+from kvcomm.trace.read import CallView, read_trace
+from kvcomm.trace.text import listed
+
+
+def replayed(path: Path, graph: AgentGraph) -> dict[str, Policy]:
+    """A policy for every node of `graph` that repeats what its call in the trace did.
+
+    Raises `UsageError` for a trace of another graph, or one that does not hold every call.
+    """
+    run = read_trace(path)
+    calls = {view.node: view for view in run.last_calls() if view.call}
+    if missing := [name for name in graph.nodes if name not in calls]:
+        raise UsageError(
+            f"{path} has no finished call of {listed(missing)}: replay it with the graph it was "
+            f"made with ({run.started.graph}: {listed(calls)})"
+        )
+    return {name: _policy(calls[name]) for name in graph.nodes}
+
+
+def _policy(view: CallView) -> Policy:
+    assert view.call is not None
+    if any(step.way == "realign" for step in view.steps):
+        planned = [
+            Planned(step.name, step.tokens, step.way, tuple(_flat(step.positions)), step.corrected)
+            for step in sorted(view.steps, key=lambda step: step.index)
+        ]
+        return Replay(planned, view.call.offsets)
+    if view.call.dense or view.call.mode == "dense":
+        return Dense("replayed: dense", hands_over=view.call.mode != "dense")
+    return Exact("replayed: exact")
+
+
+def _flat(ranges: Iterable[tuple[int, int]]) -> Iterable[int]:
+    return (position for start, end in ranges for position in range(start, end))

@@ -1,0 +1,222 @@
+"""The controller of auto: bounds, choices, probes, audits."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcomm.errors import UsageError
+from kvcomm.reuse.auto import ENOUGH, LEVELS, WINDOW, Auto, controller
+from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.policy import Exact
+from kvcomm.reuse.recipe import Realign
+
+CHEAP, MIDDLE, DEAR = (level.name for level in LEVELS)
+
+
+def known(samples: int = 10, error: float = 0.5) -> Verdict:
+    return Verdict(True, f"linear offsets: {samples} samples", samples, error)
+
+
+UNKNOWN = Verdict(False, "too little learned: 0 samples", 0)
+
+
+def auto(target: float = 0.02, rate: float = 0.0, prior: float = 1.0, **fields: object) -> Auto:
+    return Auto(target, rate, priors={level.name: prior for level in LEVELS}, **fields)  # type: ignore[arg-type]
+
+
+def audited(
+    made: Auto, level: str, divergence: float, count: int = ENOUGH, samples: int = 10
+) -> None:
+    for _ in range(count):
+        made.record("t", level, divergence, samples)
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, kvcomm.reuse.auto; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_first_calls_are_exact_and_say_why() -> None:
+    choice = auto().choose("t", {"solver": UNKNOWN})
+    assert isinstance(choice.policy, Exact)
+    assert choice.policy.reason == "auto: exact, too little learned: 0 samples"
+    assert not choice.measured
+    assert "no message or passage" in auto().choose("t", {}).policy.reason
+
+
+def test_what_is_unknown_is_probed_beside_exact_calls() -> None:
+    choice = auto().choose("t", {"solver": known()})
+    assert isinstance(choice.policy, Exact)
+    assert not choice.used
+    assert [level.name for level in choice.measured] == [CHEAP, MIDDLE, DEAR]
+    assert choice.samples == 10
+    assert choice.bounds[CHEAP] == 0.5  # prior 1, half of the error left
+
+
+def test_a_prior_below_the_target_lets_a_level_be_used_and_audits_it() -> None:
+    made = auto(prior=0.03)
+    choice = made.choose("t", {"solver": known(error=0.5)})
+    assert isinstance(choice.policy, Realign)
+    assert choice.policy.recipe.name == CHEAP
+    assert choice.used
+    assert [level.name for level in choice.measured] == [CHEAP]
+    assert choice.policy.reason == f"auto: {CHEAP}, bound 0.0150 (prior) ≤ 0.02"
+
+
+def test_one_bad_audit_outweighs_a_good_prior() -> None:
+    made = auto(prior=0.001)
+    audited(made, CHEAP, 0.5, count=1)
+    choice = made.choose("t", {"solver": known()})
+    assert isinstance(choice.policy, Realign)
+    assert choice.policy.recipe.name == MIDDLE
+
+
+def test_five_good_audits_outweigh_a_bad_prior() -> None:
+    made = auto(prior=10.0)
+    audited(made, CHEAP, 0.01, count=ENOUGH - 1)
+    assert isinstance(made.choose("t", {"solver": known()}).policy, Exact)
+    audited(made, CHEAP, 0.01, count=1)
+    choice = made.choose("t", {"solver": known()})
+    assert choice.used
+    assert not choice.measured  # known, and the rate is 0
+    assert "(5 audits)" in choice.policy.reason
+
+
+def test_the_cheapest_level_that_meets_the_target_is_taken() -> None:
+    made = auto()
+    audited(made, CHEAP, 0.03)
+    audited(made, MIDDLE, 0.019)
+    audited(made, DEAR, 0.001)
+    choice = made.choose("t", {"solver": known()})
+    assert isinstance(choice.policy, Realign)
+    assert choice.policy.recipe.name == MIDDLE
+
+
+def test_audits_belong_to_one_template() -> None:
+    made = auto()
+    audited(made, CHEAP, 0.001)
+    assert made.choose("t", {"solver": known()}).used
+    assert not made.choose("other", {"solver": known()}).used
+
+
+@given(st.lists(st.floats(0, 1), min_size=ENOUGH, max_size=WINDOW))
+def test_the_bound_is_the_upper_confidence_bound_of_the_mean(values: list[float]) -> None:
+    made = auto()
+    for value in values:
+        made.record("t", CHEAP, value, 10)
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    expected = mean + 1.64 * sd / math.sqrt(len(values))
+    assert made.bound("t", LEVELS[0], 0.5, 10) == pytest.approx(expected)
+
+
+def test_audits_are_out_of_date_when_twice_as_much_was_learned() -> None:
+    made = auto()
+    audited(made, CHEAP, 0.5, samples=10)
+    assert made.bound("t", LEVELS[0], 0.1, 20) == pytest.approx(0.5)
+    assert made.bound("t", LEVELS[0], 0.1, 21) == pytest.approx(0.1)  # the prior again
+    choice = made.choose("t", {"solver": known(21)})
+    assert CHEAP in [level.name for level in choice.measured]
+
+
+def test_only_the_latest_audits_count() -> None:
+    made = auto()
+    audited(made, CHEAP, 1.0, count=3)
+    audited(made, CHEAP, 0.0, count=WINDOW)
+    assert made.bound("t", LEVELS[0], 0.5, 10) == 0
+
+
+def test_known_levels_are_audited_at_the_rate() -> None:
+    made = auto(rate=0.25)
+    audited(made, CHEAP, 0.001)
+    choices = [made.choose("t", {"a": known()}, seed=seed) for seed in range(400)]
+    share = sum(bool(choice.measured) for choice in choices) / 400
+    assert 0.18 < share < 0.32
+    again = [made.choose("t", {"a": known()}, seed=seed) for seed in range(400)]
+    assert [c.measured for c in choices] == [c.measured for c in again]
+
+
+def test_exact_calls_of_known_levels_are_probed_at_the_rate() -> None:
+    made = auto(rate=1.0)
+    for level in LEVELS:
+        audited(made, level.name, 0.5)
+    assert len(made.choose("t", {"a": known()}).measured) == len(LEVELS)
+    made.rate = 0.0
+    assert not made.choose("t", {"a": known()}).measured
+
+
+def test_where_computing_ahead_is_free_exact_wins() -> None:
+    made = auto(spare=16)
+    audited(made, CHEAP, 0.001)
+    free = made.choose("t", {"a": known()}, tokens=1600, steps=100)
+    assert free.policy.reason == "auto: exact, computing ahead is free here"
+    assert made.choose("t", {"a": known()}, tokens=1601, steps=100).used
+    assert made.choose("t", {"a": known()}, tokens=10, steps=0).used  # nothing decodes meanwhile
+
+
+def test_a_target_of_zero_is_exact_and_measures_nothing() -> None:
+    made = auto(target=0)
+    audited(made, CHEAP, 0.0)
+    choice = made.choose("t", {"a": known()})
+    assert isinstance(choice.policy, Exact)
+    assert not choice.measured
+
+
+def test_without_priors_nothing_is_used_unmeasured() -> None:
+    made = Auto()
+    assert not made.choose("t", {"a": known(error=1e-9)}).used
+
+
+@given(
+    st.floats(0.001, 1),
+    st.lists(st.tuples(st.sampled_from([CHEAP, MIDDLE, DEAR]), st.floats(0, 2)), max_size=40),
+    st.floats(0, 1),
+    st.integers(0, 100),
+)
+def test_what_is_used_has_a_bound_within_the_target(
+    target: float, audits: list[tuple[str, float]], error: float, seed: int
+) -> None:
+    made = auto(target=target, rate=0.5, prior=0.05)
+    for level, divergence in audits:
+        made.record("t", level, divergence, 10)
+    choice = made.choose("t", {"a": known(error=error)}, seed=seed)
+    if choice.used:
+        assert isinstance(choice.policy, Realign)
+        assert choice.bounds[choice.policy.recipe.name] <= target
+
+
+def test_audits_survive_json() -> None:
+    made = auto()
+    audited(made, CHEAP, 0.01)
+    other = auto()
+    other.load_json(json.loads(json.dumps(made.to_json())))
+    assert other.audits == made.audits
+
+
+@pytest.mark.parametrize("pairs", [[[-1.0, 3]], [["x", 3]], [[float("nan"), 3]], [[0.1, -2]]])
+def test_damaged_audits_are_refused(pairs: list[list[object]]) -> None:
+    made = auto()
+    with pytest.raises(ValueError):
+        made.load_json({"t": {CHEAP: pairs}})  # type: ignore[dict-item]
+    assert not made.audits
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_divergence": -0.1}, "target_divergence -0.1 is negative"),
+        ({"target_divergence": math.nan}, "not finite"),
+        ({"audit_rate": 1.5}, "audit_rate 1.5 is no share"),
+        ({"repair_budget": 2.0}, "repair_budget 2.0 is no share"),
+    ],
+)
+def test_options_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        controller(**fields)

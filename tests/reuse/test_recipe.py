@@ -1,0 +1,180 @@
+"""Recipes: which positions of a prompt are computed, and what is said about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcomm.reuse.plan import Fact, Verdict
+from kvcomm.reuse.recipe import LINEAR, METHODS, WORTH, Budget, Realign, Recipe
+
+YES = Verdict(True, "linear offsets: 9 samples", 9, 0.4)
+NO = Verdict(False, "too little learned: 1 samples", 1)
+
+
+def text(
+    tokens: int = 60,
+    covered: int | None = None,
+    verdict: Verdict | None = YES,
+    *,
+    prefix: int = 0,
+    last: bool = False,
+) -> Fact:
+    held = tuple(range(tokens if covered is None else covered))
+    return Fact("placeholder", "solver", tokens, held, verdict if held else None, prefix, last)
+
+
+def literal(tokens: int = 5, *, base: bool = False, prefix: int = 0, last: bool = False) -> Fact:
+    held = tuple(range(tokens)) if base else ()
+    return Fact("literal", "literal 0", tokens, held, None, prefix, last)
+
+
+def plan(recipe: Recipe, *facts: Fact, budget: Budget | None = None) -> list[tuple[str, str]]:
+    return [(step.way, step.reason) for step in Realign(recipe, budget=budget).plan(facts).steps]
+
+
+def test_first_and_deviating_tokens_are_computed() -> None:
+    recipe = Recipe("r", offsets="linear", first=4, deviating=0.1)
+    made = Realign(recipe).plan([literal(), text(60), literal(last=True)])
+    assert [step.way for step in made.steps] == ["compute", "realign", "compute"]
+    step = made.steps[1]
+    assert step.positions == (0, 1, 2, 3)
+    assert step.deviating == 6
+    assert step.corrected
+    assert step.reason == "linear offsets: 9 samples; computed: first 4, 6 deviating"
+    assert not made.dense
+    assert made.pilot == 0
+
+
+def test_the_leading_share_bounds_the_first_tokens() -> None:
+    recipe = Recipe("r", first=16, leading=0.1)
+    assert Realign(recipe).plan([literal(), text(60)]).steps[1].positions == tuple(range(6))
+    assert Realign(recipe).plan([literal(), text(600)]).steps[1].positions == tuple(range(16))
+
+
+def test_short_placeholders_are_computed() -> None:
+    recipe = Recipe("r", short=20)
+    assert plan(recipe, literal(), text(20))[1] == ("compute", "short: at most 20 tokens")
+    assert plan(recipe, literal(), text(21))[1][0] == "realign"
+
+
+def test_what_is_not_covered_is_computed_and_the_rest_reused() -> None:
+    step = Realign(Recipe("r")).plan([literal(), text(10, covered=7)]).steps[1]
+    assert step.way == "realign"
+    assert step.positions == (7, 8, 9)
+
+
+def test_the_last_token_of_the_prompt_is_computed() -> None:
+    step = Realign(Recipe("r")).plan([literal(), text(10, last=True)]).steps[1]
+    assert step.positions == (9,)
+
+
+def test_a_placeholder_without_base_is_computed() -> None:
+    assert plan(LINEAR, literal(), text(covered=0))[1] == ("compute", "no base KV")
+
+
+def test_a_prefix_hit_comes_first() -> None:
+    facts = literal(5, prefix=5), text(60, prefix=60), text(60, prefix=3)
+    assert [way for way, _ in plan(LINEAR, *facts)] == ["compute", "compute", "realign"]
+    assert plan(LINEAR, *facts)[1][1] == "in the prefix cache"
+
+
+def test_little_to_save_is_not_saved() -> None:
+    recipe = Recipe("r", first=16)
+    assert plan(recipe, literal(), text(20))[1] == (
+        "compute",
+        "16 of 20 tokens would be computed anyway",
+    )
+
+
+def test_a_gated_recipe_computes_what_cannot_be_predicted() -> None:
+    made = Realign(LINEAR).plan([literal(), text(verdict=NO)])
+    assert made.dense
+    assert made.steps[1].reason == NO.reason
+    assert NO.reason in made.gate
+
+
+def test_an_ungated_recipe_only_rotates_it() -> None:
+    recipe = METHODS["anchors"]
+    step = Realign(recipe).plan([literal(), text(verdict=NO), literal(base=True)]).steps[1]
+    assert step.way == "realign"
+    assert not step.corrected
+    assert step.reason.startswith("rotated only")
+
+
+def test_the_gate_of_anchors_is_off() -> None:
+    refused = Verdict(False, "no anchor stands out: entropy 1.0", 4)
+    step = Realign(METHODS["anchors"]).plan([literal(), text(verdict=refused)]).steps[1]
+    assert step.corrected
+
+
+def test_moved_literals_take_the_offset_of_the_placeholder_before() -> None:
+    facts = literal(base=True), text(), literal(base=True, last=True)
+    steps = Realign(METHODS["anchors"]).plan(facts).steps
+    assert steps[0].way == "compute"
+    assert steps[2].way == "realign"
+    assert steps[2].positions == (4,)
+    assert steps[2].corrected
+    rotated = Realign(METHODS["rotate"]).plan(facts).steps
+    assert not rotated[2].corrected
+
+
+def test_a_pilot_is_asked_for_where_something_is_measured() -> None:
+    made = Realign(METHODS["cacheblend"]).plan([literal(), text(100), literal()])
+    assert made.pilot == 2
+    assert made.steps[1].deviating == 15
+    assert Realign(METHODS["cacheblend"]).plan([literal(), text(0)]).pilot == 0
+
+
+def test_a_budget_trims_the_repair() -> None:
+    recipe = Recipe("r", first=16, deviating=0.2)
+    tight = Realign(recipe, budget=Budget(0.1)).plan([literal(), text(100)]).steps[1]
+    assert len(tight.positions or ()) + tight.deviating == 10
+    free = Realign(recipe, budget=Budget(0.1, tokens=50)).plan([literal(), text(100)]).steps[1]
+    assert len(free.positions or ()) + free.deviating == 36
+
+
+@given(
+    st.builds(
+        Recipe,
+        name=st.just("r"),
+        offsets=st.sampled_from(["", "linear"]),
+        literals=st.sampled_from(["compute", "move"]),
+        short=st.integers(0, 20),
+        first=st.integers(0, 40),
+        leading=st.floats(0, 1),
+        deviating=st.floats(0, 1),
+        gated=st.booleans(),
+    ),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_a_realigned_step_stays_in_range_and_saves_something(
+    recipe: Recipe, tokens: int, covered: int, share: float, last: bool
+) -> None:
+    fact = text(tokens, min(covered, tokens), last=last)
+    step = Realign(recipe, budget=Budget(share)).plan([literal(), fact]).steps[1]
+    if step.way == "realign":
+        positions = step.positions or ()
+        assert all(0 <= p < tokens for p in positions)
+        assert set(range(tokens)) - set(fact.covered) <= set(positions)
+        assert len(positions) + step.deviating < WORTH * tokens
+        assert not last or tokens - 1 in positions
+
+
+def test_methods_differ_only_in_their_numbers() -> None:
+    assert list(METHODS) == ["rotate", "anchors", "repair", "cacheblend", "linear"]
+    assert all(name == recipe.name for name, recipe in METHODS.items())
+    assert replace(LINEAR, name="x") != LINEAR
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_prompt_of_literals_is_computed(name: str) -> None:
+    made = Realign(METHODS[name]).plan([literal(last=True)])
+    assert made.dense
+    assert "nothing to realign" in made.gate
