@@ -1,0 +1,295 @@
+"""Repair: deviating positions by prediction and by pilot, and the comparison of two rows."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from kvcomm.engine.attention import NAME
+from kvcomm.engine.base import Answer, Call, Extended
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.sequence import LocalSequence
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Step
+from kvcomm.sampling import Sampling
+from tests.engine.support import COMPUTE, decode, random_ids
+
+HEAD, TEXT, TAIL = 24, 40, 6
+TEMPLATE = Template(
+    (tuple(range(20, 20 + HEAD)), tuple(range(90, 90 + TAIL))), ("text",), "repair-test"
+)
+GREEDY = Answer(Sampling(max_tokens=32), record=True)
+AT = HEAD  # where the text begins
+
+
+def call(**changes: object) -> Call:
+    made = Call(
+        node="n",
+        template=TEMPLATE,
+        capacity=HEAD + TEXT + TAIL + 40,
+        messages=frozenset(),
+        reads_prefix=False,
+        feeds_prefix=False,
+        offsets="linear",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def prompt(engine: LocalEngine, seed: int = 3) -> list[Segment]:
+    return TEMPLATE.fill({"text": tuple(random_ids(engine, TEXT, seed=seed))})
+
+
+async def dense_row(engine: LocalEngine, segments: list[Segment]) -> LocalSequence:
+    seq = engine.open(call())
+    assert isinstance(seq, LocalSequence)
+    await seq.extend(segments, [COMPUTE] * 3, answer=GREEDY)
+    await decode(seq)
+    return seq
+
+
+async def realigned(
+    engine: LocalEngine, segments: list[Segment], step: Step, pilot: int = 0
+) -> tuple[LocalSequence, list[Extended]]:
+    seq = engine.open(call())
+    assert isinstance(seq, LocalSequence)
+    survey = await seq.survey(segments, literals=False)
+    done = await seq.extend(survey.segments, [COMPUTE, step, COMPUTE], pilot=pilot)
+    return seq, done
+
+
+def rotated(*positions: int, deviating: int = 0) -> Step:
+    return Step("realign", "test", positions, deviating, corrected=False)
+
+
+# --- compare ---
+
+
+async def test_a_computed_row_is_dense(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    other = tiny.open(call())
+    await other.extend(segments, [COMPUTE] * 3)
+    found = await other.compare(dense)
+    assert found.mean < 1e-12
+    assert found.first < 1e-12
+    assert found.top1 == 1
+    assert found.same_text
+
+
+def reference(engine: LocalEngine, seq: LocalSequence, fed: list[int]) -> torch.Tensor:
+    """Logits behind the prompt's last token and `fed`, by transformers from a copy of the KV."""
+    length = HEAD + TEXT + TAIL - 1
+    cache = DynamicCache()
+    for layer in range(engine.config.num_hidden_layers):
+        keys, values = (
+            part[layer][None, :, :length].clone()
+            for part in (seq._row.slab.keys, seq._row.slab.values)
+        )
+        cache.update(keys, values, layer)
+    engine.network.set_attn_implementation("sdpa")
+    try:
+        with torch.inference_mode():
+            ids = [seq._row.ids[length], *fed]
+            out = engine.network(
+                input_ids=torch.tensor([ids]),
+                position_ids=torch.arange(length, length + len(ids))[None],
+                past_key_values=cache,
+            )
+    finally:
+        engine.network.set_attn_implementation(NAME)
+    logits: torch.Tensor = out.logits[0]
+    return logits
+
+
+async def test_divergence_is_kl_along_denses_tokens(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq, _ = await realigned(tiny, segments, rotated())
+    found = await seq.compare(dense)
+
+    assert dense._decoding is not None
+    assert dense._decoding.record is not None
+    wanted = dense._decoding.record
+    fed = dense._row.ids[HEAD + TEXT + TAIL :][: len(wanted) - 1]
+    logits = reference(tiny, seq, fed)
+    divergences, same = [], []
+    for p_row, q_row in zip(wanted, logits, strict=True):
+        p = torch.softmax(p_row, 0).tolist()
+        q = torch.softmax(q_row, 0).tolist()
+        divergences.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+        same.append(p.index(max(p)) == q.index(max(q)))
+    assert found.mean == pytest.approx(statistics.fmean(divergences[:24]), rel=1e-6)
+    assert found.first == pytest.approx(divergences[0], rel=1e-6)
+    assert found.top1 == pytest.approx(statistics.fmean(same[:24]))
+    assert found.same_text == all(same[:32])
+    assert found.mean > 1e-4  # the model is random, but not that random
+
+
+async def test_comparing_leaves_the_row_as_it_was(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq = tiny.open(call())
+    assert isinstance(seq, LocalSequence)
+    survey = await seq.survey(segments, literals=False)
+    sampled = Answer(Sampling(max_tokens=8, temperature=1.0), seed=5)
+    await seq.extend(survey.segments, [COMPUTE, rotated(), COMPUTE], answer=sampled)
+    await decode(seq)
+    ids, keys = list(seq._row.ids), seq._row.slab.keys[:, :, : len(seq._row)].clone()
+    await seq.compare(dense)
+    assert seq._row.ids == ids
+    assert torch.equal(seq._row.slab.keys[:, :, : len(ids)], keys)
+
+
+async def test_a_record_is_as_long_as_texts_are_compared(tiny: LocalEngine) -> None:
+    seq = tiny.open(call(capacity=200))
+    assert isinstance(seq, LocalSequence)
+    answer = Answer(Sampling(max_tokens=60), record=True)
+    await seq.extend(prompt(tiny), [COMPUTE] * 3, answer=answer)
+    count = len(await decode(seq))
+    assert seq._decoding is not None
+    assert len(seq._decoding.record or ()) == min(count, 32)
+
+
+# --- deviating positions ---
+
+
+async def test_predicted_deviation_is_the_size_of_the_offset(tiny: LocalEngine) -> None:
+    for seed in range(10, 16):
+        lesson = prompt(tiny, seed)
+        teacher = await dense_row(tiny, lesson)
+        await teacher.survey(lesson, literals=False)
+        await teacher.observe([1])
+    segments = prompt(tiny)
+    step = Step("realign", "test", (0,), 5)
+    seq, done = await realigned(tiny, segments, step)
+    base = tiny.store.get(seq._realigner.segments[1].handle.key)  # type: ignore[union-attr]
+    assert base is not None
+    offset = seq._realigner.model(1).predict(base)
+    sizes = []
+    for token in range(TEXT):
+        size = 0.0
+        for layer in range(1, offset.keys.shape[0]):
+            for part in (offset.keys, offset.values):
+                whole = float(part[layer].square().sum())
+                size += float(part[layer, :, token].square().sum()) / whole
+        sizes.append(size)
+    largest = sorted(range(1, TEXT), key=lambda token: -sizes[token])[:5]
+    assert done[1].positions == tuple(sorted([0, *largest]))
+    assert done[1].computed == 6
+    assert done[1].corrected
+
+
+async def test_a_pilot_computes_its_layers_exactly(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq, _ = await realigned(tiny, segments, rotated(deviating=4), pilot=2)
+    end = HEAD + TEXT + TAIL
+    for name in ("keys", "values"):
+        mine, true = getattr(seq._row.slab, name), getattr(dense._row.slab, name)
+        assert torch.allclose(mine[:2, :, :end], true[:2, :, :end], atol=1e-12)
+        assert not torch.allclose(mine[2, :, AT : AT + TEXT], true[2, :, AT : AT + TEXT])
+
+
+async def test_a_pilot_finds_the_positions_that_deviate_most(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    plain, _ = await realigned(tiny, segments, rotated())
+    _, done = await realigned(tiny, segments, rotated(0, 1, deviating=4), pilot=2)
+    layer = 1
+    distance = []
+    for token in range(TEXT):
+        slot, total = AT + token, 0.0
+        for name in ("keys", "values"):
+            true = getattr(dense._row.slab, name)[layer, :, slot]
+            total += float((true - getattr(plain._row.slab, name)[layer, :, slot]).square().sum())
+        distance.append(total)
+    worst = sorted(range(2, TEXT), key=lambda token: -distance[token])[:4]
+    assert done[1].positions == tuple(sorted([0, 1, *worst]))
+    assert done[1].computed == 6
+    assert done[1].realigned == TEXT - 6
+
+
+async def test_pilots_are_counted_in_layers(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    seq, _ = await realigned(tiny, segments, rotated(deviating=4), pilot=2)
+    layers = tiny.config.num_hidden_layers
+    assert seq.pilot_tokens == pytest.approx((HEAD + TEXT + TAIL) * 2 / layers)
+    assert "pilot" in seq.phases.seconds
+    without, _ = await realigned(tiny, segments, rotated())
+    assert without.pilot_tokens == 0
+
+
+async def test_repairing_everything_is_dense(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq, done = await realigned(tiny, segments, rotated(deviating=TEXT), pilot=2)
+    assert done[1].computed == TEXT
+    assert (await seq.compare(dense)).mean < 1e-12
+
+
+async def test_repair_helps(smol: LocalEngine) -> None:
+    """On a trained model computing what a pilot shows to deviate brings the row nearer to dense."""
+    text = "A train leaves at 9:40 and arrives at 11:05. How long is the journey, in minutes? " * 2
+    ids = tuple(smol.codec.encode(text))
+    template = Template(
+        tuple(tuple(smol.codec.encode(part)) for part in ("You check numbers. ", " Answer:")),
+        ("text",),
+        "repair-smol",
+    )
+    segments = template.fill({"text": ids})
+    room = call(template=template, capacity=len(ids) + 80)
+    dense = smol.open(room)
+    await dense.extend(segments, [COMPUTE] * 3, answer=GREEDY)
+    await decode(dense)  # type: ignore[arg-type]
+    found = []
+    for step, pilot in ((rotated(), 0), (rotated(0, 1, 2, 3, deviating=len(ids) // 4), 3)):
+        seq = smol.open(room)
+        survey = await seq.survey(segments, literals=False)
+        await seq.extend(survey.segments, [COMPUTE, step, COMPUTE], pilot=pilot)
+        found.append((await seq.compare(dense)).mean)
+    assert found[1] < 0.7 * found[0]
+
+
+# --- what a row still knows ---
+
+
+async def test_a_realigned_row_offers_what_is_exact_in_it(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    seq = tiny.open(call(feeds_prefix=True, reads_prefix=True))
+    survey = await seq.survey(segments, literals=False)
+    await seq.extend(survey.segments, [COMPUTE, rotated(0, 1, 2), COMPUTE])
+    await seq.settle()
+    assert not seq.exact
+    match = tiny.prefix.match([i for s in segments for i in s.ids])
+    assert match is not None
+    assert match[1] == HEAD + 3  # the literal and the computed start; nothing realigned
+    facts = (await tiny.open(call(reads_prefix=True)).survey(segments)).facts
+    assert [fact.prefix for fact in facts] == [HEAD, 3, 0]
+
+
+async def test_learning_waits_for_calls_on_their_way_to_a_first_token(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    await dense.survey(segments, literals=False)
+    other = tiny.open(call(capacity=2000))
+    long = [Segment("placeholder", "text", tuple(random_ids(tiny, 1500, seed=4)))]
+    order: list[str] = []
+
+    async def extend() -> None:
+        await other.extend(long, [COMPUTE], settle=False)
+        order.append("computed")
+
+    async def learn() -> None:
+        await asyncio.sleep(0.002)
+        await dense.observe([1])
+        order.append("learned")
+
+    await asyncio.gather(extend(), learn())
+    assert order == ["computed", "learned"]
+    assert (await tiny.outlook(TEMPLATE, "linear", ""))["text"].samples == 1

@@ -1,0 +1,243 @@
+"""auto in a session: exact at first, realigned where measured, audited behind the answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvcomm.agents import Agent, Sampling
+from kvcomm.engine.base import EngineSequence
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import UsageError
+from kvcomm.graphs import AgentGraph, chain, fully_connected
+from kvcomm.reuse.auto import ENOUGH, LEVELS
+from kvcomm.reuse.offsets.linear import MIN_SAMPLES, LinearOffsets
+from kvcomm.runtime.result import Result
+from kvcomm.runtime.session import Session
+from tests.runtime.support import TASK, Events, agent, session
+
+GRAPH = chain(agent("a", 40), agent("b", 30), agent("c"))
+TASKS = [
+    f"How many legs do {n} spiders and {n + 2} cats have together, and why?" for n in range(40)
+]
+
+
+@pytest.fixture(autouse=True)
+def predictable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets of random models are hardly predictable; what auto does with good ones is tested."""
+    monkeypatch.setattr(LinearOffsets, "error", property(lambda self: 0.5))
+
+
+def auto(engine: LocalEngine, *, prior: float = 0.0, spare: int = 0, **options: Any) -> Session:
+    """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
+    made = session(engine, "auto", **options)
+    assert made._auto is not None
+    made._auto.priors = {level.name: prior for level in LEVELS}
+    made._auto.spare = spare
+    return made
+
+
+def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
+    return [active.run(graph, task) for task in TASKS[:count]]
+
+
+def test_nothing_is_realigned_before_anything_was_learned(tiny: LocalEngine) -> None:
+    with auto(tiny, target_divergence=100.0) as active:
+        results = runs(active, MIN_SAMPLES + 2)
+    for result in results[:MIN_SAMPLES]:
+        assert all(call.report.exact for call in result.calls)
+        assert not result.audits
+        assert "too little learned" in result.call("b").report.gate
+    late = results[-1].call("b").report
+    assert late.gate.startswith("auto: light, bound")
+    assert not late.exact
+
+
+def test_exact_calls_of_auto_say_what_dense_says(tiny: LocalEngine) -> None:
+    with auto(tiny, prior=1e9) as active, session(tiny, "dense") as dense:
+        for task in TASKS[:8]:
+            mine, true = active.run(GRAPH, task), dense.run(GRAPH, task)
+            assert {c.node: c.text for c in mine.calls} == {c.node: c.text for c in true.calls}
+
+
+def test_probes_measure_every_level_beside_exact_calls(tiny: LocalEngine) -> None:
+    with auto(tiny, prior=1e9, target_divergence=1e-9) as active:
+        results = runs(active, MIN_SAMPLES + 1)
+        probes = [a for a in results[-1].audits if a.node == "b"]
+        assert [a.level for a in probes] == [level.name for level in LEVELS]
+        assert not any(a.used or a.error for a in probes)
+        assert all(a.divergence is not None and a.divergence > 0 for a in probes)
+        assert all(call.report.exact for call in results[-1].calls)
+        assert results[-1].totals.extra["audit"] == sum(a.tokens for a in results[-1].audits) > 0
+        assert "no bound ≤ 1e-09" in results[-1].call("b").report.gate
+
+
+def test_probes_of_a_sampling_agent_are_measured_along_the_greedy_answer(
+    tiny: LocalEngine,
+) -> None:
+    hot = Sampling(max_tokens=12, temperature=1.0)
+    sampled = chain(agent("a", 30), agent("b")).with_agents(lambda a: replace(a, sampling=hot))
+    with auto(tiny, prior=1e9, target_divergence=1e-9) as active:
+        results = runs(active, MIN_SAMPLES + 2, sampled)
+    probes = [a for result in results for a in result.audits if a.node == "b"]
+    assert probes
+    assert not any(a.error for a in probes)
+    # A shadow had to answer: it costs the first probe of a call more than the others.
+    assert probes[0].tokens > probes[1].tokens
+
+
+def test_realigned_calls_are_audited_until_five_then_at_the_rate(tiny: LocalEngine) -> None:
+    with auto(tiny, target_divergence=100.0, audit_rate=0.0) as active:
+        results = runs(active, 14)
+    counts = [sum(a.used for a in result.audits if a.node == "b") for result in results]
+    # From 10 samples on, five audits were made with at least half of what is known now.
+    assert counts == [0] * MIN_SAMPLES + [1] * (2 * ENOUGH - MIN_SAMPLES) + [0] * 4
+    audit = next(a for a in results[MIN_SAMPLES].audits if a.node == "b")
+    assert audit.divergence is not None
+    assert audit.bound == 0.0
+    assert audit.tokens > 0
+
+
+def test_an_audit_is_the_divergence_of_the_delivered_row(tiny: LocalEngine) -> None:
+    """With the target met by prior and one level only, its audit equals a comparison by hand."""
+    with auto(tiny, target_divergence=100.0) as active:
+        events = Events()
+        active._listeners = (events,)
+        runs(active, MIN_SAMPLES + 1)
+    audits = [a for a in events.of("audit") if a.node == "c"]
+    assert len(audits) == 1
+    assert audits[0].top1_agreement is not None
+    assert 0 <= audits[0].top1_agreement <= 1
+    assert audits[0].first_divergence is not None
+
+
+def test_audits_and_bases_come_after_the_answer_and_do_not_count_as_its_time(
+    tiny: LocalEngine,
+) -> None:
+    with auto(tiny, target_divergence=100.0) as active:
+        events = Events()
+        active._listeners = (events,)
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    last = max(call.report.finished_at for call in result.calls)
+    assert result.totals.wall_s < last + 0.5
+    order = [event.kind for event in events.all if getattr(event, "node", "") == "b"]
+    assert order.index("audit") > order.index("call")
+
+
+def test_a_failed_audit_is_recorded_and_harms_nobody(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: object, dense: EngineSequence) -> None:
+        raise RuntimeError("no comparison today")
+
+    monkeypatch.setattr("kvcomm.engine.sequence.LocalSequence.compare", broken)
+    with auto(tiny, target_divergence=100.0) as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    assert result.answer
+    audits = [a for a in result.audits if a.node == "b"]
+    assert [a.error for a in audits] == ["RuntimeError: no comparison today"]
+    assert audits[0].divergence is None
+
+
+def test_exact_agents_are_never_realigned(tiny: LocalEngine) -> None:
+    graph = fully_connected(agent("a"), agent("b"), agent("j", exact=True))
+    with auto(tiny, target_divergence=100.0) as active:
+        results = runs(active, MIN_SAMPLES + 3, graph)
+    assert not results[-1].call("b").report.exact
+    for result in results:
+        assert all(step.way != "realign" for step in result.call("j").steps)
+        assert result.call("j").report.gate == "the agent is exact"
+
+
+def test_where_computing_ahead_is_free_calls_stay_exact(tiny: LocalEngine) -> None:
+    with auto(tiny, target_divergence=100.0, spare=100) as active:
+        results = runs(active, MIN_SAMPLES + 2)
+    assert "computing ahead is free" in results[-1].call("b").report.gate
+    assert results[-1].call("b").report.exact
+
+
+def test_base_kv_of_inputs_is_made_where_several_nodes_read_them(tiny: LocalEngine) -> None:
+    single = AgentGraph(
+        [agent("a", 40), Agent("b", prompt="{a} and then {extra}")],
+        [("a", "b")],
+        inputs=["task", "extra"],
+    )
+    with auto(tiny, target_divergence=100.0) as active:
+        for task in TASKS[: MIN_SAMPLES + 1]:
+            result = active.run(single, task, extra="Something else that only b reads.")
+        steps = {step.name: step for step in result.call("b").steps}
+    assert steps["a"].way == "realign"
+    assert steps["extra"].way == "compute"
+    assert steps["extra"].reason == "no base KV"
+    with auto(tiny, target_divergence=100.0, namespace="two") as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+        steps = {step.name: step for step in result.call("c").steps}
+    assert steps["task"].way == "realign"
+    assert result.totals.extra["base"] > 0
+
+
+def test_the_trace_holds_the_plan(tiny: LocalEngine, tmp_path: Path) -> None:
+    with auto(tiny, target_divergence=100.0, runs=tmp_path) as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    step = next(s for s in result.call("b").steps if s.name == "a")
+    assert step.corrected
+    assert sum(end - start for start, end in step.positions) == step.computed
+    assert result.call("b").report.offsets == "linear"
+    assert result.trace.path
+    lines = (result.trace.path / "trace.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("audit") == len(result.audits) > 0
+    assert kinds[-1] == "end"
+
+
+def test_learned_offsets_and_audits_are_kept(tiny: LocalEngine, tmp_path: Path) -> None:
+    with auto(tiny, target_divergence=100.0, state=tmp_path) as active:
+        runs(active, 2 * ENOUGH)
+        audits = active._auto.to_json()  # type: ignore[union-attr]
+    assert audits
+    tiny.forget()
+    with auto(tiny, target_divergence=100.0, state=tmp_path, audit_rate=0.0) as again:
+        result = again.run(GRAPH, TASKS[-1])
+        found = again._auto.to_json()  # type: ignore[union-attr]
+    for template, levels in audits.items():
+        assert found[template]["light"][: len(levels["light"])] == levels["light"]
+    assert "(5 audits)" in result.call("b").report.gate
+    assert not result.call("b").report.exact
+
+
+def test_damaged_audits_are_left_alone_and_named(tiny: LocalEngine, tmp_path: Path) -> None:
+    with auto(tiny, target_divergence=100.0, state=tmp_path) as active:
+        runs(active, MIN_SAMPLES + 1)
+    (tmp_path / "audits.json").write_text("{")
+    events = Events()
+    with auto(tiny, state=tmp_path, listeners=(events,)) as again:
+        again.run(GRAPH, TASK)
+    assert "left alone: audits.json" in events.of("state")[0].reason
+
+
+@pytest.mark.parametrize(
+    "options", [{"target_divergence": -1.0}, {"audit_rate": 2.0}, {"repair_budget": -0.1}]
+)
+def test_options_out_of_range_are_refused(tiny: LocalEngine, options: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        session(tiny, "auto", **options)
+
+
+def test_a_repair_budget_holds(tiny: LocalEngine) -> None:
+    with auto(tiny, target_divergence=100.0, repair_budget=0.0) as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    step = next(s for s in result.call("b").steps if s.name == "a")
+    assert step.way == "realign"
+    assert step.computed <= 1  # the message's last token has no KV
+
+
+def test_offsets_are_seen_by_requests_in_flight(tiny: LocalEngine) -> None:
+    """Two sessions on one engine: what one learns, the other uses at its next call."""
+    with auto(tiny, target_divergence=100.0) as one, auto(tiny, target_divergence=100.0) as two:
+        runs(one, MIN_SAMPLES)
+        result = two.run(GRAPH, TASKS[-1])
+    assert not result.call("b").report.exact
