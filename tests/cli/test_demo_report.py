@@ -67,7 +67,7 @@ def result(answer: str, ttft: float, wall: float, gate: str = "", dense: bool = 
     totals = Totals(
         prompt_tokens=100, computed_tokens=40, reused_tokens=60, extra={"base": 7}, wall_s=wall
     )
-    return Result(answer, "m", "kvcomm", calls, totals, TraceRef(None))
+    return Result(answer, "m", "kvcomm", calls, [], totals, TraceRef(None))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from typing import Any
 
@@ -212,16 +211,10 @@ def test_a_graph_keeps_nothing_of_the_mapping_it_was_made_from() -> None:
 # --- size ---
 
 
-def test_a_large_graph_is_built_in_about_linear_time() -> None:
-    def seconds(count: int) -> float:
-        began = time.process_time()
-        graph = chain(*(Agent(f"n{i}") for i in range(count)))
-        assert len(graph.levels()) == count
-        assert all(len(graph.successors(name)) == 1 for name in graph.order[:-1])
-        return time.process_time() - began
-
-    small = min(seconds(500) for _ in range(3))
-    assert seconds(4000) < 8 * small * 3
+def test_a_large_graph_is_built() -> None:
+    graph = chain(*(Agent(f"n{i}") for i in range(4000)))
+    assert len(graph.levels()) == 4000
+    assert all(len(graph.successors(name)) == 1 for name in graph.order[:-1])
 
 
 def test_agents_and_graphs_load_without_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -23,9 +24,15 @@ def literal(tokens: int = 3, covered: int | None = None, *, last: bool = False) 
 
 
 def message(
-    tokens: int = 5, covered: int = 4, verdict: Verdict | None = YES, name: str = "solver"
+    tokens: int = 5,
+    covered: int = 4,
+    verdict: Verdict | None = YES,
+    name: str = "solver",
+    *,
+    last: bool = False,
 ) -> Fact:
-    return Fact("placeholder", name, tokens, tuple(range(covered)), verdict if covered else None)
+    held = tuple(range(covered))
+    return Fact("placeholder", name, tokens, held, verdict if held else None, last=last)
 
 
 # --- all policies ---
@@ -68,7 +75,7 @@ def prompts(draw: st.DrawFn) -> list[Fact]:
             verdict = draw(st.sampled_from([YES, YES, YES, NO]))
         facts.append(Fact(kind, f"s{index}", tokens, covered, verdict))
     last = facts[-1]
-    facts[-1] = Fact(last.kind, last.name, last.tokens, last.covered, last.verdict, last=True)
+    facts[-1] = replace(last, last=True)
     return facts
 
 
@@ -171,7 +178,7 @@ def test_a_prompt_without_placeholders_is_computed() -> None:
 
 
 def test_adjacent_placeholders_and_one_at_either_end() -> None:
-    facts = [message(3, 3), message(4, 4), Fact("placeholder", "z", 5, tuple(range(5)), YES, True)]
+    facts = [message(3, 3), message(4, 4), message(5, 5, last=True)]
     positions = [step.positions for step in Kvcomm().plan(facts).steps]
     assert positions == [(), (), (4,)]
 

@@ -81,7 +81,7 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
     with session(tiny, "exact") as active:
         result = active.run(GRAPH, TASK, out=tmp_path / "out")
     found = json.loads(json.dumps(result.to_json()))
-    assert set(found) == {"answer", "model", "mode", "calls", "totals", "trace"}
+    assert set(found) == {"answer", "model", "mode", "calls", "audits", "totals", "trace"}
     assert found["trace"] == str(tmp_path / "out")
     call = found["calls"][1]
     assert {
