@@ -45,6 +45,47 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-tiny": ("mistral", {**_TINY, "sliding_window": 24}),
     "qwen2-tiny": ("qwen2", _TINY),
     "qwen3-tiny": ("qwen3", _TINY),
+    "llama3-tiny": (
+        "llama",
+        {
+            **_TINY,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "yarn-tiny": (
+        "llama",
+        {
+            **_TINY,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    # Two rotary types, windows in two layers of three.
+    "gemma3-tiny": (
+        "gemma3_text",
+        {
+            **_TINY,
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    # The middle layer has no rotary embedding.
+    "smollm3-tiny": ("smollm3", {**_TINY, "no_rope_layers": [1, 0, 1]}),
+    # Half of the dimensions are rotated; in glm neighbours make pairs.
+    "phi-tiny": ("phi", {**_TINY, "partial_rotary_factor": 0.5}),
+    "glm-tiny": ("glm", {**_TINY, "partial_rotary_factor": 0.5}),
     # Refused for reuse: its rotary frequencies change with the prompt's length.
     "llama-dynamic-tiny": (
         "llama",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,9 @@ from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Step
 from kvcomm.sampling import Sampling
 from tests.engine.support import COMPUTE, decode, random_ids
+from tests.support import TINY
+
+Engines = Callable[..., LocalEngine]
 
 HEAD, TEXT, TAIL = 24, 40, 6
 TEMPLATE = Template(
@@ -185,10 +189,12 @@ async def test_predicted_deviation_is_the_size_of_the_offset(tiny: LocalEngine) 
     assert done[1].corrected
 
 
-async def test_a_pilot_computes_its_layers_exactly(tiny: LocalEngine) -> None:
-    segments = prompt(tiny)
-    dense = await dense_row(tiny, segments)
-    seq, _ = await realigned(tiny, segments, rotated(deviating=4), pilot=2)
+@pytest.mark.parametrize("shape", TINY)
+async def test_a_pilot_computes_its_layers_exactly(engine_of: Engines, shape: str) -> None:
+    engine = engine_of(f"random:{shape}", "float64")
+    segments = prompt(engine)
+    dense = await dense_row(engine, segments)
+    seq, _ = await realigned(engine, segments, rotated(deviating=4), pilot=2)
     end = HEAD + TEXT + TAIL
     for name in ("keys", "values"):
         mine, true = getattr(seq._row.slab, name), getattr(dense._row.slab, name)
@@ -225,10 +231,12 @@ async def test_pilots_are_counted_in_layers(tiny: LocalEngine) -> None:
     assert without.pilot_tokens == 0
 
 
-async def test_repairing_everything_is_dense(tiny: LocalEngine) -> None:
-    segments = prompt(tiny)
-    dense = await dense_row(tiny, segments)
-    seq, done = await realigned(tiny, segments, rotated(deviating=TEXT), pilot=2)
+@pytest.mark.parametrize("shape", TINY)
+async def test_repairing_everything_is_dense(engine_of: Engines, shape: str) -> None:
+    engine = engine_of(f"random:{shape}", "float64")
+    segments = prompt(engine)
+    dense = await dense_row(engine, segments)
+    seq, done = await realigned(engine, segments, rotated(deviating=TEXT), pilot=2)
     assert done[1].computed == TEXT
     assert (await seq.compare(dense)).mean < 1e-12
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from tests.engine.support import (
     random_ids,
     segment,
 )
+from tests.support import TINY
 
 TEMPLATE = Template(
     literals=(tuple(range(20, 45)), tuple(range(60, 69)), tuple(range(80, 86))),
@@ -214,10 +216,16 @@ def realign_with(engine: LocalEngine, segments: list[Segment], teach: list[Segme
     return asyncio.run(go())
 
 
-def test_offsets_seen_before_make_a_realigned_call_equal_to_a_dense_one(tiny: LocalEngine) -> None:
-    segments = asyncio.run(prompt_of(tiny))
-    logits, done, exact = realign_with(tiny, segments, teach=segments)
-    truth = dense_truth(tiny, segments)
+@pytest.mark.parametrize("shape", TINY)
+def test_offsets_seen_before_make_a_realigned_call_equal_to_a_dense_one(
+    engine_of: Callable[..., LocalEngine], shape: str
+) -> None:
+    # 72 tokens or so: three windows of the models that have one.
+    engine = engine_of(f"random:{shape}", "float64")
+    engine.forget()
+    segments = asyncio.run(prompt_of(engine))
+    logits, done, exact = realign_with(engine, segments, teach=segments)
+    truth = dense_truth(engine, segments)
     assert not exact
     assert [d.way for d in done] == ["prefix", "realign", "realign", "realign", "realign"]
     # The message's last token has no KV, and the prompt's last token is always computed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kvcomm.reuse.offsets.linear import MIN_SAMPLES, LinearOffsets
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Session
 from tests.runtime.support import TASK, Events, agent, session
+from tests.support import TINY
 
 GRAPH = chain(agent("a", 40), agent("b", 30), agent("c"))
 TASKS = [
@@ -113,6 +115,26 @@ def test_an_audit_is_the_divergence_of_the_delivered_row(tiny: LocalEngine) -> N
     assert audits[0].top1_agreement is not None
     assert 0 <= audits[0].top1_agreement <= 1
     assert audits[0].first_divergence is not None
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_every_kind_of_model_realigns_and_is_audited(
+    engine_of: Callable[..., LocalEngine], shape: str
+) -> None:
+    """Prompts of 100 tokens and more are beyond every window. kvcomm runs on them too."""
+    engine = engine_of(f"random:{shape}", "float64")
+    engine.forget()
+    with auto(engine, target_divergence=100.0) as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    call = result.call("b").report
+    assert call.prompt_tokens > 100
+    assert not call.exact
+    audit = next(a for a in result.audits if a.node == "b")
+    assert not audit.error
+    assert audit.divergence is not None
+    assert audit.divergence > 0
+    with session(engine, "kvcomm") as paper:
+        assert all(paper.run(GRAPH, task).answer is not None for task in TASKS[:4])
 
 
 def test_audits_and_bases_come_after_the_answer_and_do_not_count_as_its_time(

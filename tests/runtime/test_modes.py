@@ -14,6 +14,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag
 from tests.engine.support import generate
 from tests.runtime.support import TASK, agent, session
+from tests.support import TINY
 
 GRAPHS = {
     "chain": chain(agent("a"), agent("b"), agent("c")),
@@ -62,7 +63,7 @@ def test_exact_says_what_dense_says_on_random_graphs(
     )
 
 
-@pytest.mark.parametrize("shape", ["mistral-tiny", "qwen2-tiny", "qwen3-tiny"])
+@pytest.mark.parametrize("shape", TINY[1:])
 def test_exact_says_what_dense_says_on_other_models(
     engine_of: Callable[..., LocalEngine], shape: str
 ) -> None:
