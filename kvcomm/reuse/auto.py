@@ -37,7 +37,7 @@ Z95 = 1.64
 
 # Cheapest first.
 LEVELS = (
-    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.03),
+    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.02),
     replace(LINEAR, name="medium"),
     replace(LINEAR, name="heavy", first=16, leading=0.15, deviating=0.12),
 )

@@ -61,7 +61,7 @@ class Budget:
         return min(tokens, max(self.tokens, int(self.share * tokens)))
 
 
-LINEAR = Recipe("linear", offsets="linear", short=24, first=8, leading=0.1, deviating=0.06)
+LINEAR = Recipe("linear", offsets="linear", short=24, first=6, leading=0.08, deviating=0.05)
 
 # The methods that others propose, and ours, as `kvcomm bench fidelity` measures them.
 METHODS = {
