@@ -46,10 +46,20 @@ def commands() -> Iterator[tuple[str, str]]:
             yield example.name, line.removesuffix('"""')
 
 
+# Pages whose blocks build on each other.
+WHOLE = {"extending.md"}
+
+
+def python_blocks(page: Path) -> list[str]:
+    """The Python of a page: block by block, or all of it."""
+    found = [code for language, code in blocks(page) if language == "python"]
+    return ["\n".join(found)] if page.name in WHOLE else found
+
+
 PYTHON = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, code in enumerate(code for language, code in blocks(page) if language == "python")
+    for number, code in enumerate(python_blocks(page))
 ]
 
 

@@ -88,6 +88,9 @@ def fidelity(
         )
     else:
         console().print(_table(measured))
+        for method in measured:
+            if method.name == "auto":
+                console().print(f"\n{_auto(method.to_json())}")
         console().print(f"\n{LEGEND}")
 
 
@@ -129,6 +132,14 @@ def _table(measured: list[Method]) -> Table:
             f"{found['state_bytes'] / 1e6:,.0f} MB",
         )
     return table
+
+
+def _auto(found: dict[str, Any]) -> str:
+    """What `auto` chose on the held-out calls, and what its audits came to over all calls."""
+    choices = ", ".join(f"{name} {count}" for name, count in found["choices"].items())
+    audits = found["audits"]
+    mean = "none" if audits["mean"] is None else f"{audits['used']}, mean {audits['mean']:.4f}"
+    return f"auto chose {choices}; audits of realigned calls: {mean}; probes: {audits['probes']}"
 
 
 class Bar:

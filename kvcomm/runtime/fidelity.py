@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,9 +26,9 @@ from kvcomm.runtime.audit import GREEDY, Auditor, Finished
 from kvcomm.runtime.node import Attempt
 from kvcomm.runtime.profile import inform
 from kvcomm.runtime.scheduler import Scheduler
+from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
 
-TAUGHT = ("anchors", "linear")
 AUTO_SPACE = "fidelity-auto"
 
 
@@ -57,12 +58,13 @@ class Method:
     namespace: str = ""
     calls: list[Measured] = field(default_factory=list)
     state_bytes: int = 0
+    audits: Sequence[Audited] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of `kvcomm bench fidelity --json` for this method."""
         found = [call.divergence for call in self.calls]
         tokens = sum(call.tokens for call in self.calls)
-        return {
+        value: dict[str, Any] = {
             "divergence": _spread([d.mean for d in found]),
             "first_divergence": _spread([d.first for d in found]),
             "top1_agreement": statistics.fmean(d.top1 for d in found),
@@ -71,6 +73,13 @@ class Method:
             "state_bytes": self.state_bytes,
             "rotated_only": sum(call.rotated_only for call in self.calls),
         }
+        if self.name == "auto":
+            used = [a.divergence for a in self.audits if a.used and a.divergence is not None]
+            probes = sum(not a.used for a in self.audits)
+            mean = statistics.fmean(used) if used else None
+            value["choices"] = dict(Counter(call.gate for call in self.calls))
+            value["audits"] = {"used": len(used), "mean": mean, "probes": probes}
+        return value
 
 
 class Fidelity:
@@ -107,6 +116,8 @@ class Fidelity:
         if auto is not None:
             self.auto = Method("auto", Realign(LINEAR), AUTO_SPACE)
             self._auditor = Auditor(engine, auto, frozenset(), Recorder(None), AUTO_SPACE)
+        named = {method.policy.offsets for method in self.methods}
+        self._taught = sorted(named - {""})
         self._passages = passages
         self._on_call = on_call
         self._turn = asyncio.Lock()
@@ -137,7 +148,8 @@ class Fidelity:
                 f"{len(questions)} questions gave {self.seen} calls with a message or a passage, "
                 f"{self.wanted} are wanted: lower --warmup or --held-out"
             )
-        if self.auto:
+        if self.auto and self._auditor:
+            self.auto.audits = self._auditor.audits
             self.methods.append(self.auto)
         for method in self.methods:
             if method.policy.offsets:
@@ -159,7 +171,7 @@ class Fidelity:
                 survey = await dense.survey(segments)
                 learn = [i for i, f in enumerate(survey.facts) if f.verdict or f.covered]
                 learn = [i for i in learn if survey.facts[i].kind == "placeholder"]
-                for family in TAUGHT:
+                for family in self._taught:
                     await dense.observe(learn, family)
             else:
                 for method in self.methods:
@@ -229,7 +241,8 @@ class Fidelity:
             if answer:
                 async for _ in seq.decode():
                     pass
-            measured = _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
+            gate = "exact" if plan.dense or not policy.realigns else policy.name
+            measured = _measured(await seq.compare(dense), done, seq.pilot_tokens, gate)
             await auditor.after(Finished(seq, call, segments, choice, recorded=probed))
             return measured
         finally:

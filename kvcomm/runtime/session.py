@@ -50,10 +50,11 @@ class Delta:
 class Session:
     """Runs agent graphs on an engine.
 
-    `reuse` is "auto", "exact", "kvcomm" or "dense". `state` keeps what was learned between runs:
-    "default" is the user's cache, a folder of your own, or None. `runs` is where run folders are
-    made, None writes no traces. `listeners` are called with every trace event. Runs of a session
-    share what it learns; `namespace` keeps KV of sessions on one engine apart.
+    `reuse` is "auto", "exact", "kvcomm", "dense", or a policy of your own. `state` keeps what was
+    learned between runs: "default" is the user's cache, a folder of your own, or None. `runs` is
+    where run folders are made, None writes no traces. `listeners` are called with every trace
+    event. Runs of a session share what it learns; `namespace` keeps KV of sessions on one engine
+    apart.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -68,7 +69,7 @@ class Session:
         self,
         engine: Engine,
         *,
-        reuse: str = "auto",
+        reuse: str | Policy = "auto",
         seed: int = 0,
         state: State = "default",
         runs: Path | str | None = Path("runs"),
@@ -79,15 +80,15 @@ class Session:
         repair_budget: float | None = None,
     ) -> None:
         self.engine = engine
-        self.mode = reuse
-        self.policy = policy_for(reuse)
+        self.mode = reuse if isinstance(reuse, str) else reuse.name
+        self.policy = policy_for(reuse) if isinstance(reuse, str) else reuse
         self._auto: Auto | None = None
         auto = controller(target_divergence, audit_rate, repair_budget)
         if reuse == "auto" and engine.capabilities.reuse:
             self._auto = auto
         self._fixed_budget = repair_budget is not None
-        if not engine.capabilities.reuse and reuse != "dense":
-            if reuse != "auto":
+        if not engine.capabilities.reuse and self.mode != "dense":
+            if self.mode != "auto":
                 raise ReuseRefused(
                     f"{engine.model} cannot reuse KV: {engine.capabilities.reason}; "
                     "use --reuse dense (or auto)"

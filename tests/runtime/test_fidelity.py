@@ -80,6 +80,10 @@ def test_what_methods_learn_is_counted_apart(tiny: LocalEngine) -> None:
     assert linear > 0
     assert found["auto"].state_bytes > 0
     assert found["rotate"].state_bytes == 0
+    value = found["auto"].to_json()
+    assert sum(value["choices"].values()) == 4
+    assert value["audits"]["used"] > 0
+    assert value["audits"]["mean"] > 0
     longer = bench(tiny, warmup=10)
     assert longer["linear"].state_bytes <= 2 * linear  # one regression a kind, however much is seen
 
