@@ -28,9 +28,9 @@ NAMESPACE = "kvcomm profile"
 # A forward is as fast as that of one token when it takes at most this many times as long.
 AS_FAST = 1.1
 TWICE = 2.0
-CHUNKS = (1, 4, 8, 16, 32, 64, 128)
+CHUNKS = (1, 4, 8, 16, 32, 64)
 CONTEXT = 256
-COMPARED = 16
+COMPARED = 12
 COMPUTE = Step("compute", "profile")
 
 EXCHANGES = (
@@ -96,7 +96,7 @@ async def _times(engine: Engine) -> tuple[int, int]:
     best = dict.fromkeys(CHUNKS, float("inf"))
     try:
         await _compute(seq, ids[:CONTEXT])
-        for _ in range(3):
+        for _ in range(2):
             for chunk in CHUNKS:
                 began = time.perf_counter()
                 await _compute(seq, ids[CONTEXT : CONTEXT + chunk])

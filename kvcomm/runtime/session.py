@@ -18,6 +18,7 @@ from kvcomm.errors import ReuseRefused, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
 from kvcomm.reuse.policy import Dense, Policy, policy_for
+from kvcomm.reuse.recipe import LINEAR
 from kvcomm.reuse.state import load_audits, save_audits
 from kvcomm.runtime.background import Background
 from kvcomm.runtime.draft import Detokenizer
@@ -29,6 +30,7 @@ from kvcomm.trace.events import (
     Event,
     Failed,
     NodeInfo,
+    Profiled,
     RunFinished,
     RunStarted,
     StateRead,
@@ -202,18 +204,19 @@ class Session:
                 f"{self.engine.model} cannot reuse KV: {self.engine.capabilities.reason}; "
                 "run it without a replay"
             )
+        learned = await self._read_state()
+        auto = None if plans else await self._controller()
         scheduler = Scheduler(
             self.engine,
             graph,
             self.policy,
-            auto=None if plans else await self._controller(),
+            auto=auto,
             plans=plans,
             inputs=inputs,
             seed=self.seed,
             namespace=self.namespace,
             on_token=on_token,
         )
-        learned = await self._read_state()
         folder = None
         if out is not None or self._runs is not None:
             folder = new_run_folder(graph.name, out, self._runs or Path("runs"))
@@ -222,6 +225,13 @@ class Session:
         recorder.write(RunStarted, **self._header(graph, inputs))
         if learned:
             recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
+        if auto and auto.priors:
+            recorder.write(
+                Profiled,
+                priors=dict(auto.priors),
+                spare=auto.spare,
+                breakeven=auto.budget.tokens,
+            )
         calls: list[Call] = []
         status: Literal["ok", "failed", "interrupted"] = "failed"
         answer: str | None = None
@@ -276,8 +286,11 @@ class Session:
         }
 
     async def _controller(self) -> Auto | None:
-        """The controller of `auto`, with what was measured of the model and device."""
-        if self._auto is not None:
+        """The controller of `auto`, with what was measured of the model and device.
+
+        That takes seconds the first time, so it waits until something was learned.
+        """
+        if self._auto is not None and await self.engine.state_bytes(LINEAR.offsets, self.namespace):
             await inform(self._auto, self.engine, budget=not self._fixed_budget)
         return self._auto
 

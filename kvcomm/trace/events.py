@@ -59,6 +59,19 @@ class StateRead(_Event):
     reason: str
 
 
+class Profiled(_Event):
+    """What `auto` knows of the model and the device, measured once and kept.
+
+    `priors` are the divergences of its levels without offsets, in nats; `spare` tokens beside a
+    decoding step are free, `breakeven` double its time.
+    """
+
+    kind: Literal["profile"] = "profile"
+    priors: dict[str, float]
+    spare: int
+    breakeven: int
+
+
 class NodeStarted(_Event):
     """An attempt at a node began."""
 
@@ -205,6 +218,7 @@ class RunFinished(_Event):
 Event = Annotated[
     RunStarted
     | StateRead
+    | Profiled
     | NodeStarted
     | SegmentStep
     | MessageSent

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
-from kvcomm.trace.events import Audited, Totals
+from kvcomm.trace.events import Audited, Profiled, Totals
 from kvcomm.trace.lanes import draw_lanes
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show_calls import show_call, show_calls
@@ -53,6 +53,7 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
     ]
     if audits := show_audits(run.audits()):
         rows.append(("audits", audits))
+    rows += [("profile", _profile(event)) for event in run.events if isinstance(event, Profiled)]
     rows += [("state", _state(event.path, event.reason)) for event in run.state]
     rows += [
         (name, plain(value) if text else shorten(value)) for name, value in started.inputs.items()
@@ -153,6 +154,12 @@ def show_notes(run: TraceRun) -> list[RenderableType]:
     if run.skipped:
         notes.append(Text(f"{plural(run.skipped, 'line')} of the trace could not be read."))
     return ["", *notes] if notes else []
+
+
+def _profile(event: Profiled) -> str:
+    priors = ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
+    free = f"{plural(event.spare, 'token')} beside a step free" if event.spare else "no token free"
+    return f"priors {priors}; {free}"
 
 
 def _state(path: str | None, reason: str) -> str:
