@@ -1,0 +1,95 @@
+"""What a placeholder kind costs to learn: linear offsets beside an anchor pool.
+
+    python benchmarks/offset_state.py
+
+Bytes and seconds, on random KV of the shapes of real models. Bytes do not depend on what is in it, and nothing is
+measured of quality here: that is `kvcomm bench fidelity`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kvcomm.kv import KV
+from kvcomm.reuse.offsets import AnchorPool, LinearOffsets
+
+# Layers, KV heads, head dimension, bytes of a number: float32 and bfloat16.
+SHAPES = {
+    "SmolLM2-135M": (30, 3, 64, 4),
+    "Llama-3.1-8B": (32, 8, 128, 2),
+}
+TOKENS = 1024
+ANCHORS = 20
+
+
+def random_kv(layers: int, heads: int, dim: int, tokens: int) -> KV:
+    """Normal keys and values."""
+    return KV(*(torch.randn(layers, heads, tokens, dim) for _ in range(2)))
+
+
+def seconds(task: Callable[[], object]) -> float:
+    """The faster of two runs."""
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        task()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def measure(shape: tuple[int, int, int, int], form: Literal["together", "apart"]) -> list[str]:
+    """Bytes, and seconds to learn 256 tokens and to predict 1,024, of one layer times layers.
+
+    One layer above 0 is measured, so that the widest form fits into memory.
+    """
+    layers, heads, dim, _ = shape
+    model = LinearOffsets(heads=form)
+    lesson = [random_kv(2, heads, dim, 256) for _ in range(2)]
+    literal = random_kv(2, heads, dim, 0)
+    model.observe(*lesson, literal)  # the first time includes making the sums
+    model._solved_at = 10**9
+
+    def learn() -> None:
+        model.observe(*lesson, literal)
+
+    text = random_kv(2, heads, dim, TOKENS)
+    times = (learn, model._solve, lambda: model.predict(text))
+    each = layers - 1
+    return [f"{model.nbytes * each / 1e6:,.0f} MB", *(f"{seconds(t) * each:.2f} s" for t in times)]
+
+
+def pool(shape: tuple[int, int, int, int]) -> int:
+    """Bytes of a full pool of texts of 1,024 tokens; one anchor is made and counted."""
+    layers, heads, dim, size = shape
+    anchors = AnchorPool()
+    empty = random_kv(layers, heads, dim, 0)
+    anchors.observe(random_kv(layers, heads, dim, 8), random_kv(layers, heads, dim, 8), empty)
+    return anchors.nbytes // 8 * TOKENS * ANCHORS // 4 * size
+
+
+def main() -> None:
+    """Print the table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "form", "state", "of pool", "learn", "solve", "predict"):
+        table.add_column(
+            name, no_wrap=True, justify="left" if name in ("model", "form") else "right"
+        )
+    forms: tuple[Literal["together", "apart"], ...] = ("together", "apart")
+    for model, shape in SHAPES.items():
+        whole = pool(shape)
+        table.add_row(model, f"{ANCHORS} anchors", f"{whole / 1e6:,.0f} MB", "", "", "", "")
+        for form in forms:
+            state, *times = measure(shape, form)
+            share = float(state.split()[0].replace(",", "")) * 1e6 / whole
+            table.add_row("", f"heads {form}", state, f"1/{1 / share:.0f}", *times)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
