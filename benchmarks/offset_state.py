@@ -2,8 +2,8 @@
 
     python benchmarks/offset_state.py
 
-Bytes and seconds, on random KV of the shapes of real models. Bytes do not depend on what is in it, and nothing is
-measured of quality here: that is `kvcomm bench fidelity`.
+Bytes and seconds, on random KV of the shapes of real models. Nothing is measured of quality here:
+that is `kvcomm bench fidelity`.
 """
 
 from __future__ import annotations
