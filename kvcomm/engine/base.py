@@ -253,5 +253,8 @@ class Engine(Protocol):
     async def save_state(self, folder: Path) -> None:
         """Write what was learned since."""
 
+    async def quiet(self) -> None:
+        """Wait until nothing is left to compute ahead or for a first token."""
+
     def close(self) -> None:
         """Stop the engine; sequences still open fail."""

@@ -37,7 +37,10 @@ from kvcomm.reuse.plan import Step, Verdict
 
 
 class DenseEngine(LoadedEngine):
-    """Runs any causal transformers model, one call at a time, without reuse."""
+    """Runs any causal transformers model, one call at a time, without reuse.
+
+    `attention` is the implementation to run with, where the model is set to another one.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class DenseEngine(LoadedEngine):
         max_context: int,
         stop: frozenset[int],
         reason: str,
+        attention: str | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -59,6 +63,7 @@ class DenseEngine(LoadedEngine):
             max_context=max_context,
             stop=stop,
         )
+        self.attention = attention
         # One thread: `generate` draws from the global random state, which each call seeds.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="kvcomm-dense")
 
@@ -69,6 +74,9 @@ class DenseEngine(LoadedEngine):
 
     async def release(self, handle: Handle) -> None:
         """Nothing is ever pinned."""
+
+    async def quiet(self) -> None:
+        """Nothing is computed ahead."""
 
     async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
         """Nothing is known."""
@@ -177,11 +185,12 @@ class DenseSequence:
     def _generate(self, answer: Answer, emit: Callable[[Token | BaseException], None]) -> None:
         engine, sampling = self._engine, answer.sampling
         stop = engine.stop | frozenset(sampling.stop)
-        started = time.perf_counter()
+        started, own = time.perf_counter(), engine.config._attn_implementation
         try:
             torch.manual_seed(answer.seed)
             ids = torch.tensor([self._ids], device=engine.network.device)
             greedy = sampling.temperature == 0
+            self._set(engine.attention)
             engine.network.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -197,7 +206,13 @@ class DenseSequence:
         except BaseException as error:
             if not self._closed:
                 emit(error)
+        finally:
+            self._set(own if engine.attention else None)
         self.phases.add("forward", time.perf_counter() - started)
+
+    def _set(self, attention: str | None) -> None:
+        if attention is not None:
+            self._engine.network.set_attn_implementation(attention)
 
     async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
         """Messages travel as text: there is no KV to hand out."""

@@ -14,6 +14,7 @@ import torch
 
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
 from kvcomm.engine.check import kv_shape
+from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
 from kvcomm.engine.realign import tenant
@@ -223,6 +224,33 @@ class LocalEngine(LoadedEngine):
     async def save_state(self, folder: Path) -> None:
         """Write what was learned. Raises `StateError` for another model's folder."""
         await self.call(lambda: save_state(folder, self.model, self.fingerprint, self.offsets))
+
+    async def quiet(self) -> None:
+        """Wait until nothing is left to compute ahead or for a first token.
+
+        Who follows a draft sees it change only when the event loop comes around, so the engine has
+        to be found without work several times.
+        """
+        idle = 0
+        while idle < 3:
+            await asyncio.sleep(0.001)
+            idle = 0 if self.loop.extending else idle + 1
+
+    def plain(self) -> DenseEngine:
+        """The same model behind `generate`, with transformers' own attention: to compare with.
+
+        Not to be used while this engine computes.
+        """
+        return DenseEngine(
+            self.network,
+            self.codec,
+            name=self.model,
+            fingerprint=self.fingerprint,
+            max_context=self.max_context,
+            stop=self.stop,
+            reason="plain transformers",
+            attention="sdpa",
+        )
 
     def forget(self) -> None:
         """Drop all KV and everything learned, as after a fresh load."""

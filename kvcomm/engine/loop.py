@@ -141,6 +141,11 @@ class Loop:
             self._decodings.append(decoding)
             self._condition.notify()
 
+    @property
+    def extending(self) -> bool:
+        """Whether rows wait to be extended."""
+        return bool(self._works)
+
     def wake(self) -> None:
         """Look again at what is due (after a cancellation or a change of priority)."""
         with self._condition:

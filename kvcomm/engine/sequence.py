@@ -113,7 +113,8 @@ class LocalSequence:
             if piece.positions is None:
                 row.ids += segment.ids
             placement.pieces.append(piece)
-        self._prompt = len(row)
+        if answers or self._decoding is None:
+            self._prompt = len(row)
 
         def begin() -> Sequence[int]:
             if adopts:

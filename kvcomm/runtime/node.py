@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
@@ -14,7 +14,7 @@ from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
 from kvcomm.prompt import Segment, Template, common_prefix
 from kvcomm.reuse.auto import Choice
-from kvcomm.reuse.plan import Fact, Plan
+from kvcomm.reuse.plan import Fact, Plan, Step
 from kvcomm.reuse.policy import Policy
 from kvcomm.reuse.recipe import LINEAR
 from kvcomm.runtime.account import Account
@@ -28,6 +28,8 @@ from kvcomm.trace.record import Recorder
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
 FINE = 16
 COARSE = 64
+
+FORCED = Step("compute", "forced")
 
 After = Callable[["Attempt", EngineSequence], Awaitable[None]]
 
@@ -57,6 +59,8 @@ class Attempt:
     after: After | None = None
     auditor: Auditor | None = None
     choice: Choice | None = None
+    forced: tuple[int, ...] = ()
+    ahead_s: float = 0.0
 
     async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
         """The whole call; `deadline` counts from its last input to its report.
@@ -144,7 +148,10 @@ class Attempt:
         )
 
     def _answer(self) -> engine_base.Answer:
-        return engine_base.Answer(self.node.agent.sampling, self.seed, record=self.record)
+        sampling = self.node.agent.sampling
+        if self.forced:
+            sampling = replace(sampling, max_tokens=1)
+        return engine_base.Answer(sampling, self.seed, record=self.record)
 
     async def segments(self) -> list[Segment]:
         """The whole prompt, messages with their handles. Waits for the inputs."""
@@ -193,6 +200,7 @@ class Attempt:
                 rest = await self._follow(seq, index, slot, pending, slots[index + 1 :])
                 pending.append((index, Segment("placeholder", slot, rest)))
         self._start_deadline(deadline)
+        self.ahead_s = seq.phases.seconds.get("forward", 0.0)
         seq.hurry(READY)
         await self._flush(seq, pending, last=True)
 
@@ -263,6 +271,25 @@ class Attempt:
                 self.draft.append(token.id)
                 if self.on_token:
                     self.on_token(self.node.name, token.id)
+        return await self._force(seq, tokens[0].at) if self.forced else tokens
+
+    async def _force(self, seq: EngineSequence, first: float) -> list[Token]:
+        """Answer with the forced tokens, computed in blocks instead of decoded one by one.
+
+        Those who follow catch up after every block, as they would beside decoding. The last token
+        is not computed, as if it had been sampled.
+        """
+        self.draft.restart()
+        self.draft.append(self.forced[0])
+        tokens = [Token(self.forced[0], first)]
+        for start in range(0, len(self.forced) - 1, FINE):
+            await self.engine.quiet()
+            block = self.forced[start : min(start + FINE, len(self.forced) - 1)]
+            await seq.extend([Segment("placeholder", "answer", block)], [FORCED], settle=False)
+            for token in self.forced[start + 1 : start + 1 + len(block)]:
+                self.draft.append(token)
+                tokens.append(Token(token, time.perf_counter()))
+        tokens[-1] = replace(tokens[-1], last="length")
         return tokens
 
     async def _send(self, seq: EngineSequence, tokens: list[Token]) -> MessageSent:
@@ -326,6 +353,7 @@ class Attempt:
             finished_at=clock(tokens[-1].at),
             ttft_s=tokens[0].at - ready,
             decode_s=tokens[-1].at - tokens[0].at,
+            ahead_s=self.ahead_s,
             stop=tokens[-1].last or "length",
             offsets=self.policy.offsets,
             base_tokens=self.base_tokens,

@@ -35,7 +35,7 @@ class Scheduler:
     good, all other nodes are cancelled and `NodeFailed` is raised. `after` is awaited behind every
     call's message, with its row still open and its answer's logits recorded. With `auto`, that
     chooses each call's policy, and `audits` is what was measured of it; `plans` are the policies of
-    single nodes.
+    single nodes. `forced` are answers given in advance, computed and not decoded (for benchmarks).
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Scheduler:
         namespace: str = "",
         on_token: Callable[[str, int], None] | None = None,
         after: After | None = None,
+        forced: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self._engine = engine
         self._graph = graph
@@ -65,6 +66,7 @@ class Scheduler:
         self._namespace = namespace
         self._on_token = on_token
         self._after = after
+        self._forced = forced or {}
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
         self._inputs = {name: tuple(engine.codec.encode(text)) for name, text in inputs.items()}
         self._templates = _templates(graph, engine)
@@ -170,6 +172,7 @@ class Scheduler:
             record=self._after is not None,
             after=self._after,
             auditor=auditor,
+            forced=self._forced.get(node.name, ()),
         )
 
     async def _release(self, node: Node) -> None:
