@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.bench_ttft import ttft
 from kvcomm.cli.output import complain, console, err_console, print_json
 from kvcomm.errors import ReuseRefused, UsageError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from kvcomm.runtime.fidelity import Method
 
 app = typer.Typer(no_args_is_help=True, help="Measure, beside the alternatives.")
+app.command("ttft")(ttft)
 
 
 @app.command("fidelity")

@@ -136,3 +136,11 @@ def quality(target: float | None, rate: float | None, budget: float | None) -> d
     }
     controller(**fields)
     return fields
+
+
+def need(package: str, extra: str) -> None:
+    """Raise `UsageError` when a package of an extra is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise UsageError(f"{package} is not installed: pip install 'kvcomm[{extra}]'")

@@ -151,11 +151,17 @@ class EngineSequence(Protocol):
         """Whether everything in the row was computed from computed KV."""
 
     async def survey(
-        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+        self,
+        segments: Sequence[Segment],
+        *,
+        inputs: bool = True,
+        literals: bool = True,
+        last: bool = True,
     ) -> Survey:
         """Find base KV for every segment, and ask the offset models about them.
 
-        Base KV of `inputs` and `literals` that is not in the store is made, if asked.
+        The segments follow those surveyed before; `last` says that the prompt ends with them. Base
+        KV of `inputs` and `literals` that is not in the store is made, if asked.
         """
 
     async def extend(
@@ -171,10 +177,9 @@ class EngineSequence(Protocol):
 
         With `settle` the tokens are final, and the row is offered to the prefix cache once they
         are computed. `answer` ends the prompt: its last token is computed, and sampling begins at
-        once; `decode` tells the tokens. After a survey the segments are the surveyed ones, from
-        the first. A realign step whose KV has left the store computes its segment, and the reason
-        says so. `pilot` layers of everything are computed first where steps ask for deviating
-        positions to be measured.
+        once; `decode` tells the tokens. Segments of realign steps are surveyed ones. A realign step
+        whose KV has left the store computes its segment, and the reason says so. `pilot` layers of
+        everything are computed first where steps ask for deviating positions to be measured.
         """
 
     async def reserve(self, capacity: int) -> None:

@@ -122,7 +122,12 @@ class DenseSequence:
         return len(self._ids)
 
     async def survey(
-        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+        self,
+        segments: Sequence[Segment],
+        *,
+        inputs: bool = True,
+        literals: bool = True,
+        last: bool = True,
     ) -> Survey:
         """Refused: the session never plans reuse on this engine."""
         raise KvcommError(f"{self._engine.model} cannot reuse KV")

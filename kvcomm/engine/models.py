@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -115,6 +116,28 @@ def check_model(name: str, *, device: str | None = None, dtype: str | None = Non
     from kvcomm.engine.load import check
 
     return check(name, device, dtype)
+
+
+def hardware(engine: Any) -> str:
+    """The device, processor and versions that a measurement belongs to."""
+    import torch
+    import transformers
+
+    if engine.device.startswith("cuda"):
+        chip = torch.cuda.get_device_name(engine.device)
+    else:
+        chip = f"{_processor()}, {os.cpu_count()} cores"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{chip}, {engine.dtype}, {versions}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def locate(name: str) -> str:

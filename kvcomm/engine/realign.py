@@ -30,10 +30,15 @@ class Realigner:
         self._engine = engine
         self._call = call
         self._phases = phases
-        self.segments: tuple[Segment, ...] = ()
+        self.segments: list[Segment] = []
 
-    async def survey(self, segments: Sequence[Segment], *, inputs: bool, literals: bool) -> Survey:
-        """Handles on base KV, made where asked, and what the offset models say."""
+    async def survey(
+        self, segments: Sequence[Segment], *, inputs: bool, literals: bool, last: bool
+    ) -> Survey:
+        """Handles on base KV, made where asked, and what the offset models say.
+
+        The segments follow those surveyed before; `last` says that the prompt ends with them.
+        """
         engine, space, cost = self._engine, self._call.namespace, 0
         keys: list[str] = []
         if literals:
@@ -49,15 +54,17 @@ class Realigner:
                 cost += tokens
                 handle = _whole(key, len(segment))
             found.append(Segment(segment.kind, segment.name, segment.ids, handle))
-        self.segments = tuple(found)
-        facts = await engine.call(self._facts)
-        return Survey(self.segments, facts, cost)
+        first = len(self.segments)
+        self.segments += found
+        facts = await engine.call(lambda: self._facts(first, last))
+        return Survey(tuple(found), facts, cost)
 
-    def _facts(self) -> tuple[Fact, ...]:
+    def _facts(self, first: int, ends: bool) -> tuple[Fact, ...]:
         began = time.perf_counter()
         facts: list[Fact] = []
-        start, held = 0, self._prefix()
-        for index, segment in enumerate(self.segments):
+        start, held = sum(map(len, self.segments[:first])), self._prefix()
+        for index in range(first, len(self.segments)):
+            segment = self.segments[index]
             kv = self._base(segment)
             covered = tuple(segment.handle.positions) if segment.handle and kv is not None else ()
             verdict = None
@@ -65,7 +72,7 @@ class Realigner:
                 verdict = self.model(index).verdict(kv)
             tokens = len(segment)
             prefix = min(max(held - start, 0), tokens)
-            last = index == len(self.segments) - 1
+            last = ends and index == len(self.segments) - 1
             facts.append(
                 Fact(segment.kind, segment.name, tokens, covered, verdict, prefix, last=last)
             )
@@ -95,7 +102,7 @@ class Realigner:
         return self._engine.store.get(segment.handle.key) if segment.handle else None
 
     def fill(
-        self, row: Row, index: int, segment: Segment, step: Step, measured: bool
+        self, row: Row, segment: Segment, step: Step, measured: bool
     ) -> tuple[list[int] | None, list[int], str]:
         """Append a segment, realigned where it is covered and not computed.
 
@@ -108,7 +115,7 @@ class Realigner:
             return None, [], f"computed, its KV has left the store; planned: {step.reason}"
         began = time.perf_counter()
         try:
-            offset = self._offset(index, segment, base) if step.corrected else None
+            offset = self._offset(segment, base) if step.corrected else None
         except ValueError as error:
             return None, [], f"computed, {error}; planned: {step.reason}"
         predicted = time.perf_counter()
@@ -125,7 +132,8 @@ class Realigner:
         self._phases.add("fill", time.perf_counter() - predicted)
         return sorted(computed), filled, step.reason
 
-    def _offset(self, index: int, segment: Segment, base: KV) -> KV | None:
+    def _offset(self, segment: Segment, base: KV) -> KV | None:
+        index = next(i for i, known in enumerate(self.segments) if known is segment)
         if segment.kind == "placeholder":
             return self.model(index).predict(base)
         before = self.segments[index - 1] if index else None

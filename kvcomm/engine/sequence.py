@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvcomm.engine.base import (
+    READY,
     Answer,
     Call,
     Divergence,
@@ -67,10 +68,15 @@ class LocalSequence:
         self.engine.loop.wake()
 
     async def survey(
-        self, segments: Sequence[Segment], *, inputs: bool = True, literals: bool = True
+        self,
+        segments: Sequence[Segment],
+        *,
+        inputs: bool = True,
+        literals: bool = True,
+        last: bool = True,
     ) -> Survey:
         """Find base KV for every segment, and ask the offset models about them."""
-        return await self._realigner.survey(segments, inputs=inputs, literals=literals)
+        return await self._realigner.survey(segments, inputs=inputs, literals=literals, last=last)
 
     async def extend(
         self,
@@ -85,7 +91,9 @@ class LocalSequence:
         if answer is not None:
             self._decoding = self._prepare(answer)
         placement, work = await self.engine.call(
-            lambda: self._place(segments, steps, pilot, settle, answer is not None)
+            lambda: self._place(segments, steps, pilot, settle, answer is not None),
+            # Predicting and filling take time, too: calls that are ready come first.
+            idle=self._priority > READY,
         )
         await self.engine.finish(work)
         return placement.report()
@@ -102,11 +110,11 @@ class LocalSequence:
         row = self._row
         adopts = self._call.reads_prefix and row.exact
         placement = Placement(row, len(row), answers)
-        for index, (segment, step) in enumerate(zip(segments, steps, strict=True)):
+        for segment, step in zip(segments, steps, strict=True):
             piece = Piece(len(row), len(segment), step.reason)
             if step.way == "realign":
                 piece.positions, piece.filled, piece.reason = self._realigner.fill(
-                    row, index, segment, step, measured=pilot > 0
+                    row, segment, step, measured=pilot > 0
                 )
                 piece.deviating = step.deviating if pilot else 0
                 piece.corrected = step.corrected

@@ -79,7 +79,7 @@ METHODS = {
 class Realign:
     """Realigns what a recipe can and computes the rest, prefix hits first."""
 
-    ahead, realigns, hands_over = False, True, True
+    ahead, realigns, hands_over = True, True, True
     reads_prefix, feeds_prefix = True, True
 
     def __init__(self, recipe: Recipe, reason: str = "", budget: Budget | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.engine import base as engine_base
@@ -53,7 +53,7 @@ class Attempt:
     started: float
     on_token: Callable[[str, int], None] | None = None
     account: Account = field(default_factory=Account)
-    plan: Plan | None = None
+    plans: list[Plan] = field(default_factory=list)
     base_tokens: int = 0
     record: bool = False
     after: After | None = None
@@ -83,16 +83,13 @@ class Attempt:
             prompt_capacity=call.capacity,
         )
         try:
-            if self.policy.ahead:
-                await self._grow(seq, deadline)
-            else:
-                await self._place(seq)
+            await self._grow(seq, deadline)
             tokens = await self._decode(seq)
             sent = await self._send(seq, tokens)
             # Behind the message, off its consumers' way to their first token.
             await seq.settle()
-            if self.plan is not None and self.plan.learn:
-                await seq.observe(self.plan.learn)
+            if learn := self.plans[-1].learn:
+                await seq.observe(learn)
             report = self._report(seq, tokens, opened, sent)
             on_report(report)
             deadline.reschedule(None)
@@ -170,25 +167,12 @@ class Attempt:
         if seconds is not None and deadline.when() is None:
             deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
-    async def _place(self, seq: EngineSequence) -> None:
-        """All inputs are here: plan the prompt and put it into the row in one go."""
-        segments = await self.segments()
-        if self.policy.realigns:
-            survey = await seq.survey(
-                segments, inputs=self.auditor is None, literals=self.policy.literals
-            )
-            segments, facts = list(survey.segments), list(survey.facts)
-            self.base_tokens += survey.base_tokens
-        else:
-            facts = [_fact(segment) for segment in segments]
-        self.plan = self.policy.plan(facts)
-        done = await seq.extend(
-            segments, self.plan.steps, pilot=self.plan.pilot, answer=self._answer()
-        )
-        self.account.add(range(len(segments)), segments, done, time.perf_counter())
-
     async def _grow(self, seq: EngineSequence, deadline: asyncio.Timeout) -> None:
-        """Extend the row as inputs become known, following the first one that is still open."""
+        """Extend the row as inputs become known.
+
+        A computed message is followed while it is written; one that may be realigned is taken when
+        it is done, and everything before it meanwhile.
+        """
         pending: list[tuple[int, Segment]] = []
         slots = self.template.slots()
         for index, slot in enumerate(slots):
@@ -196,11 +180,18 @@ class Attempt:
                 pending.append((index, slot))
             elif slot in self.inputs:
                 pending.append((index, Segment("placeholder", slot, self.inputs[slot])))
+            elif self.policy.realigns or not self.policy.ahead:
+                draft = self.drafts[slot]
+                if draft.message is None and pending and self.policy.ahead:
+                    await self._flush(seq, pending)
+                message = await draft.delivered()
+                segment = Segment("placeholder", slot, message.ids, message.handle)
+                pending.append((index, segment))
             else:
                 rest = await self._follow(seq, index, slot, pending, slots[index + 1 :])
                 pending.append((index, Segment("placeholder", slot, rest)))
         self._start_deadline(deadline)
-        self.ahead_s = seq.phases.seconds.get("forward", 0.0)
+        self.ahead_s = sum(seq.phases.seconds.values())
         seq.hurry(READY)
         await self._flush(seq, pending, last=True)
 
@@ -250,12 +241,22 @@ class Attempt:
         settle: bool = True,
     ) -> None:
         """Extend the row by everything that is known, and empty `pending`."""
-        segments = [segment for _, segment in pending]
-        self.plan = self.policy.plan([_fact(segment) for segment in segments])
+        segments: Sequence[Segment] = [segment for _, segment in pending]
+        facts: Sequence[Fact] = [_fact(segment) for segment in segments]
+        if self.policy.realigns:
+            survey = await seq.survey(
+                segments, inputs=self.auditor is None, literals=self.policy.literals, last=last
+            )
+            segments, facts = survey.segments, survey.facts
+            self.base_tokens += survey.base_tokens
+        plan = self.policy.plan(facts)
+        self.plans.append(plan)
         answer = self.node.agent.sampling.max_tokens
         await seq.reserve(seq.length + sum(map(len, segments)) + answer)
         ending = self._answer() if last else None
-        done = await seq.extend(segments, self.plan.steps, settle=settle, answer=ending)
+        done = await seq.extend(
+            segments, plan.steps, pilot=plan.pilot, settle=settle, answer=ending
+        )
         self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
         pending.clear()
 
@@ -342,8 +343,8 @@ class Attempt:
             round=self.node.round,
             attempt=self.number,
             mode=self.policy.name,
-            gate=self.plan.gate if self.plan else "no prompt",
-            dense=self.plan.dense if self.plan else False,
+            gate=next((p.gate for p in self.plans if not p.dense), self.plans[-1].gate),
+            dense=all(plan.dense for plan in self.plans),
             exact=seq.exact,
             prompt_tokens=self.account.tokens,
             output_tokens=generated,

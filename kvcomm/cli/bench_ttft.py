@@ -1,0 +1,135 @@
+"""`kvcomm bench ttft`: time to first token in every mode, beside plain transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import complain, console, print_json
+from kvcomm.errors import ReuseRefused, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kvcomm.runtime.speed import Mode
+
+LEGEND = (
+    "TTFT: from the last producer's final token to the agent's first. computed: prompt tokens of "
+    "all agents. base: tokens of standalone base KV beside them. ahead: time in forwards before "
+    "the last input was there. state: what was learned."
+)
+# The paper's model and lengths.
+PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
+
+
+def ttft(
+    graph: Annotated[
+        str, typer.Option("--graph", "-g", metavar="G", help="full or debate.")
+    ] = "full",
+    agents: Annotated[int, typer.Option("--agents", "-n", metavar="N")] = 5,
+    prefix: Annotated[int, typer.Option(metavar="N", help="Tokens of each role text.")] = 512,
+    input_: Annotated[int, typer.Option("--input", metavar="N", help="Tokens of the task.")] = 1024,
+    output: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 512,
+    samples: Annotated[int, typer.Option(metavar="N", help="Passes of each mode.")] = 1,
+    modes: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these modes.", show_default="all")
+    ] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode answers instead of computing given ones.")
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="paper", help="The paper's model on CUDA.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the times, too.", show_default=False),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Measure the time to first token of each agent, in every mode on the same workload."""
+    from kvcomm.runtime.speed import MODES, Ttft, run_ttft
+    from kvcomm.runtime.workload import Workload
+
+    if preset not in (None, "paper"):
+        raise UsageError(f"--preset {preset!r} is unknown: there is `paper`")
+    if preset:
+        model, device, dtype = PAPER["model"], device or PAPER["device"], dtype or PAPER["dtype"]
+    if graph not in ("full", "debate"):
+        raise UsageError(f"--graph {graph!r}: the workload is full or debate")
+    if min(agents, prefix, input_, samples) < 1 or output < 2:
+        raise UsageError("--agents, --prefix, --input and --samples need 1 at least, --output 2")
+    names = list(MODES) if modes is None else [name.strip() for name in modes.split(",")]
+    for name in names:
+        if name not in MODES:
+            raise UsageError(f"mode {name!r} is unknown: choose among {', '.join(MODES)}")
+    if plot is not None:
+        options.need("matplotlib", "plot")
+    work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
+
+    from kvcomm.engine.local import LocalEngine
+    from kvcomm.engine.models import hardware, load_engine
+
+    complain(f"loading {model}")
+    with load_engine(model, device=device, dtype=dtype) as engine:
+        if not isinstance(engine, LocalEngine):
+            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+        bench = Ttft(engine, engine.plain(), work, modes=names, decode=decode, on_pass=_told)
+        measured = run_ttft(bench, samples)
+        where = hardware(engine)
+    value = {
+        "model": model,
+        "hardware": where,
+        "workload": vars(work) | {"decode": decode},
+        "modes": {mode.name: mode.to_json() for mode in measured},
+    }
+    if plot is not None:
+        from kvcomm.cli.plot import plot_ttft
+
+        plot_ttft(value, plot)
+        complain(f"drawn: {plot}")
+    if json:
+        print_json(value)
+        return
+    console().print(_table(measured))
+    console().print(f"\n{LEGEND}\n{where}")
+
+
+def _told(mode: str, sample: int, took_s: float) -> None:
+    what = f"sample {sample + 1}" if sample >= 0 else f"warm-up {-sample}"
+    complain(f"{mode}, {what}: {took_s:.1f} s")
+
+
+def _table(measured: list[Mode]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("mode", no_wrap=True)
+    columns = ("TTFT last", "ratio", "mean", "end to end", "computed", "base", "ahead", "state")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    found: dict[str, dict[str, Any]] = {mode.name: mode.to_json() for mode in measured}
+    reference = found.get("dense")
+    for name, value in found.items():
+        last, agents = value["agents"][-1], value["agents"]
+        ratio = reference["agents"][-1]["ttft_s"] / last["ttft_s"] if reference else None
+        prompt = sum(agent["prompt_tokens"] for agent in agents)
+        table.add_row(
+            name,
+            f"{last['ttft_s']:.2f} s",
+            f"{ratio:.1f}×" if ratio else "",
+            f"{sum(agent['ttft_s'] for agent in agents) / len(agents):.2f} s",
+            f"{value['end_to_end_s']:.1f} s",
+            f"{sum(agent['computed_tokens'] for agent in agents) / prompt:.0%}",
+            f"{sum(agent['base_tokens'] for agent in agents):,}",
+            f"{sum(agent['ahead_s'] for agent in agents):.1f} s",
+            f"{value['state_bytes'] / 1e6:,.0f} MB",
+        )
+    return table
