@@ -60,3 +60,7 @@ class NodeTimeout(KvcommError):
     def __init__(self, node: str, seconds: float) -> None:
         super().__init__(f"node `{node}` took longer than its timeout of {seconds:g} s")
         self.node = node
+
+
+class Preempted(KvcommError):
+    """A row that worked ahead gave way to a call that was ready; it is opened again later."""

@@ -240,6 +240,15 @@ class Engine(Protocol):
     def open(self, call: Call) -> EngineSequence:
         """A new, empty row. Raises `ContextOverflow` when `capacity` exceeds the context."""
 
+    async def enter(self, call: Call) -> EngineSequence:
+        """A new row for a call that is ready, when there is room for it."""
+
+    def spare(self, call: Call) -> EngineSequence | None:
+        """A new row for a call that can wait, or None when there is no room for it now.
+
+        It may lose its room to a call that is ready: its operations then raise `Preempted`.
+        """
+
     async def release(self, handle: Handle) -> None:
         """Undo one pin of a published handle."""
 

@@ -72,6 +72,14 @@ class DenseEngine(LoadedEngine):
         self.check(call)
         return DenseSequence(self, call)
 
+    async def enter(self, call: Call) -> DenseSequence:
+        """A new sequence: it holds token ids only until it generates."""
+        return self.open(call)
+
+    def spare(self, call: Call) -> DenseSequence | None:
+        """A new sequence."""
+        return self.open(call)
+
     async def release(self, handle: Handle) -> None:
         """Nothing is ever pinned."""
 

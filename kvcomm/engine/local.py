@@ -17,7 +17,9 @@ from kvcomm.engine.check import kv_shape
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
+from kvcomm.engine.memory import free_memory
 from kvcomm.engine.realign import tenant
+from kvcomm.engine.room import Room
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.engine.tokens import TokenizerCodec
@@ -34,7 +36,8 @@ T = TypeVar("T")
 class LocalEngine(LoadedEngine):
     """Runs a model whose attention is `packed_attention`; made by `load_engine`.
 
-    `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use.
+    `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use, `row_bytes` bounds
+    these (default: half of the memory that is free once the model is loaded).
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class LocalEngine(LoadedEngine):
         stop: frozenset[int],
         store_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 30,
+        row_bytes: int | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -62,6 +66,7 @@ class LocalEngine(LoadedEngine):
         self.store = Store(store_bytes)
         self.prefix = PrefixCache(prefix_bytes)
         self.offsets = Offsets(dict(FAMILIES))
+        self.room = Room(free_memory(model.device) // 2 if row_bytes is None else row_bytes)
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
         self._header = self._standalone_header()
@@ -81,6 +86,25 @@ class LocalEngine(LoadedEngine):
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return LocalSequence(self, call)
+
+    async def enter(self, call: Call) -> EngineSequence:
+        """A new sequence, when there is room for its row."""
+        self.check(call)
+        return LocalSequence(self, call, await self.room.enter(self.row_bytes * call.capacity))
+
+    def spare(self, call: Call) -> EngineSequence | None:
+        """A new sequence that gives way when it must, or None when there is no room for it."""
+        self.check(call)
+        seq = LocalSequence(self, call)
+        nbytes = self.row_bytes * call.capacity
+        seq.ticket = self.room.try_enter(nbytes, call.priority, seq.give_way)
+        return seq if seq.ticket else None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one slot of a row."""
+        layers, heads, _, dim = kv_shape(self.config, 0)
+        return int(2 * layers * heads * dim * self.network.dtype.itemsize)
 
     def _standalone_header(self) -> tuple[int, ...]:
         """What stands before a bare user text: it takes the attention sink of a base prefill."""

@@ -26,8 +26,10 @@ from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work
 from kvcomm.engine.placement import Piece, Placement
 from kvcomm.engine.realign import Realigner
+from kvcomm.engine.room import Ticket
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
+from kvcomm.errors import Preempted
 from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
@@ -40,8 +42,11 @@ if TYPE_CHECKING:
 class LocalSequence:
     """One row of the local engine; see `kvcomm.engine.base.EngineSequence` for the contract."""
 
-    def __init__(self, engine: LocalEngine, call: Call) -> None:
+    def __init__(self, engine: LocalEngine, call: Call, ticket: Ticket | None = None) -> None:
         self.engine = engine
+        self.ticket = ticket
+        self._gave_way = False
+        self._work: Work | None = None
         self.phases = Phases()
         self.pilot_tokens = 0.0
         self._call = call
@@ -65,7 +70,22 @@ class LocalSequence:
     def hurry(self, priority: int) -> None:
         """Change the sequence's priority."""
         self._priority = priority
+        if self.ticket:
+            self.engine.room.hurry(self.ticket, priority)
         self.engine.loop.wake()
+
+    def give_way(self) -> None:
+        """A call that is ready needs the room: what is under way fails with `Preempted`."""
+        self._gave_way = True
+        self.engine.loop.submit(self._stop)
+
+    def _stop(self) -> None:
+        if self._work is not None and not self._work.future.done():
+            self._work.cancelled = True
+            self._work.fail(self._preempted())
+
+    def _preempted(self) -> Preempted:
+        return Preempted(f"the row of `{self._call.node}` gave way to a call that was ready")
 
     async def survey(
         self,
@@ -107,6 +127,8 @@ class LocalSequence:
         answers: bool,
     ) -> tuple[Placement, Work]:
         """Fill the row and queue what has to be computed; runs on the engine's thread."""
+        if self._gave_way:
+            raise self._preempted()
         row = self._row
         adopts = self._call.reads_prefix and row.exact
         placement = Placement(row, len(row), answers)
@@ -140,6 +162,7 @@ class LocalSequence:
                 self.engine.loop.decode(self._decoding)
 
         work = Work(row, begin, lambda: self._priority, int(answers), self.phases, done)
+        self._work = work
         if pilot:
             self._pilot(placement, begin, pilot, work)
         else:
@@ -282,6 +305,8 @@ class LocalSequence:
 
     async def close(self) -> None:
         """Give the row back."""
+        if self.ticket:
+            self.engine.room.leave(self.ticket)
         if self._decoding is not None:
             self._decoding.cancelled = True
             self.engine.loop.wake()

@@ -3,14 +3,18 @@
 For every template and level (a recipe) it keeps the divergences that audits measured. A level may
 be used when its bound meets the target:
 
-    fewer than 5 audits:  bound = max(prior(level) · error, mean)
-    from 5 audits on:     bound = mean + 1.64 · sd / √n           (of the last 20)
+    fewer than 5 audits:  bound = max(2 · prior(level) · error, mean)
+    from 5 audits on:     bound = mean + t · sd / √n              (of the last 20)
 
-where the prior was measured on this model with base KV only rotated, and error is the share of
-squared offset error that the offset models leave. An audit is out of date when the models have seen
-twice as much since. Of the levels that meet the target the cheapest is taken. When none does, the
-call is exact, and levels are probed on it: realigned beside it, after the answer, and compared. So
-the first calls are exact, and what is delivered approximately was bounded or measured before.
+The prior was measured on this model with base KV only rotated, on texts that may be easier than
+those to come: hence the 2. error is the share of squared offset error that the offset models leave,
+t the 95 % quantile of Student's t with n − 1 degrees of freedom, because a few audits say little of
+their spread. An audit is out of date when the models have seen twice as much since: then new ones
+are made, and count alone from five on.
+
+Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
+levels are probed on it: realigned beside it, after the answer, and compared. So the first calls are
+exact, and what is delivered approximately was bounded or measured before.
 
 Pure: no tensors, no clock, no randomness but seeded.
 """
@@ -32,8 +36,27 @@ from kvcomm.reuse.recipe import LINEAR, Budget, Realign, Recipe
 TARGET = 0.02
 AUDIT_RATE = 0.1
 ENOUGH = 5
+SAFETY = 2.0
 WINDOW = 20
-Z95 = 1.64
+# The one-sided 95 % quantiles of Student's t by degrees of freedom, from 4 on.
+T95 = (
+    2.13,
+    2.02,
+    1.94,
+    1.89,
+    1.86,
+    1.83,
+    1.81,
+    1.80,
+    1.78,
+    1.77,
+    1.76,
+    1.75,
+    1.75,
+    1.74,
+    1.73,
+    1.73,
+)
 
 # Cheapest first.
 LEVELS = (
@@ -118,7 +141,7 @@ class Auto:
             return Choice(Exact("auto: exact, computing ahead is free here"))
         error, samples = max(v.error for v in ready), min(v.samples for v in ready)
         bounds = {x.name: self.bound(template, x, error, samples) for x in self.levels}
-        unknown = [x for x in self.levels if len(self._seen(template, x, samples)) < ENOUGH]
+        unknown = [x for x in self.levels if len(self._fresh(template, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
         for level in self.levels:
             bound = bounds[level.name]
@@ -138,19 +161,27 @@ class Auto:
         """What the divergence of a level stays below on average, as far as is known."""
         seen = self._seen(template, level, samples)
         if len(seen) < ENOUGH:
-            prior = self.priors.get(level.name, math.inf) * error
+            prior = SAFETY * self.priors.get(level.name, math.inf) * error
             return max(prior, statistics.fmean(seen)) if seen else prior
-        return statistics.fmean(seen) + Z95 * statistics.stdev(seen) / math.sqrt(len(seen))
+        spread = T95[len(seen) - ENOUGH] * statistics.stdev(seen) / math.sqrt(len(seen))
+        return statistics.fmean(seen) + spread
 
     def record(self, template: str, level: str, divergence: float, samples: int) -> None:
         """Count one audit or probe, made when the offset models had seen `samples`."""
         key = (template, level)
         self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples))
 
-    def _seen(self, template: str, level: Recipe, samples: int) -> list[float]:
+    def _fresh(self, template: str, level: Recipe, samples: int) -> list[float]:
         """The divergences that are not out of date."""
         audits = self.audits.get((template, level.name), ())
         return [seen.divergence for seen in audits if 2 * seen.samples >= samples]
+
+    def _seen(self, template: str, level: Recipe, samples: int) -> list[float]:
+        """The fresh divergences, if there are enough; else all: old ones err on the safe side."""
+        fresh = self._fresh(template, level, samples)
+        if len(fresh) >= ENOUGH:
+            return fresh
+        return [seen.divergence for seen in self.audits.get((template, level.name), ())]
 
     def to_json(self) -> dict[str, dict[str, list[tuple[float, int]]]]:
         """The audits by template and level."""

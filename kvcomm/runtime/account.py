@@ -103,6 +103,11 @@ class Account:
         for index, segment, done in zip(indices, segments, extended, strict=True):
             self.entry(index, segment.kind, segment.name).add(len(segment), done, clock)
 
+    def drop(self) -> None:
+        """The row is gone: what was computed in it was for nothing."""
+        self.redone += sum(entry.computed for entry in self.entries.values())
+        self.entries.clear()
+
     @property
     def tokens(self) -> int:
         """Prompt tokens so far."""

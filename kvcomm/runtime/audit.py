@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.engine.base import BACKGROUND, Answer, Call, Divergence, Engine, EngineSequence
+from kvcomm.errors import KvcommError
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Auto, Choice
 from kvcomm.reuse.plan import Step
@@ -114,7 +115,7 @@ class Auditor:
         self, done: Finished, level: Recipe, dense: EngineSequence, tokens: int
     ) -> None:
         # What an exact prefix holds is no test of the level.
-        beside = self.engine.open(replace(done.call, reads_prefix=False, feeds_prefix=False))
+        beside = self._row(replace(done.call, reads_prefix=False, feeds_prefix=False))
         try:
             survey = await beside.survey(done.segments, inputs=False, literals=False)
             plan = Realign(level, budget=self.auto.budget).plan(survey.facts)
@@ -129,13 +130,19 @@ class Auditor:
     async def _shadow(self, done: Finished) -> tuple[EngineSequence, int]:
         """The prompt in a computed row, answered greedily, and what that cost in tokens."""
         room = sum(map(len, done.segments)) + GREEDY.sampling.max_tokens
-        shadow = self.engine.open(replace(done.call, capacity=room))
+        shadow = self._row(replace(done.call, capacity=room))
         steps = [COMPUTE] * len(done.segments)
         pieces = await shadow.extend(done.segments, steps, answer=GREEDY)
         tokens = sum(piece.computed for piece in pieces)
         async for _ in shadow.decode():
             tokens += 1
         return shadow, tokens
+
+    def _row(self, call: Call) -> EngineSequence:
+        seq = self.engine.spare(call)
+        if seq is None:
+            raise KvcommError("there is no room for a second row")
+        return seq
 
     def _record(
         self, done: Finished, level: Recipe, found: Divergence | None, tokens: int, error: str = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
-from kvcomm.errors import KvcommError
+from kvcomm.errors import KvcommError, Preempted
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
 from kvcomm.prompt import Segment, Template, common_prefix
@@ -61,6 +61,7 @@ class Attempt:
     choice: Choice | None = None
     forced: tuple[int, ...] = ()
     ahead_s: float = 0.0
+    opened: float = 0.0
 
     async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
         """The whole call; `deadline` counts from its last input to its report.
@@ -69,40 +70,61 @@ class Attempt:
         """
         if self.auditor is not None:
             await self._choose(self.auditor)
-        if not self.policy.ahead:
+        self.opened = time.perf_counter()
+        while True:
+            call, seq = await self._open(deadline)
+            try:
+                await self._grow(seq, deadline)
+                await self._finish(call, seq, deadline, on_report)
+                return
+            except Preempted:
+                self.account.drop()
+                self.plans.clear()
+            finally:
+                await asyncio.shield(seq.close())
+
+    async def _open(self, deadline: asyncio.Timeout) -> tuple[engine_base.Call, EngineSequence]:
+        """A row: at once to work ahead, if there is room; else when all inputs are there."""
+        call = self.engine_call()
+        seq = self.engine.spare(call) if call.priority == AHEAD else None
+        if seq is None:
             for draft in self.drafts.values():
                 await draft.delivered()
             self._start_deadline(deadline)
-        opened = time.perf_counter()
-        call = self.engine_call()
-        seq = self.engine.open(call)
+            call = self.engine_call()
+            seq = await self.engine.enter(call)
         self.recorder.write(
             NodeStarted,
             node=self.node.name,
             attempt=self.number,
             prompt_capacity=call.capacity,
         )
-        try:
-            await self._grow(seq, deadline)
-            tokens = await self._decode(seq)
-            sent = await self._send(seq, tokens)
-            # Behind the message, off its consumers' way to their first token.
-            await seq.settle()
-            if learn := self.plans[-1].learn:
-                await seq.observe(learn)
-            report = self._report(seq, tokens, opened, sent)
-            on_report(report)
-            deadline.reschedule(None)
-            if self.auditor is not None and self.choice is not None:
-                recorded = self.record and self._greedy
-                segments = await self.segments()
-                await self.auditor.after(
-                    Finished(seq, call, segments, self.choice, recorded, self.number)
-                )
-            if self.after is not None:
-                await self.after(self, seq)
-        finally:
-            await asyncio.shield(seq.close())
+        return call, seq
+
+    async def _finish(
+        self,
+        call: engine_base.Call,
+        seq: EngineSequence,
+        deadline: asyncio.Timeout,
+        on_report: Callable[[Call], None],
+    ) -> None:
+        """From the first token to the report, and what comes behind it."""
+        tokens = await self._decode(seq)
+        sent = await self._send(seq, tokens)
+        # Behind the message, off its consumers' way to their first token.
+        await seq.settle()
+        if learn := self.plans[-1].learn:
+            await seq.observe(learn)
+        on_report(self._report(seq, tokens, sent))
+        deadline.reschedule(None)
+        if self.auditor is not None and self.choice is not None:
+            recorded = self.record and self._greedy
+            segments = await self.segments()
+            await self.auditor.after(
+                Finished(seq, call, segments, self.choice, recorded, self.number)
+            )
+        if self.after is not None:
+            await self.after(self, seq)
 
     async def _choose(self, auditor: Auditor) -> None:
         """Let `auto` decide how this call is done."""
@@ -141,8 +163,13 @@ class Attempt:
             feeds_prefix=self.policy.feeds_prefix,
             offsets=self.policy.offsets or (LINEAR.offsets if self.auditor else ""),
             namespace=self.namespace,
-            priority=AHEAD if self.policy.ahead and self.drafts else READY,
+            priority=AHEAD if self.policy.ahead and self._waits else READY,
         )
+
+    @property
+    def _waits(self) -> bool:
+        """Whether an input is still being written."""
+        return any(draft.message is None for draft in self.drafts.values())
 
     def _answer(self) -> engine_base.Answer:
         sampling = self.node.agent.sampling
@@ -320,9 +347,7 @@ class Attempt:
             reason=reason,
         )
 
-    def _report(
-        self, seq: EngineSequence, tokens: list[Token], opened: float, sent: MessageSent
-    ) -> Call:
+    def _report(self, seq: EngineSequence, tokens: list[Token], sent: MessageSent) -> Call:
         clock = self.recorder.since_start
         generated = len(tokens) - (tokens[-1].last == "stop")
         ready = self.ready_at
@@ -348,7 +373,7 @@ class Attempt:
             exact=seq.exact,
             prompt_tokens=self.account.tokens,
             output_tokens=generated,
-            opened_at=clock(opened),
+            opened_at=clock(self.opened),
             ready_at=clock(ready),
             first_token_at=clock(tokens[0].at),
             finished_at=clock(tokens[-1].at),
