@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.bench_memory import memory
+from kvcomm.cli.bench_throughput import throughput
 from kvcomm.cli.bench_ttft import ttft
 from kvcomm.cli.output import complain, console, err_console, print_json
 from kvcomm.errors import ReuseRefused, UsageError
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Measure, beside the alternatives.")
 app.command("ttft")(ttft)
+app.command("throughput")(throughput)
+app.command("memory")(memory)
 
 
 @app.command("fidelity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 LEGEND = (
     "TTFT: from the last producer's final token to the agent's first. computed: prompt tokens of "
     "all agents. base: tokens of standalone base KV beside them. ahead: time in forwards before "
-    "the last input was there. state: what was learned."
+    "the last input was there. as dense: calls with the same text (or, of answers that are given, "
+    "the same first token)."
 )
 # The paper's model and lengths.
 PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
@@ -55,7 +57,7 @@ def ttft(
     json: options.Json = False,
 ) -> None:
     """Measure the time to first token of each agent, in every mode on the same workload."""
-    from kvcomm.runtime.speed import MODES, Ttft, run_ttft
+    from kvcomm.runtime.speed import MODES, Ttft
     from kvcomm.runtime.workload import Workload
 
     if preset not in (None, "paper"):
@@ -75,6 +77,7 @@ def ttft(
     work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
 
     from kvcomm.engine.local import LocalEngine
+    from kvcomm.engine.memory import peak_memory
     from kvcomm.engine.models import hardware, load_engine
 
     complain(f"loading {model}")
@@ -82,13 +85,14 @@ def ttft(
         if not isinstance(engine, LocalEngine):
             raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
         bench = Ttft(engine, engine.plain(), work, modes=names, decode=decode, on_pass=_told)
-        measured = run_ttft(bench, samples)
-        where = hardware(engine)
+        measured = asyncio.run(bench.run(samples))
+        where, peak = hardware(engine), peak_memory(engine.network.device)
     value = {
         "model": model,
         "hardware": where,
+        "peak_bytes": peak,
         "workload": vars(work) | {"decode": decode},
-        "modes": {mode.name: mode.to_json() for mode in measured},
+        "modes": _by_mode(measured),
     }
     if plot is not None:
         from kvcomm.cli.plot import plot_ttft
@@ -102,6 +106,11 @@ def ttft(
     console().print(f"\n{LEGEND}\n{where}")
 
 
+def _by_mode(measured: list[Mode]) -> dict[str, dict[str, Any]]:
+    dense = next((mode for mode in measured if mode.name == "dense"), None)
+    return {mode.name: mode.to_json(dense) for mode in measured}
+
+
 def _told(mode: str, sample: int, took_s: float) -> None:
     what = f"sample {sample + 1}" if sample >= 0 else f"warm-up {-sample}"
     complain(f"{mode}, {what}: {took_s:.1f} s")
@@ -112,10 +121,10 @@ def _table(measured: list[Mode]) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("mode", no_wrap=True)
-    columns = ("TTFT last", "ratio", "mean", "end to end", "computed", "base", "ahead", "state")
+    columns = ("TTFT last", "ratio", "end to end", "computed", "base", "ahead", "as dense")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    found: dict[str, dict[str, Any]] = {mode.name: mode.to_json() for mode in measured}
+    found = _by_mode(measured)
     reference = found.get("dense")
     for name, value in found.items():
         last, agents = value["agents"][-1], value["agents"]
@@ -125,11 +134,10 @@ def _table(measured: list[Mode]) -> Table:
             name,
             f"{last['ttft_s']:.2f} s",
             f"{ratio:.1f}×" if ratio else "",
-            f"{sum(agent['ttft_s'] for agent in agents) / len(agents):.2f} s",
             f"{value['end_to_end_s']:.1f} s",
             f"{sum(agent['computed_tokens'] for agent in agents) / prompt:.0%}",
             f"{sum(agent['base_tokens'] for agent in agents):,}",
             f"{sum(agent['ahead_s'] for agent in agents):.1f} s",
-            f"{value['state_bytes'] / 1e6:,.0f} MB",
+            "" if value["as_dense"] is None else f"{value['as_dense']:.0%}",
         )
     return table

@@ -9,6 +9,7 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import complain, console, print_json
+from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcomm.engine.models import Check
@@ -43,6 +44,13 @@ def list_models(json: options.Json = False) -> None:
 @app.command("check")
 def check(
     model: Name,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Size up prompts of N tokens.", show_default=False),
+    ] = None,
+    agents: Annotated[
+        int, typer.Option("--agents", "-n", metavar="A", help="Agents, with --context.")
+    ] = 5,
     device: options.Device = None,
     dtype: options.Dtype = None,
     json: options.Json = False,
@@ -50,12 +58,15 @@ def check(
     """Load a model and check that its KV can be moved and reused; exit 1 when it cannot."""
     from kvcomm.engine import models
 
+    if context is not None and min(context, agents) < 1:
+        raise UsageError("--context and --agents need 1 at least")
     complain(f"loading {model}")
     report = models.check_model(model, device=device, dtype=dtype)
+    sizes = _sizes(report, context, agents) if context is not None else None
     if json:
-        print_json(asdict(report))
+        print_json(asdict(report) | ({"bytes": sizes} if sizes else {}))
     else:
-        _print(report)
+        _print(report, sizes)
     if not report.reuse_ok:
         raise typer.Exit(1)
 
@@ -68,7 +79,27 @@ def fetch(model: Name) -> None:
     complain(f"{model} is ready in {models.fetch_model(model)}")
 
 
-def _print(report: Check) -> None:
+def _sizes(report: Check, context: int, agents: int) -> dict[str, int]:
+    """Bytes for `agents` prompts of `context` tokens, whose texts (the task and a message of each
+    agent) make up a prompt: rows, base KV of the texts, linear offsets, the paper's full pools."""
+    row = context * report.kv_bytes_per_token
+    return {
+        "rows": agents * row,
+        "base": row,
+        "offsets": 2 * agents * report.offset_bytes,
+        "paper_pool": agents * 20 * 2 * row,
+    }
+
+
+MEANING = {
+    "rows": "rows, all open",
+    "base": "base KV of every text, once",
+    "offsets": "linear offsets, two kinds of text an agent",
+    "paper_pool": "the paper's pools, 20 anchors each",
+}
+
+
+def _print(report: Check, sizes: dict[str, int] | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -79,6 +110,7 @@ def _print(report: Check) -> None:
         ("context", f"{report.context:,} tokens"),
         ("KV", f"{report.kv_bytes_per_token:,} bytes a token"),
         *((name.replace("_", " "), f"{value:.3g}") for name, value in report.measured.items()),
+        *((MEANING[name], f"{value / 1e6:,.0f} MB") for name, value in (sizes or {}).items()),
     ]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)

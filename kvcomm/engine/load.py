@@ -21,6 +21,7 @@ from kvcomm.engine.shapes import SHAPES, random_model
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ModelError
 from kvcomm.kv import Rope
+from kvcomm.reuse.offsets.linear import state_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -41,8 +42,9 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
             layers, heads, _, dim = kv_shape(config, 0)
             size = torch.finfo(getattr(torch, engine.dtype)).bits // 8
             per_token = 2 * layers * heads * dim * size
+            offsets = state_bytes(layers, heads, dim)
         except AttributeError:  # a model without attention heads
-            layers, per_token = config.get_text_config().num_hidden_layers, 0
+            layers, per_token, offsets = config.get_text_config().num_hidden_layers, 0, 0
         return Check(
             engine.model,
             verdict.ok,
@@ -51,6 +53,7 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
             engine.max_context,
             layers,
             per_token,
+            offsets,
         )
     finally:
         engine.close()

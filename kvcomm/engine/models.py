@@ -61,6 +61,7 @@ class Check:
     context: int
     layers: int
     kv_bytes_per_token: int
+    offset_bytes: int
 
 
 def cache_dir() -> Path:

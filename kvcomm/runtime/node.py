@@ -62,6 +62,7 @@ class Attempt:
     forced: tuple[int, ...] = ()
     ahead_s: float = 0.0
     opened: float = 0.0
+    sampled: int | None = None
 
     async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
         """The whole call; `deadline` counts from its last input to its report.
@@ -299,6 +300,7 @@ class Attempt:
                 self.draft.append(token.id)
                 if self.on_token:
                     self.on_token(self.node.name, token.id)
+        self.sampled = tokens[0].id
         return await self._force(seq, tokens[0].at) if self.forced else tokens
 
     async def _force(self, seq: EngineSequence, first: float) -> list[Token]:
@@ -380,6 +382,7 @@ class Attempt:
             ttft_s=tokens[0].at - ready,
             decode_s=tokens[-1].at - tokens[0].at,
             ahead_s=self.ahead_s,
+            first_token=self.sampled,
             stop=tokens[-1].last or "length",
             offsets=self.policy.offsets,
             base_tokens=self.base_tokens,

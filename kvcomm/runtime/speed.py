@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from kvcomm.engine.base import READY, Answer, Engine
 from kvcomm.engine.base import Call as EngineCall
@@ -42,6 +41,7 @@ class Agent:
     ahead_s: float
     decode_budget_s: float
     ttft_s: float
+    first_token: int | None
     gate: str
 
 
@@ -78,8 +78,12 @@ class Mode:
         """The passes whose work ahead fits; all of them where none does."""
         return [p for p in self.passes if p.counts] or self.passes
 
-    def to_json(self) -> dict[str, Any]:
-        """The object of `kvcomm bench ttft --json` for this mode: medians over samples."""
+    def to_json(self, dense: Mode | None = None) -> dict[str, Any]:
+        """The object of `kvcomm bench ttft --json` for this mode: medians over samples.
+
+        With `dense`, how many calls agree with it: in their whole texts where answers are decoded,
+        in the token sampled first where they are given.
+        """
         passes = self.counted
         agents = []
         for calls in zip(*(p.agents for p in passes), strict=True):
@@ -99,7 +103,17 @@ class Mode:
             "state_bytes": self.state_bytes,
             "samples": len(passes),
             "divergence": statistics.fmean(audits) if audits else None,
+            "as_dense": self._as(dense) if dense else None,
         }
+
+    def _as(self, dense: Mode) -> float:
+        same = [
+            mine.first_token == true.first_token
+            and one.answers[mine.node] == other.answers[true.node]
+            for one, other in zip(self.passes, dense.passes, strict=True)
+            for mine, true in zip(one.agents, other.agents, strict=True)
+        ]
+        return statistics.fmean(same)
 
 
 class Ttft:
@@ -204,6 +218,7 @@ class Ttft:
             report.ahead_s,
             before * self.workload.output * self._step_s,
             report.ttft_s,
+            report.first_token,
             report.gate,
         )
 
@@ -232,11 +247,3 @@ class Ttft:
             await seq.close()
         gaps = [b - a for a, b in itertools.pairwise(times)]
         return statistics.median(gaps) if gaps else 0.0
-
-
-def run_ttft(bench: Ttft, samples: int) -> list[Mode]:
-    """`bench.run` for callers without an event loop."""
-    return asyncio.run(bench.run(samples))
-
-
-Layout = Literal["role-first", "shared-first"]

@@ -123,7 +123,7 @@ class MessageSent(_Event):
 class CallFinished(_Event):
     """One finished call. `ready_at`: the last producer's final token was sampled.
 
-    `ahead_s` was spent in forwards of the row before that.
+    `ahead_s` was spent on the row before that, `first_token` is the id that was sampled first.
     `phases` are seconds spent in the engine for this call: fill, offsets, forward, observe.
     `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
     offset models corrected realigned KV. `pilot_tokens` are token-layers of pilots over layers.
@@ -147,6 +147,7 @@ class CallFinished(_Event):
     ttft_s: float
     decode_s: float
     ahead_s: float = 0.0
+    first_token: int | None = None
     stop: Literal["stop", "length"]
     offsets: str = ""
     base_tokens: int = 0

@@ -81,3 +81,61 @@ def test_without_data_both_ways_to_give_it_are_named(cli, monkeypatch) -> None:
     ended = cli(*ARGS)
     assert ended.code == 2
     assert "--data DIR or set KVCOMM_DATA" in ended.err
+
+
+SPEED = ("--model", "random:llama-tiny", "--agents", "2", "--prefix", "30", "--input", "40")
+
+
+def test_ttft_json_has_every_mode_and_agent(cli) -> None:
+    ended = cli("bench", "ttft", *SPEED, "--output", "20", "--json")
+    assert ended.code == 0, ended.err
+    value = json.loads(ended.out)
+    modes = ["generate", "dense", "exact", "shared-first", "kvcomm", "auto", "auto-warm"]
+    assert list(value["modes"]) == modes
+    assert {"model", "hardware", "workload", "peak_bytes"} <= set(value)
+    for mode in value["modes"].values():
+        assert {"agents", "end_to_end_s", "state_bytes"} <= set(mode)
+        keys = {"agent", "prompt_tokens", "computed_tokens", "ahead_s", "decode_budget_s", "ttft_s"}
+        assert all(keys <= set(agent) for agent in mode["agents"])
+
+
+def test_ttft_prints_a_table_and_draws_a_plot(cli, tmp_path: Path) -> None:
+    plot = tmp_path / "times.png"
+    more = ("--output", "20", "--modes", "dense,exact", "--plot", str(plot))
+    ended = cli("bench", "ttft", *SPEED, *more)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[1].startswith("dense")
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput(cli) -> None:
+    args = ("--rows", "1,2", "--graphs", "1", "--prompt", "30", "--tokens", "6", "--samples", "1")
+    ended = cli("bench", "throughput", "--model", "random:llama-tiny", *args)
+    assert ended.code == 0, ended.err
+    assert "2 rows" in ended.out
+    assert "1 graph in flight" in ended.out
+
+
+def test_memory_runs_each_mode_in_a_process_of_its_own(cli) -> None:
+    ended = cli("bench", "memory", *SPEED, "--output", "10", "--modes", "exact", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["peak_bytes"]["exact"] > 1e8
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("ttft", "--modes", "magic"), "mode 'magic' is unknown"),
+        (("ttft", "--graph", "star"), "the workload is full or debate"),
+        (("ttft", "--output", "1"), "--output 2"),
+        (("ttft", "--preset", "magic"), "there is `paper`"),
+        (("ttft", "--model", "random:mamba-tiny"), "cannot reuse KV"),
+        (("throughput", "--rows", "1,x"), "write numbers such as 1,2,4"),
+        (("memory", "--model", "no-such-model"), "model 'no-such-model' is unknown"),
+    ],
+)
+def test_bad_usage_of_the_speed_benchmarks_is_told(cli, argv, message: str) -> None:
+    ended = cli("bench", *argv)
+    assert ended.code == 2
+    assert message in ended.err

@@ -207,3 +207,12 @@ class LinearOffsets:
         self._literal = LiteralMean()
         self._literal.load_state(tensors)
         self._solve()
+
+
+def state_bytes(layers: int, heads: int, dim: int) -> int:
+    """Bytes that one placeholder kind comes to, statistics and solution, literals apart."""
+    together = 2 * heads * dim <= WIDEST_LAYER
+    groups, width = (layers - 1, 2 * heads * dim) if together else ((layers - 1) * heads, 2 * dim)
+    statistics = 8 * (2 * width * width + 2 * width)
+    solution = 4 * (width * width + width)
+    return groups * (statistics + solution)
