@@ -4,13 +4,14 @@ For every template and level (a recipe) it keeps the divergences that audits mea
 be used when its bound meets the target:
 
     fewer than 5 audits:  bound = max(2 · prior(level) · error, mean)
-    from 5 audits on:     bound = mean + t · sd / √n              (of the last 20)
+    from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 20)
 
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
-those to come: hence the 2. error is the share of squared offset error that the offset models leave,
-t the 95 % quantile of Student's t with n − 1 degrees of freedom, because a few audits say little of
-their spread. An audit is out of date when the models have seen twice as much since: then new ones
-are made, and count alone from five on.
+those to come: hence the 2. error is the share of squared offset error that the offset models leave.
+Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
+lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 95 %
+quantile of Student's t with n − 1 degrees of freedom. An audit is out of date when the models have
+seen twice as much since: then new ones are made, and count alone from five on.
 
 Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
 levels are probed on it: realigned beside it, after the answer, and compared. So the first calls are
@@ -38,6 +39,8 @@ AUDIT_RATE = 0.1
 ENOUGH = 5
 SAFETY = 2.0
 WINDOW = 20
+# Divergences below this are as good as none; their logarithms would say otherwise.
+FLOOR = 1e-4
 # The one-sided 95 % quantiles of Student's t by degrees of freedom, from 4 on.
 T95 = (
     2.13,
@@ -163,8 +166,7 @@ class Auto:
         if len(seen) < ENOUGH:
             prior = SAFETY * self.priors.get(level.name, math.inf) * error
             return max(prior, statistics.fmean(seen)) if seen else prior
-        spread = T95[len(seen) - ENOUGH] * statistics.stdev(seen) / math.sqrt(len(seen))
-        return statistics.fmean(seen) + spread
+        return max(_upper(seen), statistics.fmean(seen))
 
     def record(self, template: str, level: str, divergence: float, samples: int) -> None:
         """Count one audit or probe, made when the offset models had seen `samples`."""
@@ -200,6 +202,14 @@ class Auto:
                     raise ValueError(f"audits of {template} hold a number that is no divergence")
                 audits[template, level] = deque(seen, maxlen=WINDOW)
         self.audits = audits
+
+
+def _upper(values: Sequence[float]) -> float:
+    """The upper 95 % bound on the mean of a lognormal distribution, by Cox's method."""
+    logs = [math.log(max(value, FLOOR)) for value in values]
+    count, variance = len(logs), statistics.variance(logs)
+    error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+    return math.exp(statistics.fmean(logs) + variance / 2 + T95[count - ENOUGH] * error)
 
 
 def controller(
