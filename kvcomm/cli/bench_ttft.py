@@ -84,7 +84,15 @@ def ttft(
     with load_engine(model, device=device, dtype=dtype) as engine:
         if not isinstance(engine, LocalEngine):
             raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
-        bench = Ttft(engine, engine.plain(), work, modes=names, decode=decode, on_pass=_told)
+        bench = Ttft(
+            engine,
+            engine.plain(),
+            work,
+            forget=engine.forget,
+            modes=names,
+            decode=decode,
+            on_pass=_told,
+        )
         measured = asyncio.run(bench.run(samples))
         where, peak = hardware(engine), peak_memory(engine.network.device)
     value = {

@@ -276,13 +276,23 @@ class LocalEngine(LoadedEngine):
             attention="sdpa",
         )
 
-    def forget(self) -> None:
-        """Drop all KV and everything learned, as after a fresh load."""
+    def forget(self, namespace: str | None = None) -> None:
+        """Drop all KV and everything learned, as after a fresh load; or that of one namespace.
+
+        Base KV of a namespace stays until the store needs its room: its address tells nobody whose
+        it is.
+        """
 
         def drop() -> None:
-            self.store.clear()
-            self.prefix.clear()
-            self.offsets.models.clear()
+            if namespace is None:
+                self.store.clear()
+                self.offsets.models.clear()
+            else:
+                stem = tenant(namespace)
+                learned = [key for key in self.offsets.models if key[1].startswith(stem)]
+                for key in learned if stem else ():
+                    del self.offsets.models[key]
+            self.prefix.clear(namespace)
 
         self.loop.submit(drop).result()
 

@@ -84,17 +84,21 @@ class PrefixCache:
 
     def _evict(self) -> None:
         while self.nbytes > self.budget:
-            _, entry = self._entries.popitem(last=False)
-            for link in entry.chain:
-                entries = self._blocks[link]
-                entries.remove(entry)
-                if not entries:
-                    del self._blocks[link]
+            self._drop(next(iter(self._entries.values())))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-        self._blocks.clear()
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[id(entry.slab)]
+        for link in entry.chain:
+            entries = self._blocks[link]
+            entries.remove(entry)
+            if not entries:
+                del self._blocks[link]
+
+    def clear(self, namespace: str | None = None) -> None:
+        """Forget everything, or everything of one namespace."""
+        for entry in list(self._entries.values()):
+            if namespace is None or entry.namespace == namespace:
+                self._drop(entry)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -71,8 +71,12 @@ class Kvcomm:
     A call is realigned when every placeholder passes the length and entropy tests; literals after
     a placeholder get their own offsets, the first literal is exact, and only tokens without KV
     and the prompt's last token are computed. Otherwise the call is dense, and the placeholders
-    that failed become anchors.
+    that failed become anchors. Not `gated`, two anchors of the length are enough: so the paper's
+    code measures time to first token (γ = 1).
     """
+
+    def __init__(self, *, gated: bool = True) -> None:
+        self.gated = gated
 
     name, ahead, hands_over = "kvcomm", False, True
     # Only the literals before the first placeholder are kept, as the paper does.
@@ -81,9 +85,14 @@ class Kvcomm:
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """All or nothing, as published."""
-        failed = [i for i, f in enumerate(facts) if f.kind == "placeholder" and _refusal(f)]
+        refused = {
+            i: why
+            for i, fact in enumerate(facts)
+            if fact.kind == "placeholder" and (why := self._refusal(fact))
+        }
+        failed = list(refused)
         if failed:
-            reasons = "; ".join(f"{{{facts[i].name}}}: {_refusal(facts[i])}" for i in failed)
+            reasons = "; ".join(f"{{{facts[i].name}}}: {why}" for i, why in refused.items())
             step = Step("compute", f"dense, because {reasons}")
             learn = tuple(i for i in failed if facts[i].covered)
             return Plan((step,) * len(facts), f"dense: {reasons}", dense=True, learn=learn)
@@ -93,6 +102,17 @@ class Kvcomm:
         before = (None, *facts[:-1])
         steps = tuple(map(self._step, facts, before))
         return Plan(steps, "realigned", dense=False)
+
+    def _refusal(self, fact: Fact) -> str | None:
+        """Why a placeholder cannot be shared; None when it can."""
+        if fact.tokens == 0:
+            return None
+        if not fact.covered:
+            return "no base KV"
+        if fact.verdict is None:
+            return "no verdict"
+        passes = fact.verdict.shareable or (not self.gated and fact.verdict.samples > 1)
+        return None if passes else fact.verdict.reason
 
     @staticmethod
     def _step(fact: Fact, before: Fact | None) -> Step:
@@ -113,17 +133,6 @@ class Kvcomm:
         if fact.last:
             computed.add(fact.tokens - 1)
         return Step("realign", reason, tuple(sorted(computed)))
-
-
-def _refusal(fact: Fact) -> str | None:
-    """Why a placeholder cannot be shared; None when it can."""
-    if fact.tokens == 0:
-        return None
-    if not fact.covered:
-        return "no base KV"
-    if fact.verdict is None or not fact.verdict.shareable:
-        return fact.verdict.reason if fact.verdict else "no verdict"
-    return None
 
 
 def policy_for(mode: str) -> Policy:

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvcomm.engine.base import READY, Answer, Engine
@@ -26,8 +26,9 @@ from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
 
 MODES = ("generate", "dense", "exact", "shared-first", "kvcomm", "auto", "auto-warm")
-# Passes over other samples before a learning mode counts as warm.
-WARM = 3
+# Passes over other samples before a learning mode counts as warm. Anchors serve texts of their own
+# length only; linear offsets any, so auto learns from texts a quarter as long.
+WARM = {"kvcomm": 2, "auto-warm": 10}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Mode:
                     "agent": calls[0].node,
                     **{n: round(statistics.median(getattr(c, n) for c in calls)) for n in numbers},
                     **{n: statistics.median(getattr(c, n) for c in calls) for n in times},
+                    "gate": calls[-1].gate,
                 }
             )
         audits = [a.divergence for p in passes for a in p.audits if a.used and a.divergence]
@@ -120,7 +122,7 @@ class Ttft:
     """Runs the workload in every mode, sample by sample; the mode that begins changes.
 
     `plain` is an engine that runs the same model by transformers' `generate`. With `decode` answers
-    are decoded, otherwise they are given and computed.
+    are decoded, otherwise they are given and computed. `forget` drops a namespace when it is done.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Ttft:
         plain: Engine,
         workload: Workload,
         *,
+        forget: Callable[[str], None] = lambda namespace: None,
         modes: Sequence[str] = MODES,
         decode: bool = False,
         on_pass: Callable[[str, int, float], None] = lambda mode, sample, took: None,
@@ -136,6 +139,7 @@ class Ttft:
         self.engine = engine
         self.workload = workload
         self._decode = decode
+        self._forget = forget
         self._on_pass = on_pass
         self._step_s = 0.0
         graph = workload.build(engine.codec)
@@ -146,7 +150,7 @@ class Ttft:
             "shared-first": Mode(
                 "shared-first", workload.build(engine.codec, "shared-first"), Exact(), engine
             ),
-            "kvcomm": Mode("kvcomm", graph, Kvcomm(), engine, keeps=True),
+            "kvcomm": Mode("kvcomm", graph, Kvcomm(gated=False), engine, keeps=True),
             "auto": Mode("auto", graph, Exact(), engine, Auto()),
             "auto-warm": Mode("auto-warm", graph, Exact(), engine, Auto(), keeps=True),
         }
@@ -159,32 +163,30 @@ class Ttft:
             if mode.auto is not None:
                 await inform(mode.auto, self.engine)
         for mode in self.modes:
-            for number in range(WARM if mode.keeps else 0):
-                await self._pass(mode, -1 - number)
+            for number in range(WARM.get(mode.name, 0)):
+                await self._pass(mode, -1 - number, short=mode.auto is not None)
         for sample in range(samples):
             turn = sample % len(self.modes)
             for mode in (*self.modes[turn:], *self.modes[:turn]):
                 mode.passes.append(await self._pass(mode, sample))
-        for mode in self.modes:
-            family = mode.policy.offsets or (LINEAR.offsets if mode.auto else "")
-            space = self._space(mode, samples - 1)
-            mode.state_bytes = await self.engine.state_bytes(family, space) if family else 0
         return self.modes
 
     def _space(self, mode: Mode, sample: int) -> str:
         """A mode that keeps nothing finds nothing: every sample has a namespace of its own."""
         return f"ttft {mode.name}" if mode.keeps else f"ttft {mode.name} {sample}"
 
-    async def _pass(self, mode: Mode, sample: int) -> Pass:
+    async def _pass(self, mode: Mode, sample: int, *, short: bool = False) -> Pass:
         began = time.perf_counter()
-        codec = self.engine.codec
-        forced = {} if self._decode else self.workload.answers(codec, mode.graph, sample)
+        codec, work = self.engine.codec, self.workload
+        if short:
+            work = replace(work, input=max(work.input // 4, 1), output=max(work.output // 4, 2))
+        forced = {} if self._decode and not short else work.answers(codec, mode.graph, sample)
         scheduler = Scheduler(
             mode.engine,
             mode.graph,
             mode.policy,
             auto=mode.auto,
-            inputs={"task": self.workload.task(codec, sample)},
+            inputs={"task": work.task(codec, sample)},
             seed=0,
             namespace=self._space(mode, sample),
             forced=forced,
@@ -198,6 +200,12 @@ class Ttft:
             {call.node: call.text for call in calls},
             tuple(scheduler.audits),
         )
+        family = mode.policy.offsets or (LINEAR.offsets if mode.auto else "")
+        if family:
+            space = self._space(mode, sample)
+            mode.state_bytes = await self.engine.state_bytes(family, space)
+        if not mode.keeps:
+            self._forget(self._space(mode, sample))
         self._on_pass(mode.name, sample, time.perf_counter() - began)
         return found
 

@@ -210,3 +210,14 @@ def test_colliding_hashes_change_no_hit(weak: object, steps: list, room: int) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PrefixCache, "_link", staticmethod(link))
         check_against_search(steps, room)
+
+
+def test_one_namespace_can_be_forgotten() -> None:
+    cache, kept, gone = cache_of(4), slab(), slab()
+    cache.insert(kept, ids(1, 2), exact=True, namespace="a")
+    cache.insert(gone, ids(1, 2), exact=True, namespace="b")
+    cache.clear("b")
+    assert cache.match(ids(1, 2), "b") is None
+    assert cache.match(ids(1, 2), "a") == (kept, 2 * BLOCK)
+    cache.clear()
+    assert len(cache) == cache.nbytes == 0

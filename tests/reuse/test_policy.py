@@ -183,6 +183,15 @@ def test_adjacent_placeholders_and_one_at_either_end() -> None:
     assert positions == [(), (), (4,)]
 
 
+def test_without_its_gate_two_anchors_are_enough() -> None:
+    refused = Verdict(False, "no anchor stands out: entropy 1.300", 2)
+    few = Verdict(False, "1 anchor of at least 5 tokens, needs 2", 1)
+    policy = Kvcomm(gated=False)
+    assert not policy.plan([literal(), message(verdict=refused), literal(last=True)]).dense
+    assert policy.plan([literal(), message(verdict=few), literal(last=True)]).dense
+    assert Kvcomm().plan([literal(), message(verdict=refused), literal(last=True)]).dense
+
+
 def test_an_empty_message_neither_fails_nor_is_realigned() -> None:
     facts = [literal(), message(0, 0), literal(2), message(), literal(last=True)]
     steps = Kvcomm().plan(facts).steps

@@ -263,3 +263,14 @@ def test_offsets_are_seen_by_requests_in_flight(tiny: LocalEngine) -> None:
         runs(one, MIN_SAMPLES)
         result = two.run(GRAPH, TASKS[-1])
     assert not result.call("b").report.exact
+
+
+def test_what_a_namespace_learned_can_be_forgotten(tiny: LocalEngine) -> None:
+    for name in ("one", "two"):
+        with auto(tiny, target_divergence=100.0, namespace=name) as active:
+            runs(active, MIN_SAMPLES + 1)
+    tiny.forget("one")
+    with auto(tiny, target_divergence=100.0, namespace="one") as active:
+        assert "0 samples" in active.run(GRAPH, TASKS[0]).call("b").report.gate
+    with auto(tiny, target_divergence=100.0, namespace="two") as active:
+        assert not active.run(GRAPH, TASKS[9]).call("b").report.exact
