@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError, Preempted
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
-from kvcomm.prompt import Segment, Template, common_prefix
+from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Choice
-from kvcomm.reuse.plan import Fact, Plan, Step
+from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Policy
 from kvcomm.reuse.recipe import LINEAR
-from kvcomm.runtime.account import Account
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
+from kvcomm.runtime.filling import FINE, Filling
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
 from kvcomm.trace.record import Recorder
-
-# Chunks behind a message that is being written. Fine ones keep little for the moment when the
-# last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
-FINE = 16
-COARSE = 64
 
 FORCED = Step("compute", "forced")
 
@@ -52,15 +47,12 @@ class Attempt:
     namespace: str
     started: float
     on_token: Callable[[str, int], None] | None = None
-    account: Account = field(default_factory=Account)
-    plans: list[Plan] = field(default_factory=list)
     base_tokens: int = 0
     record: bool = False
     after: After | None = None
     auditor: Auditor | None = None
     choice: Choice | None = None
     forced: tuple[int, ...] = ()
-    ahead_s: float = 0.0
     opened: float = 0.0
     sampled: int | None = None
 
@@ -72,17 +64,32 @@ class Attempt:
         if self.auditor is not None:
             await self._choose(self.auditor)
         self.opened = time.perf_counter()
+        filling = self._filling(deadline)
         while True:
             call, seq = await self._open(deadline)
             try:
-                await self._grow(seq, deadline)
-                await self._finish(call, seq, deadline, on_report)
+                await filling.run(seq)
+                await self._finish(call, seq, filling, deadline, on_report)
                 return
             except Preempted:
-                self.account.drop()
-                self.plans.clear()
+                filling.drop()
             finally:
                 await asyncio.shield(seq.close())
+
+    def _filling(self, deadline: asyncio.Timeout) -> Filling:
+        sampling = self.node.agent.sampling
+        first = replace(sampling, max_tokens=1) if self.forced else sampling
+        return Filling(
+            self.template,
+            self.policy,
+            self.inputs,
+            self.drafts,
+            answer=engine_base.Answer(first, self.seed, record=self.record),
+            room=sampling.max_tokens,
+            makes_bases=self.auditor is None,
+            on_ready=lambda: self._start_deadline(deadline),
+            base_tokens=self.base_tokens,
+        )
 
     async def _open(self, deadline: asyncio.Timeout) -> tuple[engine_base.Call, EngineSequence]:
         """A row: at once to work ahead, if there is room; else when all inputs are there."""
@@ -106,6 +113,7 @@ class Attempt:
         self,
         call: engine_base.Call,
         seq: EngineSequence,
+        filling: Filling,
         deadline: asyncio.Timeout,
         on_report: Callable[[Call], None],
     ) -> None:
@@ -114,9 +122,9 @@ class Attempt:
         sent = await self._send(seq, tokens)
         # Behind the message, off its consumers' way to their first token.
         await seq.settle()
-        if learn := self.plans[-1].learn:
+        if learn := filling.plans[-1].learn:
             await seq.observe(learn)
-        on_report(self._report(seq, tokens, sent))
+        on_report(self._report(seq, filling, tokens, sent))
         deadline.reschedule(None)
         if self.auditor is not None and self.choice is not None:
             recorded = self.record and self._greedy
@@ -172,12 +180,6 @@ class Attempt:
         """Whether an input is still being written."""
         return any(draft.message is None for draft in self.drafts.values())
 
-    def _answer(self) -> engine_base.Answer:
-        sampling = self.node.agent.sampling
-        if self.forced:
-            sampling = replace(sampling, max_tokens=1)
-        return engine_base.Answer(sampling, self.seed, record=self.record)
-
     async def segments(self) -> list[Segment]:
         """The whole prompt, messages with their handles. Waits for the inputs."""
         messages = {name: await draft.delivered() for name, draft in self.drafts.items()}
@@ -194,103 +196,6 @@ class Attempt:
         seconds = self.node.agent.timeout_s
         if seconds is not None and deadline.when() is None:
             deadline.reschedule(asyncio.get_running_loop().time() + seconds)
-
-    async def _grow(self, seq: EngineSequence, deadline: asyncio.Timeout) -> None:
-        """Extend the row as inputs become known.
-
-        A computed message is followed while it is written; one that may be realigned is taken when
-        it is done, and everything before it meanwhile.
-        """
-        pending: list[tuple[int, Segment]] = []
-        slots = self.template.slots()
-        for index, slot in enumerate(slots):
-            if isinstance(slot, Segment):
-                pending.append((index, slot))
-            elif slot in self.inputs:
-                pending.append((index, Segment("placeholder", slot, self.inputs[slot])))
-            elif self.policy.realigns or not self.policy.ahead:
-                draft = self.drafts[slot]
-                if draft.message is None and pending and self.policy.ahead:
-                    await self._flush(seq, pending)
-                message = await draft.delivered()
-                segment = Segment("placeholder", slot, message.ids, message.handle)
-                pending.append((index, segment))
-            else:
-                rest = await self._follow(seq, index, slot, pending, slots[index + 1 :])
-                pending.append((index, Segment("placeholder", slot, rest)))
-        self._start_deadline(deadline)
-        self.ahead_s = sum(seq.phases.seconds.values())
-        seq.hurry(READY)
-        await self._flush(seq, pending, last=True)
-
-    async def _follow(
-        self,
-        seq: EngineSequence,
-        index: int,
-        name: str,
-        pending: list[tuple[int, Segment]],
-        later: list[Segment | str],
-    ) -> tuple[int, ...]:
-        """Compute a message while it is written; returns the ids that are left when it is done.
-
-        What was computed is checked against the draft at every turn, and taken back where the
-        draft has changed.
-        """
-        draft, done = self.drafts[name], list[int]()
-        while True:
-            fresh = 0
-            if draft.sealed or draft.followable:
-                keep = common_prefix(done, draft.ids)
-                if keep < len(done):
-                    await self._take_back(seq, index, len(done) - keep)
-                    del done[keep:]
-                fresh = len(draft.ids) - len(done)
-            if draft.sealed:
-                return tuple(draft.ids[len(done) :])
-            if pending:
-                await self._flush(seq, pending)
-                continue
-            open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
-            arrives_last = all(draft.remaining >= other.remaining for other in open_later)
-            chunk = FINE if arrives_last else COARSE
-            if fresh >= chunk:
-                piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
-                await self._flush(seq, [(index, Segment("placeholder", name, piece))], settle=False)
-                done += piece
-            else:
-                await draft.change()
-
-    async def _flush(
-        self,
-        seq: EngineSequence,
-        pending: list[tuple[int, Segment]],
-        *,
-        last: bool = False,
-        settle: bool = True,
-    ) -> None:
-        """Extend the row by everything that is known, and empty `pending`."""
-        segments: Sequence[Segment] = [segment for _, segment in pending]
-        facts: Sequence[Fact] = [_fact(segment) for segment in segments]
-        if self.policy.realigns:
-            survey = await seq.survey(
-                segments, inputs=self.auditor is None, literals=self.policy.literals, last=last
-            )
-            segments, facts = survey.segments, survey.facts
-            self.base_tokens += survey.base_tokens
-        plan = self.policy.plan(facts)
-        self.plans.append(plan)
-        answer = self.node.agent.sampling.max_tokens
-        await seq.reserve(seq.length + sum(map(len, segments)) + answer)
-        ending = self._answer() if last else None
-        done = await seq.extend(
-            segments, plan.steps, pilot=plan.pilot, settle=settle, answer=ending
-        )
-        self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
-        pending.clear()
-
-    async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
-        await seq.truncate(seq.length - tokens)
-        self.account.redone += self.account.entries[index].remove(tokens)
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
         tokens: list[Token] = []
@@ -349,7 +254,9 @@ class Attempt:
             reason=reason,
         )
 
-    def _report(self, seq: EngineSequence, tokens: list[Token], sent: MessageSent) -> Call:
+    def _report(
+        self, seq: EngineSequence, filling: Filling, tokens: list[Token], sent: MessageSent
+    ) -> Call:
         clock = self.recorder.since_start
         generated = len(tokens) - (tokens[-1].last == "stop")
         ready = self.ready_at
@@ -361,7 +268,7 @@ class Attempt:
                 index=index,
                 **entry.fields(ready),
             )
-            for index, entry in sorted(self.account.entries.items())
+            for index, entry in sorted(filling.account.entries.items())
         ]
         report = self.recorder.write(
             CallFinished,
@@ -370,10 +277,10 @@ class Attempt:
             round=self.node.round,
             attempt=self.number,
             mode=self.policy.name,
-            gate=next((p.gate for p in self.plans if not p.dense), self.plans[-1].gate),
-            dense=all(plan.dense for plan in self.plans),
+            gate=filling.gate,
+            dense=filling.dense,
             exact=seq.exact,
-            prompt_tokens=self.account.tokens,
+            prompt_tokens=filling.account.tokens,
             output_tokens=generated,
             opened_at=clock(self.opened),
             ready_at=clock(ready),
@@ -381,20 +288,16 @@ class Attempt:
             finished_at=clock(tokens[-1].at),
             ttft_s=tokens[0].at - ready,
             decode_s=tokens[-1].at - tokens[0].at,
-            ahead_s=self.ahead_s,
+            ahead_s=filling.ahead_s,
             first_token=self.sampled,
             stop=tokens[-1].last or "length",
             offsets=self.policy.offsets,
-            base_tokens=self.base_tokens,
+            base_tokens=filling.base_tokens,
             pilot_tokens=seq.pilot_tokens,
-            redone_tokens=self.account.redone,
+            redone_tokens=filling.account.redone,
             phases=seq.phases.seconds,
         )
         return Call(report=report, steps=steps, message=sent)
-
-
-def _fact(segment: Segment) -> Fact:
-    return Fact(segment.kind, segment.name, len(segment))
 
 
 def _checked(agent: str, post: Callable[[str], str]) -> Callable[[str], str]:
