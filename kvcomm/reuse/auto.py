@@ -9,13 +9,14 @@ be used when its bound meets the target:
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
 those to come: hence the 2. error is the share of squared offset error that the offset models leave.
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
-lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 95 %
+lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 90 %
 quantile of Student's t with n − 1 degrees of freedom. An audit is out of date when the models have
 seen twice as much since: then new ones are made, and count alone from five on.
 
 Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
 levels are probed on it: realigned beside it, after the answer, and compared. So the first calls are
-exact, and what is delivered approximately was bounded or measured before.
+exact, and what is delivered approximately was bounded or measured before. A realigned call is
+audited until its level is known, then at a rate, and as long as a cheaper level may do as well.
 
 Pure: no tensors, no clock, no randomness but seeded.
 """
@@ -41,25 +42,8 @@ SAFETY = 2.0
 WINDOW = 20
 # Divergences below this are as good as none; their logarithms would say otherwise.
 FLOOR = 1e-4
-# The one-sided 95 % quantiles of Student's t by degrees of freedom, from 4 on.
-T95 = (
-    2.13,
-    2.02,
-    1.94,
-    1.89,
-    1.86,
-    1.83,
-    1.81,
-    1.80,
-    1.78,
-    1.77,
-    1.76,
-    1.75,
-    1.75,
-    1.74,
-    1.73,
-    1.73,
-)
+# One-sided 90 % quantiles of Student's t for 4 to 18 degrees of freedom; behind, it hardly falls.
+T90 = (1.53, 1.48, 1.44, 1.41, 1.40, 1.38, 1.37, 1.36, 1.36, 1.35, 1.35, 1.34, 1.34, 1.33, 1.33)
 
 # Cheapest first.
 LEVELS = (
@@ -73,9 +57,10 @@ LEVELS = (
 class Choice:
     """How one call is done: its policy, and the levels that are measured with it.
 
-    `used`: the one level was delivered, and is compared with a dense shadow. Otherwise the call is
-    exact, and the levels are probed beside it. `bounds` holds at most what is expected of each, and
-    `samples` what the offset models had seen.
+    `used`: the call is realigned; if it is audited, `measured` begins with its level, and goes on
+    with cheaper ones that may do as well. Otherwise the call is exact, and the levels are probed
+    beside it. `bounds` holds what is expected at most of each, `samples` what the offset models had
+    seen.
     """
 
     policy: Exact | Realign
@@ -146,15 +131,16 @@ class Auto:
         bounds = {x.name: self.bound(template, x, error, samples) for x in self.levels}
         unknown = [x for x in self.levels if len(self._fresh(template, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
-        for level in self.levels:
+        for index, level in enumerate(self.levels):
             bound = bounds[level.name]
             if bound <= self.target:
                 count = len(self._seen(template, level, samples))
                 basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-                audited = (level,) if drawn or level in unknown else ()
+                cheaper = [x for x in self.levels[:index] if self._undecided(template, x)]
+                audited = drawn or level in unknown or cheaper
                 policy = Realign(level, reason, self.budget)
-                return Choice(policy, True, audited, bounds, samples)
+                return Choice(policy, True, (level, *cheaper) if audited else (), bounds, samples)
         known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known})")
         probed = unknown or (self.levels if drawn else [])
@@ -172,6 +158,11 @@ class Auto:
         """Count one audit or probe, made when the offset models had seen `samples`."""
         key = (template, level)
         self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples))
+
+    def _undecided(self, template: str, level: Recipe) -> bool:
+        """Whether more audits may show that the level meets the target: its mean does."""
+        seen = [audit.divergence for audit in self.audits.get((template, level.name), ())]
+        return len(seen) < WINDOW and (not seen or statistics.fmean(seen) <= self.target)
 
     def _fresh(self, template: str, level: Recipe, samples: int) -> list[float]:
         """The divergences that are not out of date."""
@@ -205,11 +196,13 @@ class Auto:
 
 
 def _upper(values: Sequence[float]) -> float:
-    """The upper 95 % bound on the mean of a lognormal distribution, by Cox's method."""
+    """The upper 90 % bound on the mean of a lognormal distribution, by Cox's method."""
     logs = [math.log(max(value, FLOOR)) for value in values]
     count, variance = len(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
-    return math.exp(statistics.fmean(logs) + variance / 2 + T95[count - ENOUGH] * error)
+    return math.exp(
+        statistics.fmean(logs) + variance / 2 + T90[min(count - ENOUGH, len(T90) - 1)] * error
+    )
 
 
 def controller(

@@ -77,8 +77,8 @@ class Auditor:
         done = replace(done, call=call)
         try:
             if not done.seq.exact:
-                for level in done.choice.measured:
-                    await self._audit(done, level)
+                if done.choice.measured:
+                    await self._audit(done)
                 return
             inputs = {s.name: s.ids for s in done.segments if s.kind == "placeholder"}
             inputs = {name: ids for name, ids in inputs.items() if name not in call.messages}
@@ -89,13 +89,16 @@ class Auditor:
             await _learn(done.seq, done.segments)
         except Exception as error:
             for level in done.choice.measured:
-                self._record(done, level, None, 0, f"{type(error).__name__}: {error}")
+                self._record(done, level, None, 0, error=f"{type(error).__name__}: {error}")
 
-    async def _audit(self, done: Finished, level: Recipe) -> None:
-        """Compare a realigned row with a computed one, and learn from that."""
+    async def _audit(self, done: Finished) -> None:
+        """Compare a realigned row with a computed one, try cheaper levels, and learn from that."""
         shadow, tokens = await self._shadow(done)
+        level, *cheaper = done.choice.measured
         try:
-            self._record(done, level, await done.seq.compare(shadow), tokens)
+            self._record(done, level, await done.seq.compare(shadow), tokens, used=True)
+            for other in cheaper:
+                await self._realign(done, other, shadow, 0)
             await _learn(shadow, done.segments)
         finally:
             await shadow.close()
@@ -145,7 +148,14 @@ class Auditor:
         return seq
 
     def _record(
-        self, done: Finished, level: Recipe, found: Divergence | None, tokens: int, error: str = ""
+        self,
+        done: Finished,
+        level: Recipe,
+        found: Divergence | None,
+        tokens: int,
+        *,
+        used: bool = False,
+        error: str = "",
     ) -> None:
         choice, key = done.choice, self._key(done.call.template)
         if found:
@@ -155,7 +165,7 @@ class Auditor:
             node=done.call.node,
             attempt=done.attempt,
             level=level.name,
-            used=choice.used,
+            used=used,
             target=self.auto.target,
             bound=choice.bounds.get(level.name),
             divergence=found.mean if found else None,

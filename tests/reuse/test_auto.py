@@ -101,6 +101,20 @@ def test_the_cheapest_level_that_meets_the_target_is_taken() -> None:
     assert choice.policy.recipe.name == MIDDLE
 
 
+def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None:
+    made = auto()
+    for divergence in (0.001, 0.001, 0.001, 0.04, 0.05):
+        made.record("t", CHEAP, divergence, 10)  # mean 0.019, bound above
+    audited(made, MIDDLE, 0.03)
+    audited(made, DEAR, 0.001)
+    choice = made.choose("t", {"solver": known()})
+    assert isinstance(choice.policy, Realign)
+    assert choice.policy.recipe.name == DEAR
+    assert [level.name for level in choice.measured] == [DEAR, CHEAP]
+    audited(made, CHEAP, 0.019, count=WINDOW)  # within the target now
+    assert made.choose("t", {"solver": known()}).policy.recipe.name == CHEAP  # type: ignore[union-attr]
+
+
 def test_audits_belong_to_one_template() -> None:
     made = auto()
     audited(made, CHEAP, 0.001)
@@ -108,7 +122,7 @@ def test_audits_belong_to_one_template() -> None:
     assert not made.choose("other", {"solver": known()}).used
 
 
-@pytest.mark.parametrize(("count", "t"), [(5, 2.132), (10, 1.833), (20, 1.729)])
+@pytest.mark.parametrize(("count", "t"), [(5, 1.533), (10, 1.383), (20, 1.328)])
 def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
     draw = random.Random(count)
     values = [math.exp(draw.gauss(-5, 1)) for _ in range(count)]
@@ -123,7 +137,7 @@ def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
 
 
 def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
-    """Nine of ten times, though most of the values lie far below their mean."""
+    """Four of five times at least, though most of the values lie far below their mean."""
     draw, covered = random.Random(1), 0
     true = math.exp(-5 + 1.3**2 / 2)
     for _ in range(400):
@@ -131,7 +145,7 @@ def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
         for _ in range(8):
             made.record("t", CHEAP, math.exp(draw.gauss(-5, 1.3)), 10)
         covered += made.bound("t", LEVELS[0], 0.5, 10) >= true
-    assert covered >= 344
+    assert covered >= 320
 
 
 @given(st.lists(st.floats(0, 1), min_size=ENOUGH, max_size=WINDOW))
