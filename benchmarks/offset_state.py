@@ -43,7 +43,9 @@ def seconds(task: Callable[[], object]) -> float:
     return best
 
 
-def measure(shape: tuple[int, int, int, int], form: Literal["together", "apart"]) -> list[str]:
+def measure(
+    shape: tuple[int, int, int, int], form: Literal["together", "apart"]
+) -> tuple[int, list[float]]:
     """Bytes, and seconds to learn 256 tokens and to predict 1,024, of one layer times layers.
 
     One layer above 0 is measured, so that the widest form fits into memory.
@@ -61,7 +63,7 @@ def measure(shape: tuple[int, int, int, int], form: Literal["together", "apart"]
     text = random_kv(2, heads, dim, TOKENS)
     times = (learn, model._solve, lambda: model.predict(text))
     each = layers - 1
-    return [f"{model.nbytes * each / 1e6:,.0f} MB", *(f"{seconds(t) * each:.2f} s" for t in times)]
+    return model.nbytes * each, [seconds(task) * each for task in times]
 
 
 def pool(shape: tuple[int, int, int, int]) -> int:
@@ -76,18 +78,19 @@ def pool(shape: tuple[int, int, int, int]) -> int:
 def main() -> None:
     """Print the table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "form", "state", "of pool", "learn", "solve", "predict"):
-        table.add_column(
-            name, no_wrap=True, justify="left" if name in ("model", "form") else "right"
-        )
+    for name in ("model", "form"):
+        table.add_column(name, no_wrap=True)
+    for name in ("state", "of pool", "learn", "solve", "predict"):
+        table.add_column(name, no_wrap=True, justify="right")
     forms: tuple[Literal["together", "apart"], ...] = ("together", "apart")
     for model, shape in SHAPES.items():
         whole = pool(shape)
         table.add_row(model, f"{ANCHORS} anchors", f"{whole / 1e6:,.0f} MB", "", "", "", "")
         for form in forms:
-            state, *times = measure(shape, form)
-            share = float(state.split()[0].replace(",", "")) * 1e6 / whole
-            table.add_row("", f"heads {form}", state, f"1/{1 / share:.0f}", *times)
+            state, times = measure(shape, form)
+            took = [f"{seconds_:.2f} s" for seconds_ in times]
+            size = f"{state / 1e6:,.0f} MB"
+            table.add_row("", f"heads {form}", size, f"1/{whole / state:.0f}", *took)
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks.task import Task
+from kvcomm.tasks.task import Task, numbered_lines, passage_names
 
 FOLDER = "KVCOMM_DATA"
 # How many passages of a question are kept: its supporting ones first.
@@ -22,14 +22,13 @@ class Suite:
     """How the rows of a benchmark become tasks. `passages` is how many each task brings."""
 
     name: str
-    about: str
     read: Callable[[Mapping[str, Any], str], Task]
     passages: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of a task's inputs beside `task`."""
-        return tuple(f"passage{number}" for number in range(1, self.passages + 1))
+        return passage_names(self.passages)
 
 
 def _gsm8k(row: Mapping[str, Any], name: str) -> Task:
@@ -48,8 +47,8 @@ def _hotpotqa(row: Mapping[str, Any], name: str) -> Task:
 SUITES = {
     suite.name: suite
     for suite in (
-        Suite("gsm8k", "grade-school mathematics", _gsm8k),
-        Suite("hotpotqa", "questions over several passages", _hotpotqa, PASSAGES),
+        Suite("gsm8k", _gsm8k),
+        Suite("hotpotqa", _hotpotqa, PASSAGES),
     )
 }
 
@@ -69,15 +68,8 @@ def load_suite(name: str, folder: Path | None = None) -> tuple[Suite, list[Task]
             f"{name} needs its rows: pass --data DIR or set {FOLDER} (DIR/{name}.jsonl)"
         )
     path = place / f"{name}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"cannot read {path}: {why}") from None
     tasks = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             task = suite.read(json.loads(line), f"{name}-{number}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

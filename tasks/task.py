@@ -27,8 +27,13 @@ class Task:
     @property
     def inputs(self) -> dict[str, str]:
         """The inputs of a graph that works on this task."""
-        texts = {f"passage{number}": text for number, text in enumerate(self.passages, 1)}
-        return {"task": self.input, **texts}
+        names = passage_names(len(self.passages))
+        return {"task": self.input, **dict(zip(names, self.passages, strict=True))}
+
+
+def passage_names(count: int) -> tuple[str, ...]:
+    """The names of the inputs that hold a task's passages."""
+    return tuple(f"passage{number}" for number in range(1, count + 1))
 
 
 def load_jsonl(path: Path) -> list[Task]:
@@ -37,16 +42,8 @@ def load_jsonl(path: Path) -> list[Task]:
     Other fields are ignored. Raises `UsageError`, with the line, for a file that cannot
     be read or a line that is no task.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UsageError(f"cannot read tasks from {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
     tasks: dict[str, Task] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         task = _parse(line, f"{path}, line {number}")
         if task.id in tasks:
             raise UsageError(f"{path}, line {number}: id {task.id!r} is already taken")
@@ -54,6 +51,20 @@ def load_jsonl(path: Path) -> list[Task]:
     if not tasks:
         raise UsageError(f"{path} holds no tasks: write one JSON object a line")
     return list(tasks.values())
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that hold something, numbered from 1.
+
+    Raises `UsageError` for a file that cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UsageError(f"cannot read tasks from {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parse(line: str, where: str) -> Task:

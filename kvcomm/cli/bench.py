@@ -11,8 +11,10 @@ from kvcomm.cli import options
 from kvcomm.cli.bench_memory import memory
 from kvcomm.cli.bench_throughput import throughput
 from kvcomm.cli.bench_ttft import ttft
-from kvcomm.cli.output import complain, console, err_console, print_json
-from kvcomm.errors import ReuseRefused, UsageError
+from kvcomm.cli.loading import reusing
+from kvcomm.cli.output import complain, console, number_table, print_json
+from kvcomm.cli.progress import progress_bar
+from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,15 +64,11 @@ def fidelity(
     built = with_passages(built, rows.inputs)
     quality = options.quality(target, audit_rate, budget)
 
-    from kvcomm.engine.models import load_engine
     from kvcomm.reuse.auto import controller
     from kvcomm.runtime.fidelity import Fidelity, policies
 
     wanted = _wanted(methods, [*policies(), "auto"])
-    complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine, Bar(warmup + held_out) as bar:
-        if not engine.capabilities.reuse:
-            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+    with reusing(model, device, dtype) as engine, Bar(warmup + held_out) as bar:
         bench = Fidelity(
             engine,
             built,
@@ -118,13 +116,8 @@ def _wanted(methods: str | None, known: list[str]) -> list[str]:
 
 
 def _table(measured: list[Method]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("method", no_wrap=True)
     columns = ("median", "mean", "first", "top-1", "same text", "computed", "state")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table("method", *columns)
     for method in measured:
         found: dict[str, Any] = method.to_json()
         table.add_row(
@@ -152,20 +145,8 @@ class Bar:
     """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._bar: Progress | None = None
-        terminal = err_console()
-        if terminal.is_terminal:
-            self._bar = Progress(
-                "calls",
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=terminal,
-                transient=True,
-                redirect_stdout=False,
-            )
+        self._bar = progress_bar()
+        if self._bar:
             self._task = self._bar.add_task("calls", total=total)
 
     def __enter__(self) -> Bar:

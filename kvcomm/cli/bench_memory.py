@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, number_table, print_json
 from kvcomm.errors import KvcommError, UsageError
 
 RUN = "import sys; from kvcomm.cli import main; main(sys.argv[1:])"
@@ -45,11 +45,7 @@ def memory(
     if json:
         print_json(found)
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("mode", no_wrap=True)
-    table.add_column("peak", justify="right", no_wrap=True)
+    table = number_table("mode", "peak")
     for mode, peak in peaks.items():
         table.add_row(mode, f"{peak / 1e6:,.0f} MB")
     console().print(table)

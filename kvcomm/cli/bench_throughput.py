@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
-from kvcomm.errors import ReuseRefused, UsageError
+from kvcomm.cli.loading import reusing
+from kvcomm.cli.output import complain, console, number_table, print_json
+from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,16 +38,11 @@ def throughput(
     if min(prompt, samples) < 1 or tokens < 2:
         raise UsageError("--prompt and --samples need 1 at least, --tokens 2")
 
-    from kvcomm.engine.local import LocalEngine
-    from kvcomm.engine.models import hardware, load_engine
+    from kvcomm.engine.models import hardware
 
-    complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine:
-        if not isinstance(engine, LocalEngine):
-            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
-        with engine.plain() as plain:
-            bench = Throughput(engine, plain, prompt, tokens, samples, complain)
-            asyncio.run(bench.run(counts, flights))
+    with reusing(model, device, dtype) as engine, engine.plain() as plain:
+        bench = Throughput(engine, plain, prompt, tokens, samples, complain)
+        asyncio.run(bench.run(counts, flights))
         where = hardware(engine)
     if json:
         print_json({"model": model, "hardware": where, **bench.to_json()})
@@ -66,19 +62,14 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _table(bench: Throughput) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("what", no_wrap=True)
-    for name in ("a second", "to generate", "to one"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table("what", "a second", "to generate", "to one")
     table.add_row("generate, one row", f"{bench.generate:.1f} tokens", "1.00×", "")
-    first = next(iter(sorted(bench.decode)))
+    first = min(bench.decode)
     for count, rate in sorted(bench.decode.items()):
         to_one = f"{rate / bench.decode[first]:.2f}×" if first == 1 else ""
         what = f"{count} row{'s' * (count > 1)}"
         table.add_row(what, f"{rate:.1f} tokens", f"{rate / bench.generate:.2f}×", to_one)
-    first = next(iter(sorted(bench.graphs)))
+    first = min(bench.graphs)
     for count, rate in sorted(bench.graphs.items()):
         to_one = f"{rate / bench.graphs[first]:.2f}×" if first == 1 else ""
         what = f"{count} graph{'s' * (count > 1)} in flight"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
-from kvcomm.errors import ReuseRefused, UsageError
+from kvcomm.cli.loading import reusing
+from kvcomm.cli.output import complain, console, number_table, print_json
+from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,17 +77,13 @@ def ttft(
         options.need("matplotlib", "plot")
     work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
 
-    from kvcomm.engine.local import LocalEngine
     from kvcomm.engine.memory import peak_memory
-    from kvcomm.engine.models import hardware, load_engine
+    from kvcomm.engine.models import hardware
 
-    complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine:
-        if not isinstance(engine, LocalEngine):
-            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+    with reusing(model, device, dtype) as engine, engine.plain() as plain:
         bench = Ttft(
             engine,
-            engine.plain(),
+            plain,
             work,
             forget=engine.forget,
             modes=names,
@@ -95,12 +92,13 @@ def ttft(
         )
         measured = asyncio.run(bench.run(samples))
         where, peak = hardware(engine), peak_memory(engine.network.device)
+    modes_found = _by_mode(measured)
     value = {
         "model": model,
         "hardware": where,
         "peak_bytes": peak,
         "workload": vars(work) | {"decode": decode},
-        "modes": _by_mode(measured),
+        "modes": modes_found,
     }
     if plot is not None:
         from kvcomm.cli.plot import plot_ttft
@@ -110,7 +108,7 @@ def ttft(
     if json:
         print_json(value)
         return
-    console().print(_table(measured))
+    console().print(_table(modes_found))
     console().print(f"\n{LEGEND}\n{where}")
 
 
@@ -124,15 +122,9 @@ def _told(mode: str, sample: int, took_s: float) -> None:
     complain(f"{mode}, {what}: {took_s:.1f} s")
 
 
-def _table(measured: list[Mode]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("mode", no_wrap=True)
+def _table(found: dict[str, dict[str, Any]]) -> Table:
     columns = ("TTFT last", "ratio", "end to end", "computed", "base", "ahead", "as dense")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    found = _by_mode(measured)
+    table = number_table("mode", *columns)
     reference = found.get("dense")
     for name, value in found.items():
         last, agents = value["agents"][-1], value["agents"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, err_console, print_json
+from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.progress import progress_bar
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,20 +123,9 @@ class Steps:
     """Progress through a number of runs; as a context it shows a bar, where there is a terminal."""
 
     def __init__(self, title: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
         self._title, self._total, self._done, self._what = title, total, 0, ""
-        self._bar: Progress | None = None
-        terminal = err_console()
-        if terminal.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                console=terminal,
-                transient=True,
-                redirect_stdout=False,
-            )
+        self._bar = progress_bar()
+        if self._bar:
             self._task = self._bar.add_task(title, total=total)
 
     def __enter__(self) -> Steps:

@@ -101,8 +101,7 @@ Data = Annotated[
         "--data",
         metavar="DIR",
         help="Folder with SUITE.jsonl.",
-        envvar="KVCOMM_DATA",
-        show_default=False,
+        show_default="KVCOMM_DATA",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Of sampling and random graphs.")]

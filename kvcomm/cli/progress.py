@@ -8,9 +8,31 @@ from typing import TYPE_CHECKING
 from kvcomm.cli.output import complain, err_console
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
 
     from kvcomm.trace.events import CallFinished, Event
+
+
+def progress_bar() -> Progress | None:
+    """A bar on stderr that goes when it is done: what, how many of how many, time left.
+
+    None where stderr is no terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    terminal = err_console()
+    if not terminal.is_terminal:
+        return None
+    return Progress(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=terminal,
+        transient=True,
+        redirect_stdout=False,
+    )
 
 
 class RunProgress:

@@ -15,6 +15,8 @@ from kvcomm.sampling import Sampling
 # Lower runs first. A ready call's inputs are complete; a row ahead still waits for some; work in
 # the background (audits) waits until nothing else is due.
 READY, AHEAD, BACKGROUND = 0, 1, 2
+# Two rows are compared over this many tokens of dense's answer: divergences, and whole texts.
+COMPARED, SAME_TEXT = 24, 32
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Call:
     node: str
     template: Template
     capacity: int
-    messages: frozenset[str]
-    reads_prefix: bool
-    feeds_prefix: bool
+    messages: frozenset[str] = frozenset()
+    reads_prefix: bool = False
+    feeds_prefix: bool = False
     offsets: str = ""
     namespace: str = ""
     priority: int = 0

@@ -162,6 +162,12 @@ def kv_shape(config: Any, capacity: int) -> tuple[int, int, int, int]:
     return text.num_hidden_layers, kv_heads, capacity, head_dim
 
 
+def slot_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of one token's KV. Raises `AttributeError` for a model without attention heads."""
+    layers, heads, _, dim = kv_shape(config, 0)
+    return int(2 * layers * heads * dim * dtype.itemsize)
+
+
 def _window(text: Any) -> int | None:
     """The smallest attention window that a layer really uses."""
     window = getattr(text, "sliding_window", None)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kvcomm.engine.base import Divergence
-
-COMPARED = 24
-SAME_TEXT = 32
+from kvcomm.engine.base import COMPARED, SAME_TEXT, Divergence
 
 
 def divergence(dense: torch.Tensor, other: torch.Tensor) -> Divergence:

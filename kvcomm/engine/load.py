@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from kvcomm.engine.base import Engine
-from kvcomm.engine.check import Verdict, kv_shape, self_check
+from kvcomm.engine.check import Verdict, kv_shape, self_check, slot_bytes
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
@@ -40,8 +40,7 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
         config = engine.config  # type: ignore[attr-defined]
         try:
             layers, heads, _, dim = kv_shape(config, 0)
-            size = torch.finfo(getattr(torch, engine.dtype)).bits // 8
-            per_token = 2 * layers * heads * dim * size
+            per_token = slot_bytes(config, getattr(torch, engine.dtype))
             offsets = state_bytes(layers, heads, dim)
         except AttributeError:  # a model without attention heads
             layers, per_token, offsets = config.get_text_config().num_hidden_layers, 0, 0

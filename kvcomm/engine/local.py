@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
-from kvcomm.engine.check import kv_shape
+from kvcomm.engine.check import kv_shape, slot_bytes
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
 from kvcomm.engine.memory import free_memory
-from kvcomm.engine.realign import tenant
+from kvcomm.engine.realign import belongs, learned_by
 from kvcomm.engine.room import Room
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
@@ -69,6 +69,7 @@ class LocalEngine(LoadedEngine):
         self.room = Room(free_memory(model.device) // 2 if row_bytes is None else row_bytes)
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
+        self.slot_bytes = slot_bytes(model.config, model.dtype)
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}
         self._lock = threading.Lock()
@@ -90,21 +91,27 @@ class LocalEngine(LoadedEngine):
     async def enter(self, call: Call) -> EngineSequence:
         """A new sequence, when there is room for its row."""
         self.check(call)
-        return LocalSequence(self, call, await self.room.enter(self.row_bytes * call.capacity))
+        return LocalSequence(self, call, await self.room.enter(self.slot_bytes * call.capacity))
 
     def spare(self, call: Call) -> EngineSequence | None:
         """A new sequence that gives way when it must, or None when there is no room for it."""
         self.check(call)
-        seq = LocalSequence(self, call)
-        nbytes = self.row_bytes * call.capacity
-        seq.ticket = self.room.try_enter(nbytes, call.priority, seq.give_way)
-        return seq if seq.ticket else None
+        opened: list[LocalSequence] = []
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one slot of a row."""
-        layers, heads, _, dim = kv_shape(self.config, 0)
-        return int(2 * layers * heads * dim * self.network.dtype.itemsize)
+        def give_way() -> None:
+            for seq in opened:
+                seq.give_way()
+
+        # Nothing is allocated before there is room for it.
+        nbytes = self.slot_bytes * call.capacity
+        ticket = self.room.try_enter(nbytes, call.priority, give_way)
+        if ticket is None:
+            return None
+        seq = LocalSequence(self, call, ticket)
+        opened.append(seq)
+        if ticket.leaving:  # asked before it was there to hear it
+            seq.give_way()
+        return seq
 
     def _standalone_header(self) -> tuple[int, ...]:
         """What stands before a bare user text: it takes the attention sink of a base prefill."""
@@ -194,7 +201,7 @@ class LocalEngine(LoadedEngine):
 
     async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
         """What the offset models say of a template's placeholders, whatever their texts."""
-        stem = tenant(namespace) + template.fingerprint
+        stem = learned_by(template, namespace)
         nothing = KV(*2 * [torch.empty(1, 1, 0, 1)])
 
         def ask() -> dict[str, Verdict]:
@@ -225,13 +232,12 @@ class LocalEngine(LoadedEngine):
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""
-        stem = tenant(namespace)
 
         def count() -> int:
             return sum(
                 model.nbytes
                 for (family, template, _), model in self.offsets.models.items()
-                if family == offsets and template.rpartition("-")[0] + "-" * bool(stem) == stem
+                if family == offsets and belongs(template, namespace)
             )
 
         return await self.call(count)
@@ -288,9 +294,7 @@ class LocalEngine(LoadedEngine):
                 self.store.clear()
                 self.offsets.models.clear()
             else:
-                stem = tenant(namespace)
-                learned = [key for key in self.offsets.models if key[1].startswith(stem)]
-                for key in learned if stem else ():
+                for key in [key for key in self.offsets.models if belongs(key[1], namespace)]:
                     del self.offsets.models[key]
             self.prefix.clear(namespace)
 

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
-from kvcomm.engine.base import BACKGROUND, READY, Phases, Token
-from kvcomm.engine.divergence import SAME_TEXT
+from kvcomm.engine.base import BACKGROUND, READY, SAME_TEXT, Phases, Token
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
 from kvcomm.errors import KvcommError

@@ -12,7 +12,7 @@ from kvcomm.engine.base import Call, Phases, Survey
 from kvcomm.engine.rows import Row
 from kvcomm.kv import KV, content_key
 from kvcomm.message import Handle
-from kvcomm.prompt import Segment
+from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.offsets import OffsetModel
 from kvcomm.reuse.plan import Fact, Step
 
@@ -91,12 +91,9 @@ class Realigner:
     def model(self, index: int, family: str | None = None) -> OffsetModel:
         """The offset model of the placeholder at `index`."""
         number = sum(s.kind == "placeholder" for s in self.segments[:index])
-        return self._model(self.segments[index].name, number, family or self._call.offsets)
-
-    def _model(self, name: str, number: int, family: str) -> OffsetModel:
-        # What one tenant's texts taught never shows in another's.
-        template = tenant(self._call.namespace) + self._call.template.fingerprint
-        return self._engine.offsets.of(family, template, name, number)
+        template = learned_by(self._call.template, self._call.namespace)
+        name = self.segments[index].name
+        return self._engine.offsets.of(family or self._call.offsets, template, name, number)
 
     def _base(self, segment: Segment) -> KV | None:
         return self._engine.store.get(segment.handle.key) if segment.handle else None
@@ -170,8 +167,20 @@ class Realigner:
         self.model(index, family).observe(base, truth - base, literal)
 
 
-def tenant(namespace: str) -> str:
-    """What the names of a namespace's templates begin with."""
+def learned_by(template: Template, namespace: str) -> str:
+    """The name under which a template's offsets are kept.
+
+    What one tenant's texts taught never shows in another's.
+    """
+    return _tenant(namespace) + template.fingerprint
+
+
+def belongs(name: str, namespace: str) -> bool:
+    """Whether `learned_by` gave a template this name in the namespace."""
+    return name.startswith(_tenant(namespace)) if namespace else "-" not in name
+
+
+def _tenant(namespace: str) -> str:
     return content_key(namespace)[:8] + "-" if namespace else ""
 
 

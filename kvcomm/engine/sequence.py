@@ -265,8 +265,7 @@ class LocalSequence:
         key = content_key(
             self.engine.fingerprint, self._call.namespace, "message", row.ids, slots, lineage
         )
-        layers, heads, _, dim = row.slab.keys.shape
-        nbytes = 2 * layers * heads * len(slots) * dim * row.slab.keys.element_size()
+        nbytes = self.engine.slot_bytes * len(slots)
         kept = self.engine.store.put_recipe(
             key, lambda: row.position_free(slots), nbytes, consumers
         )
@@ -287,19 +286,21 @@ class LocalSequence:
         # The tokens that dense fed back, and the final one, which was only sampled.
         fed = dense._row.ids[dense._prompt :][: len(wanted) - 1]
         found: list[torch.Tensor] = []
-        # In a row of its own: the message's KV may still be read from this one.
-        row = Row(self._row.slab, self._row.rope)
 
-        def begin() -> Sequence[int]:
-            copied = self._row.copy(self._prompt, self.engine.new_slab(self._prompt + len(fed)))
-            row.slab, row.ids = copied.slab, copied.ids + fed
-            return range(self._prompt - 1, len(row))
+        # In a row of its own: the message's KV may still be read from this one.
+        def copy() -> Row:
+            slab = self.engine.new_slab(self._prompt + len(fed))
+            copied = self._row.copy(self._prompt, slab)
+            copied.ids += fed
+            return copied
 
         def done(logits: torch.Tensor | None) -> None:
             assert logits is not None
             found.append(logits)
 
-        work = Work(row, begin, lambda: self._priority, len(fed) + 1, self.phases, done)
+        row = await self.engine.call(copy, idle=self._priority > READY)
+        asked = range(self._prompt - 1, len(row))
+        work = Work(row, lambda: asked, lambda: self._priority, len(asked), self.phases, done)
         await self.engine.finish(self.engine.loop.compute(work))
         return await self.engine.call(lambda: divergence(wanted, found[0]))
 

@@ -20,7 +20,7 @@ _TINY = {
     "initializer_range": 0.2,
     "tie_word_embeddings": False,
 }
-_LLAMA3 = {
+_LLAMA3: dict[str, Any] = {
     "vocab_size": 128256,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -50,11 +50,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             **_TINY,
             "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
+                **_LLAMA3["rope_parameters"],
                 "original_max_position_embeddings": 32,
             },
         },

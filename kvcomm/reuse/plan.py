@@ -39,6 +39,11 @@ class Verdict:
     samples: int = 0
     error: float = 1.0
 
+    @property
+    def usable(self) -> bool:
+        """Whether there is something to predict from, its gate aside."""
+        return self.shareable or self.samples > 1
+
 
 @dataclass(frozen=True)
 class Fact:

@@ -75,13 +75,13 @@ class Kvcomm:
     code measures time to first token (γ = 1).
     """
 
-    def __init__(self, *, gated: bool = True) -> None:
-        self.gated = gated
-
     name, ahead, hands_over = "kvcomm", False, True
     # Only the literals before the first placeholder are kept, as the paper does.
     reads_prefix, feeds_prefix = True, False
     realigns, literals, offsets = True, True, "anchors"
+
+    def __init__(self, *, gated: bool = True) -> None:
+        self.gated = gated
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """All or nothing, as published."""
@@ -90,11 +90,10 @@ class Kvcomm:
             for i, fact in enumerate(facts)
             if fact.kind == "placeholder" and (why := self._refusal(fact))
         }
-        failed = list(refused)
-        if failed:
+        if refused:
             reasons = "; ".join(f"{{{facts[i].name}}}: {why}" for i, why in refused.items())
             step = Step("compute", f"dense, because {reasons}")
-            learn = tuple(i for i in failed if facts[i].covered)
+            learn = tuple(i for i in refused if facts[i].covered)
             return Plan((step,) * len(facts), f"dense: {reasons}", dense=True, learn=learn)
         if not any(f.kind == "placeholder" for f in facts):
             step = Step("compute", "nothing to realign")
@@ -111,7 +110,7 @@ class Kvcomm:
             return "no base KV"
         if fact.verdict is None:
             return "no verdict"
-        passes = fact.verdict.shareable or (not self.gated and fact.verdict.samples > 1)
+        passes = fact.verdict.shareable if self.gated else fact.verdict.usable
         return None if passes else fact.verdict.reason
 
     @staticmethod

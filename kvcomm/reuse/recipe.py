@@ -119,7 +119,7 @@ class Realign:
             reason = fact.verdict.reason
             if not fact.verdict.shareable and self.recipe.gated:
                 return Step("compute", reason)
-            if not (fact.verdict.shareable or fact.verdict.samples > 1):
+            if not fact.verdict.usable:
                 corrected, reason = False, f"rotated only: {reason}"
         limit = self.budget.limit(fact.tokens) if self.budget else fact.tokens
         first, deviating = self.recipe.repaired(fact.tokens, limit)

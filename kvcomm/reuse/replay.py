@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from kvcomm.reuse.plan import Fact, Plan, Step, Way
 
@@ -38,10 +39,8 @@ class Replay:
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """The recorded steps, where the segments are still the same."""
-        padded = [*self.planned, *[None] * max(0, len(facts) - len(self.planned))]
-        steps = tuple(
-            self._step(fact, planned) for fact, planned in zip(facts, padded, strict=False)
-        )
+        pairs = zip_longest(facts, self.planned[: len(facts)])
+        steps = tuple(self._step(fact, planned) for fact, planned in pairs)
         dense = not any(step.way == "realign" for step in steps)
         return Plan(steps, "replayed", dense=dense)
 

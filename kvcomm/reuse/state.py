@@ -132,7 +132,7 @@ def save_audits(folder: Path, auto: Auto) -> None:
     text = json.dumps({"format": FORMAT, "audits": auto.to_json()}, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / AUDITS, lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(folder / AUDITS, lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise StateError(f"cannot write the audits to {folder} ({error})") from error
 
@@ -142,15 +142,18 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {"format": FORMAT, "model": model, "fingerprint": fingerprint}
-    _replace(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    replace_file(
+        folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n")
+    )
     for template, tensors in by_template.items():
         # safetensors refuses tensors that share memory; pools share base KV between agents.
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         save = partial(save_file, copies, metadata={"format": FORMAT})
-        _replace(folder / f"{template}.safetensors", save)
+        replace_file(folder / f"{template}.safetensors", save)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a new file beside `path`, then put it there at once, or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

@@ -10,18 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvcomm.engine.base import BACKGROUND, Answer, Call, Divergence, Engine, EngineSequence
+from kvcomm.engine.base import (
+    BACKGROUND,
+    SAME_TEXT,
+    Answer,
+    Call,
+    Divergence,
+    Engine,
+    EngineSequence,
+)
 from kvcomm.errors import KvcommError
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Auto, Choice
-from kvcomm.reuse.plan import Step
+from kvcomm.reuse.plan import Fact, Step
 from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
+from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
 from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
 
 # As many tokens as divergences are measured and texts compared over.
-GREEDY = Answer(Sampling(max_tokens=32), record=True)
+GREEDY = Answer(Sampling(max_tokens=SAME_TEXT), record=True)
 COMPUTE = Step("compute", "shadow")
 
 
@@ -80,8 +89,11 @@ class Auditor:
                 if done.choice.measured:
                     await self._audit(done)
                 return
-            inputs = {s.name: s.ids for s in done.segments if s.kind == "placeholder"}
-            inputs = {name: ids for name, ids in inputs.items() if name not in call.messages}
+            inputs = {
+                s.name: s.ids
+                for s in done.segments
+                if s.kind == "placeholder" and s.name not in call.messages
+            }
             self.base_tokens += await self.prepare(inputs, BACKGROUND)
             # Probes come before the lesson: the models must not have seen this very call.
             if not done.choice.used and done.choice.measured:
@@ -120,8 +132,9 @@ class Auditor:
         # What an exact prefix holds is no test of the level.
         beside = self._row(replace(done.call, reads_prefix=False, feeds_prefix=False))
         try:
-            survey = await beside.survey(done.segments, inputs=False, literals=False)
-            plan = Realign(level, budget=self.auto.budget).plan(survey.facts)
+            policy = Realign(level, budget=self.auto.budget)
+            survey = await surveyed(beside, done.segments, policy, inputs=False)
+            plan = policy.plan(survey.facts)
             if plan.dense:
                 return
             pieces = await beside.extend(survey.segments, plan.steps, pilot=plan.pilot)
@@ -184,5 +197,9 @@ class Auditor:
 async def _learn(seq: EngineSequence, segments: Sequence[Segment]) -> None:
     """Teach the offset models every placeholder whose base KV is known, from a computed row."""
     survey = await seq.survey(segments, inputs=False, literals=False)
-    taught = [i for i, f in enumerate(survey.facts) if f.kind == "placeholder" and f.covered]
-    await seq.observe(taught)
+    await seq.observe(taught_by(survey.facts))
+
+
+def taught_by(facts: Sequence[Fact]) -> list[int]:
+    """The segments that a computed row teaches the offsets of: placeholders with base KV."""
+    return [i for i, fact in enumerate(facts) if fact.kind == "placeholder" and fact.covered]

@@ -19,10 +19,10 @@ from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import Auto
-from kvcomm.reuse.plan import Fact
 from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy
 from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
-from kvcomm.runtime.audit import GREEDY, Auditor, Finished
+from kvcomm.runtime.audit import GREEDY, Auditor, Finished, taught_by
+from kvcomm.runtime.filling import surveyed
 from kvcomm.runtime.node import Attempt
 from kvcomm.runtime.profile import inform
 from kvcomm.runtime.scheduler import Scheduler
@@ -169,10 +169,8 @@ class Fidelity:
             segments = await attempt.segments()
             if self.seen < self.warmup:
                 survey = await dense.survey(segments)
-                learn = [i for i, f in enumerate(survey.facts) if f.verdict or f.covered]
-                learn = [i for i in learn if survey.facts[i].kind == "placeholder"]
                 for family in self._taught:
-                    await dense.observe(learn, family)
+                    await dense.observe(taught_by(survey.facts), family)
             else:
                 for method in self.methods:
                     method.calls.append(await self._measure(method, attempt, segments, dense))
@@ -201,13 +199,9 @@ class Fidelity:
         )
         seq = self.engine.open(call)
         try:
-            placed = list(segments)
-            facts = [_fact(segment) for segment in segments]
-            if policy.realigns:
-                survey = await seq.survey(segments, literals=policy.literals)
-                placed, facts = list(survey.segments), list(survey.facts)
-            plan = policy.plan(facts)
-            done = await seq.extend(placed, plan.steps, pilot=plan.pilot)
+            survey = await surveyed(seq, segments, policy)
+            plan = policy.plan(survey.facts)
+            done = await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)
             return _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
         finally:
             await seq.close()
@@ -229,15 +223,13 @@ class Fidelity:
         policy = choice.policy
         seq = self.engine.open(replace(call, offsets=LINEAR.offsets))
         try:
-            placed, facts = segments, [_fact(segment) for segment in segments]
             if policy.realigns:
                 await auditor.prepare(inputs, READY)
-                survey = await seq.survey(segments, inputs=False, literals=False)
-                placed, facts = survey.segments, list(survey.facts)
-            plan = policy.plan(facts)
+            survey = await surveyed(seq, segments, policy, inputs=False)
+            plan = policy.plan(survey.facts)
             probed = bool(choice.measured) and not choice.used
             answer = GREEDY if probed else None
-            done = await seq.extend(placed, plan.steps, pilot=plan.pilot, answer=answer)
+            done = await seq.extend(survey.segments, plan.steps, pilot=plan.pilot, answer=answer)
             if answer:
                 async for _ in seq.decode():
                     pass
@@ -259,10 +251,6 @@ def _measured(
         any("rotated only" in piece.reason for piece in done),
         gate,
     )
-
-
-def _fact(segment: Segment) -> Fact:
-    return Fact(segment.kind, segment.name, len(segment))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

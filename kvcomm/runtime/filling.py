@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvcomm.engine.base import READY, Answer, EngineSequence
+from kvcomm.engine.base import READY, Answer, EngineSequence, Survey
 from kvcomm.prompt import Segment, Template, common_prefix
 from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
@@ -129,15 +129,16 @@ class Filling:
         settle: bool = True,
     ) -> None:
         """Extend the row by everything that is known, and empty `pending`."""
-        segments: Sequence[Segment] = [segment for _, segment in pending]
-        facts: Sequence[Fact] = [_fact(segment) for segment in segments]
-        if self.policy.realigns:
-            survey = await seq.survey(
-                segments, inputs=self.makes_bases, literals=self.policy.literals, last=last
-            )
-            segments, facts = survey.segments, survey.facts
-            self.base_tokens += survey.base_tokens
-        plan = self.policy.plan(facts)
+        survey = await surveyed(
+            seq,
+            [segment for _, segment in pending],
+            self.policy,
+            inputs=self.makes_bases,
+            last=last,
+        )
+        segments = survey.segments
+        self.base_tokens += survey.base_tokens
+        plan = self.policy.plan(survey.facts)
         self.plans.append(plan)
         await seq.reserve(seq.length + sum(map(len, segments)) + self.room)
         ending = self.answer if last else None
@@ -152,5 +153,16 @@ class Filling:
         self.account.redone += self.account.entries[index].remove(tokens)
 
 
-def _fact(segment: Segment) -> Fact:
-    return Fact(segment.kind, segment.name, len(segment))
+async def surveyed(
+    seq: EngineSequence,
+    segments: Sequence[Segment],
+    policy: Policy,
+    *,
+    inputs: bool = True,
+    last: bool = True,
+) -> Survey:
+    """What `policy` needs to plan these segments: base KV and verdicts only if it realigns."""
+    if policy.realigns:
+        return await seq.survey(segments, inputs=inputs, literals=policy.literals, last=last)
+    facts = tuple(Fact(s.kind, s.name, len(s)) for s in segments)
+    return Survey(tuple(segments), facts, 0)

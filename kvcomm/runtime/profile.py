@@ -8,10 +8,9 @@ of a second row.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.recipe import Budget, Realign, Recipe
+from kvcomm.reuse.state import replace_file
+from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
 
 FORMAT = "kvcomm-profile-1"
@@ -148,8 +149,9 @@ async def _apart(
 ) -> float:
     seq = engine.open(call)
     try:
-        survey = await seq.survey(segments, literals=False)
-        plan = Realign(recipe).plan(survey.facts)
+        policy = Realign(recipe)
+        survey = await surveyed(seq, segments, policy)
+        plan = policy.plan(survey.facts)
         await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)
         return (await seq.compare(dense)).mean
     finally:
@@ -161,9 +163,6 @@ def _call(template: Template, capacity: int) -> Call:
         node="profile",
         template=template,
         capacity=capacity,
-        messages=frozenset(),
-        reads_prefix=False,
-        feeds_prefix=False,
         namespace=NAMESPACE,
         priority=AHEAD,
     )
@@ -171,11 +170,6 @@ def _call(template: Template, capacity: int) -> Call:
 
 def _write(path: Path, text: str) -> None:
     """Keep the profile; without a place to write it is measured again next time."""
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(name, path)
-    except OSError:
-        pass
+        replace_file(path, lambda new: new.write_text(text + "\n", encoding="utf-8"))

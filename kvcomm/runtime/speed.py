@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.engine.base import READY, Answer, Engine
+from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.base import Call as EngineCall
 from kvcomm.graphs import AgentGraph
 from kvcomm.prompt import Segment, Template
@@ -58,7 +58,7 @@ class Pass:
     @property
     def counts(self) -> bool:
         """Whether all work ahead would have fitted beside real decoding."""
-        return all(agent.ahead_s <= max(agent.decode_budget_s, 0) for agent in self.agents)
+        return all(agent.ahead_s <= agent.decode_budget_s for agent in self.agents)
 
 
 @dataclass
@@ -98,7 +98,9 @@ class Mode:
                     "gate": calls[-1].gate,
                 }
             )
-        audits = [a.divergence for p in passes for a in p.audits if a.used and a.divergence]
+        audits = [
+            a.divergence for p in passes for a in p.audits if a.used and a.divergence is not None
+        ]
         return {
             "agents": agents,
             "end_to_end_s": statistics.median(p.end_to_end_s for p in passes),
@@ -240,10 +242,6 @@ class Ttft:
                 node="step",
                 template=Template(((), ()), ("text",), "ttft"),
                 capacity=len(prompt) + steps,
-                messages=frozenset(),
-                reads_prefix=False,
-                feeds_prefix=False,
-                priority=READY,
             )
         )
         try:

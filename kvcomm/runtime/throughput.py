@@ -84,9 +84,6 @@ class Throughput:
             node=f"row {number}",
             template=Template(((), ()), ("text",), "throughput"),
             capacity=self.prompt + self.tokens,
-            messages=frozenset(),
-            reads_prefix=False,
-            feeds_prefix=False,
         )
 
     async def _graphs(self, count: int) -> float:

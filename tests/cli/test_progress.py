@@ -78,7 +78,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         return Console(file=file, force_terminal=True, width=80)
 
     monkeypatch.setattr("kvcomm.cli.progress.err_console", console)
-    monkeypatch.setattr("kvcomm.cli.demo.err_console", console)
     return file
 
 

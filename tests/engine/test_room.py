@@ -14,10 +14,9 @@ from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.room import Room, Ticket
 from kvcomm.errors import Preempted
-from kvcomm.graphs import chain, debate, fully_connected
-from kvcomm.reuse.auto import LEVELS
+from kvcomm.graphs import debate, fully_connected
 from tests.engine.support import COMPUTE, open_row, random_ids, segment
-from tests.runtime.support import TASK, Events, agent, session
+from tests.runtime.support import GRAPH, TASK, Events, agent, auto, session
 
 
 class Asked:
@@ -161,14 +160,14 @@ def test_everybody_who_is_ready_gets_in(calls: list[tuple[int, bool]]) -> None:
 def narrow(tiny: LocalEngine) -> Iterator[LocalEngine]:
     """Room for one row of these graphs, not for two."""
     budget = tiny.room.budget
-    tiny.room.budget = 400 * tiny.row_bytes
+    tiny.room.budget = 400 * tiny.slot_bytes
     yield tiny
     assert tiny.room.used == 0
     tiny.room.budget = budget
 
 
 GRAPHS = {
-    "chain": chain(agent("a", 40), agent("b", 30), agent("c")),
+    "chain": GRAPH,
     "full": fully_connected(agent("a", 30), agent("b", 20), agent("c", 5), agent("d")),
     "debate": debate(agent("a", 18), agent("b", 7), rounds=2, judge=agent("j", exact=True)),
 }
@@ -190,7 +189,7 @@ def test_a_row_ahead_gives_way_and_is_computed_again(narrow: LocalEngine) -> Non
     # b is too large to be opened beside a, c is not; then b is ready, and c has to give way.
     long = replace(agent("b", 20), system="You are b, and you have much to remember. " * 8)
     graph = fully_connected(agent("a", 20), long, agent("c", 5))
-    narrow.room.budget = 440 * narrow.row_bytes
+    narrow.room.budget = 440 * narrow.slot_bytes
     events = Events()
     with session(narrow, "exact", listeners=[events]) as active:
         result = active.run(graph, TASK)
@@ -204,9 +203,7 @@ def test_a_row_ahead_gives_way_and_is_computed_again(narrow: LocalEngine) -> Non
 
 def test_audits_do_without_where_there_is_no_room(narrow: LocalEngine) -> None:
     graph = GRAPHS["chain"]
-    with session(narrow, "auto", target_divergence=100.0) as active:
-        assert active._auto is not None
-        active._auto.priors = {level.name: 0.0 for level in LEVELS}
+    with auto(narrow, target_divergence=100.0) as active:
         results = [active.run(graph, f"{TASK} {n}") for n in range(6)]
     errors = {audit.error for result in results for audit in result.audits}
     assert all(len(result.calls) == 3 for result in results)

@@ -7,6 +7,7 @@ import torch
 
 from kvcomm.kv import KV
 from kvcomm.reuse.offsets import LinearOffsets, MeanOffsets, OffsetModel, kind_of
+from kvcomm.reuse.offsets.linear import state_bytes
 from tests.reuse.offsets_conformance import OffsetModelContract
 
 
@@ -93,3 +94,13 @@ def test_placeholders_of_one_kind_learn_together() -> None:
     assert kind_of("passage_3") == kind_of("passage_12") == kind_of("passage") == "passage"
     assert kind_of("solver@1") == kind_of("solver2@2") == "solver"
     assert kind_of("2") == "2"
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(2, 4), (8, 40)])
+def test_the_bytes_of_a_kind_are_told_before_it_is_learned(heads: int, dim: int) -> None:
+    """For heads together (16 features) and apart (640 would be too wide)."""
+    shape = (3, heads, 20, dim)
+    base, offset = (KV(torch.randn(shape), torch.randn(shape)) for _ in range(2))
+    model = LinearOffsets()
+    model.observe(base, offset, base.slice(0, 0))
+    assert model.nbytes == state_bytes(3, heads, dim)

@@ -6,6 +6,9 @@ from typing import Any
 
 from kvcomm.agents import Agent, Sampling
 from kvcomm.engine.base import Engine
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.reuse.auto import LEVELS
+from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Session
 from kvcomm.trace.events import Event
 
@@ -26,6 +29,26 @@ def agent(name: str, tokens: int = 12, **fields: Any) -> Agent:
 def session(engine: Engine, reuse: str, **options: Any) -> Session:
     """A session that writes nothing and remembers nothing, in a namespace of its own."""
     return Session(engine, **{"reuse": reuse, "state": None, "runs": None, **options})
+
+
+GRAPH = chain(agent("a", 40), agent("b", 30), agent("c"))
+TASKS = [
+    f"How many legs do {n} spiders and {n + 2} cats have together, and why?" for n in range(40)
+]
+
+
+def auto(engine: Engine, *, prior: float = 0.0, spare: int = 0, **options: Any) -> Session:
+    """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
+    made = session(engine, "auto", **options)
+    assert made._auto is not None
+    made._auto.priors = {level.name: prior for level in LEVELS}
+    made._auto.spare = spare
+    return made
+
+
+def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
+    """The first `count` tasks, one after another."""
+    return [active.run(graph, task) for task in TASKS[:count]]
 
 
 class Events:

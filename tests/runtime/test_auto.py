@@ -6,45 +6,21 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kvcomm.agents import Agent, Sampling
-from kvcomm.engine.base import EngineSequence
+from kvcomm.engine.base import Divergence, EngineSequence
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.sequence import LocalSequence
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph, chain, fully_connected
 from kvcomm.reuse.auto import ENOUGH, LEVELS
-from kvcomm.reuse.offsets.linear import MIN_SAMPLES, LinearOffsets
-from kvcomm.runtime.result import Result
-from kvcomm.runtime.session import Session
-from tests.runtime.support import TASK, Events, agent, session
+from kvcomm.reuse.offsets.linear import MIN_SAMPLES
+from tests.runtime.support import GRAPH, TASK, TASKS, Events, agent, auto, runs, session
 from tests.support import TINY
 
-GRAPH = chain(agent("a", 40), agent("b", 30), agent("c"))
-TASKS = [
-    f"How many legs do {n} spiders and {n + 2} cats have together, and why?" for n in range(40)
-]
-
-
-@pytest.fixture(autouse=True)
-def predictable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offsets of random models are hardly predictable; what auto does with good ones is tested."""
-    monkeypatch.setattr(LinearOffsets, "error", property(lambda self: 0.5))
-
-
-def auto(engine: LocalEngine, *, prior: float = 0.0, spare: int = 0, **options: Any) -> Session:
-    """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
-    made = session(engine, "auto", **options)
-    assert made._auto is not None
-    made._auto.priors = {level.name: prior for level in LEVELS}
-    made._auto.spare = spare
-    return made
-
-
-def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
-    return [active.run(graph, task) for task in TASKS[:count]]
+pytestmark = pytest.mark.usefixtures("predictable")
 
 
 def test_nothing_is_realigned_before_anything_was_learned(tiny: LocalEngine) -> None:
@@ -104,17 +80,29 @@ def test_realigned_calls_are_audited_until_five_then_at_the_rate(tiny: LocalEngi
     assert audit.tokens > 0
 
 
-def test_an_audit_is_the_divergence_of_the_delivered_row(tiny: LocalEngine) -> None:
-    """With the target met by prior and one level only, its audit equals a comparison by hand."""
+def test_an_audit_is_the_divergence_of_the_delivered_row(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[LocalSequence, Divergence]] = []
+    compare = LocalSequence.compare
+
+    async def spy(self: LocalSequence, dense: EngineSequence) -> Divergence:
+        compared.append((self, await compare(self, dense)))
+        return compared[-1][1]
+
+    monkeypatch.setattr(LocalSequence, "compare", spy)
     with auto(tiny, target_divergence=100.0) as active:
-        events = Events()
-        active._listeners = (events,)
-        runs(active, MIN_SAMPLES + 1)
-    audits = [a for a in events.of("audit") if a.node == "c"]
-    assert len(audits) == 1
-    assert audits[0].top1_agreement is not None
-    assert 0 <= audits[0].top1_agreement <= 1
-    assert audits[0].first_divergence is not None
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    (audit,) = [a for a in result.audits if a.node == "c"]
+    # Only a row that was delivered has decoded.
+    (found,) = [
+        found
+        for seq, found in compared
+        if seq._call.node == "c" and seq._decoding is not None and not seq.exact
+    ]
+    assert audit.used
+    assert (audit.divergence, audit.first_divergence) == (found.mean, found.first)
+    assert (audit.top1_agreement, audit.same_text) == (found.top1, found.same_text)
 
 
 @pytest.mark.parametrize("shape", TINY)

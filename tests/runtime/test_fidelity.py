@@ -13,8 +13,7 @@ from kvcomm.reuse.auto import LEVELS, Auto
 from kvcomm.reuse.policy import Dense, Exact
 from kvcomm.reuse.recipe import METHODS, Realign, Recipe
 from kvcomm.runtime.fidelity import Fidelity, Method, policies
-from tests.runtime.support import agent
-from tests.runtime.test_auto import TASKS
+from tests.runtime.support import TASKS, agent
 
 GRAPH = fully_connected(agent("a", 40), agent("b", 30), agent("c"))
 QUESTIONS = [{"task": task} for task in TASKS]

@@ -9,12 +9,13 @@ import pytest
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import chain
-from kvcomm.reuse.offsets.linear import MIN_SAMPLES, LinearOffsets
+from kvcomm.reuse.offsets.linear import MIN_SAMPLES
 from kvcomm.reuse.plan import Fact, Verdict
 from kvcomm.reuse.replay import Planned, Replay
 from kvcomm.runtime.result import Result
-from tests.runtime.support import agent, session
-from tests.runtime.test_auto import GRAPH, TASKS, auto, runs
+from tests.runtime.support import GRAPH, TASKS, agent, auto, runs, session
+
+pytestmark = pytest.mark.usefixtures("predictable")
 
 YES = Verdict(True, "linear", 5)
 
@@ -25,11 +26,6 @@ def plans(result: Result) -> list[tuple[object, ...]]:
         for call in sorted(result.calls, key=lambda call: call.node)
         for step in call.steps
     ]
-
-
-@pytest.fixture(autouse=True)
-def predictable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinearOffsets, "error", property(lambda self: 0.5))
 
 
 def test_a_realigned_run_is_done_again_position_by_position(

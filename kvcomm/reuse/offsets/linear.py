@@ -172,7 +172,7 @@ class LinearOffsets:
 
     def _together(self, heads: int, dim: int) -> bool:
         if self.heads is None:
-            return 2 * heads * dim <= WIDEST_LAYER
+            return _narrow(heads, dim)
         return self.heads == "together"
 
     @property
@@ -211,8 +211,14 @@ class LinearOffsets:
 
 def state_bytes(layers: int, heads: int, dim: int) -> int:
     """Bytes that one placeholder kind comes to, statistics and solution, literals apart."""
-    together = 2 * heads * dim <= WIDEST_LAYER
-    groups, width = (layers - 1, 2 * heads * dim) if together else ((layers - 1) * heads, 2 * dim)
+    groups, width = layers - 1, 2 * heads * dim
+    if not _narrow(heads, dim):
+        groups, width = groups * heads, 2 * dim
     statistics = 8 * (2 * width * width + 2 * width)
     solution = 4 * (width * width + width)
     return groups * (statistics + solution)
+
+
+def _narrow(heads: int, dim: int) -> bool:
+    """Whether one regression over all heads of a layer is small enough."""
+    return 2 * heads * dim <= WIDEST_LAYER
