@@ -4,14 +4,17 @@ For every template and level (a recipe) it keeps the divergences that audits mea
 be used when its bound meets the target:
 
     fewer than 5 audits:  bound = max(2 · prior(level) · error, mean)
-    from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 20)
+    from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 30)
 
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
 those to come: hence the 2. error is the share of squared offset error that the offset models leave.
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
-lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 90 %
+lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 95 %
 quantile of Student's t with n − 1 degrees of freedom. An audit is out of date when the models have
-seen twice as much since: then new ones are made, and count alone from five on.
+seen twice as much since: then new ones are made, and count alone from five on. The bound is looked
+at before every call, and the call at which it first falls below the target is a lucky one: so it is
+never less than the mean of what was delivered, and calls whose bound is over half the target are
+all audited.
 
 Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
 levels are probed on it: realigned beside it, after the answer, and compared. So the first calls are
@@ -39,11 +42,13 @@ TARGET = 0.02
 AUDIT_RATE = 0.1
 ENOUGH = 5
 SAFETY = 2.0
-WINDOW = 20
+WINDOW = 30
 # Divergences below this are as good as none; their logarithms would say otherwise.
 FLOOR = 1e-4
-# One-sided 90 % quantiles of Student's t for 4 to 18 degrees of freedom; behind, it hardly falls.
-T90 = (1.53, 1.48, 1.44, 1.41, 1.40, 1.38, 1.37, 1.36, 1.36, 1.35, 1.35, 1.34, 1.34, 1.33, 1.33)
+# One-sided 95 % quantiles of Student's t for 4 to 18 degrees of freedom; behind, it hardly falls.
+T95 = (2.13, 2.02, 1.94, 1.90, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1.75, 1.74, 1.73)
+# A bound over this share of the target is watched on every call.
+NEAR = 0.5
 
 # Cheapest first.
 LEVELS = (
@@ -72,10 +77,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Seen:
-    """One audit: the divergence in nats, and how many samples the offset models had seen."""
+    """One audit: the divergence in nats, and how many samples the offset models had seen.
+
+    `used`: the answer was delivered.
+    """
 
     divergence: float
     samples: int
+    used: bool = False
 
 
 @dataclass
@@ -138,7 +147,8 @@ class Auto:
                 basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
                 cheaper = [x for x in self.levels[:index] if self._undecided(template, x)]
-                audited = drawn or level in unknown or cheaper
+                near = bound > NEAR * self.target
+                audited = drawn or near or level in unknown or cheaper
                 policy = Realign(level, reason, self.budget)
                 return Choice(policy, True, (level, *cheaper) if audited else (), bounds, samples)
         known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
@@ -152,12 +162,16 @@ class Auto:
         if len(seen) < ENOUGH:
             prior = SAFETY * self.priors.get(level.name, math.inf) * error
             return max(prior, statistics.fmean(seen)) if seen else prior
-        return max(_upper(seen), statistics.fmean(seen))
+        audits = self.audits[template, level.name]
+        delivered = [audit.divergence for audit in audits if audit.used]
+        return max(_upper(seen), *(statistics.fmean(group) for group in (seen, delivered) if group))
 
-    def record(self, template: str, level: str, divergence: float, samples: int) -> None:
-        """Count one audit or probe, made when the offset models had seen `samples`."""
+    def record(
+        self, template: str, level: str, divergence: float, samples: int, *, used: bool
+    ) -> None:
+        """Count one audit (`used`) or probe, made when the offset models had seen `samples`."""
         key = (template, level)
-        self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples))
+        self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples, used))
 
     def _undecided(self, template: str, level: Recipe) -> bool:
         """Whether more audits may show that the level meets the target: its mean does."""
@@ -176,19 +190,23 @@ class Auto:
             return fresh
         return [seen.divergence for seen in self.audits.get((template, level.name), ())]
 
-    def to_json(self) -> dict[str, dict[str, list[tuple[float, int]]]]:
+    def to_json(self) -> dict[str, dict[str, list[tuple[float, int, bool]]]]:
         """The audits by template and level."""
-        found: dict[str, dict[str, list[tuple[float, int]]]] = {}
+        found: dict[str, dict[str, list[tuple[float, int, bool]]]] = {}
         for (template, level), audits in self.audits.items():
-            found.setdefault(template, {})[level] = [(s.divergence, s.samples) for s in audits]
+            found.setdefault(template, {})[level] = [
+                (s.divergence, s.samples, s.used) for s in audits
+            ]
         return found
 
-    def load_json(self, value: Mapping[str, Mapping[str, Sequence[tuple[float, int]]]]) -> None:
+    def load_json(
+        self, value: Mapping[str, Mapping[str, Sequence[tuple[float, int, bool]]]]
+    ) -> None:
         """Take up audits that `to_json` returned. Raises `ValueError` for anything else."""
         audits = {}
         for template, levels in value.items():
-            for level, pairs in levels.items():
-                seen = [Seen(float(divergence), int(samples)) for divergence, samples in pairs]
+            for level, triples in levels.items():
+                seen = [Seen(float(d), int(samples), bool(used)) for d, samples, used in triples]
                 if not all(0 <= s.divergence < math.inf and s.samples >= 0 for s in seen):
                     raise ValueError(f"audits of {template} hold a number that is no divergence")
                 audits[template, level] = deque(seen, maxlen=WINDOW)
@@ -196,12 +214,12 @@ class Auto:
 
 
 def _upper(values: Sequence[float]) -> float:
-    """The upper 90 % bound on the mean of a lognormal distribution, by Cox's method."""
+    """The upper 95 % bound on the mean of a lognormal distribution, by Cox's method."""
     logs = [math.log(max(value, FLOOR)) for value in values]
     count, variance = len(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
     return math.exp(
-        statistics.fmean(logs) + variance / 2 + T90[min(count - ENOUGH, len(T90) - 1)] * error
+        statistics.fmean(logs) + variance / 2 + T95[min(count - ENOUGH, len(T95) - 1)] * error
     )
 
 

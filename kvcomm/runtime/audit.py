@@ -172,7 +172,7 @@ class Auditor:
     ) -> None:
         choice, key = done.choice, self._key(done.call.template)
         if found:
-            self.auto.record(key, level.name, found.mean, choice.samples)
+            self.auto.record(key, level.name, found.mean, choice.samples, used=used)
         event = self.recorder.write(
             Audited,
             node=done.call.node,

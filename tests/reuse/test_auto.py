@@ -34,10 +34,15 @@ def auto(target: float = 0.02, rate: float = 0.0, prior: float = 1.0, **fields: 
 
 
 def audited(
-    made: Auto, level: str, divergence: float, count: int = ENOUGH, samples: int = 10
+    made: Auto,
+    level: str,
+    divergence: float,
+    count: int = ENOUGH,
+    samples: int = 10,
+    used: bool = False,
 ) -> None:
     for _ in range(count):
-        made.record("t", level, divergence, samples)
+        made.record("t", level, divergence, samples, used=used)
 
 
 def test_it_needs_no_torch() -> None:
@@ -82,9 +87,9 @@ def test_one_bad_audit_outweighs_a_good_prior() -> None:
 
 def test_five_good_audits_outweigh_a_bad_prior() -> None:
     made = auto(prior=10.0)
-    audited(made, CHEAP, 0.01, count=ENOUGH - 1)
+    audited(made, CHEAP, 0.009, count=ENOUGH - 1)
     assert isinstance(made.choose("t", {"solver": known()}).policy, Exact)
-    audited(made, CHEAP, 0.01, count=1)
+    audited(made, CHEAP, 0.009, count=1)
     choice = made.choose("t", {"solver": known()})
     assert choice.used
     assert not choice.measured  # known, and the rate is 0
@@ -104,7 +109,7 @@ def test_the_cheapest_level_that_meets_the_target_is_taken() -> None:
 def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None:
     made = auto()
     for divergence in (0.001, 0.001, 0.001, 0.04, 0.05):
-        made.record("t", CHEAP, divergence, 10)  # mean 0.019, bound above
+        made.record("t", CHEAP, divergence, 10, used=False)  # mean 0.019, bound above
     audited(made, MIDDLE, 0.03)
     audited(made, DEAR, 0.001)
     choice = made.choose("t", {"solver": known()})
@@ -115,6 +120,26 @@ def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None
     assert made.choose("t", {"solver": known()}).policy.recipe.name == CHEAP  # type: ignore[union-attr]
 
 
+def test_calls_whose_bound_is_near_the_target_are_all_audited() -> None:
+    made = auto()
+    audited(made, CHEAP, 0.011)
+    choice = made.choose("t", {"solver": known()})
+    assert choice.used
+    assert [level.name for level in choice.measured] == [CHEAP]
+
+
+def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
+    """However well it does in the probes beside exact calls."""
+    made = auto()
+    audited(made, CHEAP, 0.001, count=20)
+    audited(made, CHEAP, 0.025, count=2, used=True)
+    bound = made.bound("t", LEVELS[0], 0.5, 10)
+    assert bound >= 0.025
+    assert not made.choose("t", {"solver": known()}).used
+    audited(made, CHEAP, 0.001, count=WINDOW)  # the old ones are forgotten
+    assert made.choose("t", {"solver": known()}).used
+
+
 def test_audits_belong_to_one_template() -> None:
     made = auto()
     audited(made, CHEAP, 0.001)
@@ -122,13 +147,13 @@ def test_audits_belong_to_one_template() -> None:
     assert not made.choose("other", {"solver": known()}).used
 
 
-@pytest.mark.parametrize(("count", "t"), [(5, 1.533), (10, 1.383), (20, 1.328)])
+@pytest.mark.parametrize(("count", "t"), [(5, 2.132), (10, 1.833), (20, 1.729)])
 def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
     draw = random.Random(count)
     values = [math.exp(draw.gauss(-5, 1)) for _ in range(count)]
     made = auto()
     for value in values:
-        made.record("t", CHEAP, value, 10)
+        made.record("t", CHEAP, value, 10, used=False)
     logs = [math.log(value) for value in values]
     mean, variance = statistics.fmean(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
@@ -137,22 +162,22 @@ def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
 
 
 def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
-    """Four of five times at least, though most of the values lie far below their mean."""
+    """Five of six times at least, though most of the values lie far below their mean."""
     draw, covered = random.Random(1), 0
     true = math.exp(-5 + 1.3**2 / 2)
     for _ in range(400):
         made = auto()
         for _ in range(8):
-            made.record("t", CHEAP, math.exp(draw.gauss(-5, 1.3)), 10)
+            made.record("t", CHEAP, math.exp(draw.gauss(-5, 1.3)), 10, used=False)
         covered += made.bound("t", LEVELS[0], 0.5, 10) >= true
-    assert covered >= 320
+    assert covered >= 335
 
 
 @given(st.lists(st.floats(0, 1), min_size=ENOUGH, max_size=WINDOW))
 def test_the_bound_is_never_below_the_mean(values: list[float]) -> None:
     made = auto()
     for value in values:
-        made.record("t", CHEAP, value, 10)
+        made.record("t", CHEAP, value, 10, used=False)
     assert made.bound("t", LEVELS[0], 0.5, 10) >= statistics.fmean(values)
 
 
@@ -228,7 +253,7 @@ def test_what_is_used_has_a_bound_within_the_target(
 ) -> None:
     made = auto(target=target, rate=0.5, prior=0.05)
     for level, divergence in audits:
-        made.record("t", level, divergence, 10)
+        made.record("t", level, divergence, 10, used=False)
     choice = made.choose("t", {"a": known(error=error)}, seed=seed)
     if choice.used:
         assert isinstance(choice.policy, Realign)
