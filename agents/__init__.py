@@ -1,4 +1,4 @@
-"""Agents: who they are, what they are asked, how they speak."""
+"""Agents: who they are, what they are asked, how they speak. And tools, which are code."""
 
 from kvcomm.agents.agent import Agent
 from kvcomm.agents.roles import (
@@ -11,12 +11,14 @@ from kvcomm.agents.roles import (
     role,
     solver,
 )
+from kvcomm.agents.tool import Tool
 from kvcomm.sampling import Sampling
 
 __all__ = [
     "ROLES",
     "Agent",
     "Sampling",
+    "Tool",
     "critic",
     "editor",
     "judge",

@@ -17,13 +17,36 @@ RESERVED = frozenset({"task", "messages", "history"})
 SHARED_SYSTEM = "You are one of several agents who work on a task together."
 
 
+def check_name(name: str) -> None:
+    """Raise `UsageError` for a name that cannot stand in a template."""
+    if not NAME.match(name) or name in RESERVED:
+        raise UsageError(
+            f"agent name {name!r} cannot stand in a template: use letters, digits, `_` "
+            f"and `-`, not one of {', '.join(sorted(RESERVED))}"
+        )
+
+
 @dataclass(frozen=True)
 class Sender:
-    """A predecessor as an agent's template sees it: `own` marks the agent's earlier self."""
+    """A predecessor as an agent's template sees it.
+
+    `own` marks the agent's earlier self, `output` one of a tool's several texts.
+    """
 
     node: str
     agent: str
     own: bool = False
+    output: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the text is called in templates."""
+        return self.output or self.node
+
+    @property
+    def title(self) -> str:
+        """The line that says whose text it is."""
+        return f"{self.output}:" if self.output else f"{self.agent} wrote:"
 
 
 @dataclass(frozen=True)
@@ -50,11 +73,7 @@ class Agent:
     retries: int = 0
 
     def __post_init__(self) -> None:
-        if not NAME.match(self.name) or self.name in RESERVED:
-            raise UsageError(
-                f"agent name {self.name!r} cannot stand in a template: use letters, digits, `_` "
-                f"and `-`, not one of {', '.join(sorted(RESERVED))}"
-            )
+        check_name(self.name)
         if self.layout not in ("role-first", "shared-first"):
             raise UsageError(
                 f"layout {self.layout!r} is unknown: use 'role-first' or 'shared-first'"
@@ -83,7 +102,7 @@ class Agent:
             for name in named
             if name not in ("messages", "history")
         }
-        messages = [s for s in senders if s.node not in bound.values()]
+        messages = [s for s in senders if s.name not in bound.values()]
         history = [s for s in messages if s.own and "history" in named]
         messages = [s for s in messages if s not in history]
         if messages and "messages" not in named:
@@ -93,9 +112,9 @@ class Agent:
             if isinstance(piece, Text):
                 return [piece]
             if piece.name == "messages":
-                return _blocks([(f"{s.agent} wrote:", s.node) for s in messages])
+                return _blocks([(s.title, s.name) for s in messages])
             if piece.name == "history":
-                return _blocks([("You wrote before:", s.node) for s in history])
+                return _blocks([("You wrote before:", s.name) for s in history])
             return [Hole(bound[piece.name])]
 
         role, ask = [bind(piece) for piece in system], [bind(piece) for piece in prompt]
@@ -106,8 +125,8 @@ class Agent:
 
     def _producer(self, name: str, senders: Sequence[Sender], inputs: Sequence[str]) -> str:
         """The node or input that fills the placeholder `name`."""
-        found = [s.node for s in senders if s.node == name]
-        found = found or [s.node for s in senders if s.agent == name]
+        found = [s.name for s in senders if s.name == name]
+        found = found or [s.name for s in senders if s.agent == name]
         if len(found) > 1 and name != self.name:
             nodes = ", ".join(f"`{{{node}}}`" for node in found)
             raise GraphError(
@@ -118,7 +137,9 @@ class Agent:
             return found[-1]
         if name in inputs:
             return name
-        known = dict.fromkeys([*inputs, *(s.agent for s in senders), "messages", "history"])
+        known = dict.fromkeys(
+            [*inputs, *(s.output or s.agent for s in senders), "messages", "history"]
+        )
         raise GraphError(
             f"placeholder `{{{name}}}` of agent `{self.name}` has no producer: known here are "
             f"{', '.join(f'`{{{k}}}`' for k in known)}; write `{{{{{name}}}}}` if you mean braces"
@@ -132,7 +153,7 @@ class Agent:
             )
         return (
             f"agent `{self.name}` receives a message from `{sender.node}`, but its prompt has no "
-            f"place for it: add `{{{sender.agent}}}` or `{{messages}}`"
+            f"place for it: add `{{{sender.output or sender.agent}}}` or `{{messages}}`"
         )
 
     def template(self, codec: Codec, senders: Sequence[Sender], inputs: Sequence[str]) -> Template:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from kvcomm.agents import Tool
 from kvcomm.graphs.graph import AgentGraph
 from kvcomm.trace.lanes import draw_lanes
 
 
 def draw(graph: AgentGraph) -> str:
     """One lane a node, grouped by topological level; the nodes of a level may run at once."""
-    senders = {name: [sender.node for sender in node.senders] for name, node in graph.nodes.items()}
+    senders = {name: node.hears for name, node in graph.nodes.items()}
     notes = {
         name: ", ".join(
             word
-            for word, holds in (("answer", name == graph.answer), ("exact", node.agent.exact))
+            for word, holds in (
+                ("answer", name == graph.answer),
+                ("exact", node.agent.exact),
+                ("tool", isinstance(node.agent, Tool)),
+            )
             if holds
         )
         for name, node in graph.nodes.items()

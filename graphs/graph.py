@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import networkx as nx
 
-from kvcomm.agents import Agent
+from kvcomm.agents import Agent, Tool
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import GraphError
 from kvcomm.prompt import Codec, Template
@@ -17,21 +17,33 @@ from kvcomm.prompt import Codec, Template
 
 @dataclass(frozen=True)
 class Node:
-    """One call of an agent: `senders` are the predecessors in graph order."""
+    """One call of an agent or a tool: `senders` are the texts it hears, in graph order."""
 
     name: str
-    agent: Agent
+    agent: Agent | Tool
     round: int
     senders: tuple[Sender, ...]
+
+    @property
+    def hears(self) -> list[str]:
+        """The nodes behind `senders`."""
+        return list(dict.fromkeys(sender.node for sender in self.senders))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The names of what the node sends: its own, or the outputs of a tool."""
+        outputs = self.agent.outputs if isinstance(self.agent, Tool) else ()
+        return outputs or (self.name,)
 
 
 class AgentGraph:
     """Who hears whom, checked when it is built and unchanged afterwards.
 
-    `agents` is a list (each node is named after its agent) or a mapping from node name to agent.
-    An edge `(a, b)` hands a's message to b. The order of `agents` is the order of messages in a
-    prompt. `answer` names the node whose message is the result; by default the only last node.
-    `inputs` are the texts a run brings. `rounds` maps nodes to debate rounds (default 1).
+    `agents` is a list (each node is named after its agent) or a mapping from node name to agent;
+    tools stand among them. An edge `(a, b)` hands a's message to b. The order of `agents` is the
+    order of messages in a prompt. `answer` names the node whose message is the result; by default
+    the only last node. `inputs` are the texts a run brings. `rounds` maps nodes to debate rounds
+    (default 1).
 
     Raises `GraphError` for no agents, duplicate or unknown names, a cycle, several last nodes
     and no `answer`, and for placeholders and messages that do not match.
@@ -39,7 +51,7 @@ class AgentGraph:
 
     def __init__(
         self,
-        agents: Iterable[Agent] | Mapping[str, Agent],
+        agents: Iterable[Agent | Tool] | Mapping[str, Agent | Tool],
         edges: Iterable[tuple[str, str]] = (),
         *,
         answer: str | None = None,
@@ -69,19 +81,17 @@ class AgentGraph:
                 agent,
                 rounds.get(node, 1),
                 tuple(
-                    Sender(
-                        source,
-                        self._agents[source].name,
-                        own=self._agents[source].name == agent.name,
-                    )
+                    sender
                     for source in senders[node]
+                    for sender in _sent(source, self._agents[source], agent)
                 ),
             )
             for node, agent in self._agents.items()
         }
         self._answer = self._check_answer(answer)
         for item in self._nodes.values():
-            item.agent.resolve(item.senders, self._inputs)
+            if isinstance(item.agent, Agent):
+                item.agent.resolve(item.senders, self._inputs)
 
     def _check_edges(self, edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
         checked = tuple(dict.fromkeys((source, target) for source, target in edges))
@@ -126,15 +136,19 @@ class AgentGraph:
         return into, out
 
     def _check_answer(self, answer: str | None) -> str:
-        if answer is not None:
-            if answer not in self._nodes:
-                raise GraphError(f"the answer node `{answer}` is not in the graph")
-            return answer
-        last = [node for node in self._order if not self._successors[node]]
-        if len(last) > 1:
-            names = ", ".join(f"`{node}`" for node in last)
-            raise GraphError(f"the graph ends in {names}: say which one is the `answer`")
-        return last[0]
+        if answer is None:
+            last = [node for node in self._order if not self._successors[node]]
+            if len(last) > 1:
+                names = ", ".join(f"`{node}`" for node in last)
+                raise GraphError(f"the graph ends in {names}: say which one is the `answer`")
+            answer = last[0]
+        if answer not in self._nodes:
+            raise GraphError(f"the answer node `{answer}` is not in the graph")
+        if isinstance(self._agents[answer], Tool):
+            raise GraphError(
+                f"the answer node `{answer}` is a tool: let an agent have the last word"
+            )
+        return answer
 
     @property
     def name(self) -> str:
@@ -171,8 +185,7 @@ class AgentGraph:
         depth: dict[str, int] = {}
         levels: list[list[str]] = []
         for node in self._order:
-            senders = self._nodes[node].senders
-            depth[node] = max((depth[sender.node] + 1 for sender in senders), default=0)
+            depth[node] = max((depth[name] + 1 for name in self._nodes[node].hears), default=0)
             if depth[node] == len(levels):
                 levels.append([])
             levels[depth[node]].append(node)
@@ -185,9 +198,12 @@ class AgentGraph:
     def with_agents(
         self, change: Callable[[Agent], Agent], inputs: Iterable[str] | None = None
     ) -> AgentGraph:
-        """The same graph with every agent changed, and other `inputs` if given."""
+        """The same graph with every agent changed (tools are not), other `inputs` if given."""
         return AgentGraph(
-            {name: change(node.agent) for name, node in self.nodes.items()},
+            {
+                name: change(node.agent) if isinstance(node.agent, Agent) else node.agent
+                for name, node in self.nodes.items()
+            },
             self.edges,
             answer=self.answer,
             name=self.name,
@@ -196,8 +212,10 @@ class AgentGraph:
         )
 
     def template(self, node: str, codec: Codec) -> Template:
-        """The token-level template of `node`."""
+        """The token-level template of `node`. Raises `GraphError` for a tool: it has none."""
         item = self._nodes[node]
+        if isinstance(item.agent, Tool):
+            raise GraphError(f"node `{node}` is a tool: it has no prompt")
         return item.agent.template(codec, item.senders, self.inputs)
 
     def to_networkx(self) -> nx.DiGraph[str]:
@@ -220,10 +238,10 @@ class AgentGraph:
         """A graph from a `networkx.DiGraph` whose nodes have an `agent` attribute."""
         if not graph.is_directed() or graph.is_multigraph():
             raise GraphError("an agent graph is made from a networkx.DiGraph: edges have one way")
-        agents: dict[str, Agent] = {}
+        agents: dict[str, Agent | Tool] = {}
         for node, data in graph.nodes(data=True):
             agent = data.get("agent")
-            if not isinstance(agent, Agent):
+            if not isinstance(agent, Agent | Tool):
                 raise GraphError(
                     f"networkx node {node!r} carries no agent: add_node({node!r}, agent=Agent(...))"
                 )
@@ -245,8 +263,24 @@ class AgentGraph:
         return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self._answer!r})"
 
 
-def _check_inputs(inputs: Sequence[str], named: Sequence[tuple[str, Agent]]) -> None:
+def _sent(node: str, source: Agent | Tool, reader: Agent | Tool) -> list[Sender]:
+    """What `reader` hears of a node: its message, or each text of a tool."""
+    if isinstance(source, Tool) and source.outputs:
+        return [Sender(node, source.name, output=name) for name in source.outputs]
+    return [Sender(node, source.name, own=source.name == reader.name)]
+
+
+def _check_inputs(inputs: Sequence[str], named: Sequence[tuple[str, Agent | Tool]]) -> None:
     """A placeholder means one thing: an input, or a message."""
+    taken = Counter(inputs) + Counter(node for node, _ in named)
+    for _, agent in named:
+        for output in agent.outputs if isinstance(agent, Tool) else ():
+            if output in taken:
+                raise GraphError(
+                    f"output `{output}` of tool `{agent.name}` has the name of an input, a node or "
+                    "another output: rename one of them"
+                )
+            taken[output] += 1
     for name in inputs:
         if name in ("messages", "history"):
             raise GraphError(f"an input cannot be called `{name}`: `{{{name}}}` means messages")

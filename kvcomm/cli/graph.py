@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvcomm.agents import Agent, Tool
 from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json
 
@@ -76,12 +77,18 @@ def graph_json(graph: AgentGraph) -> dict[str, Any]:
 
 
 def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
-    system, prompt = bound_prompt(graph, node)
-    return {
+    what = {
         "name": node.name,
         "agent": node.agent.name,
         "round": node.round,
-        "senders": [sender.node for sender in node.senders],
+        "senders": node.hears,
+        "tool": isinstance(node.agent, Tool),
+    }
+    if isinstance(node.agent, Tool):
+        return {**what, "texts": list(node.texts), "max_tokens": node.agent.max_tokens}
+    system, prompt = bound_prompt(graph, node, node.agent)
+    return {
+        **what,
         "exact": node.agent.exact,
         "layout": node.agent.layout,
         "max_tokens": node.agent.sampling.max_tokens,
@@ -91,14 +98,14 @@ def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
     }
 
 
-def bound_prompt(graph: AgentGraph, node: Node) -> tuple[str, str]:
+def bound_prompt(graph: AgentGraph, node: Node, agent: Agent) -> tuple[str, str]:
     """System and user turn of a node, with `{NODE}` where a message goes."""
     from kvcomm.prompt import Text
 
     def spell(pieces: tuple[Piece, ...]) -> str:
         return "".join(p.text if isinstance(p, Text) else f"{{{p.name}}}" for p in pieces)
 
-    system, prompt = node.agent.resolve(node.senders, graph.inputs)
+    system, prompt = agent.resolve(node.senders, graph.inputs)
     return spell(system), spell(prompt)
 
 
@@ -115,13 +122,19 @@ def _print(graph: AgentGraph) -> None:
     out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
     for name in graph.order:
         node = graph.nodes[name]
+        if isinstance(node.agent, Tool):
+            sends = f"tool, sends {', '.join(node.texts)}; at most {node.agent.max_tokens:,} tokens"
+            out.print(Text.assemble("\n", (name, "bold"), f"  {sends}"))
+            continue
         facts = [node.agent.layout, f"at most {node.agent.sampling.max_tokens:,} tokens"]
         if node.agent.sampling.temperature:
             facts.append(f"temperature {node.agent.sampling.temperature:g}")
         if node.agent.exact:
             facts.append("exact")
         out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(facts)}"))
-        for turn, text in zip(("system", "user"), bound_prompt(graph, node), strict=True):
+        for turn, text in zip(
+            ("system", "user"), bound_prompt(graph, node, node.agent), strict=True
+        ):
             if text:
                 out.print(Text(f"  {turn}:", style="dim"))
                 out.print(Padding(Text(text), (0, 0, 0, 4), expand=False))

@@ -71,7 +71,7 @@ class RunProgress:
 
     def __call__(self, event: Event) -> None:
         """Take note of one event."""
-        from kvcomm.trace.text import seconds, shorten
+        from kvcomm.trace.text import plural, seconds, shorten
 
         if event.kind == "run":
             self._lines = {info.name: "waits" for info in event.nodes}
@@ -79,6 +79,9 @@ class RunProgress:
             self._lines[event.node] = "works"
         elif event.kind == "call":
             self._note(event.node, _done(event))
+        elif event.kind == "tool":
+            took = seconds(event.finished_at - event.ready_at)
+            self._note(event.node, f"{plural(len(event.texts), 'text')} in {took}")
         elif event.kind == "retry":
             what = shorten(event.error, 120)
             again = f"tries again in {seconds(event.wait_s)}"

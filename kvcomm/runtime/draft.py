@@ -11,16 +11,18 @@ class Draft:
     """What a node has generated so far; consumers follow it and verify by token ids.
 
     `limit` is the most tokens it is expected to have; `followable` says that its tokens are worth
-    following before the message is done.
+    following before the message is done; `spoken`, that a model writes them, so that KV comes with
+    them.
     `ids` is only a guess at the message until `sealed`: post-processing may cut it, and a failed
     attempt starts over. `sealed` is set when the final ids are known, `message` a moment later,
     when the handle is there too.
     """
 
-    def __init__(self, node: str, limit: int, followable: bool) -> None:
+    def __init__(self, node: str, limit: int, followable: bool, spoken: bool = True) -> None:
         self.node = node
         self.limit = limit
         self.followable = followable
+        self.spoken = spoken
         self.ids: tuple[int, ...] | list[int] = []
         self.sealed = False
         self.finished_at = 0.0

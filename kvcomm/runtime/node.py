@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError, Preempted
@@ -35,6 +36,7 @@ class Attempt:
 
     engine: Engine
     node: Node
+    agent: Agent
     template: Template
     policy: Policy
     inputs: Mapping[str, tuple[int, ...]]
@@ -77,7 +79,7 @@ class Attempt:
                 await asyncio.shield(seq.close())
 
     def _filling(self, deadline: asyncio.Timeout) -> Filling:
-        sampling = self.node.agent.sampling
+        sampling = self.agent.sampling
         first = replace(sampling, max_tokens=1) if self.forced else sampling
         return Filling(
             self.template,
@@ -139,7 +141,7 @@ class Attempt:
         """Let `auto` decide how this call is done."""
         call = self.engine_call()
         steps = max((draft.limit for draft in self.drafts.values()), default=0)
-        tokens = call.capacity - self.node.agent.sampling.max_tokens
+        tokens = call.capacity - self.agent.sampling.max_tokens
         self.choice = await auditor.choose(self.template, tokens, steps, self.seed)
         self.policy = self.choice.policy
         self.record = bool(self.choice.measured) and not self.choice.used
@@ -152,7 +154,7 @@ class Attempt:
 
     @property
     def _greedy(self) -> bool:
-        return self.node.agent.sampling.temperature == 0
+        return self.agent.sampling.temperature == 0
 
     def engine_call(self) -> engine_base.Call:
         """Room for literals, inputs, the producers' longest messages, and the answer."""
@@ -166,8 +168,8 @@ class Attempt:
         return engine_base.Call(
             node=self.node.name,
             template=self.template,
-            capacity=room + self.node.agent.sampling.max_tokens,
-            messages=frozenset(self.drafts),
+            capacity=room + self.agent.sampling.max_tokens,
+            messages=frozenset(name for name, draft in self.drafts.items() if draft.spoken),
             reads_prefix=self.policy.reads_prefix,
             feeds_prefix=self.policy.feeds_prefix,
             offsets=self.policy.offsets or (LINEAR.offsets if self.auditor else ""),
@@ -193,7 +195,7 @@ class Attempt:
         return max((draft.finished_at for draft in self.drafts.values()), default=self.started)
 
     def _start_deadline(self, deadline: asyncio.Timeout) -> None:
-        seconds = self.node.agent.timeout_s
+        seconds = self.agent.timeout_s
         if seconds is not None and deadline.when() is None:
             deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
@@ -230,8 +232,8 @@ class Attempt:
     async def _send(self, seq: EngineSequence, tokens: list[Token]) -> MessageSent:
         """Post-process, make the final ids known at once, then the handle and the record."""
         generated = [token.id for token in tokens if token.last != "stop"]
-        agent = self.node.agent
-        sent = outgoing(self.engine.codec, generated, _checked(agent.name, agent.post))
+        post = _checked(self.agent.name, self.agent.post)
+        sent = outgoing(self.engine.codec, generated, post)
         finished = tokens[-1].at
         self.draft.seal(sent.ids, finished)
         handle, reason = None, "text only: dense mode"
@@ -273,7 +275,7 @@ class Attempt:
         report = self.recorder.write(
             CallFinished,
             node=self.node.name,
-            agent=self.node.agent.name,
+            agent=self.agent.name,
             round=self.node.round,
             attempt=self.number,
             mode=self.policy.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from kvcomm.agents import Agent
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.reuse.policy import Dense, Exact, Policy
@@ -20,12 +21,13 @@ def replayed(path: Path, graph: AgentGraph) -> dict[str, Policy]:
     """
     run = read_trace(path)
     calls = {view.node: view for view in run.last_calls() if view.call}
-    if missing := [name for name in graph.nodes if name not in calls]:
+    agents = [name for name, node in graph.nodes.items() if isinstance(node.agent, Agent)]
+    if missing := [name for name in agents if name not in calls]:
         raise UsageError(
             f"{path} has no finished call of {listed(missing)}: replay it with the graph it was "
             f"made with ({run.started.graph}: {listed(calls)})"
         )
-    return {name: _policy(calls[name]) for name in graph.nodes}
+    return {name: _policy(calls[name]) for name in agents}
 
 
 def _policy(view: CallView) -> Policy:

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from kvcomm.agents import Agent
+from kvcomm.agents import Agent, Tool
 from kvcomm.engine.base import Engine
 from kvcomm.errors import NodeFailed, NodeTimeout, UsageError
 from kvcomm.graphs import AgentGraph, Node
-from kvcomm.message import strip_thinking
+from kvcomm.message import Message, strip_thinking
 from kvcomm.prompt import Template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
@@ -22,7 +22,7 @@ from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.node import After, Attempt
 from kvcomm.runtime.result import Call
 from kvcomm.sampling import call_seed
-from kvcomm.trace.events import Audited, Failed, Retried
+from kvcomm.trace.events import Audited, Failed, NodeStarted, Retried, ToolFinished
 from kvcomm.trace.record import Recorder
 
 BACKOFF_S = 0.2
@@ -30,6 +30,9 @@ BACKOFF_S = 0.2
 
 class Scheduler:
     """One run of a graph. Every node is a task that waits for its producers' drafts.
+
+    What a tool finds before any agent has spoken is treated as the run's inputs are: its readers
+    wait for it, and its KV is shared between them.
 
     A node that fails is tried again `agent.retries` times with growing waits; when it fails for
     good, all other nodes are cancelled and `NodeFailed` is raised. `after` is awaited behind every
@@ -68,12 +71,17 @@ class Scheduler:
         self._after = after
         self._forced = forced or {}
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
-        self._inputs = {name: tuple(engine.codec.encode(text)) for name, text in inputs.items()}
+        self._texts = dict(inputs)
         self._templates = _templates(graph, engine)
-        self._drafts = {
-            node.name: Draft(node.name, node.agent.sampling.max_tokens, _followable(node.agent))
-            for node in graph.nodes.values()
+        self._inputs = {
+            name: tuple(engine.codec.encode(inputs[name]))
+            for name in {name for template in self._templates.values() for name in template.names}
+            if name in inputs
         }
+        self._drafts = {
+            name: _draft(node, name) for node in graph.nodes.values() for name in node.texts
+        }
+        self._early = _early(graph)
         self._started = time.perf_counter()
         self._released: set[str] = set()
         self._check_context()
@@ -81,8 +89,8 @@ class Scheduler:
     def _check_context(self) -> None:
         """Open no row that cannot fit: the error comes before anything runs."""
         for node in self._graph.nodes.values():
-            attempt = self._attempt(node, 1)
-            self._engine.check(attempt.engine_call())
+            if isinstance(node.agent, Agent):
+                self._engine.check(self._attempt(node, node.agent, 1).engine_call())
 
     @property
     def base_tokens(self) -> int:
@@ -117,29 +125,34 @@ class Scheduler:
         return note
 
     def _shared(self) -> frozenset[str]:
-        """The inputs that at least two nodes read."""
+        """The inputs, and early tools' texts, that at least two nodes read."""
         readers = Counter(
             name for template in self._templates.values() for name in set(template.names)
         )
-        return frozenset(name for name in self._inputs if readers[name] > 1)
+        return frozenset(name for name in (*self._inputs, *self._early) if readers[name] > 1)
 
     async def _node(self, node: Node, calls: list[Call]) -> None:
-        draft = self._drafts[node.name]
         for number in range(1, node.agent.retries + 2):
-            attempt = self._attempt(node, number)
             try:
                 async with asyncio.timeout(None) as deadline:
-                    await attempt.run(deadline, self._reported(calls))
+                    if isinstance(node.agent, Tool):
+                        await self._use(node, node.agent, number, deadline)
+                    else:
+                        await self._early_texts(node)
+                        attempt = self._attempt(node, node.agent, number)
+                        await attempt.run(deadline, self._reported(calls))
             except UsageError:
                 raise
             except Exception as raised:
                 failure: Exception = raised
                 if deadline.expired():
                     failure = NodeTimeout(node.name, node.agent.timeout_s or 0.0)
-                if number > node.agent.retries or draft.sealed:
+                drafts = [self._drafts[name] for name in node.texts]
+                if number > node.agent.retries or any(draft.sealed for draft in drafts):
                     self._recorder.write(Failed, node=node.name, error=_text(failure))
                     raise NodeFailed(node.name, number, failure) from raised
-                draft.restart()
+                for draft in drafts:
+                    draft.restart()
                 wait = BACKOFF_S * 2 ** (number - 1)
                 self._recorder.write(
                     Retried, node=node.name, attempt=number, error=_text(failure), wait_s=wait
@@ -149,25 +162,66 @@ class Scheduler:
                 await self._release(node)
                 return
 
-    def _attempt(self, node: Node, number: int) -> Attempt:
+    async def _early_texts(self, node: Node) -> None:
+        """Wait for what tools find before any agent speaks, and take it for input."""
+        for sender in node.senders:
+            if sender.name in self._early:
+                message = await self._drafts[sender.name].delivered()
+                self._inputs[sender.name] = message.ids
+
+    async def _use(self, node: Node, tool: Tool, number: int, deadline: asyncio.Timeout) -> None:
+        """Run a tool on the inputs and what it hears, and send its texts."""
+        texts = dict(self._texts)
+        for sender in node.senders:
+            texts[sender.name] = (await self._drafts[sender.name].delivered()).text
+        if tool.timeout_s is not None:
+            deadline.reschedule(asyncio.get_running_loop().time() + tool.timeout_s)
+        ready = time.perf_counter()
+        self._recorder.write(NodeStarted, node=node.name, attempt=number, prompt_capacity=0)
+        found = tool.texts(await asyncio.to_thread(tool.run, texts))
+        finished = time.perf_counter()
+        codec, cut = self._engine.codec, []
+        for name, text in found.items():
+            ids = tuple(codec.encode(text))
+            if len(ids) > tool.max_tokens:
+                cut.append(name)
+                ids = ids[: tool.max_tokens]
+                found[name] = text = codec.decode(ids)
+            self._drafts[name].seal(ids, finished)
+            self._drafts[name].deliver(Message(node.name, text, ids, None, finished))
+        self._recorder.write(
+            ToolFinished,
+            node=node.name,
+            attempt=number,
+            texts=found,
+            tokens={name: len(self._drafts[name].ids) for name in found},
+            cut=cut,
+            ready_at=self._recorder.since_start(ready),
+            finished_at=self._recorder.since_start(finished),
+        )
+
+    def _attempt(self, node: Node, agent: Agent, number: int) -> Attempt:
         template = self._templates[node.name]
         policy, auditor = self._plans.get(node.name, self._policy), self._auditor
-        if node.agent.exact and (policy.realigns or auditor):
+        if agent.exact and (policy.realigns or auditor):
             policy, auditor = Exact("the agent is exact"), None
         return Attempt(
             engine=self._engine,
             node=node,
+            agent=agent,
             template=template,
             policy=policy,
             inputs=self._inputs,
-            drafts={s.node: self._drafts[s.node] for s in node.senders},
+            drafts={
+                s.name: self._drafts[s.name] for s in node.senders if s.name not in self._inputs
+            },
             draft=self._drafts[node.name],
             consumers=len(self._graph.successors(node.name)),
             recorder=self._recorder,
             number=number,
             seed=call_seed(self._seed, self._sample, node.name, number),
             namespace=self._namespace,
-            started=self._started,
+            started=self._begins(node),
             on_token=self._on_token,
             record=self._after is not None,
             after=self._after,
@@ -175,11 +229,16 @@ class Scheduler:
             forced=self._forced.get(node.name, ()),
         )
 
+    def _begins(self, node: Node) -> float:
+        """The clock when the node's inputs were complete, but for messages."""
+        found = [self._drafts[s.name].finished_at for s in node.senders if s.name in self._early]
+        return max(self._started, *found, 0.0)
+
     async def _release(self, node: Node) -> None:
         """The node has used its inputs: let go of one pin on each of their handles."""
         self._released.add(node.name)
         for sender in node.senders:
-            message = self._drafts[sender.node].message
+            message = self._drafts[sender.name].message
             if message and message.handle:
                 await self._engine.release(message.handle)
 
@@ -191,9 +250,23 @@ class Scheduler:
                     await self._release(node)
 
 
-def _followable(agent: Agent) -> bool:
-    """Whether unfinished text of this agent is likely to be its message."""
-    return agent.post is strip_thinking
+def _draft(node: Node, name: str) -> Draft:
+    """The draft of one of a node's texts."""
+    if isinstance(node.agent, Tool):
+        return Draft(name, node.agent.max_tokens, followable=False, spoken=False)
+    # Unfinished text of an agent with a post-processing of its own is hardly its message.
+    followable = node.agent.post is strip_thinking
+    return Draft(name, node.agent.sampling.max_tokens, followable)
+
+
+def _early(graph: AgentGraph) -> frozenset[str]:
+    """The texts of tools that no agent speaks to, directly or through other tools."""
+    early: set[str] = set()
+    for name in graph.order:
+        node = graph.nodes[name]
+        if isinstance(node.agent, Tool) and all(s.name in early for s in node.senders):
+            early |= set(node.texts)
+    return frozenset(early)
 
 
 def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
@@ -201,6 +274,8 @@ def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
     known: dict[object, Template] = {}
     templates: dict[str, Template] = {}
     for node in graph.nodes.values():
+        if isinstance(node.agent, Tool):
+            continue
         resolved = node.agent.resolve(node.senders, graph.inputs)
         if resolved not in known:
             known[resolved] = graph.template(node.name, engine.codec)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvcomm import __version__
+from kvcomm.agents import Tool
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, UsageError
@@ -278,8 +279,9 @@ class Session:
                     name=node.name,
                     agent=node.agent.name,
                     round=node.round,
-                    senders=[sender.node for sender in node.senders],
+                    senders=node.hears,
                     exact=node.agent.exact,
+                    tool=isinstance(node.agent, Tool),
                 )
                 for node in graph.nodes.values()
             ],

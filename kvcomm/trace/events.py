@@ -30,6 +30,7 @@ class NodeInfo(BaseModel):
     round: int = 1
     senders: list[str] = []
     exact: bool = False
+    tool: bool = False
 
 
 class RunStarted(_Event):
@@ -156,6 +157,22 @@ class CallFinished(_Event):
     phases: dict[str, float] = {}
 
 
+class ToolFinished(_Event):
+    """A tool returned: its texts by name, and their tokens.
+
+    It waited for its inputs until `ready_at`; `cut` names the texts that were longer than allowed.
+    """
+
+    kind: Literal["tool"] = "tool"
+    node: str
+    attempt: int
+    texts: dict[str, str]
+    tokens: dict[str, int]
+    cut: list[str] = []
+    ready_at: float
+    finished_at: float
+
+
 class Audited(_Event):
     """A call compared with dense behind its answer.
 
@@ -226,6 +243,7 @@ Event = Annotated[
     | SegmentStep
     | MessageSent
     | CallFinished
+    | ToolFinished
     | Audited
     | Retried
     | Failed

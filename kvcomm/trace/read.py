@@ -20,6 +20,7 @@ from kvcomm.trace.events import (
     RunStarted,
     SegmentStep,
     StateRead,
+    ToolFinished,
     parse_event,
 )
 from kvcomm.trace.record import TRACE_FILE
@@ -44,6 +45,7 @@ class TraceRun:
     path: Path
     started: RunStarted
     calls: list[CallView]
+    tools: list[ToolFinished]
     finished: RunFinished | None
     state: list[StateRead]
     retries: list[Retried]
@@ -97,8 +99,11 @@ def read_trace(path: Path) -> TraceRun:
 
 def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
     views: dict[tuple[str, int], CallView] = {}
-    run = TraceRun(path, events[0], [], None, [], [], [], events, skipped)  # type: ignore[arg-type]
+    run = TraceRun(path, events[0], [], [], None, [], [], [], events, skipped)  # type: ignore[arg-type]
+    tools = {info.name for info in run.started.nodes if info.tool}
     for event in events:
+        if isinstance(event, NodeStarted) and event.node in tools:
+            continue
         if isinstance(event, NodeStarted | SegmentStep | MessageSent | CallFinished | Audited):
             key = (event.node, event.attempt)
             view = views.setdefault(key, CallView(*key))
@@ -110,6 +115,8 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
                 view.call = event
             elif isinstance(event, Audited):
                 view.audits.append(event)
+        elif isinstance(event, ToolFinished):
+            run.tools.append(event)
         elif isinstance(event, RunFinished):
             run.finished = event
         elif isinstance(event, StateRead):

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
-from kvcomm.trace.events import Audited, Profiled, Totals
+from kvcomm.trace.events import Audited, Profiled, ToolFinished, Totals
 from kvcomm.trace.lanes import draw_lanes
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show_calls import show_call, show_calls
@@ -35,6 +35,7 @@ def show_run(run: TraceRun, *, text: bool = False, node: str | None = None) -> R
         "",
         Text("Calls", style="bold"),
         show_calls(run.calls),
+        *(show_tool(tool, text=text) for tool in run.tools),
         *(show_call(run, view, text=text) for view in run.calls),
         *show_notes(run),
     )
@@ -132,6 +133,7 @@ def show_graph(run: TraceRun) -> RenderableType:
             for word, holds in (
                 ("answer", info.name == run.started.answer_node),
                 ("exact", info.exact),
+                ("tool", info.tool),
             )
             if holds
         )
@@ -139,6 +141,18 @@ def show_graph(run: TraceRun) -> RenderableType:
     }
     drawing = draw_lanes({info.name: info.senders for info in run.started.nodes}, notes)
     return Padding(Text(drawing, no_wrap=True, overflow="ellipsis"), (0, 0, 0, 1), expand=False)
+
+
+def show_tool(tool: ToolFinished, *, text: bool = False) -> RenderableType:
+    """A tool's texts, how many tokens each has, and how long it took."""
+    took = seconds(tool.finished_at - tool.ready_at)
+    parts: list[RenderableType] = []
+    for name, found in tool.texts.items():
+        cut = ", cut" if name in tool.cut else ""
+        label = f"{name} ({plural(tool.tokens[name], 'token')}{cut}): "
+        parts.append(Text(label + (plain(found) if text else shorten(found, 120))))
+    title = Text.assemble((tool.node, "bold"), f"  a tool, {took}")
+    return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
 
 def show_notes(run: TraceRun) -> list[RenderableType]:
@@ -168,7 +182,7 @@ def _state(path: str | None, reason: str) -> str:
 
 def views_of(run: TraceRun, node: str) -> list[CallView]:
     """The calls of a node, or of an agent in all its rounds. Raises `UsageError` for none."""
-    agents = {info.name: info.agent for info in run.started.nodes}
+    agents = {info.name: info.agent for info in run.started.nodes if not info.tool}
     names = {name for name, agent in agents.items() if node in (name, agent)}
     if not names:
         raise UsageError(f"no node `{node}` in this run: it has {listed(agents)}")

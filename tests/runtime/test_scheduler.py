@@ -14,6 +14,7 @@ from kvcomm.engine.models import load_engine
 from kvcomm.errors import ContextOverflow, NodeFailed, ReuseRefused, UsageError
 from kvcomm.graphs import chain, star
 from kvcomm.runtime import scheduler
+from kvcomm.runtime.draft import Draft
 from kvcomm.trace import read_trace
 from tests.runtime.support import TASK, Events, agent, session
 
@@ -113,13 +114,13 @@ def test_followed_text_that_post_processing_cuts_is_taken_back(tiny: LocalEngine
         return text[: len(text) // 2]
 
     graph = chain(agent("a", 90, post=post), agent("b"))
-    scheduler_follows = scheduler._followable
+    draft = scheduler._draft
     try:
-        scheduler._followable = lambda a: True
+        scheduler._draft = lambda node, name: Draft(name, node.agent.sampling.max_tokens, True)
         with session(tiny, "exact") as active:
             result = active.run(graph, TASK)
     finally:
-        scheduler._followable = scheduler_follows
+        scheduler._draft = draft
     with session(tiny, "dense") as active:
         assert active.run(graph, TASK).answer == result.answer
     assert result.totals.extra["redone"] > 0
