@@ -1,80 +1,67 @@
-"""Suites: real benchmark rows as tasks, read from a folder of JSONL files."""
+"""A suite: how rows become tasks, which team works on them, and how answers are scored."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks.task import Task, numbered_lines, passage_names
+from kvcomm.graphs import AgentGraph
+from kvcomm.tasks.graders import Graders
+from kvcomm.tasks.rows import Hub, read_rows, rows_of
+from kvcomm.tasks.scoring import Score
+from kvcomm.tasks.task import Task, passage_names
 
-FOLDER = "KVCOMM_DATA"
-# How many passages of a question are kept: its supporting ones first.
-PASSAGES = 6
+Read = Callable[[Mapping[str, Any], str], Task]
+Grade = Callable[[Task, str, Graders], Score]
+Team = Callable[[Graders], AgentGraph]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """How the rows of a benchmark become tasks. `passages` is how many each task brings."""
+    """A set of tasks of one kind.
+
+    `read(row, name)` makes a task of a row; `grade(task, answer, graders)` scores an answer and
+    says why; `team(graders)` is the graph that works on it by default. `ask` tells every graph in
+    which form the answer is wanted. `passages` is how many texts each task brings beside its
+    question; rows with fewer are left out. Rows come from `path`, or from a folder, from kvcomm
+    itself (`shipped`) or from the `hub`.
+    """
 
     name: str
-    read: Callable[[Mapping[str, Any], str], Task]
+    about: str
+    read: Read
+    grade: Grade
+    team: Team
+    ask: str = ""
     passages: int = 0
+    hub: Hub | None = None
+    shipped: bool = False
+    path: Path | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of a task's inputs beside `task`."""
         return passage_names(self.passages)
 
-
-def _gsm8k(row: Mapping[str, Any], name: str) -> Task:
-    return Task(name, row["question"], str(row["answer"]).rpartition("####")[2].strip())
-
-
-def _hotpotqa(row: Mapping[str, Any], name: str) -> Task:
-    """The question and six passages in their order, those that support the answer among them."""
-    support = {title for title, _ in row["supporting_facts"]}
-    context = list(enumerate(row["context"]))
-    first = sorted(context, key=lambda item: item[1][0] not in support)[:PASSAGES]
-    passages = tuple(f"{title}\n{''.join(text)}" for _, (title, text) in sorted(first))
-    return Task(str(row.get("_id", name)), row["question"], str(row["answer"]), passages)
-
-
-SUITES = {
-    suite.name: suite
-    for suite in (
-        Suite("gsm8k", _gsm8k),
-        Suite("hotpotqa", _hotpotqa, PASSAGES),
-    )
-}
-
-
-def load_suite(name: str, folder: Path | None = None) -> tuple[Suite, list[Task]]:
-    """A suite and its tasks, from `FOLDER/NAME.jsonl`; the folder may stand in `KVCOMM_DATA`.
-
-    Rows with fewer passages than the suite promises are left out. Raises `UsageError` for an
-    unknown suite, a file that is not there, and a row that has not the suite's fields.
-    """
-    if name not in SUITES:
-        raise UsageError(f"suite {name!r} is unknown: choose one of {', '.join(SUITES)}")
-    suite = SUITES[name]
-    place = folder or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
-    if place is None:
-        raise UsageError(
-            f"{name} needs its rows: pass --data DIR or set {FOLDER} (DIR/{name}.jsonl)"
-        )
-    path = place / f"{name}.jsonl"
-    tasks = []
-    for number, line in numbered_lines(path):
-        try:
-            task = suite.read(json.loads(line), f"{name}-{number}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"it lacks {error}" if isinstance(error, KeyError) else error
-            raise UsageError(f"{path}, line {number} is no row of {name}: {what}") from None
-        if len(task.passages) == suite.passages:
-            tasks.append(task)
-    return suite, tasks
+    def tasks(self, folder: Path | None = None) -> list[Task]:
+        """The suite's tasks. Raises `UsageError` for rows that are missing or not the suite's."""
+        tasks: dict[str, Task] = {}
+        rows = read_rows(self.path) if self.path else None
+        for row in rows_of(self.name, self.hub, self.shipped, folder) if rows is None else rows:
+            try:
+                task = replace(self.read(row.value, f"{self.name}-{row.number}"), row=row.value)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                what = f"it lacks {error}" if isinstance(error, KeyError) else error
+                raise UsageError(f"{row.where} is no row of {self.name}: {what}") from None
+            if not task.input.strip():
+                raise UsageError(f"{row.where} is no row of {self.name}: its text is empty")
+            if task.id in tasks:
+                raise UsageError(f"{row.where}: id {task.id!r} is already taken")
+            if len(task.passages) == self.passages:
+                tasks[task.id] = task
+        if not tasks:
+            raise UsageError(f"{self.name} has no rows that can be used")
+        return list(tasks.values())

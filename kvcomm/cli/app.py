@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvcomm.cli import bench, demo, graph, models, run, trace
+from kvcomm.cli import bench, demo, eval, graph, models, run, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
 
@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
+app.add_typer(eval.app, name="eval")
+app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 app.add_typer(graph.app, name="graph")
 app.add_typer(trace.app, name="trace")

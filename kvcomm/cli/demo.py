@@ -40,12 +40,12 @@ def demo(
     """Let three agents, then a debate, answer small questions in every reuse mode, and compare."""
     from kvcomm.cli import demo_report
     from kvcomm.cli.topologies import build_graph
-    from kvcomm.tasks import DATA, load_jsonl
+    from kvcomm.tasks import DATA, load_suite
     from kvcomm.trace.record import new_run_folder
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: the demo needs at least 1 question")
-    tasks = load_jsonl(DATA / "demo.jsonl")[:limit]
+    tasks = load_suite(str(DATA / "demo.jsonl"))[1][:limit]
     graphs = {name: build_graph(name, max_tokens=MAX_TOKENS) for name in MODES}
     folder = new_run_folder("demo", out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,9 +113,9 @@ def run(
         _print(result)
 
 
-def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, str]:
+def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any]:
     """The graph's inputs by name: QUESTION is `task`, `--input` brings the others."""
-    inputs = {"task": question}
+    inputs: dict[str, Any] = {"task": question}
     for item in extra:
         name, equals, text = item.partition("=")
         if not equals or not name:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvcomm.agents import Agent, editor, judge, role
-from kvcomm.cli.graph_file import is_graph_file, load_graph_file
 from kvcomm.errors import UsageError
 from kvcomm.graphs import (
     AgentGraph,
@@ -19,6 +18,9 @@ from kvcomm.graphs import (
     star,
     tree,
 )
+from kvcomm.own_file import Wanted, is_own_file, load_own
+
+GRAPH = Wanted(AgentGraph, "graph", "graph = chain(solver(), editor())")
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,13 @@ def build_graph(
 
     Raises `UsageError` for an unknown graph, and for options that the graph has no use for.
     """
-    if is_graph_file(name):
+    if is_own_file(name):
         if agents is not None or rounds is not None:
             raise UsageError("--agents and --rounds do not apply to a graph file: change the file")
-        graph = load_graph_file(name)
+        graph = load_own(name, GRAPH)
     else:
         graph = _ready_made(name, agents, rounds, seed)
-    return _adjusted(graph, max_tokens, temperature, layout)
+    return adjusted(graph, max_tokens, temperature, layout)
 
 
 def _ready_made(name: str, agents: int | None, rounds: int | None, seed: int) -> AgentGraph:
@@ -127,9 +129,10 @@ def _ready_made(name: str, agents: int | None, rounds: int | None, seed: int) ->
     return topology.build(agents or topology.agents, 2 if rounds is None else rounds, seed)
 
 
-def _adjusted(
+def adjusted(
     graph: AgentGraph, max_tokens: int | None, temperature: float | None, layout: str | None
 ) -> AgentGraph:
+    """The graph with these fields of every agent changed, where they are given."""
     if max_tokens is None and temperature is None and layout is None:
         return graph
 

@@ -56,8 +56,8 @@ class Session:
     `reuse` is "auto", "exact", "kvcomm", "dense", or a policy of your own. `state` keeps what was
     learned between runs: "default" is the user's cache, a folder of your own, or None. `runs` is
     where run folders are made, None writes no traces. `listeners` are called with every trace
-    event. Runs of a session share what it learns; `namespace` keeps KV of sessions on one engine
-    apart.
+    event. Runs of a session share what it learns, and each saves it unless `saves` is False and
+    `save` is called instead; `namespace` keeps KV of sessions on one engine apart.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -78,6 +78,7 @@ class Session:
         runs: Path | str | None = Path("runs"),
         listeners: Sequence[Callable[[Event], None]] = (),
         namespace: str = "",
+        saves: bool = True,
         target_divergence: float = TARGET,
         audit_rate: float = AUDIT_RATE,
         repair_budget: float | None = None,
@@ -99,10 +100,12 @@ class Session:
             self.policy = Dense(f"dense, because {engine.capabilities.reason}")
         self.seed = seed
         self.namespace = namespace
+        self._saves = saves
         self._runs = Path(runs) if runs is not None else None
         self._listeners = tuple(listeners)
         self._state = self._state_folder(state)
         self._learned: StateRead | None = None
+        self._unsaved = False
         self._background: Background | None = None
 
     def _state_folder(self, state: State) -> Path | None:
@@ -119,16 +122,18 @@ class Session:
         *,
         out: Path | None = None,
         replay: Path | None = None,
+        seed: int | None = None,
         **inputs: str,
     ) -> Result:
         """Run `graph` and wait for its answer; `task` and `inputs` fill the graph's inputs.
 
         `replay` is a trace whose plans are used again, whatever the session's mode: the same
         positions are computed and the others realigned, with what is known of their offsets now.
+        `seed` is used instead of the session's.
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
         agent fails. Works in a thread that runs an event loop of its own (a notebook).
         """
-        return self._loop().run(self.arun(graph, task, out=out, replay=replay, **inputs))
+        return self._loop().run(self.arun(graph, task, out=out, replay=replay, seed=seed, **inputs))
 
     async def arun(
         self,
@@ -137,11 +142,13 @@ class Session:
         *,
         out: Path | None = None,
         replay: Path | None = None,
+        seed: int | None = None,
         **inputs: str,
     ) -> Result:
         """`run`, asynchronous."""
         plans = replayed(replay, graph) if replay else None
-        return await self._run(graph, _inputs(graph, task, inputs), out, None, plans)
+        given = _inputs(graph, task, inputs)
+        return await self._run(graph, given, out, None, plans, self.seed if seed is None else seed)
 
     def stream(
         self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
@@ -176,7 +183,9 @@ class Session:
             if text := texts[node].feed(token):
                 items.put_nowait(Delta(node, text))
 
-        task_ = asyncio.create_task(self._run(graph, _inputs(graph, task, inputs), out, on_token))
+        task_ = asyncio.create_task(
+            self._run(graph, _inputs(graph, task, inputs), out, on_token, None, self.seed)
+        )
         try:
             while not task_.done():
                 getter = asyncio.create_task(items.get())
@@ -198,7 +207,8 @@ class Session:
         inputs: Mapping[str, str],
         out: Path | None,
         on_token: Callable[[str, int], None] | None,
-        plans: Mapping[str, Policy] | None = None,
+        plans: Mapping[str, Policy] | None,
+        seed: int,
     ) -> Result:
         if plans and not self.engine.capabilities.reuse:
             raise ReuseRefused(
@@ -214,7 +224,7 @@ class Session:
             auto=auto,
             plans=plans,
             inputs=inputs,
-            seed=self.seed,
+            seed=seed,
             namespace=self.namespace,
             on_token=on_token,
         )
@@ -223,7 +233,7 @@ class Session:
             folder = new_run_folder(graph.name, out, self._runs or Path("runs"))
         recorder = Recorder(folder, self._listeners)
         began = time.perf_counter()
-        recorder.write(RunStarted, **self._header(graph, inputs))
+        recorder.write(RunStarted, **self._header(graph, inputs, seed))
         if learned:
             recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
         if auto and auto.priors:
@@ -251,7 +261,11 @@ class Session:
             totals = _totals(calls, scheduler, wall_s or time.perf_counter() - began)
             recorder.write(RunFinished, status=status, answer=answer, totals=totals)
             recorder.close()
-        await self._write_state(calls)
+        # Only computed calls teach.
+        if self._auto is not None or any(call.report.dense for call in calls):
+            self._unsaved = True
+        if self._saves:
+            await self.save()
         return Result(
             answer,
             self.engine.model,
@@ -262,7 +276,7 @@ class Session:
             TraceRef(folder),
         )
 
-    def _header(self, graph: AgentGraph, inputs: Mapping[str, str]) -> dict[str, object]:
+    def _header(self, graph: AgentGraph, inputs: Mapping[str, str], seed: int) -> dict[str, object]:
         return {
             "kvcomm": __version__,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -270,7 +284,7 @@ class Session:
             "device": self.engine.device,
             "dtype": self.engine.dtype,
             "mode": self.mode,
-            "seed": self.seed,
+            "seed": seed,
             "graph": graph.name,
             "answer_node": graph.answer,
             "inputs": dict(inputs),
@@ -310,12 +324,12 @@ class Session:
             )
         return self._learned
 
-    async def _write_state(self, calls: Sequence[Call]) -> None:
-        """Save when something may have been learned: only computed calls teach."""
-        if self._state is None:
+    async def save(self) -> None:
+        """Save what was learned since the last time, if the session has a state folder."""
+        if self._state is None or not self._unsaved:
             return
-        if self._auto is not None or any(call.report.dense for call in calls):
-            await self.engine.save_state(self._state)
+        self._unsaved = False
+        await self.engine.save_state(self._state)
         if self._auto is not None:
             save_audits(self._state, self._auto)
 

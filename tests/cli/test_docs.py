@@ -12,7 +12,8 @@ from typing import Any
 import typer
 
 from kvcomm.cli.app import app
-from kvcomm.cli.graph_file import load_graph_file
+from kvcomm.cli.topologies import GRAPH
+from kvcomm.own_file import load_own
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 TEXT = DOCS.read_text(encoding="utf-8")
@@ -52,7 +53,7 @@ def test_the_json_of_run_has_the_documented_keys(cli) -> None:
 
 def test_the_graph_file_and_the_commands_run(cli, tmp_path: Path) -> None:
     (tmp_path / "my_graph.py").write_text(blocks("python")[0], encoding="utf-8")
-    assert load_graph_file("my_graph.py").answer == "writer"
+    assert load_own("my_graph.py", GRAPH).answer == "writer"
     for line in "".join(blocks("bash")).strip().split("\n"):
         program, *argv = shlex.split(line)
         assert program == "kvcomm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from kvcomm.cli.topologies import TOPOLOGIES
 
@@ -52,3 +53,16 @@ def test_an_unknown_graph(cli) -> None:
     ended = cli("graph", "show", "ring")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: graph 'ring' is unknown: choose one of chain,")
+
+
+def write(tmp_path: Path, text: str, name: str = "mine.py") -> str:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def test_the_error_is_one_line_with_the_file(cli, tmp_path: Path) -> None:
+    path = write(tmp_path, "import no_such_module\n")
+    ended = cli("run", "x", "--graph", path)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert f"{path}, line 1" in ended.err

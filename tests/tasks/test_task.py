@@ -1,4 +1,4 @@
-"""Reading tasks, and the demo's own."""
+"""Tasks of a user's JSON lines, and the demo's own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks import DATA, Task, load_jsonl
+from kvcomm.tasks import DATA, Task, load_suite
 
 GOOD = '{"id": "a", "input": "1 + 1?", "target": "2", "level": 3}'
+
+
+def load(path: Path) -> list[Task]:
+    return load_suite(str(path))[1]
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -21,12 +25,12 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_blank_lines_and_other_fields_are_ignored(tmp_path: Path) -> None:
-    assert load_jsonl(write(tmp_path, f"\n{GOOD}\n\n")) == [Task("a", "1 + 1?", "2")]
+    assert load(write(tmp_path, f"\n{GOOD}\n\n")) == [Task("a", "1 + 1?", "2")]
 
 
 def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) -> None:
     line = '{"id": "a", "input": "one\u2028two", "target": "2"}'
-    assert load_jsonl(write(tmp_path, line))[0].input == "one\u2028two"
+    assert load(write(tmp_path, line))[0].input == "one\u2028two"
 
 
 @pytest.mark.parametrize(
@@ -34,28 +38,33 @@ def test_a_line_separator_inside_a_text_does_not_end_the_line(tmp_path: Path) ->
     [
         (f"{GOOD}\nnonsense", "line 2 is not JSON"),
         ("[1, 2]", "line 1 is no JSON object but list"),
-        ('{"id": "a", "input": "x"}', "line 1 has no 'target'"),
+        ('{"id": "a", "input": "x"}', "line 1 is no row of tasks: it lacks 'target'"),
         ('{"id": "a", "input": " ", "target": "2"}', "'input' must be a text"),
         ('{"id": "a", "input": "x", "target": 2}', "'target' must be a text"),
         (f"{GOOD}\n{GOOD}", "line 2: id 'a' is already taken"),
-        ("", "holds no tasks"),
+        ("", "has no rows that can be used"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_jsonl(write(tmp_path, text))
+        load(write(tmp_path, text))
+
+
+def test_an_id_is_the_lines_number_where_there_is_none(tmp_path: Path) -> None:
+    (task,) = load(write(tmp_path, '\n{"input": "x", "target": "2"}\n'))
+    assert task.id == "tasks-2"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read tasks from .*: No such file"):
-        load_jsonl(tmp_path / "none.jsonl")
+        load(tmp_path / "none.jsonl")
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):
-        load_jsonl(path)
+        load(path)
 
 
 def test_the_demo_asks_six_questions_whose_answers_are_right() -> None:
@@ -69,5 +78,5 @@ def test_the_demo_asks_six_questions_whose_answers_are_right() -> None:
         "elevens": sum(n for n in range(10, 100) if n % 11 == 0),
         "dice": sum(a + b >= 10 for a, b in product(range(1, 7), repeat=2)),
     }
-    tasks = load_jsonl(DATA / "demo.jsonl")
+    tasks = load(DATA / "demo.jsonl")
     assert {task.id: float(task.target) for task in tasks} == right

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvcomm.cli.graph_file import load_graph_file
+from kvcomm.cli.topologies import GRAPH
 from kvcomm.errors import UsageError
+from kvcomm.own_file import load_own
 
 HEAD = "from kvcomm.agents import solver, critic, editor\nfrom kvcomm.graphs import chain\n"
 
@@ -19,7 +20,7 @@ def write(tmp_path: Path, text: str, name: str = "mine.py") -> str:
 
 def test_one_graph_under_any_names(tmp_path: Path) -> None:
     path = write(tmp_path, HEAD + "team = chain(solver(), editor())\nalias = team\n")
-    assert list(load_graph_file(path).nodes) == ["solver", "editor"]
+    assert list(load_own(path, GRAPH).nodes) == ["solver", "editor"]
 
 
 def test_a_name_picks_a_graph_or_a_function(tmp_path: Path) -> None:
@@ -28,8 +29,8 @@ def test_a_name_picks_a_graph_or_a_function(tmp_path: Path) -> None:
         + "one = chain(solver())\ntwo = chain(critic())\ndef make():\n    return chain(editor())\n"
     )
     path = write(tmp_path, text)
-    assert list(load_graph_file(path + ":two").nodes) == ["critic"]
-    assert list(load_graph_file(path + ":make").nodes) == ["editor"]
+    assert list(load_own(path + ":two", GRAPH).nodes) == ["critic"]
+    assert list(load_own(path + ":make", GRAPH).nodes) == ["editor"]
 
 
 def test_files_beside_it_can_be_imported(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_files_beside_it_can_be_imported(tmp_path: Path) -> None:
         "from my_agents_for_this_test import agents\nfrom kvcomm.graphs import chain\n"
         "graph = chain(*agents)\n",
     )
-    assert len(load_graph_file(path).nodes) == 2
+    assert len(load_own(path, GRAPH).nodes) == 2
 
 
 @pytest.mark.parametrize(
@@ -65,12 +66,4 @@ def test_files_beside_it_can_be_imported(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, name: str, message: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UsageError, match=message):
-        load_graph_file(f"{path}:{name}" if name else path)
-
-
-def test_the_error_is_one_line_with_the_file(cli, tmp_path: Path) -> None:
-    path = write(tmp_path, "import no_such_module\n")
-    ended = cli("run", "x", "--graph", path)
-    assert ended.code == 2
-    assert ended.err.count("\n") == 1
-    assert f"{path}, line 1" in ended.err
+        load_own(f"{path}:{name}" if name else path, GRAPH)

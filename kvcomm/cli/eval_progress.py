@@ -1,0 +1,69 @@
+"""Progress of an evaluation on stderr: a bar with score, reuse and time left, or plain lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvcomm.cli.output import complain, err_console
+
+if TYPE_CHECKING:
+    from kvcomm.tasks.record import Sample
+
+
+class EvalProgress:
+    """Takes every sample that is done. Use as a context manager."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._total = total
+        self._by_mode: dict[str, list[Sample]] = {}
+        self._bar: Progress | None = None
+        terminal = err_console()
+        if terminal.is_terminal:
+            self._bar = Progress(
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=terminal,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> EvalProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, sample: Sample) -> None:
+        """One sample more."""
+        self._by_mode.setdefault(sample.mode, []).append(sample)
+        done = sum(map(len, self._by_mode.values()))
+        if sample.error:
+            complain(f"{sample.task} ({sample.mode}): {sample.reason}: {sample.error}")
+        line = "; ".join(map(_standing, self._by_mode.values()))
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=line)
+        elif done % 10 == 0 or done == self._total:
+            complain(f"{done} of {self._total}: {line}")
+
+
+def _standing(samples: list[Sample]) -> str:
+    """How a mode stands: its score, and the share of prompt tokens that was not computed."""
+    calls = [call for sample in samples for call in sample.calls]
+    prompt = sum(call.prompt_tokens for call in calls) or 1
+    reused = 1 - sum(call.computed_tokens for call in calls) / prompt
+    score = sum(sample.value for sample in samples) / len(samples)
+    return f"{samples[0].mode} {score:.1%}, reused {reused:.0%}"

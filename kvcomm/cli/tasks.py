@@ -1,0 +1,62 @@
+"""`kvcomm tasks list`: the suites, and where their rows would come from here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import console, print_json
+
+if TYPE_CHECKING:
+    from kvcomm.tasks import Suite
+
+app = typer.Typer(no_args_is_help=True, help="Look at task suites.")
+
+
+@app.callback()
+def tasks() -> None:
+    """Look at task suites."""
+
+
+@app.command("list")
+def list_suites(data: options.Data = None, json: options.Json = False) -> None:
+    """The suites that `kvcomm eval` takes, and where their rows come from."""
+    from kvcomm.tasks import SUITES
+
+    found = [
+        {"name": suite.name, "about": suite.about, "rows": _source(suite, data)}
+        for suite in SUITES.values()
+    ]
+    if json:
+        print_json({"suites": found})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("suite", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("rows", no_wrap=True)
+    for entry in found:
+        table.add_row(entry["name"], entry["about"], entry["rows"])
+    table.add_row("FILE.jsonl", "your own: `input` and `target` in every line", "the file")
+    table.add_row("FILE.py[:NAME]", "your own: a `Suite`", "as it says")
+    console().print(table)
+
+
+def _source(suite: Suite, data: Path | None) -> str:
+    """Where the suite's rows would be read from."""
+    from kvcomm.tasks.rows import FOLDER
+
+    folder = data or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    if folder and (folder / f"{suite.name}.jsonl").exists():
+        return "the folder"
+    if suite.shipped:
+        return "kvcomm"
+    if suite.hub and importlib.util.find_spec("datasets"):
+        return "the hub"
+    return "--data or the hub"

@@ -1,0 +1,128 @@
+"""Objects from a user's Python file, `FILE.py` or `FILE.py:NAME`: a graph, a suite.
+
+The file is run: it is code by design.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from kvcomm.errors import KvcommError, UsageError
+from kvcomm.trace.text import listed, shorten
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Wanted(Generic[T]):
+    """What is looked for in a file: its type, what people call it, and a line that makes one."""
+
+    kind: type[T]
+    noun: str
+    example: str
+
+
+def is_own_file(spec: str) -> bool:
+    """Whether an option names a file rather than something ready-made."""
+    return _split(spec) is not None
+
+
+def load_own(spec: str, wanted: Wanted[T]) -> T:
+    """The object of `FILE.py[:NAME]`; NAME may be a function without arguments that returns one.
+
+    Raises `UsageError` for a file that is missing, does not import, or does not say which object.
+    """
+    parts = _split(spec)
+    if parts is None:
+        raise UsageError(f"{spec!r} is no {wanted.noun} file: write FILE.py or FILE.py:NAME")
+    path, name = parts
+    if not path.is_file():
+        raise UsageError(f"{wanted.noun} file {str(path)!r} does not exist")
+    module = _imported(path, wanted.noun)
+    return _named(path, module, name, wanted) if name else _only(path, module, wanted)
+
+
+def _split(spec: str) -> tuple[Path, str] | None:
+    if spec.endswith(".py"):
+        return Path(spec), ""
+    file, colon, name = spec.rpartition(":")
+    return (Path(file), name) if colon and file.endswith(".py") else None
+
+
+def _imported(path: Path, noun: str) -> ModuleType:
+    """Run the file as a module; files beside it can be imported from it, as in a script."""
+    name = f"kvcomm_{noun}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _broken(path, noun, error) from None
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _broken(path: Path, noun: str, error: BaseException) -> UsageError:
+    """Where in the user's file it went wrong, and what Python or kvcomm says of it."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f"{path}, line {line}" if line else str(path)
+    what = error.msg if isinstance(error, SyntaxError) else str(error)
+    if not isinstance(error, KvcommError):
+        what = f"{type(error).__name__}: {what}" if what else type(error).__name__
+    return UsageError(f"{noun} file does not import: {where}: {shorten(what, 400)}")
+
+
+def _named(path: Path, module: ModuleType, name: str, wanted: Wanted[T]) -> T:
+    found = getattr(module, name, None)
+    if callable(found) and not isinstance(found, wanted.kind):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            raise _broken(path, wanted.noun, error) from None
+    if isinstance(found, wanted.kind):
+        return found
+    if not hasattr(module, name):
+        known = _all(module, wanted)
+        here = f"it has {listed(known)}" if known else f"it holds no {wanted.noun}"
+        raise UsageError(f"{path} has no `{name}`: {here}")
+    raise UsageError(
+        f"`{name}` of {path} is no {wanted.kind.__name__} but {type(found).__name__}: name a "
+        f"{wanted.noun}, or a function without arguments that returns one"
+    )
+
+
+def _only(path: Path, module: ModuleType, wanted: Wanted[T]) -> T:
+    known = _all(module, wanted)
+    distinct = {id(found): found for found in known.values()}
+    if len(distinct) == 1:
+        return next(iter(distinct.values()))
+    noun, kind = wanted.noun, wanted.kind.__name__
+    if not distinct:
+        article = "an" if kind[0] in "AEIOU" else "a"
+        raise UsageError(
+            f"{path} holds no {noun}: assign {article} {kind} to a module-level name, for example "
+            f"`{wanted.example}`, or name a function with FILE.py:NAME"
+        )
+    raise UsageError(
+        f"{path} holds {len(distinct)} {noun}s: say which, {path}:NAME with one of {listed(known)}"
+    )
+
+
+def _all(module: ModuleType, wanted: Wanted[T]) -> dict[str, T]:
+    return {key: value for key, value in vars(module).items() if isinstance(value, wanted.kind)}

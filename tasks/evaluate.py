@@ -1,0 +1,256 @@
+"""The evaluation loop: tasks through a graph, several at once, scored, logged, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvcomm import __version__
+from kvcomm.agents import Agent
+from kvcomm.engine.base import Engine
+from kvcomm.errors import ContextOverflow, KvcommError, UsageError
+from kvcomm.graphs import AgentGraph
+from kvcomm.runtime.result import Call, Result
+from kvcomm.runtime.session import Session
+from kvcomm.tasks.graders import Graders
+from kvcomm.tasks.record import STATE, TRACES, CallRow, Config, Log, Sample
+from kvcomm.tasks.scoring import Score
+from kvcomm.tasks.suite import Suite
+from kvcomm.tasks.task import Task
+from kvcomm.trace.record import TRACE_FILE
+
+# What was learned is saved this often, and at the end.
+SAVE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate: every task `repeats` times in every mode, at most `concurrent` at once.
+
+    A run that fails is tried again `retries` times. Repeats differ in their seeds.
+    """
+
+    suite: Suite
+    tasks: Sequence[Task]
+    graph: AgentGraph
+    modes: Sequence[str]
+    seed: int = 0
+    repeats: int = 1
+    retries: int = 1
+    concurrent: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("concurrent", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for task in self.tasks:
+            task.inputs_for(self.graph.inputs)
+
+    def work(self) -> list[tuple[Task, int, str]]:
+        """Every sample, the modes of a task beside each other."""
+        return [
+            (task, repeat, mode)
+            for repeat in range(self.repeats)
+            for task in self.tasks
+            for mode in self.modes
+        ]
+
+
+class Evaluation:
+    """Runs a plan on an engine and keeps every sample in `out`.
+
+    `on_sample` is called with each sample that is done, those of an earlier run first. `quality`
+    are the options of `auto`. Raises `UsageError` when `out` holds another evaluation.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        graders: Graders,
+        out: Path,
+        *,
+        quality: Mapping[str, Any],
+        on_sample: Callable[[Sample], None] = lambda sample: None,
+    ) -> None:
+        self.plan = plan
+        self._engine = engine
+        self._graders = graders
+        self._on_sample = on_sample
+        self.config = _config(engine, plan, quality)
+        self.log = Log(out, self.config)
+        self._sessions = {
+            mode: Session(
+                engine,
+                reuse=mode,
+                seed=plan.seed,
+                state=out / STATE,
+                runs=None,
+                # Modes beside each other must not live on what another one has computed.
+                namespace=mode if len(plan.modes) > 1 else "",
+                saves=False,
+                **quality,
+            )
+            for mode in plan.modes
+        }
+        self._saved = time.monotonic()
+
+    async def run(self) -> list[Sample]:
+        """Do what is left, and return all samples in the order of the plan."""
+        for sample in self.log.samples:
+            self._on_sample(sample)
+        done = self.log.done
+        left = [item for item in self.plan.work() if (item[0].id, item[1], item[2]) not in done]
+        pending = iter(left)
+
+        async def worker() -> None:
+            for task, repeat, mode in pending:
+                sample = await self._sample(task, repeat, mode)
+                self.log.append(sample)
+                self._on_sample(sample)
+                if time.monotonic() - self._saved > SAVE_S:
+                    await self._save()
+
+        workers = [asyncio.create_task(worker()) for _ in range(self.plan.concurrent)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for task_ in workers:
+                task_.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await self._save()
+            self.log.close()
+        found = {sample.key: sample for sample in self.log.samples}
+        return [found[task.id, repeat, mode] for task, repeat, mode in self.plan.work()]
+
+    async def _save(self) -> None:
+        self._saved = time.monotonic()
+        for session in self._sessions.values():
+            await session.save()
+
+    async def _sample(self, task: Task, repeat: int, mode: str) -> Sample:
+        """One task, once; a failure is a sample too."""
+        began = time.monotonic()
+        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{mode}"
+        fields: dict[str, Any] = {"task": task.id, "repeat": repeat, "mode": mode}
+        inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
+        for tries in range(1, self.plan.retries + 2):
+            # A trace of a run that was killed, or that failed, makes way.
+            folder = _cleared(self.log.folder / trace)
+            try:
+                result = await self._sessions[mode].arun(
+                    self.plan.graph,
+                    out=folder,
+                    seed=self.plan.seed + repeat,
+                    **inputs,
+                )
+                score = await self._score(task, result.answer)
+            except ContextOverflow as error:
+                failure = str(error)
+                break
+            except UsageError:
+                raise  # the next sample would fail as well
+            except Exception as error:
+                failure = str(error) if isinstance(error, KvcommError) else repr(error)
+            else:
+                chosen = await self._chosen(task, result, score)
+                return Sample(
+                    **fields,
+                    value=score.value,
+                    correct=score.correct,
+                    answer=result.answer,
+                    extracted=score.extracted,
+                    reason=score.reason,
+                    error=score.error,
+                    metrics=dict(score.metrics),
+                    chosen=chosen,
+                    calls=[_call(call) for call in result.calls],
+                    audits=[
+                        a.divergence for a in result.audits if a.used and a.divergence is not None
+                    ],
+                    tries=tries,
+                    wall_s=time.monotonic() - began,
+                    trace=trace,
+                )
+        return Sample(
+            **fields,
+            value=0.0,
+            correct=False,
+            reason="the run failed",
+            error=failure,
+            tries=tries,
+            wall_s=time.monotonic() - began,
+            trace=trace,
+        )
+
+    async def _score(self, task: Task, answer: str) -> Score:
+        return await asyncio.to_thread(self.plan.suite.grade, task, answer, self._graders)
+
+    async def _chosen(self, task: Task, result: Result, score: Score) -> list[str]:
+        """The nodes heard by the last agent whose answer is the one it gave."""
+        graph = self.plan.graph
+        chosen = []
+        for sender in graph.nodes[graph.answer].senders:
+            if isinstance(graph.nodes[sender.node].agent, Agent):
+                heard = await self._score(task, result.call(sender.node).text)
+                if heard.extracted and heard.extracted == score.extracted:
+                    chosen.append(sender.node)
+        return chosen
+
+
+def _call(call: Call) -> CallRow:
+    report = call.report
+    return CallRow(
+        node=report.node,
+        prompt_tokens=report.prompt_tokens,
+        computed_tokens=call.total("computed"),
+        output_tokens=report.output_tokens,
+        dense=report.dense,
+        ttft_s=report.ttft_s,
+    )
+
+
+def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any]) -> Config:
+    members = [
+        (plan.graph.template(name, engine.codec).fingerprint, node.agent.sampling, node.agent.exact)
+        if isinstance(node.agent, Agent)
+        else (name, node.texts, node.agent.max_tokens)
+        for name, node in plan.graph.nodes.items()
+    ]
+    asked = [(task.id, sorted(task.inputs_for(plan.graph.inputs).items())) for task in plan.tasks]
+    return Config(
+        kvcomm=__version__,
+        suite=plan.suite.name,
+        graph=plan.graph.name,
+        graph_digest=_digest([members, plan.graph.edges, plan.suite.ask]),
+        model=engine.model,
+        fingerprint=engine.fingerprint,
+        modes=tuple(plan.modes),
+        seed=plan.seed,
+        repeats=plan.repeats,
+        retries=plan.retries,
+        tasks=len(plan.tasks),
+        tasks_digest=_digest(asked),
+        **quality,
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def _slug(name: str) -> str:
+    """A task's id as a file name of its own."""
+    clean = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
+    return clean if clean == name else f"{clean}-{_digest(name)[:6]}"
+
+
+def _cleared(folder: Path) -> Path:
+    (folder / TRACE_FILE).unlink(missing_ok=True)
+    return folder

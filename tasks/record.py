@@ -1,0 +1,184 @@
+"""What is kept of an evaluation: its configuration, and one line for every sample done.
+
+A sample's line is appended when it is done and flushed, so a run that is killed loses only what was
+under way. The same configuration goes on where the log ends; another one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kvcomm.errors import UsageError
+
+CONFIG = "config.json"
+SAMPLES = "samples.jsonl"
+SUMMARY = "summary.json"
+TRACES = "traces"
+STATE = "state"
+
+
+class Config(BaseModel):
+    """Everything that the outcome of an evaluation depends on.
+
+    `graph` and `tasks` are digests of the templates and of the tasks' texts, in their order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kvcomm: str
+    suite: str
+    graph: str
+    graph_digest: str
+    model: str
+    fingerprint: str
+    modes: tuple[str, ...]
+    seed: int
+    repeats: int
+    retries: int
+    tasks: int
+    tasks_digest: str
+    target_divergence: float
+    audit_rate: float
+    repair_budget: float | None = None
+
+
+class CallRow(BaseModel):
+    """One call of a sample: its tokens, its times, and whether it was prefilled as in dense."""
+
+    model_config = ConfigDict(frozen=True)
+
+    node: str
+    prompt_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    dense: bool
+    ttft_s: float
+
+
+class Sample(BaseModel):
+    """One task worked on once in one mode.
+
+    `value` is what is averaged, `extracted` the answer that was read from the text, `chosen` the
+    nodes heard by the last agent that gave the same answer. A sample whose run failed has `error`,
+    and counts as wrong; so does one that could not be scored.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    repeat: int
+    mode: str
+    value: float
+    correct: bool
+    answer: str = ""
+    extracted: str = ""
+    reason: str = ""
+    error: str = ""
+    metrics: dict[str, float] = {}
+    chosen: list[str] = []
+    calls: list[CallRow] = []
+    audits: list[float] = []
+    tries: int = 1
+    wall_s: float = 0.0
+    trace: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What makes a sample one: it is done once."""
+        return (self.task, self.repeat, self.mode)
+
+
+class Log:
+    """The output folder of an evaluation; opening it reads what was done before.
+
+    Raises `UsageError` when the folder belongs to another configuration, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._check(config)
+            self.samples = read_samples(folder / SAMPLES, mend=True)
+            self._file = (folder / SAMPLES).open("a", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+
+    def _check(self, config: Config) -> None:
+        path = self.folder / CONFIG
+        if not path.exists():
+            if any(self.folder.iterdir()):
+                raise UsageError(
+                    f"{self.folder} is not empty and no evaluation: choose another --out"
+                )
+            path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return
+        before = read_config(self.folder)
+        old, new = before.model_dump(), config.model_dump()
+        changed = [
+            f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]
+        ]
+        if changed:
+            raise UsageError(
+                f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
+            )
+
+    @property
+    def done(self) -> set[tuple[str, int, str]]:
+        """The keys of the samples that need not be done again."""
+        return {sample.key for sample in self.samples}
+
+    def append(self, sample: Sample) -> None:
+        """Keep a sample: one whole line, flushed."""
+        self._file.write(sample.model_dump_json() + "\n")
+        self._file.flush()
+        self.samples.append(sample)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json` anew."""
+        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+        (self.folder / SUMMARY).write_text(text, encoding="utf-8")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of an output folder. Raises `UsageError` for a folder without one."""
+    path = folder / CONFIG
+    try:
+        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(f"{folder} holds no evaluation: there is no {CONFIG}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
+    """The samples of a log. A last line that was cut off is left out, and with `mend` removed.
+
+    Raises `UsageError` for any other line that is no sample.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if mend and len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    samples: dict[tuple[str, int, str], Sample] = {}
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            sample = Sample.model_validate_json(line)
+        except ValidationError as error:
+            what = str(error).splitlines()[0]
+            raise UsageError(f"{path}, line {number} is no sample: {what}") from None
+        samples.setdefault(sample.key, sample)
+    return list(samples.values())

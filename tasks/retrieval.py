@@ -1,0 +1,90 @@
+"""Retrieval: a tool that finds the passages which bear on a question, by BM25."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kvcomm.agents import Tool
+from kvcomm.errors import UsageError
+from kvcomm.tasks.task import passage_names
+
+# Passages of a user's files end at the paragraph that brings them to this many words.
+WORDS = 120
+NOTHING = "(No further passage was found.)"
+
+
+def bm25_retriever(
+    count: int = 4, *, folder: Path | None = None, name: str = "retriever", max_tokens: int = 256
+) -> Tool:
+    """A tool that sends the `count` best passages for the input `task`, best first.
+
+    It looks through the text files of `folder` (`*.txt`, `*.md`), or, without one, through the
+    input `corpus`, where paragraphs are passages. Each passage is a placeholder of its own,
+    `passage1`, `passage2`, …, so its KV is shared by all who read it, and by other questions.
+
+    Raises `UsageError` for a folder without text, and when bm25s is not installed.
+    """
+    if importlib.util.find_spec("bm25s") is None:
+        raise UsageError("bm25s is not installed: pip install 'kvcomm[tasks]'")
+    passages = passages_of(folder) if folder else None
+
+    def run(texts: Mapping[str, str]) -> list[str]:
+        if passages is None and "corpus" not in texts:
+            raise UsageError(f"tool `{name}` needs the input `corpus`, or a folder to look through")
+        known = paragraphs(texts["corpus"]) if passages is None else passages
+        found = best(known, texts["task"], count)
+        return found + [NOTHING] * (count - len(found))
+
+    return Tool(name, run, outputs=passage_names(count), max_tokens=max_tokens)
+
+
+def paragraphs(text: str) -> tuple[str, ...]:
+    """The paragraphs of a text."""
+    return tuple(part.strip() for part in text.split("\n\n") if part.strip())
+
+
+@lru_cache(maxsize=8)
+def passages_of(folder: Path) -> tuple[str, ...]:
+    """The text files of a folder, cut into passages of whole paragraphs, each under its title."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".md") and p.is_file())
+    found = []
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read {path}: {error}") from None
+        gathered: list[str] = []
+        for part in (*paragraphs(text), ""):
+            gathered += [part] if part else []
+            if gathered and (not part or len(" ".join(gathered).split()) >= WORDS):
+                found.append(f"{path.stem}\n" + "\n".join(gathered))
+                gathered = []
+    if not found:
+        raise UsageError(f"{folder} holds no text: put .txt or .md files there")
+    return tuple(found)
+
+
+def best(passages: Sequence[str], question: str, count: int) -> list[str]:
+    """The `count` passages that share most with the question, best first; equal ones in order."""
+    index, tokens = _index(tuple(passages))
+    asked = tokens([question], update_vocab=False, show_progress=False)
+    scores = index.get_scores(asked[0]) if asked[0] else [0.0] * len(passages)
+    ranked = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
+    return [passages[i] for i in ranked[:count]]
+
+
+@lru_cache(maxsize=8)
+def _index(passages: tuple[str, ...]) -> tuple[Any, Any]:
+    import bm25s
+
+    tokenizer = bm25s.tokenization.Tokenizer(stopwords="en")
+    ids = tokenizer.tokenize(
+        list(passages), update_vocab=True, show_progress=False, return_as="tuple"
+    )
+    index = bm25s.BM25()
+    index.index(ids, show_progress=False)
+    return index, lambda *args, **options: tokenizer.tokenize(*args, return_as="ids", **options)

@@ -1,0 +1,19 @@
+"""rag-mini: questions over passages of a made-up world, in HotpotQA's format."""
+
+from __future__ import annotations
+
+from kvcomm.tasks.graders import by_words
+from kvcomm.tasks.suite import Suite
+from kvcomm.tasks.suites.hotpotqa import PASSAGES, SHORT, read
+from kvcomm.tasks.teams import rag_team
+
+SUITE = Suite(
+    "rag-mini",
+    "24 questions over a made-up world, shipped with kvcomm",
+    read,
+    by_words,
+    rag_team,
+    ask=SHORT,
+    passages=PASSAGES,
+    shipped=True,
+)

@@ -1,0 +1,192 @@
+"""Hostile code at every level of the sandbox that works here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvcomm.errors import UsageError
+from kvcomm.tasks.scoring import sandbox as module
+from kvcomm.tasks.scoring.sandbox import Level, Limits, Sandbox, available, find_sandbox
+
+SHORT = Limits(seconds=2, memory_mb=256)
+
+
+def at(level: Level) -> Sandbox:
+    if level not in available():
+        pytest.skip(f"{level} does not work on this machine")
+    return Sandbox(level)
+
+
+@pytest.fixture(params=["bwrap", "landlock"])
+def safe(request: pytest.FixtureRequest) -> Sandbox:
+    return at(request.param)
+
+
+@pytest.fixture(params=["bwrap", "landlock", "none"])
+def any_level(request: pytest.FixtureRequest) -> Sandbox:
+    return at(request.param)
+
+
+def test_a_program_that_comes_to_its_end(any_level: Sandbox) -> None:
+    ran = any_level.run("import math, json\nprint(json.dumps(math.pi)[:4])", SHORT)
+    assert ran.finished, ran
+    assert ran.stdout == "3.14"
+    assert ran.reason == "finished"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ValueError('odd')", "ValueError: odd"),
+        ("x = (", "SyntaxError: '(' was never closed"),
+        ("import os; os._exit(0)", "left in the middle, exit 0"),
+        ("raise SystemExit(0)", "left in the middle, exit 0"),
+        ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", ""),
+    ],
+)
+def test_one_that_does_not(any_level: Sandbox, code: str, reason: str) -> None:
+    ran = any_level.run(code, SHORT)
+    assert not ran.finished
+    assert ran.reason.startswith(reason)
+
+
+def test_a_loop_without_end_is_ended(any_level: Sandbox) -> None:
+    ran = any_level.run("while True: pass", Limits(seconds=1))
+    assert not ran.finished
+    assert ran.reason == "timed out after 1 s"
+    assert ran.seconds < 3
+
+
+def test_waiting_for_input_does_not_wait(any_level: Sandbox) -> None:
+    assert "EOFError" in any_level.run("input()", SHORT).reason
+
+
+def test_two_gigabytes_are_too_much(any_level: Sandbox) -> None:
+    ran = any_level.run("x = bytearray(2 << 30)", SHORT)
+    assert not ran.finished
+    assert "MemoryError" in ran.reason
+
+
+def test_output_is_capped(any_level: Sandbox) -> None:
+    ran = any_level.run("while True: print('x' * 1000)", SHORT)
+    assert ran.reason == "more than 64 KiB of output"
+    assert len(ran.stdout) <= 65 << 10
+
+
+def test_a_large_file_is_too_much(any_level: Sandbox) -> None:
+    code = "f = open('x', 'wb')\nfor i in range(100): f.write(bytes(1 << 20))"
+    assert "File too large" in any_level.run(code, SHORT).reason
+
+
+def test_what_it_wrote_is_gone(any_level: Sandbox) -> None:
+    ran = any_level.run("open('x', 'w').write('x')\nimport os\nprint(os.getcwd())", SHORT)
+    assert ran.finished
+    assert not Path(ran.stdout, "x").exists()
+    assert not any_level.run("print(open('x').read())", SHORT).finished
+
+
+def test_the_environment_is_not_handed_on(
+    any_level: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_KEY", "swordfish")
+    ran = any_level.run("import os\nprint(dict(os.environ))", SHORT)
+    assert ran.finished
+    assert "swordfish" not in ran.stdout
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/hostname", __file__])
+def test_files_of_the_host_cannot_be_read(safe: Sandbox, path: str) -> None:
+    ran = safe.run(f"print(len(open({str(Path(path).resolve())!r}).read()))", SHORT)
+    assert not ran.finished
+    assert ran.stdout == ""
+
+
+def test_other_processes_cannot_be_looked_at(
+    safe: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"print(open('/proc/{os.getpid()}/cmdline').read())"
+    assert "pytest" not in safe.run(code, SHORT).stdout
+
+
+def test_nothing_can_be_written_elsewhere(safe: Sandbox, tmp_path: Path) -> None:
+    for place in (tmp_path / "x", Path("/usr/kvcomm-x"), Path("/var/tmp/kvcomm-x")):
+        assert not safe.run(f"open({str(place)!r}, 'w').write('x')", SHORT).finished
+        assert not place.exists()
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "socket.create_connection(('127.0.0.1', PORT), 1)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))",
+        "socket.getaddrinfo('example.org', 80)",
+        "socket.socket(socket.AF_UNIX)",
+    ],
+)
+def test_there_is_no_network(safe: Sandbox, listening: int, code: str) -> None:
+    ran = safe.run(f"import socket\nPORT = {listening}\n{code}\nprint('connected')", SHORT)
+    assert not ran.finished
+    assert "connected" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while True: os.fork()",
+        "while True:\n    try: os.fork()\n    except OSError: pass",
+        "import subprocess\nsubprocess.Popen(['sleep', '30'])",
+    ],
+)
+def test_no_process_is_started_and_none_is_left(safe: Sandbox, code: str) -> None:
+    before = _processes()
+    ran = safe.run(f"import os\n{code}", Limits(seconds=1))
+    assert not ran.finished
+    assert ran.seconds < 4
+    assert _processes() <= before + 5  # others live on this machine as well
+
+
+def _processes() -> int:
+    return sum(name.isdigit() for name in os.listdir("/proc"))
+
+
+def test_others_get_no_signal(safe: Sandbox) -> None:
+    sleeper = subprocess.Popen(["sleep", "20"])
+    try:
+        for pid in (str(sleeper.pid), str(os.getpid()), "os.getppid()"):
+            assert not safe.run(f"import os\nos.kill({pid}, 9)", SHORT).finished
+        time.sleep(0.05)
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_threads_are_allowed(any_level: Sandbox) -> None:
+    code = "import threading\nt = threading.Thread(target=print, args=('x',))\nt.start()\nt.join()"
+    assert any_level.run(code, SHORT).stdout == "x"
+
+
+def test_without_a_sandbox_code_is_refused_unless_insisted_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "available", lambda: ("none",))
+    with pytest.raises(UsageError, match=r"apt install bubblewrap.*--allow-unsandboxed"):
+        find_sandbox()
+    assert find_sandbox(allow_unsandboxed=True).level == "none"
+
+
+def test_the_best_level_is_taken() -> None:
+    assert find_sandbox(allow_unsandboxed=True).level == available()[0]
