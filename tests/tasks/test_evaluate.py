@@ -1,0 +1,212 @@
+"""The evaluation loop on a tiny model: several at once, logged, resumed, failures kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvcomm.agents import Agent, Sampling, Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import UsageError
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.tasks import Graders, Suite, Task
+from kvcomm.tasks.evaluate import Evaluation, Plan
+from kvcomm.tasks.graders import by_words
+from kvcomm.tasks.record import SAMPLES, STATE, Sample, read_samples
+from kvcomm.tasks.scoring import Score
+from kvcomm.tasks.summary import whole_summary
+from kvcomm.trace.read import read_trace
+
+QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": None}
+
+
+def by_length(task: Task, answer: str, graders: Graders) -> Score:
+    """Right when the answer has an even number of characters: tiny models write nonsense."""
+    right = len(answer) % 2 == 0
+    return Score(float(right), right, str(len(answer)), "counted")
+
+
+def member(name: str, tokens: int = 10, **fields: Any) -> Agent:
+    return Agent(
+        name,
+        system=f"You are {name}.",
+        prompt="{task}\n\n{messages}\n\nGo on.",
+        sampling=Sampling(max_tokens=tokens),
+        **fields,
+    )
+
+
+GRAPH = chain(member("a"), member("b"))
+SUITE = Suite("mine", "made up", lambda row, name: Task(name, "x", "y"), by_length, lambda g: GRAPH)
+TASKS = [Task(f"t{n}", f"What is {n} + {n}?", str(2 * n)) for n in range(6)]
+
+
+def plan(**fields: Any) -> Plan:
+    return Plan(**{"suite": SUITE, "tasks": TASKS, "graph": GRAPH, "modes": ("exact",), **fields})
+
+
+def evaluate(
+    engine: LocalEngine,
+    made: Plan,
+    out: Path,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
+) -> list[Sample]:
+    with Graders() as graders:
+        evaluation = Evaluation(engine, made, graders, out, quality=QUALITY, on_sample=on_sample)
+        return asyncio.run(evaluation.run())
+
+
+def answers(samples: list[Sample]) -> dict[tuple[str, int, str], tuple[str, bool]]:
+    return {sample.key: (sample.answer, sample.correct) for sample in samples}
+
+
+def test_every_task_is_done_and_kept_with_its_trace(tiny: LocalEngine, tmp_path: Path) -> None:
+    heard: list[Sample] = []
+    samples = evaluate(tiny, plan(), tmp_path, heard.append)
+    assert [sample.task for sample in samples] == [task.id for task in TASKS]
+    assert sorted(s.task for s in heard) == sorted(s.task for s in samples)
+    assert answers(read_samples(tmp_path / SAMPLES)) == answers(samples)
+    for sample in samples:
+        assert [call.node for call in sample.calls] == ["a", "b"]
+        trace = read_trace(tmp_path / sample.trace / "trace.jsonl")
+        assert trace.finished
+        assert trace.finished.answer == sample.answer
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    whole = evaluate(tiny, plan(), tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(sample: Sample) -> None:
+        if len(read_samples(tmp_path / "cut" / SAMPLES)) == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(tiny, plan(), tmp_path / "cut", stop)
+    path = tmp_path / "cut" / SAMPLES
+    before = read_samples(path)
+    assert 3 <= len(before) < len(TASKS)
+    path.write_bytes(path.read_bytes() + b'{"task": "t5", "rep')  # killed in the middle of a line
+    heard: list[Sample] = []
+    samples = evaluate(tiny, plan(), tmp_path / "cut", heard.append)
+    assert answers(samples) == answers(whole)
+    assert len(read_samples(path)) == len(TASKS)
+    assert [sample.key for sample in heard[: len(before)]] == [sample.key for sample in before]
+    assert evaluate(tiny, plan(), tmp_path / "cut") == samples  # nothing is left to do
+
+
+def test_two_modes_on_the_same_samples(tiny: LocalEngine, tmp_path: Path) -> None:
+    made = plan(modes=("exact", "dense"), tasks=TASKS[:3])
+    with Graders() as graders:
+        evaluation = Evaluation(tiny, made, graders, tmp_path, quality=QUALITY)
+        samples = asyncio.run(evaluation.run())
+        value = whole_summary(evaluation.config, samples, tmp_path)
+    assert value["complete"]
+    assert value["modes"]["dense"]["token_reuse"] == 0.0
+    assert value["modes"]["exact"]["token_reuse"] > 0.0
+    assert value["compare"]["difference"] == 0.0
+    assert value["compare"]["consistency"]["answer"] == 1.0
+
+
+def test_learning_modes_keep_what_they_learned_beside_the_log(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    made = plan(modes=("kvcomm",))
+    evaluate(tiny, made, tmp_path)
+    assert list((tmp_path / STATE).glob("*.safetensors"))
+
+
+def test_repeats_draw_anew(tiny: LocalEngine, tmp_path: Path) -> None:
+    warm = GRAPH.with_agents(
+        lambda agent: (
+            member(agent.name)
+            if agent.name == "a"
+            else Agent(
+                agent.name, prompt=agent.prompt, sampling=Sampling(max_tokens=10, temperature=1.0)
+            )
+        )
+    )
+    samples = evaluate(tiny, plan(graph=warm, tasks=TASKS[:2], repeats=3), tmp_path)
+    assert [sample.repeat for sample in samples] == [0, 0, 1, 1, 2, 2]
+    assert len({sample.answer for sample in samples if sample.task == "t0"}) > 1
+
+
+def test_a_failure_is_tried_again_and_then_counts_as_wrong(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    tries: list[str] = []
+
+    def odd(texts: Mapping[str, str]) -> str:
+        tries.append(texts["task"])
+        if "3 + 3" in texts["task"] or (len(tries) == 1 and "0 + 0" in texts["task"]):
+            raise OSError("no connection")
+        return "fine"
+
+    graph = AgentGraph([Tool("web", odd), member("a")], [("web", "a")])
+    samples = evaluate(tiny, plan(graph=graph, concurrent=1), tmp_path)
+    failed = {sample.task: sample for sample in samples if sample.error}
+    assert list(failed) == ["t3"]
+    assert "no connection" in failed["t3"].error
+    assert (failed["t3"].tries, failed["t3"].value) == (2, 0.0)
+    assert samples[0].tries == 2
+    assert not samples[0].error
+    # A failure is a sample like others: it is not done again.
+    assert evaluate(tiny, plan(graph=graph, concurrent=1), tmp_path) == samples
+    assert sum("3 + 3" in text for text in tries) == 2
+
+
+def test_a_prompt_that_does_not_fit_fails_that_sample_only(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    tasks = [TASKS[0], Task("long", "word " * 100_000, "x")]
+    samples = evaluate(tiny, plan(tasks=tasks), tmp_path)
+    assert [bool(sample.error) for sample in samples] == [False, True]
+    assert samples[1].tries == 1
+
+
+def test_what_the_user_can_put_right_stops_everything(tiny: LocalEngine, tmp_path: Path) -> None:
+    def refuses(task: Task, answer: str, graders: Graders) -> Score:
+        raise UsageError("install it")
+
+    suite = Suite("mine", "", SUITE.read, refuses, SUITE.team)
+    with pytest.raises(UsageError, match="install it"):
+        evaluate(tiny, plan(suite=suite), tmp_path)
+    assert read_samples(tmp_path / SAMPLES) == []
+
+
+def test_whom_the_last_agent_agreed_with(tiny: LocalEngine, tmp_path: Path) -> None:
+    same = [member("a", post=lambda t: "Answer: 7"), member("b", post=lambda t: "Answer: 8")]
+    last = member("c", post=lambda t: "So, Answer: 7")
+    graph = AgentGraph([*same, last], [("a", "c"), ("b", "c")])
+    suite = Suite("mine", "", SUITE.read, by_words, SUITE.team)
+    (sample,) = evaluate(
+        tiny, plan(suite=suite, graph=graph, tasks=[Task("x", "x", "7")]), tmp_path
+    )
+    assert sample.correct
+    assert sample.chosen == ["a"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"tasks": TASKS[:2]}, {"graph": chain(member("a"))}]
+)
+def test_a_changed_plan_is_refused(
+    tiny: LocalEngine, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    small = plan(tasks=TASKS[:1])
+    evaluate(tiny, small, tmp_path)
+    with pytest.raises(UsageError, match="is of another evaluation"):
+        evaluate(tiny, plan(**{"tasks": TASKS[:1], **change}), tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"repeats": 0}, {"concurrent": 0}, {"retries": -1}])
+def test_numbers_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(fields))):
+        plan(**fields)
