@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvcomm.tasks import DATA
+from kvcomm.tasks import DATA, SUITES
 from kvcomm.tasks.scoring.code import examples
 
 ROWS: list[dict[str, Any]] = [
@@ -40,6 +40,7 @@ def test_24_functions_of_three_levels() -> None:
     assert len({row["entry_point"] for row in ROWS}) == 24
     fields = {"task_id", "prompt", "entry_point", "canonical_solution", "test", "level"}
     assert all(set(row) == fields for row in ROWS)
+    assert [task.id for task in SUITES["code-mini"].tasks(DATA)] == IDS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from fractions import Fraction
 from itertools import combinations, pairwise, permutations, product
-from math import prod
+from math import isclose, sqrt
 from typing import Any
 
 import pytest
 import sympy as sp
 
-from kvcomm.tasks import DATA
+from kvcomm.tasks import DATA, SUITES
 from kvcomm.tasks.scoring import MathScorer
 from kvcomm.tasks.scoring.extract import last_box
 
@@ -61,11 +61,11 @@ def chord() -> sp.Expr:
 
 
 def nested_root() -> sp.Expr:
-    root = sp.sqrt(59 - 30 * sp.sqrt(2))
+    root = sqrt(59 - 30 * sqrt(2))
     (found,) = [
         a * sp.sqrt(2) + b
         for a, b in product(range(-60, 61), repeat=2)
-        if abs(sp.N(root) - (a * 1.4142135623730951 + b)) < 1e-9
+        if isclose(root, a * sqrt(2) + b)
     ]
     return found
 
@@ -118,9 +118,9 @@ def half_circle() -> sp.Expr:
 def reciprocals() -> int:
     # One of the two terms is at least 1/6, so m <= 6 or n <= 12; the other number follows.
     third = Fraction(1, 3)
-    found = {(m, 2 / (third - Fraction(1, m))) for m in range(4, 7)}
+    found = {(Fraction(m), 2 / (third - Fraction(1, m))) for m in range(4, 7)}
     found |= {(1 / (third - Fraction(2, n)), Fraction(n)) for n in range(7, 13)}
-    return sum(Fraction(m).denominator == 1 and n.denominator == 1 for m, n in found)
+    return sum(m.denominator == 1 and n.denominator == 1 for m, n in found)
 
 
 def functional() -> sp.Expr:
@@ -146,9 +146,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "sines": lambda: sp.simplify(
         sp.sin(sp.pi / 12) * sp.sin(5 * sp.pi / 12) + sp.cos(sp.pi / 12) ** 2
     ),
-    "divisors": lambda: sum(
-        d % 2 == 0 and d % 9 != 0 for d in sp.divisors(prod((2**5, 3**3, 7**2)))
-    ),
+    "divisors": lambda: sum(d % 2 == 0 and d % 9 != 0 for d in sp.divisors(2**5 * 3**3 * 7**2)),
     "socks": socks,
     "chord": chord,
     "domain": lambda: sp.solveset((x - 3) / (8 - x) >= 0, x, sp.S.Reals),
@@ -183,6 +181,7 @@ def test_thirty_rows_of_all_levels_and_subjects() -> None:
     assert {row["subject"] for row in ROWS} == SUBJECTS
     fields = {"id", "problem", "answer", "solution", "level", "subject"}
     assert all(set(row) == fields for row in ROWS)
+    assert [task.id for task in SUITES["math-mini"].tasks(DATA)] == IDS
 
 
 def test_every_row_has_its_check() -> None:

@@ -1,0 +1,167 @@
+"""`kvcomm eval` and `kvcomm tasks` with a small random model and made-up rows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kvcomm.tasks.record import SAMPLES, read_samples
+
+MODEL = ("--model", "random:llama-tiny", "--dtype", "float64", "--max-tokens", "8")
+GRAPH = ("--graph", "chain", "--agents", "2")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    rows = [{"question": f"What is {n} plus {n}?", "answer": f"#### {2 * n}"} for n in range(12)]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(tmp_path)
+
+
+def test_a_table_and_a_folder(cli, data: str) -> None:
+    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, "--limit", "3", "--out", "o")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    header = "suite, mode n score 95 % tokens calls TTFT s errors"
+    assert lines[0].split() == header.split()
+    assert lines[1].startswith("gsm8k, auto  3")
+    assert all(len(line) <= 80 for line in lines)
+    assert "kept in o: kvcomm eval report o" in ended.out
+    assert "3 of 3: auto" in ended.err
+    assert sorted(path.name for path in Path("o").iterdir()) == [
+        "config.json",
+        "samples.jsonl",
+        "state",
+        "summary.json",
+        "traces",
+    ]
+
+
+def test_json_has_the_documented_keys(cli, data: str) -> None:
+    args = ("--reuse", "exact", "--compare", "dense", "--limit", "2", "--json")
+    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args)
+    assert ended.code == 0, ended.err
+    value = json.loads(ended.out)
+    documented = "suite graph mode samples score compare token_reuse call_reuse ttft_s errors out"
+    assert set(documented.split()) <= set(value)
+    compare = {"mode", "score", "difference", "ci95", "p_value", "consistency"}
+    assert compare <= set(value["compare"])
+    assert value["compare"]["consistency"]["answer"] == 1.0
+    assert value["out"].startswith("runs/")
+    assert json.loads(Path(value["out"], "summary.json").read_text()) == value
+
+
+def test_the_comparison_in_words(cli, data: str) -> None:
+    args = ("--reuse", "exact", "--compare", "dense", "--limit", "2", "--out", "o")
+    out = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).out
+    assert "exact against dense: +0.0% (+0.0% to +0.0%, McNemar p = 1.00); same answer 100%" in out
+
+
+def test_the_report_puts_runs_beside_each_other(cli, data: str) -> None:
+    for name, reuse in (("one", "exact"), ("two", "dense")):
+        args = ("--reuse", reuse, "--limit", "2", "--out", name)
+        assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
+    ended = cli("eval", "report", "one", "two", "--plot", "plot.png")
+    assert ended.code == 0, ended.err
+    assert "gsm8k, exact" in ended.out
+    assert "gsm8k, dense" in ended.out
+    assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
+    value = json.loads(cli("eval", "report", "one", "--json").out)
+    assert [run["mode"] for run in value["runs"]] == ["exact"]
+    assert "holds no evaluation" in cli("eval", "report", "three").err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("nothing",), "suite 'nothing' is unknown"),
+        (("gsm8k", "--reuse", "x"), "reuse mode 'x' is unknown"),
+        (("gsm8k", "--compare", "auto"), "is the mode of --reuse"),
+        (("gsm8k", "--limit", "0"), "at least 1 task"),
+        (("gsm8k", "--ids", "gsm8k-99"), "there is no task 'gsm8k-99'"),
+        (("gsm8k", "--agents", "3"), "--agents belongs to a ready-made graph"),
+        (("gsm8k", "--repeats", "0"), "repeats must be at least 1"),
+        (("gsm8k", "--folder", "."), "holds no text"),
+        (("gsm8k", "--folder", ".", "--graph", "chain"), "leave --graph out"),
+        (("gsm8k", "--graph", "nothing"), "graph 'nothing' is unknown"),
+    ],
+)
+def test_bad_usage(cli, data: str, args: tuple[str, ...], message: str) -> None:
+    ended = cli("eval", *args, "--data", data)
+    assert ended.code == 2
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_chosen_tasks(cli, data: str) -> None:
+    def ids(*args: str) -> list[str]:
+        out = "-".join(args)
+        assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--out", out).code == 0
+        return sorted(sample.task for sample in read_samples(Path(out, SAMPLES)))
+
+    assert ids("--ids", "gsm8k-7,gsm8k-2") == ["gsm8k-2", "gsm8k-7"]
+    assert ids("--shuffle", "3", "--limit", "4") != ids("--limit", "4")
+
+
+def test_files_to_retrieve_from(cli, tmp_path: Path, data: str) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "sums.txt").write_text("Two plus two is four.\n\nSix is even.")
+    args = ("--folder", "texts", "--limit", "1", "--out", "o", "--reuse", "exact")
+    ended = cli("eval", "gsm8k", *MODEL, "--data", data, *args)
+    assert ended.code == 0, ended.err
+    (sample,) = read_samples(Path("o", SAMPLES))
+    assert [call.node for call in sample.calls] == ["reader1", "reader2", "judge"]
+
+
+def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(cli, data: str) -> None:
+    args = (
+        "eval",
+        "gsm8k",
+        *GRAPH,
+        *MODEL,
+        "--data",
+        data,
+        "--reuse",
+        "exact",
+        "--concurrent",
+        "2",
+    )
+    assert cli(*args, "--out", "whole").code == 0
+    code = f"from kvcomm.cli import main; main({[*args, '--out', 'cut']!r})"
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    path = Path("cut", SAMPLES)
+    try:
+        while not path.exists() or path.read_bytes().count(b"\n") < 2:
+            assert running.poll() is None
+            time.sleep(0.005)
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    cut = len(read_samples(path))
+    assert cli(*args, "--out", "cut").code == 0
+    whole, again = (read_samples(Path(name, SAMPLES)) for name in ("whole", "cut"))
+    assert 2 <= cut <= len(again) == len(whole) == 12
+    read = [{s.key: (s.answer, s.correct) for s in samples} for samples in (whole, again)]
+    assert read[0] == read[1]
+    summaries = [json.loads(Path(name, "summary.json").read_text()) for name in ("whole", "cut")]
+    assert summaries[0]["score"] == summaries[1]["score"]
+    assert summaries[0]["samples"] == summaries[1]["samples"]
+
+
+def test_tasks_list(cli, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVCOMM_DATA", raising=False)
+    listed = json.loads(cli("tasks", "list", "--data", data, "--json").out)["suites"]
+    rows = {suite["name"]: suite["rows"] for suite in listed}
+    assert rows["gsm8k"] == "the folder"
+    assert rows["math-mini"] == "kvcomm"
+    assert len(rows) == 11
+    text = cli("tasks", "list", "--data", data).out
+    assert all(name in text for name in rows)
+    assert all(len(line) <= 80 for line in text.splitlines())
