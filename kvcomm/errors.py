@@ -62,5 +62,9 @@ class NodeTimeout(KvcommError):
         self.node = node
 
 
+class StartOver(KvcommError):
+    """A row holds what a plan for the whole prompt has no use for: it is filled from the start."""
+
+
 class Preempted(KvcommError):
     """A row that worked ahead gave way to a call that was ready; it is opened again later."""

@@ -69,7 +69,8 @@ class Plan:
     """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards.
 
     With `pilot` layers, all tokens are computed in that many first layers, which shows where the
-    prediction deviates most.
+    prediction deviates most. A plan for the `whole` prompt was made when only a part of it was
+    known, and holds for none of it unless the row is empty: what is there makes way.
     """
 
     steps: tuple[Step, ...]
@@ -77,3 +78,4 @@ class Plan:
     dense: bool
     learn: tuple[int, ...] = ()
     pilot: int = 0
+    whole: bool = False

@@ -14,7 +14,7 @@ MODES = ("auto", "exact", "kvcomm", "dense")
 class Policy(Protocol):
     """How a call's segments are obtained.
 
-    `ahead`: rows grow before the last input is complete, so `plan` sees one segment at a time.
+    `ahead`: rows grow before the last input is complete, so `plan` sees a prompt piece by piece.
     `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `hands_over`: messages
     carry a handle on their KV. `realigns`: the policy wants base KV, of literals too if `literals`,
     and verdicts of the family `offsets`.
@@ -71,11 +71,12 @@ class Kvcomm:
     A call is realigned when every placeholder passes the length and entropy tests; literals after
     a placeholder get their own offsets, the first literal is exact, and only tokens without KV
     and the prompt's last token are computed. Otherwise the call is dense, and the placeholders
-    that failed become anchors. Not `gated`, two anchors of the length are enough: so the paper's
+    that failed become anchors. The row grows while messages are written, in the hope that they
+    will pass too; where one does not, it starts over. Not `gated`, two anchors of the length are enough: so the paper's
     code measures time to first token (γ = 1).
     """
 
-    name, ahead, hands_over = "kvcomm", False, True
+    name, ahead, hands_over = "kvcomm", True, True
     # Only the literals before the first placeholder are kept, as the paper does.
     reads_prefix, feeds_prefix = True, False
     realigns, literals, offsets = True, True, "anchors"
@@ -84,7 +85,7 @@ class Kvcomm:
         self.gated = gated
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
-        """All or nothing, as published."""
+        """All or nothing, as published; of a piece of a prompt, all so far or nothing."""
         refused = {
             i: why
             for i, fact in enumerate(facts)
@@ -94,7 +95,8 @@ class Kvcomm:
             reasons = "; ".join(f"{{{facts[i].name}}}: {why}" for i, why in refused.items())
             step = Step("compute", f"dense, because {reasons}")
             learn = tuple(i for i in refused if facts[i].covered)
-            return Plan((step,) * len(facts), f"dense: {reasons}", dense=True, learn=learn)
+            gate = f"dense: {reasons}"
+            return Plan((step,) * len(facts), gate, dense=True, learn=learn, whole=True)
         if not any(f.kind == "placeholder" for f in facts):
             step = Step("compute", "nothing to realign")
             return Plan((step,) * len(facts), "dense: no placeholder", dense=True)

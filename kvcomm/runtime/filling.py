@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.engine.base import READY, Answer, EngineSequence, Survey
+from kvcomm.errors import StartOver
 from kvcomm.prompt import Segment, Template, common_prefix
 from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
@@ -23,7 +24,7 @@ COARSE = 64
 class Filling:
     """One prompt on its way into rows: into another one, from the start, when a row was lost.
 
-    `room` is kept for the answer. With `makes_bases` the engine makes base KV of inputs when it is
+    `room` is kept for the answer. A `patient` filling waits until the whole prompt is known. With `makes_bases` the engine makes base KV of inputs when it is
     asked about them. `on_ready` is called when the last input is complete.
     """
 
@@ -39,6 +40,7 @@ class Filling:
     plans: list[Plan] = field(default_factory=list)
     base_tokens: int = 0
     ahead_s: float = 0.0
+    patient: bool = False
 
     @property
     def gate(self) -> str:
@@ -59,7 +61,8 @@ class Filling:
         """Extend the row as inputs become known.
 
         A computed message is followed while it is written; one that may be realigned is taken when
-        it is done, and everything before it meanwhile.
+        it is done, and everything before it meanwhile. Raises `StartOver` when what is in the row
+        turns out to be of no use; then the filling is patient.
         """
         pending: list[tuple[int, Segment]] = []
         slots = self.template.slots()
@@ -70,7 +73,7 @@ class Filling:
                 pending.append((index, Segment("placeholder", slot, self.inputs[slot])))
             elif self.policy.realigns or not self.policy.ahead:
                 draft = self.drafts[slot]
-                if draft.message is None and pending and self.policy.ahead:
+                if draft.message is None and pending and self.policy.ahead and not self.patient:
                     await self._flush(seq, pending)
                 message = await draft.delivered()
                 segment = Segment("placeholder", slot, message.ids, message.handle)
@@ -139,6 +142,9 @@ class Filling:
         segments = survey.segments
         self.base_tokens += survey.base_tokens
         plan = self.policy.plan(survey.facts)
+        if plan.whole and not (last and seq.length == 0):
+            self.patient = True
+            raise StartOver
         self.plans.append(plan)
         await seq.reserve(seq.length + sum(map(len, segments)) + self.room)
         ending = self.answer if last else None

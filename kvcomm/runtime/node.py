@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
-from kvcomm.errors import KvcommError, Preempted
+from kvcomm.errors import KvcommError, Preempted, StartOver
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
 from kvcomm.prompt import Segment, Template
@@ -68,12 +68,12 @@ class Attempt:
         self.opened = time.perf_counter()
         filling = self._filling(deadline)
         while True:
-            call, seq = await self._open(deadline)
+            call, seq = await self._open(deadline, patient=filling.patient)
             try:
                 await filling.run(seq)
                 await self._finish(call, seq, filling, deadline, on_report)
                 return
-            except Preempted:
+            except (Preempted, StartOver):
                 filling.drop()
             finally:
                 await asyncio.shield(seq.close())
@@ -93,10 +93,13 @@ class Attempt:
             base_tokens=self.base_tokens,
         )
 
-    async def _open(self, deadline: asyncio.Timeout) -> tuple[engine_base.Call, EngineSequence]:
+    async def _open(
+        self, deadline: asyncio.Timeout, *, patient: bool
+    ) -> tuple[engine_base.Call, EngineSequence]:
         """A row: at once to work ahead, if there is room; else when all inputs are there."""
         call = self.engine_call()
-        seq = self.engine.spare(call) if call.priority == AHEAD else None
+        early = call.priority == AHEAD and not patient
+        seq = self.engine.spare(call) if early else None
         if seq is None:
             for draft in self.drafts.values():
                 await draft.delivered()
