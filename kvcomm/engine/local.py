@@ -37,7 +37,8 @@ class LocalEngine(LoadedEngine):
     """Runs a model whose attention is `packed_attention`; made by `load_engine`.
 
     `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use, `row_bytes` bounds
-    these (default: half of the memory that is free once the model is loaded).
+    these. By default they are a sixteenth, a sixty-fourth and half of the memory that is free once
+    the model is loaded.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class LocalEngine(LoadedEngine):
         fingerprint: str,
         max_context: int,
         stop: frozenset[int],
-        store_bytes: int = 1 << 30,
-        prefix_bytes: int = 1 << 30,
+        store_bytes: int | None = None,
+        prefix_bytes: int | None = None,
         row_bytes: int | None = None,
     ) -> None:
         super().__init__(
@@ -63,10 +64,11 @@ class LocalEngine(LoadedEngine):
             max_context=max_context,
             stop=stop,
         )
-        self.store = Store(store_bytes)
-        self.prefix = PrefixCache(prefix_bytes)
+        free = free_memory(model.device)
+        self.store = Store(free // 16 if store_bytes is None else store_bytes)
+        self.prefix = PrefixCache(free // 64 if prefix_bytes is None else prefix_bytes)
         self.offsets = Offsets(dict(FAMILIES))
-        self.room = Room(free_memory(model.device) // 2 if row_bytes is None else row_bytes)
+        self.room = Room(free // 2 if row_bytes is None else row_bytes)
         self.rope = rope.to(model.device)
         self.loop = Loop(model)
         self.slot_bytes = slot_bytes(model.config, model.dtype)

@@ -160,26 +160,32 @@ class Loop:
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while True:
-                with self._condition:
-                    while not (
-                        self._tasks or self._idle or self._works or self._decodings or self._closed
-                    ):
-                        self._condition.wait()
-                    if self._closed:
-                        break
-                    tasks = list(self._tasks)
-                    self._tasks.clear()
-                    if not tasks and self._idle and not self._hurried():
-                        tasks = [self._idle.popleft()]
-                for task, future in tasks:
-                    _settle(task, future)
-                if not tasks:
-                    try:
-                        self._step()
-                    except Exception as error:  # a bug here must not leave its callers waiting
-                        self._drop(list(self._works), list(self._decodings), error)
+            while self._turn():
+                pass
         self._fail_all(KvcommError("the engine was closed while this call was running"))
+
+    def _turn(self) -> bool:
+        """Wait for something to do, and do it; False when the loop is closed.
+
+        Its locals go with it: while the loop waits, it holds on to nobody's row.
+        """
+        with self._condition:
+            while not (self._tasks or self._idle or self._works or self._decodings or self._closed):
+                self._condition.wait()
+            if self._closed:
+                return False
+            tasks = list(self._tasks)
+            self._tasks.clear()
+            if not tasks and self._idle and not self._hurried():
+                tasks = [self._idle.popleft()]
+        for task, future in tasks:
+            _settle(task, future)
+        if not tasks:
+            try:
+                self._step()
+            except Exception as error:  # a bug here must not leave its callers waiting
+                self._drop(list(self._works), list(self._decodings), error)
+        return True
 
     def _hurried(self) -> bool:
         """Whether a call is on its way to its first token."""

@@ -56,6 +56,7 @@ class LocalSequence:
         self._realigner = Realigner(engine, call, self.phases)
         self._prompt = 0  # where the prompt ends and the answer begins
         self._decoding: Decoding | None = None
+        self._message: str | None = None  # the key under which its KV was published
 
     @property
     def length(self) -> int:
@@ -230,7 +231,11 @@ class LocalSequence:
         held = row.exact_length
         if self._call.feeds_prefix and held:
             self.engine.prefix.insert(
-                row.slab, row.ids[:held], exact=True, namespace=self._call.namespace
+                row.slab,
+                row.ids[:held],
+                exact=True,
+                namespace=self._call.namespace,
+                opening=len(self._call.template.literals[0]),
             )
 
     async def truncate(self, length: int) -> None:
@@ -269,7 +274,10 @@ class LocalSequence:
         kept = self.engine.store.put_recipe(
             key, lambda: row.position_free(slots), nbytes, consumers
         )
-        return Handle(key, len(message.ids), tuple(spans), row.exact) if kept else None
+        if not kept:
+            return None
+        self._message = key
+        return Handle(key, len(message.ids), tuple(spans), row.exact)
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Learn offsets from this computed row, for the surveyed segments at these indices."""
@@ -305,12 +313,18 @@ class LocalSequence:
         return await self.engine.call(lambda: divergence(wanted, found[0]))
 
     async def close(self) -> None:
-        """Give the row back."""
+        """Give the row back. A message that is still wanted is copied out of it."""
+        if self._message is not None and self._message in self.engine.store:
+            key = self._message
+            await self.engine.call(lambda: self.engine.store.get(key))
         if self.ticket:
             self.engine.room.leave(self.ticket)
         if self._decoding is not None:
             self._decoding.cancelled = True
             self.engine.loop.wake()
+        # These know this sequence. Left to the garbage collector, which sees a few small objects,
+        # rows would stay for long.
+        self.ticket = self._work = self._decoding = None
 
 
 def _deliver(

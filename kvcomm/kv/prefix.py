@@ -21,12 +21,16 @@ BLOCK = 16
 class _Entry:
     slab: Slab
     namespace: str
+    opening: int
     ids: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
 
 
 class PrefixCache:
     """Longest exact prefix by token ids, per namespace, under a byte budget (LRU).
+
+    Who has to go leaves its opening, in a slab of its own: a prompt's end is rarely seen again, its
+    beginning with every task. Openings go in the same order.
 
     Prefixes shorter than one block of 16 tokens are not found. Not thread-safe: the engine's
     thread owns it.
@@ -37,10 +41,19 @@ class PrefixCache:
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._blocks: dict[int, list[_Entry]] = {}
 
-    def insert(self, slab: Slab, ids: Sequence[int], *, exact: bool, namespace: str = "") -> None:
+    def insert(
+        self,
+        slab: Slab,
+        ids: Sequence[int],
+        *,
+        exact: bool,
+        namespace: str = "",
+        opening: int = 0,
+    ) -> None:
         """Offer the first `len(ids)` slots of `slab`; called again as its row grows.
 
-        Those slots must never be written again. Raises `ValueError` for KV that is not exact.
+        `opening` of them are the template's beginning. Those slots must never be written again.
+        Raises `ValueError` for KV that is not exact.
         """
         if not exact:
             raise ValueError("only exact KV may enter the prefix cache")
@@ -48,7 +61,7 @@ class PrefixCache:
         if entry is None:
             if slab.nbytes > self.budget:
                 return
-            entry = self._entries[id(slab)] = _Entry(slab, namespace)
+            entry = self._entries[id(slab)] = _Entry(slab, namespace, opening)
         self._entries.move_to_end(id(slab))
         entry.ids = list(ids)
         for block in range(len(entry.chain), len(entry.ids) // BLOCK):
@@ -84,7 +97,13 @@ class PrefixCache:
 
     def _evict(self) -> None:
         while self.nbytes > self.budget:
-            self._drop(next(iter(self._entries.values())))
+            entry = next(iter(self._entries.values()))
+            self._drop(entry)
+            ids = entry.ids[: entry.opening // BLOCK * BLOCK]
+            known = self.match(ids, entry.namespace)
+            shrinks = 2 * len(ids) <= entry.slab.capacity
+            if ids and shrinks and (known is None or known[1] < len(ids)):
+                self.insert(entry.slab.head(len(ids)), ids, exact=True, namespace=entry.namespace)
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry.slab)]

@@ -52,12 +52,15 @@ class Dense:
 class Exact:
     """Prefix hits and working ahead: the same tokens, earlier or never again. Lossless."""
 
-    name, ahead, hands_over = "exact", True, True
+    name, ahead = "exact", True
     reads_prefix, feeds_prefix = True, True
     realigns, literals, offsets = False, False, ""
 
-    def __init__(self, reason: str = "exact: prefix hits and work ahead") -> None:
+    def __init__(
+        self, reason: str = "exact: prefix hits and work ahead", *, hands_over: bool = True
+    ) -> None:
         self.reason = reason
+        self.hands_over = hands_over
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """Compute what no exact prefix holds."""
@@ -72,8 +75,8 @@ class Kvcomm:
     a placeholder get their own offsets, the first literal is exact, and only tokens without KV
     and the prompt's last token are computed. Otherwise the call is dense, and the placeholders
     that failed become anchors. The row grows while messages are written, in the hope that they
-    will pass too; where one does not, it starts over. Not `gated`, two anchors of the length are enough: so the paper's
-    code measures time to first token (γ = 1).
+    will pass too; where one does not, it starts over. Not `gated`, two anchors of the length are
+    enough: so the paper's code measures time to first token (γ = 1).
     """
 
     name, ahead, hands_over = "kvcomm", True, True
@@ -141,7 +144,7 @@ def policy_for(mode: str) -> Policy:
     if mode == "dense":
         return Dense()
     if mode == "exact":
-        return Exact()
+        return Exact(hands_over=False)  # every reader computes: nobody would ask for the KV
     if mode == "auto":
         return Exact("auto: exact, as no offsets are learned yet")
     if mode == "kvcomm":

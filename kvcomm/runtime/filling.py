@@ -24,8 +24,9 @@ COARSE = 64
 class Filling:
     """One prompt on its way into rows: into another one, from the start, when a row was lost.
 
-    `room` is kept for the answer. A `patient` filling waits until the whole prompt is known. With `makes_bases` the engine makes base KV of inputs when it is
-    asked about them. `on_ready` is called when the last input is complete.
+    `room` is kept for the answer. A `patient` filling waits until the whole prompt is known. With
+    `makes_bases` the engine makes base KV of inputs when it is asked about them. `on_ready` is
+    called when the last input is complete.
     """
 
     template: Template

@@ -239,7 +239,7 @@ class Attempt:
         sent = outgoing(self.engine.codec, generated, post)
         finished = tokens[-1].at
         self.draft.seal(sent.ids, finished)
-        handle, reason = None, "text only: dense mode"
+        handle, reason = None, f"text only: {self.policy.name} mode"
         if not self.consumers:
             reason = "nobody hears it"
         elif self.policy.hands_over:

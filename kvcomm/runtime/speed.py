@@ -148,9 +148,12 @@ class Ttft:
         made = {
             "generate": Mode("generate", graph, Dense("generate"), plain),
             "dense": Mode("dense", graph, Dense(), engine),
-            "exact": Mode("exact", graph, Exact(), engine),
+            "exact": Mode("exact", graph, Exact(hands_over=False), engine),
             "shared-first": Mode(
-                "shared-first", workload.build(engine.codec, "shared-first"), Exact(), engine
+                "shared-first",
+                workload.build(engine.codec, "shared-first"),
+                Exact(hands_over=False),
+                engine,
             ),
             "kvcomm": Mode("kvcomm", graph, Kvcomm(gated=False), engine, keeps=True),
             "auto": Mode("auto", graph, Exact(), engine, Auto()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +13,9 @@ import torch
 
 from kvcomm.engine.base import Call
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.sequence import LocalSequence
 from kvcomm.errors import ContextOverflow
+from kvcomm.kv import Slab
 from kvcomm.message import Outgoing, Span
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Step
@@ -295,3 +299,32 @@ def test_bases_are_made_once_and_counted_once(tiny: LocalEngine) -> None:
     assert sorted(costs)[:2] == [0, 0] or sum(costs) < 2 * max(costs)
     literals = TEMPLATE.literal_tokens()
     assert literals + 17 < sum(costs) < literals + 17 + header
+
+
+def test_a_closed_row_is_freed_at_once(tiny: LocalEngine) -> None:
+    """Without the garbage collector: it does not know how large a row is."""
+
+    async def go() -> list[weakref.ref[Slab]]:
+        slabs = []
+        seq = tiny.spare(call(reads_prefix=False, capacity=100))
+        assert isinstance(seq, LocalSequence)
+        await seq.extend([segment(random_ids(tiny, 30))], [COMPUTE], answer=answer(5))
+        slabs.append(weakref.ref(seq._row.slab))
+        ids = ids_of(await decode(seq))
+        message = Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),))
+        handle = await seq.publish(message, consumers=1)
+        await seq.close()
+        assert handle is not None
+        kv = tiny.store.get(handle.key)
+        assert kv is not None
+        assert len(kv) == 4  # the message outlives its row
+        await tiny.release(handle)
+        return slabs
+
+    gc.disable()
+    try:
+        slabs = asyncio.run(go())
+        asyncio.run(tiny.quiet())
+        assert [ref() for ref in slabs] == [None]
+    finally:
+        gc.enable()

@@ -221,3 +221,43 @@ def test_one_namespace_can_be_forgotten() -> None:
     assert cache.match(ids(1, 2), "a") == (kept, 2 * BLOCK)
     cache.clear()
     assert len(cache) == cache.nbytes == 0
+
+
+# --- openings ---
+
+
+def test_who_has_to_go_leaves_its_opening() -> None:
+    cache, first, second = cache_of(1), slab(), slab()
+    first.keys.normal_()
+    first.values.normal_()
+    cache.insert(first, ids(1, 2, 3), exact=True, opening=BLOCK + 5)
+    cache.budget = ROW + ROW // 2
+    cache.insert(second, ids(4, 5), exact=True)
+    found = cache.match(ids(1, 2, 3))
+    assert found is not None
+    kept, length = found
+    assert length == BLOCK == kept.capacity
+    assert torch.equal(kept.keys, first.keys[:, :, :BLOCK])
+    assert torch.equal(kept.values, first.values[:, :, :BLOCK])
+    assert cache.nbytes <= cache.budget
+
+
+def test_an_opening_is_kept_once_and_goes_in_its_turn() -> None:
+    cache = PrefixCache(ROW + ROW // 2)
+    for tail in range(3, 7):
+        cache.insert(slab(), ids(1, 2, tail), exact=True, opening=BLOCK)
+    assert len(cache) == 1  # the last row holds the opening, too
+    cache.insert(slab(), ids(7), exact=True)
+    assert cache.match(ids(1)) is not None
+    assert len(cache) == 2
+    cache.budget = ROW
+    cache.insert(slab(), ids(8), exact=True)
+    assert cache.match(ids(1)) is None
+    assert cache.nbytes <= cache.budget
+
+
+def test_an_opening_that_is_most_of_its_slab_goes_with_it() -> None:
+    cache = cache_of(1)
+    cache.insert(slab(), ids(1, 2, 3), exact=True, opening=3 * BLOCK)
+    cache.insert(slab(), ids(4), exact=True)
+    assert cache.match(ids(1)) is None

@@ -83,23 +83,20 @@ def test_realigned_calls_are_audited_until_five_then_at_the_rate(tiny: LocalEngi
 def test_an_audit_is_the_divergence_of_the_delivered_row(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compared: list[tuple[LocalSequence, Divergence]] = []
+    compared: list[tuple[str, bool, Divergence]] = []
     compare = LocalSequence.compare
 
     async def spy(self: LocalSequence, dense: EngineSequence) -> Divergence:
-        compared.append((self, await compare(self, dense)))
-        return compared[-1][1]
+        # Only a row that was delivered has decoded.
+        delivered = self._decoding is not None and not self.exact
+        compared.append((self._call.node, delivered, await compare(self, dense)))
+        return compared[-1][2]
 
     monkeypatch.setattr(LocalSequence, "compare", spy)
     with auto(tiny, target_divergence=100.0) as active:
         result = runs(active, MIN_SAMPLES + 1)[-1]
     (audit,) = [a for a in result.audits if a.node == "c"]
-    # Only a row that was delivered has decoded.
-    (found,) = [
-        found
-        for seq, found in compared
-        if seq._call.node == "c" and seq._decoding is not None and not seq.exact
-    ]
+    (found,) = [found for node, delivered, found in compared if node == "c" and delivered]
     assert audit.used
     assert (audit.divergence, audit.first_divergence) == (found.mean, found.first)
     assert (audit.top1_agreement, audit.same_text) == (found.top1, found.same_text)

@@ -103,13 +103,17 @@ def minimum() -> sp.Expr:
 
 
 def half_circle() -> sp.Expr:
-    # B and C are the ends of the side of length 10; A is 9 away from B and 17 from C.
+    # B and C are the ends of the side of length 21; A is 13 away from B and 20 from C.
     a, b = sp.symbols("a b")
     corner = next(
-        at for at in sp.solve([a**2 + b**2 - 81, (a - 10) ** 2 + b**2 - 289]) if at[b] > 0
+        at for at in sp.solve([a**2 + b**2 - 169, (a - 21) ** 2 + b**2 - 400]) if at[b] > 0
     )
-    top, left, right = sp.Point(corner[a], corner[b]), sp.Point(0, 0), sp.Point(10, 0)
-    centre = left + (right - left) * sp.Rational(9, 26)
+    top, left, right = sp.Point(corner[a], corner[b]), sp.Point(0, 0), sp.Point(21, 0)
+    centre = left + (right - left) * sp.Rational(13, 33)
+    # The circle touches the sides themselves, not what extends them.
+    assert all(
+        sp.Line(top, end).projection(centre) in sp.Segment(top, end) for end in (left, right)
+    )
     one, other = (sp.Line(top, end).distance(centre) for end in (left, right))
     assert one == other
     return one
