@@ -210,8 +210,8 @@ def _call(call: Call) -> CallRow:
         node=report.node,
         prompt_tokens=report.prompt_tokens,
         computed_tokens=call.total("computed"),
+        realigned_tokens=call.total("realigned"),
         output_tokens=report.output_tokens,
-        dense=report.dense,
         ttft_s=report.ttft_s,
     )
 

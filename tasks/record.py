@@ -47,15 +47,15 @@ class Config(BaseModel):
 
 
 class CallRow(BaseModel):
-    """One call of a sample: its tokens, its times, and whether it was prefilled as in dense."""
+    """One call of a sample: its tokens, how many of them were not computed, and its time."""
 
     model_config = ConfigDict(frozen=True)
 
     node: str
     prompt_tokens: int
     computed_tokens: int
+    realigned_tokens: int
     output_tokens: int
-    dense: bool
     ttft_s: float
 
 

@@ -47,7 +47,7 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
     """Score, reuse and times of the samples of one mode.
 
     `token_reuse` is the share of prompt tokens that were not computed, `call_reuse` (the paper's)
-    the share of calls without dense prefill. `ttft_s` is the median over the answering agent's
+    the share of calls that were realigned. `ttft_s` is the median over the answering agent's
     calls, `agents` the same for every agent.
     """
     calls = [call for sample in samples for call in sample.calls]
@@ -65,7 +65,9 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "metrics": {name: _mean([s.metrics.get(name, 0.0) for s in samples]) for name in names},
         **_pass(samples),
         "token_reuse": 1 - computed / prompt if prompt else 0.0,
-        "call_reuse": sum(not call.dense for call in calls) / len(calls) if calls else 0.0,
+        "call_reuse": sum(call.realigned_tokens > 0 for call in calls) / len(calls)
+        if calls
+        else 0.0,
         "ttft_s": statistics.median(last) if last else None,
         "agents": times,
         "wall_s": sum(sample.wall_s for sample in samples),

@@ -80,7 +80,7 @@ def show(values: Sequence[dict[str, Any]]) -> RenderableType:
         ]
     legend = (
         "score: mean over samples, with its bootstrap interval; tokens: share of prompt tokens not "
-        "computed; calls: share of calls without dense prefill; TTFT: median of the last agent."
+        "computed; calls: share of calls that were realigned; TTFT: median of the last agent."
     )
     return Group(table, *notes, "", Text(legend, style="dim"))
 

@@ -21,8 +21,8 @@ def call(node: str = "judge", prompt: int = 100, computed: int = 40, **fields: A
             "node": node,
             "prompt_tokens": prompt,
             "computed_tokens": computed,
+            "realigned_tokens": 60,
             "output_tokens": 9,
-            "dense": False,
             "ttft_s": 0.5,
             **fields,
         }
@@ -46,7 +46,7 @@ def sample(task: str, correct: bool, mode: str = "exact", **fields: Any) -> Samp
 def test_score_reuse_and_times() -> None:
     found = summary_of(
         [
-            sample("a", True, calls=[call("solver", 50, 50, dense=True), call(ttft_s=0.2)]),
+            sample("a", True, calls=[call("solver", 50, 50, realigned_tokens=0), call(ttft_s=0.2)]),
             sample("b", False, calls=[call("solver", 50, 0), call(ttft_s=0.4)], tries=2),
             sample("c", False, error="it broke"),
         ]
