@@ -88,6 +88,7 @@ class Decoding:
     phases: Phases
     priority: Callable[[], int] = lambda: READY
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    began: float = 0.0
     record: list[torch.Tensor] | None = None
     sampled: int = 0
     cancelled: bool = False
@@ -137,6 +138,7 @@ class Loop:
         with self._condition:
             if self._closed:
                 raise KvcommError("the engine is closed")
+            decoding.began = time.perf_counter()
             self._decodings.append(decoding)
             self._condition.notify()
 
@@ -241,6 +243,8 @@ class Loop:
         if decoding.record is not None and len(decoding.record) < SAME_TEXT:
             decoding.record.append(decoding.logits.clone())
         now = time.perf_counter()
+        if decoding.sampled == 1:
+            decoding.phases.add("first token", now - decoding.began)
         if token in decoding.stop:
             decoding.emit(Token(token, now, "stop"))
         elif decoding.sampled >= sampling.max_tokens:

@@ -125,8 +125,9 @@ class Realigner:
         moved = base if offset is None else base + offset
         kv = moved if len(keep) == len(base) else moved.take(keep)
         filled = [covered[i] for i in keep]
-        row.fill(segment.ids, filled, kv)
-        self._phases.add("fill", time.perf_counter() - predicted)
+        rotating = row.fill(segment.ids, filled, kv)
+        self._phases.add("rotate", rotating)
+        self._phases.add("fill", time.perf_counter() - predicted - rotating)
         return sorted(computed), filled, step.reason
 
     def _offset(self, segment: Segment, base: KV) -> KV | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -35,20 +36,25 @@ class Row:
         """Leading slots whose KV was computed from computed KV."""
         return len(self.ids) if self._realigned_from is None else self._realigned_from
 
-    def fill(self, ids: Sequence[int], positions: Sequence[int], kv: KV) -> None:
+    def fill(self, ids: Sequence[int], positions: Sequence[int], kv: KV) -> float:
         """Append a segment and write realigned KV at its `positions` (relative, in kv's order).
 
-        The other positions of the segment have to be computed before anything reads them.
+        The other positions of the segment have to be computed before anything reads them. Returns
+        the seconds that rotating took.
         """
         start = len(self.ids)
         self.ids += ids
         if not positions:
-            return
+            return 0.0
         if self._realigned_from is None:
             self._realigned_from = start + min(positions)
         slots = torch.as_tensor(positions, device=kv.keys.device) + start
-        self.slab.keys.index_copy_(2, slots, self.rope.rotate(kv.keys, slots))
+        began = time.perf_counter()
+        keys = self.rope.rotate(kv.keys, slots)
+        rotating = time.perf_counter() - began
+        self.slab.keys.index_copy_(2, slots, keys)
         self.slab.values.index_copy_(2, slots, kv.values)
+        return rotating
 
     def position_free(self, slots: Sequence[int]) -> KV:
         """The KV at `slots`, rotary embedding undone; a copy."""

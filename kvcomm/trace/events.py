@@ -125,7 +125,8 @@ class CallFinished(_Event):
     """One finished call. `ready_at`: the last producer's final token was sampled.
 
     `ahead_s` was spent on the row before that, `first_token` is the id that was sampled first.
-    `phases` are seconds spent in the engine for this call: fill, offsets, forward, observe.
+    `phases` are seconds spent in the engine for this call: offsets (verdicts and predictions),
+    rotate, fill, pilot, forward, first token (from the prompt's last forward on), decode, observe.
     `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
     offset models corrected realigned KV. `pilot_tokens` are token-layers of pilots over layers.
     """

@@ -8,6 +8,7 @@ from kvcomm.agents import Agent, Sampling
 from kvcomm.engine.base import Engine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.reuse.auto import LEVELS
+from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Session
 from kvcomm.trace.events import Event
@@ -26,7 +27,7 @@ def agent(name: str, tokens: int = 12, **fields: Any) -> Agent:
     )
 
 
-def session(engine: Engine, reuse: str, **options: Any) -> Session:
+def session(engine: Engine, reuse: str | Policy, **options: Any) -> Session:
     """A session that writes nothing and remembers nothing, in a namespace of its own."""
     return Session(engine, **{"reuse": reuse, "state": None, "runs": None, **options})
 

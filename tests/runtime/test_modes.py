@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from kvcomm.agents import Sampling, critic, editor, judge, solver
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag
+from kvcomm.reuse.policy import Kvcomm
 from tests.engine.support import generate
-from tests.runtime.support import TASK, agent, session
+from tests.runtime.support import GRAPH, TASK, agent, session
 from tests.support import TINY
 
 GRAPHS = {
@@ -225,3 +226,42 @@ def test_ttft_runs_from_the_last_producers_final_token(tiny: LocalEngine) -> Non
     assert second.ready_at == pytest.approx(first.finished_at, abs=1e-9)
     assert second.ttft_s == pytest.approx(second.first_token_at - first.finished_at, abs=1e-9)
     assert first.ready_at <= first.opened_at <= first.first_token_at
+
+
+def test_the_phases_of_a_call_are_in_its_report(tiny: LocalEngine) -> None:
+    with session(tiny, Kvcomm(gated=False)) as active:
+        results = [active.run(GRAPH, TASK) for _ in range(4)]
+    last = results[-1].call("c").report.phases
+    assert not results[-1].call("c").report.dense
+    assert {"offsets", "rotate", "fill", "forward", "first token", "decode"} <= set(last)
+    assert all(seconds >= 0 for seconds in last.values())
+    with session(tiny, "dense") as active:
+        dense = active.run(GRAPH, TASK).call("c").report
+    assert set(dense.phases) == {"forward", "first token", "decode"}
+    assert dense.phases["forward"] + dense.phases["first token"] <= dense.ttft_s
+
+
+def test_kvcomm_fills_its_row_while_messages_are_written(tiny: LocalEngine) -> None:
+    """What passes is realigned at once; the last message waits for its end."""
+    with session(tiny, Kvcomm(gated=False)) as active:
+        results = [active.run(GRAPH, TASK) for _ in range(4)]
+    call = results[-1].call("c")
+    assert not call.report.dense
+    steps = {step.name: step for step in call.steps}
+    assert steps["task"].way == "realign"
+    assert steps["task"].ahead == steps["task"].tokens
+    assert steps["b"].ahead == 0
+
+
+def test_kvcomm_starts_over_where_a_later_text_fails_the_gate(tiny: LocalEngine) -> None:
+    """The task passes, a message without KV does not: what was realigned makes way."""
+    rewritten = agent("a", 60, post=lambda text: "Entirely different words.")
+    graph = chain(rewritten, agent("b"))
+    with session(tiny, Kvcomm(gated=False)) as active, session(tiny, "dense") as dense:
+        runs = [active.run(graph, TASK).call("b") for _ in range(4)]
+        expected = dense.run(graph, TASK).call("b").text
+    assert all(run.report.dense and run.report.exact for run in runs)
+    assert all(step.realigned == 0 for step in runs[-1].steps)
+    assert "{a}: no base KV" in runs[-1].report.gate
+    assert "{task}" not in runs[-1].report.gate  # it would have passed
+    assert [run.text for run in runs] == [expected] * 4
