@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,8 @@ SAVE_S = 60.0
 class Plan:
     """What to evaluate: every task `repeats` times in every mode, at most `concurrent` at once.
 
-    A run that fails is tried again `retries` times. Repeats differ in their seeds.
+    A run that fails is tried again `retries` times. Repeats differ in their seeds. A seeded share
+    of the samples keeps its `traces`.
     """
 
     suite: Suite
@@ -44,13 +46,20 @@ class Plan:
     repeats: int = 1
     retries: int = 1
     concurrent: int = 4
+    traces: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("concurrent", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.traces <= 1:
+            raise UsageError(f"traces {self.traces!r} is no share: use 0 to 1, such as 0.1")
         for task in self.tasks:
             task.inputs_for(self.graph.inputs)
+
+    def traced(self, task: Task, repeat: int) -> bool:
+        """Whether the sample's traces are kept: the same in every mode."""
+        return random.Random(f"{self.seed} {task.id} {repeat}").random() < self.traces
 
     def work(self) -> list[tuple[Task, int, str]]:
         """Every sample, the modes of a task beside each other."""
@@ -137,12 +146,13 @@ class Evaluation:
     async def _sample(self, task: Task, repeat: int, mode: str) -> Sample:
         """One task, once; a failure is a sample too."""
         began = time.monotonic()
-        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{mode}"
+        kept = self.plan.traced(task, repeat)
+        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{mode}" if kept else ""
         fields: dict[str, Any] = {"task": task.id, "repeat": repeat, "mode": mode}
         inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
         for tries in range(1, self.plan.retries + 2):
             # A trace of a run that was killed, or that failed, makes way.
-            folder = _cleared(self.log.folder / trace)
+            folder = _cleared(self.log.folder / trace) if kept else None
             try:
                 result = await self._sessions[mode].arun(
                     self.plan.graph,

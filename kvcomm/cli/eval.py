@@ -101,6 +101,9 @@ def suite(
             show_default="runs/TIME-SUITE",
         ),
     ] = None,
+    traces: Annotated[
+        float, typer.Option(metavar="SHARE", help="Samples whose traces are kept.")
+    ] = 1.0,
     target: options.Target = None,
     audit_rate: options.AuditRate = None,
     budget: options.RepairBudget = None,
@@ -157,6 +160,7 @@ def suite(
             repeats=repeats,
             retries=retries,
             concurrent=concurrent,
+            traces=traces,
         )
         place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
 

@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a live list in a terminal, plain lines elsewhere."""
+"""Progress of a run on stderr: the graph filling in, in a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvcomm.cli.output import complain, err_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from rich.table import Table
+    from rich.text import Text
 
     from kvcomm.trace.events import CallFinished, Event
 
@@ -40,11 +40,10 @@ class RunProgress:
 
     def __init__(self) -> None:
         from rich.live import Live
-        from rich.spinner import Spinner
 
-        self._spinner = Spinner("dots")
         self._console = err_console()
         self._lines: dict[str, str] = {}
+        self._senders: dict[str, list[str]] = {}
         self._live: Live | None = None
         if self._console.is_terminal:
             # Transient: what stays on the screen is the result, which goes to stdout.
@@ -52,7 +51,7 @@ class RunProgress:
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,
-                get_renderable=self._table,
+                get_renderable=self._drawing,
             )
 
     def __enter__(self) -> RunProgress:
@@ -75,6 +74,7 @@ class RunProgress:
 
         if event.kind == "run":
             self._lines = {info.name: "waits" for info in event.nodes}
+            self._senders = {info.name: info.senders for info in event.nodes}
         elif event.kind == "node":
             self._lines[event.node] = "works"
         elif event.kind == "call":
@@ -94,14 +94,14 @@ class RunProgress:
         if self._live is None:
             complain(f"{node}: {line}")
 
-    def _table(self) -> Table:
-        from rich.table import Table
+    def _drawing(self) -> Text:
+        """The graph, and behind every node how far it is."""
         from rich.text import Text
 
-        table = Table.grid(padding=(0, 2))
-        for node, line in self._lines.items():
-            table.add_row(Text(node), self._spinner if line == "works" else Text(line))
-        return table
+        from kvcomm.trace.lanes import draw_lanes
+
+        drawing = draw_lanes(self._senders, self._lines)
+        return Text(drawing, no_wrap=True, overflow="ellipsis")
 
 
 def _done(call: CallFinished) -> str:

@@ -46,7 +46,12 @@ def show(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
     ],
-    text: Annotated[bool, typer.Option("--text", help="Show task and messages whole.")] = False,
+    segments: Annotated[
+        bool, typer.Option("--segments", help="Show where every token of every call came from.")
+    ] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="The same, task and messages whole.")
+    ] = False,
     node: Annotated[
         str | None,
         typer.Option("--node", metavar="NODE", help="Only this node, with its times."),
@@ -54,7 +59,7 @@ def show(
     runs: Runs = options.RUNS,
     json: options.Json = False,
 ) -> None:
-    """The graph of a run, and where every token of every call came from."""
+    """A run at a glance: who heard whom, what each call took and reused, what to change."""
     from kvcomm.trace.read import find_run, read_trace
     from kvcomm.trace.show import show_run, views_of
 
@@ -63,7 +68,43 @@ def show(
         views = found.calls if node is None else views_of(found, node)
         print_json(run_json(found, views))
     else:
-        console().print(show_run(found, text=text, node=node))
+        console().print(show_run(found, text=text, segments=segments, node=node))
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another run of the same graph.")],
+    runs: Runs = options.RUNS,
+    json: options.Json = False,
+) -> None:
+    """Two runs of a graph side by side: tokens, times, divergence, where the texts part."""
+    from kvcomm.trace.diff import pairs, show_diff
+    from kvcomm.trace.read import find_run, read_trace
+
+    one, other = (read_trace(find_run(name, runs)) for name in (first, second))
+    if json:
+        calls = [pair.to_json() for pair in pairs(one, other)]
+        print_json({"first": _summary(one), "second": _summary(other), "calls": calls})
+    else:
+        console().print(show_diff(one, other))
+
+
+@app.command("tail")
+def tail(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run that goes on, or one that ended.")
+    ],
+    runs: Runs = options.RUNS,
+) -> None:
+    """Follow a run, a line an event, until it ends."""
+    from kvcomm.trace.follow import follow
+    from kvcomm.trace.lines import event_line
+    from kvcomm.trace.read import find_run
+
+    for event in follow(find_run(run, runs)):
+        if line := event_line(event):
+            print(f"{event.t:8.2f}  {line}", flush=True)
 
 
 def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:

@@ -10,35 +10,64 @@ from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
+from kvcomm.trace.advice import advice, warnings
 from kvcomm.trace.events import Audited, Profiled, ToolFinished, Totals
 from kvcomm.trace.lanes import draw_lanes
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show_calls import show_call, show_calls
 from kvcomm.trace.text import listed, plain, plural, seconds, share, shorten
+from kvcomm.trace.timeline import Timeline, slowest
 
 
-def show_run(run: TraceRun, *, text: bool = False, node: str | None = None) -> RenderableType:
-    """All of a trace, or the calls of one `node` (or of one agent in all its rounds).
+def show_run(
+    run: TraceRun, *, text: bool = False, segments: bool = False, node: str | None = None
+) -> RenderableType:
+    """A run at a glance, or the calls of one `node` (or of one agent in all its rounds).
 
-    `text` shows the task and the messages whole. Raises `UsageError` for an unknown node.
+    `segments` adds a section for every call: its segments, its message, why. `text` does, too, and
+    shows the task and the messages whole. Raises `UsageError` for an unknown node.
     """
     if node is not None:
         views = views_of(run, node)
         return Group(
             show_calls(views), *(show_call(run, view, text=text, times=True) for view in views)
         )
-    return Group(
+    parts: list[RenderableType] = [
         show_header(run, text=text),
-        "",
-        Text("Graph", style="bold"),
-        show_graph(run),
-        "",
-        Text("Calls", style="bold"),
-        show_calls(run.calls),
-        *(show_tool(tool, text=text) for tool in run.tools),
-        *(show_call(run, view, text=text) for view in run.calls),
-        *show_notes(run),
-    )
+        *_section("Graph", show_graph(run)),
+        *_section("Calls", show_calls(run.calls)),
+    ]
+    if any(view.call for view in run.calls) or run.tools:
+        parts += _section("Timeline", Timeline(run))
+    if len(run.calls) > 1 and (slow := slowest(run)):
+        parts += _section("Slowest", _points(slow))
+    if found := warnings(run):
+        parts += _section("Warnings", _points(found, "yellow"))
+    if found := advice(run):
+        parts += _section("Advice", _points(found))
+    if segments or text:
+        parts += [show_tool(tool, text=text) for tool in run.tools]
+        parts += [show_call(run, view, text=text) for view in run.calls]
+    parts += show_notes(run, sections=segments or text)
+    if not segments and not text and run.calls:
+        parts += ["", Text("--segments: where every token came from; --node NODE: one call", "dim")]
+    return Group(*parts)
+
+
+def _section(title: str, body: RenderableType) -> list[RenderableType]:
+    return ["", Text(title, style="bold"), body]
+
+
+def _points(lines: Sequence[str], style: str = "") -> RenderableType:
+    """Lines behind dashes, wrapped under their own beginning; of many, the first ten."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for line in lines[:10]:
+        grid.add_row(" -", Text(line, style=style))
+    if len(lines) > 10:
+        grid.add_row("", Text(f"and {len(lines) - 10} more", style="dim"))
+    return grid
 
 
 def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
@@ -155,12 +184,12 @@ def show_tool(tool: ToolFinished, *, text: bool = False) -> RenderableType:
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
 
-def show_notes(run: TraceRun) -> list[RenderableType]:
-    """What is missing from the trace, and what failed in it."""
+def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
+    """What is missing from the trace, and what failed in it, unless a call's section says so."""
     notes: list[Text] = []
-    begun = {view.node for view in run.calls}
+    begun = {view.node for view in run.calls} if sections else set()
     for error in run.errors:
-        if error.node not in begun:  # the others stand in the section of their call
+        if error.node not in begun:
             where = f"`{error.node}` failed" if error.node else "The run failed"
             notes.append(Text(f"{where}: {plain(error.error)}", style="red"))
     if run.finished is None:

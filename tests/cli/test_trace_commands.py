@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def run(cli) -> Path:
 
 
 def test_show_by_folder_by_name_and_by_file(cli, run: Path) -> None:
-    texts = {cli("trace", "show", name).out for name in ("one", str(run), f"{run}/trace.jsonl")}
+    names = ("one", str(run), f"{run}/trace.jsonl")
+    texts = {cli("trace", "show", name, "--segments").out for name in names}
     assert len(texts) == 1
     text = texts.pop()
     assert "critic  hears solver" in text
@@ -81,3 +83,42 @@ def test_no_such_trace_and_no_trace(cli, tmp_path: Path) -> None:
     other = cli("trace", "show", "notes.txt")
     assert other.code == 2
     assert "is not a trace" in other.err
+
+
+def test_a_trace_cut_anywhere_is_shown_as_far_as_it_goes(cli, run: Path) -> None:
+    """Whenever one whole line is left: 200 cuts at random bytes."""
+    path = run / "trace.jsonl"
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    first = whole.index(b"\n") + 1
+    for cut in [first, len(whole) - 1, *(draw.randrange(first, len(whole)) for _ in range(198))]:
+        path.write_bytes(whole[:cut])
+        ended = cli("trace", "show", "one", *draw.choice(([], ["--segments"], ["--text"])))
+        assert ended.code == 0, ended.err
+        assert "random:llama-tiny" in ended.out
+        assert "cut off" in ended.out or "ok in" in ended.out
+    path.write_bytes(whole[: first // 2])
+    ended = cli("trace", "show", "one")
+    assert ended.code == 2
+    assert "is not a trace" in ended.err
+
+
+def test_diff_of_two_modes(cli, run: Path) -> None:
+    args = ("--reuse", "dense", "--out", "runs/two")
+    assert cli("run", "What is 6 * 7?", *MODEL, *args).code == 0
+    ended = cli("trace", "diff", "two", "one")
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0] == "two (dense)  →  one (auto)"
+    assert max(map(len, lines)) <= 80
+    value = json.loads(cli("trace", "diff", "two", "one", "--json").out)
+    assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
+    assert {call["first"]["mode"] for call in value["calls"]} == {"dense"}
+    assert "no trace at 'three'" in cli("trace", "diff", "two", "three").err
+
+
+def test_tail_of_a_run_that_ended(cli, run: Path) -> None:
+    lines = cli("trace", "tail", "one").out.splitlines()
+    assert lines[0].split(maxsplit=1)[1].startswith("chain on random:llama-tiny, auto: 3 nodes")
+    assert "ok in" in lines[-1]
+    assert sum(" done: " in line for line in lines) == 3

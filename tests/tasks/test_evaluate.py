@@ -206,7 +206,20 @@ def test_a_changed_plan_is_refused(
         evaluate(tiny, plan(**{"tasks": TASKS[:1], **change}), tmp_path)
 
 
-@pytest.mark.parametrize("fields", [{"repeats": 0}, {"concurrent": 0}, {"retries": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"repeats": 0}, {"concurrent": 0}, {"retries": -1}, {"traces": 2.0}]
+)
 def test_numbers_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(fields))):
         plan(**fields)
+
+
+def test_traces_of_a_share_of_the_samples(tiny: LocalEngine, tmp_path: Path) -> None:
+    many = [Task(f"t{n}", f"What is {n}?", "x") for n in range(12)]
+    samples = evaluate(tiny, plan(tasks=many, traces=0.5), tmp_path)
+    kept = [sample for sample in samples if sample.trace]
+    assert 0 < len(kept) < len(samples)
+    assert len(list((tmp_path / "traces").iterdir())) == len(kept)
+    none = evaluate(tiny, plan(tasks=many[:2], traces=0.0), tmp_path / "none")
+    assert [sample.trace for sample in none] == ["", ""]
+    assert not (tmp_path / "none" / "traces").exists()

@@ -54,7 +54,7 @@ def test_one_line_a_call_with_its_sums(whole: TraceRun) -> None:
 
 
 def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> None:
-    text = shown(whole, 160)
+    text = shown(whole, 160, segments=True)
     section = text[text.index("critic  hears solver") :]
     solver = next(line for line in section.split("\n") if "{solver}" in line)
     assert solver.split()[:6] == ["{solver}", "24", "1", "0", "23", "0"]
@@ -64,37 +64,37 @@ def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> 
 
 def test_the_gate_has_a_column_where_there_is_room(whole: TraceRun) -> None:
     header = "out  gate"
-    assert header in shown(whole, 160)
-    assert header not in shown(whole, 80)
-    assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80)
+    assert header in shown(whole, 160, segments=True)
+    assert header not in shown(whole, 80, segments=True)
+    assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80, segments=True)
 
 
 def test_counts_that_are_zero_everywhere_take_no_column(tmp_path: Path) -> None:
-    text = shown(traces.failed(tmp_path))
+    text = shown(traces.failed(tmp_path), segments=True)
     assert "tokens  computed  ahead  reason" in text
 
 
 def test_what_a_model_wrote_is_neither_markup_nor_control(whole: TraceRun) -> None:
-    text = shown(whole, 160)
+    text = shown(whole, 160, segments=True)
     assert "[bold]" in text
     assert "[each]" in text
     assert "\x1b" not in text
 
 
 def test_messages_are_on_one_line_unless_asked_for_whole(whole: TraceRun) -> None:
-    assert "7 * 12 = 84. 84 - 59" in shown(whole)
+    assert "7 * 12 = 84. 84 - 59" in shown(whole, segments=True)
     assert "7 * 12 = 84.\n" in shown(whole, text=True)
 
 
 def test_retries_and_their_errors(whole: TraceRun) -> None:
-    text = words(shown(whole))
+    text = words(shown(whole, segments=True))
     assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
     assert "editor (attempt 2) hears critic" in text
     assert "1 call under way" not in text
 
 
 def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
-    text = words(shown(traces.cut_off(tmp_path)))
+    text = words(shown(traces.cut_off(tmp_path), segments=True))
     assert "status cut off: 1 call finished, 1 call under way" in text
     assert "64 in prompts, 64 computed, 0 reused (0 %)" in text
     assert "this call did not finish" in text
@@ -102,9 +102,19 @@ def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_told_once(tmp_path: Path) -> None:
-    text = shown(traces.failed(tmp_path))
+    text = shown(traces.failed(tmp_path), segments=True)
     assert "status  failed in" in text
     assert text.count("the sampler met a NaN") == 1
+
+
+def test_a_failure_is_told_without_sections_too(tmp_path: Path) -> None:
+    assert shown(traces.failed(tmp_path)).count("the sampler met a NaN") == 1
+
+
+def test_sections_are_there_when_asked_for(whole: TraceRun) -> None:
+    assert "hears solver" not in shown(whole)
+    assert "--segments: where every token came from" in shown(whole)
+    assert "hears solver" in shown(whole, segments=True)
 
 
 def test_one_node_with_its_times(whole: TraceRun) -> None:

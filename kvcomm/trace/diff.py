@@ -1,0 +1,145 @@
+"""Two runs of one graph side by side: what each call cost, and where the texts part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvcomm.errors import UsageError
+from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.text import listed, number, plain, shorten
+
+AROUND = 32
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One node in both runs; None where a run has no finished call of it."""
+
+    node: str
+    first: CallView | None
+    second: CallView | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Tokens, times, divergence where audited, and how far the texts are the same."""
+        return {
+            "node": self.node,
+            "first": _numbers(self.first),
+            "second": _numbers(self.second),
+            "same_text": self.same_characters is None,
+            "same_characters": self.same_characters,
+        }
+
+    @property
+    def same_characters(self) -> int | None:
+        """Characters that both texts begin with; None when they are equal to the end."""
+        one, other = (v.message.text if v and v.message else "" for v in (self.first, self.second))
+        both = enumerate(zip(one, other, strict=False))
+        end = min(len(one), len(other))
+        return None if one == other else next((i for i, (a, b) in both if a != b), end)
+
+
+def pairs(first: TraceRun, second: TraceRun) -> list[Pair]:
+    """The nodes of both runs. Raises `UsageError` for runs of graphs that share none."""
+    found = [{v.node: v for v in run.last_calls() if v.call} for run in (first, second)]
+    names = dict.fromkeys(info.name for run in (first, second) for info in run.started.nodes)
+    if not set(found[0]) & set(found[1]):
+        raise UsageError(
+            f"these runs have no call in common: {listed(found[0])} and {listed(found[1])}"
+        )
+    return [
+        Pair(name, found[0].get(name), found[1].get(name))
+        for name in names
+        if name in found[0] or name in found[1]
+    ]
+
+
+def show_diff(first: TraceRun, second: TraceRun) -> RenderableType:
+    """A table of both runs' calls, and the places where their texts part."""
+    found = pairs(first, second)
+    modes = (first.started.mode, second.started.mode)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("node", overflow="fold")
+    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "text"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for pair in found:
+        table.add_row(Text(pair.node), *_cells(pair))
+    notes = [Text(line) for line in _notes(first, second)]
+    parted = [line for pair in found for line in _parting(pair, modes)]
+    return Group(
+        Text(f"{_label(first)}  →  {_label(second)}", style="bold"),
+        *notes,
+        "",
+        table,
+        *(["", *parted] if parted else []),
+    )
+
+
+def _label(run: TraceRun) -> str:
+    return f"{run.path.parent.name} ({run.started.mode})"
+
+
+def _notes(first: TraceRun, second: TraceRun) -> list[str]:
+    """What else is different, and would explain differences."""
+    notes = []
+    for name in ("model", "dtype", "device", "graph", "seed"):
+        values = [getattr(run.started, name) for run in (first, second)]
+        if values[0] != values[1]:
+            notes.append(f"other {name}: {values[0]} and {values[1]}")
+    if first.started.inputs != second.started.inputs:
+        notes.append("other inputs")
+    ends = [run.finished.totals.wall_s if run.finished else None for run in (first, second)]
+    if ends[0] and ends[1]:
+        notes.append(f"end to end {number(ends[0])} s and {number(ends[1])} s")
+    return notes
+
+
+def _cells(pair: Pair) -> list[str]:
+    one, other = _numbers(pair.first), _numbers(pair.second)
+
+    def both(name: str, write: Any) -> str:
+        return " → ".join("–" if side is None else write(side[name]) for side in (one, other))
+
+    ratio = one["ttft_s"] / other["ttft_s"] if one and other and other["ttft_s"] else None
+    audited = [s["divergence"] for s in (one, other) if s and s["divergence"] is not None]
+    same = pair.same_characters
+    return [
+        both("computed_tokens", lambda v: f"{v:,}"),
+        both("prompt_tokens", lambda v: f"{v:,}"),
+        both("ttft_s", number),
+        "–" if ratio is None else f"{ratio:.1f}×",
+        f"{audited[-1]:.4f}" if audited else "",
+        "same" if same is None else f"parts at {same}",
+    ]
+
+
+def _parting(pair: Pair, modes: tuple[str, str]) -> list[RenderableType]:
+    at = pair.same_characters
+    if at is None or not (pair.first and pair.second):
+        return []
+    lines: list[RenderableType] = [Text(f"{pair.node}, from character {at} on", style="bold")]
+    for mode, view in zip(modes, (pair.first, pair.second), strict=True):
+        text = plain(view.message.text) if view.message else ""
+        before = "…" if at > AROUND else ""
+        lines.append(Text(f"  {mode}: {before}{shorten(text[max(0, at - AROUND) :], 120)}"))
+    return lines
+
+
+def _numbers(view: CallView | None) -> dict[str, Any] | None:
+    if view is None or view.call is None:
+        return None
+    divergences = [a.divergence for a in view.audits if a.used and a.divergence is not None]
+    return {
+        "mode": view.call.mode,
+        "gate": view.call.gate,
+        "prompt_tokens": view.call.prompt_tokens,
+        "computed_tokens": sum(step.computed for step in view.steps),
+        "output_tokens": view.call.output_tokens,
+        "ttft_s": view.call.ttft_s,
+        "decode_s": view.call.decode_s,
+        "divergence": divergences[0] if divergences else None,
+    }
