@@ -90,6 +90,24 @@ def diff(
         console().print(show_diff(one, other))
 
 
+@app.command("view")
+def view(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
+    ],
+    runs: Runs = options.RUNS,
+) -> None:
+    """Look around in a run: agents, prompts by source, timeline, audits, events."""
+    from kvcomm.trace.read import find_run, read_trace
+
+    options.need("textual", "tui")
+    found = read_trace(find_run(run, runs))
+
+    from kvcomm.trace.view import Viewer
+
+    Viewer(found).run()
+
+
 @app.command("tail")
 def tail(
     run: Annotated[

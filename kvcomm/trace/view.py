@@ -1,0 +1,220 @@
+"""An interactive viewer of a trace (textual): agents on the left, what each did on the right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import ClassVar
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.widgets import Footer, Input, Static, TabbedContent, TabPane, Tree
+from textual.widgets.tree import TreeNode
+
+from kvcomm.trace.events import Event, SegmentStep
+from kvcomm.trace.lines import event_line
+from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.show import show_header, show_run, show_tool
+from kvcomm.trace.show_calls import show_audit, show_call
+from kvcomm.trace.text import number, plain, shorten
+from kvcomm.trace.timeline import Timeline
+
+# One colour for every source of a token; the words beside them say the same.
+COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
+BAR = 48
+# As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
+EVENTS = 500
+
+Subject = TraceRun | CallView | str
+
+
+class Viewer(App[None]):
+    """Shows one trace. Keys are at the bottom; `/` searches prompts, messages and reasons."""
+
+    TITLE = "kvcomm trace"
+    CSS = """
+    Tree { width: 30; border-right: solid $panel; }
+    Input { display: none; dock: bottom; }
+    Input.open { display: block; }
+    VerticalScroll { padding: 0 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        Binding("slash", "search", "Search"),
+        Binding("n", "next", "Next hit"),
+        Binding("1", "tab('prompt')", "Prompt"),
+        Binding("2", "tab('timeline')", "Timeline"),
+        Binding("3", "tab('audits')", "Audits"),
+        Binding("4", "tab('events')", "Events"),
+        Binding("escape", "close_search", "Back", show=False),
+    ]
+
+    def __init__(self, run: TraceRun) -> None:
+        super().__init__()
+        self.trace = run
+        self.subject: Subject = run
+        self._hits: list[Subject] = []
+
+    def compose(self) -> ComposeResult:
+        """The tree, the tabs, the line to search in, and the keys."""
+        with Horizontal():
+            yield self._tree()
+            with TabbedContent(initial="prompt"):
+                for name, title in (
+                    ("prompt", "Prompt"),
+                    ("timeline", "Timeline"),
+                    ("audits", "Audits"),
+                    ("events", "Events"),
+                ):
+                    with TabPane(title, id=name), VerticalScroll():
+                        yield Static(id=f"{name}-body")
+        yield Input(placeholder="search prompts, messages and reasons")
+        yield Footer()
+
+    def _tree(self) -> Tree[Subject]:
+        """The run, its rounds, and in each its calls; tools at the end."""
+        run = self.trace
+        tree: Tree[Subject] = Tree(Text(shorten(run.path.parent.name, 26)), data=run)
+        rounds: dict[int, list[CallView]] = defaultdict(list)
+        place = {info.name: info for info in run.started.nodes}
+        for view in run.calls:
+            rounds[place[view.node].round if view.node in place else 1].append(view)
+        for round_, views in sorted(rounds.items()):
+            parent = tree.root.add(f"round {round_}", expand=True) if len(rounds) > 1 else tree.root
+            for view in views:
+                parent.add_leaf(_label(view), data=view)
+        for tool in run.tools:
+            tree.root.add_leaf(Text(f"{tool.node}  tool"), data=tool.node)
+        tree.root.expand()
+        return tree
+
+    def on_mount(self) -> None:
+        """Begin with the run as a whole."""
+        self.query_one(Tree).focus()
+        self._show(self.trace)
+
+    def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[Subject]) -> None:
+        """The cursor is on another call."""
+        if event.node.data is not None:
+            self._show(event.node.data)
+
+    def action_tab(self, name: str) -> None:
+        """Show a tab."""
+        self.query_one(TabbedContent).active = name
+
+    def action_search(self) -> None:
+        """Open the line to search in."""
+        line = self.query_one(Input)
+        line.add_class("open")
+        line.value = ""
+        line.focus()
+
+    def action_close_search(self) -> None:
+        """Close it again."""
+        self.query_one(Input).remove_class("open")
+        self.query_one(Tree).focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Go to the first call that holds the words."""
+        self._hits = [view for view in self.trace.calls if holds(view, event.value)]
+        self.action_close_search()
+        if self._hits:
+            self.action_next()
+        else:
+            self.notify(f"nothing holds {event.value!r}")
+
+    def action_next(self) -> None:
+        """Go to the next call that holds what was searched for."""
+        if self._hits:
+            hit = self._hits.pop(0)
+            self._hits.append(hit)
+            tree = self.query_one(Tree)
+            node = next(node for node in _nodes(tree) if node.data is hit)
+            tree.move_cursor(node)
+            self._show(hit)
+
+    def _show(self, subject: Subject) -> None:
+        self.subject = subject
+        for name, body in (
+            ("prompt", self._prompt(subject)),
+            ("timeline", Timeline(self.trace)),
+            ("audits", self._audits(subject)),
+            ("events", self._events(subject)),
+        ):
+            self.query_one(f"#{name}-body", Static).update(body)
+
+    def _prompt(self, subject: Subject) -> RenderableType:
+        if isinstance(subject, CallView):
+            parts: list[RenderableType] = [source_bar(step) for step in subject.steps]
+            legend = Text.assemble(
+                *[(f"█ {name}  ", colour) for name, colour in COLOURS.items()], style="dim"
+            )
+            detail = show_call(self.trace, subject, text=True, times=True)
+            return Group(legend, *parts, detail)
+        if isinstance(subject, str):
+            return Group(*(show_tool(t, text=True) for t in self.trace.tools if t.node == subject))
+        return Group(show_run(self.trace), "", show_header(self.trace, text=True))
+
+    def _audits(self, subject: Subject) -> RenderableType:
+        audits = subject.audits if isinstance(subject, CallView) else self.trace.audits()
+        if not audits:
+            return Text("No call was compared with dense here.", style="dim")
+        return Group(*(Text(f"{audit.node}: {show_audit(audit)}") for audit in audits))
+
+    def _events(self, subject: Subject) -> RenderableType:
+        node = subject.node if isinstance(subject, CallView) else subject
+        events: list[Event] = [
+            event
+            for event in self.trace.events
+            if isinstance(node, TraceRun) or getattr(event, "node", None) == node
+        ]
+        lines = [
+            Text(f"{event.t:9.3f}  {event.kind:<8}{_said(event)}") for event in events[:EVENTS]
+        ]
+        if len(events) > EVENTS:
+            lines.append(Text(f"and {len(events) - EVENTS:,} more", style="dim"))
+        return Group(*lines)
+
+
+def source_bar(step: SegmentStep) -> Text:
+    """One segment as a bar: how much of it was computed, copied, realigned."""
+    name = step.name if step.segment == "literal" else f"{{{step.name}}}"
+    bar = Text(f"{shorten(name, 14):<15}")
+    for source, colour in COLOURS.items():
+        width = round(BAR * getattr(step, source) / max(step.tokens, 1))
+        bar.append("█" * width, colour)
+    bar.append(f" {step.tokens:,}", "dim")
+    return bar
+
+
+def holds(view: CallView, words: str) -> bool:
+    """Whether a call's segments, reasons or message hold the words, whatever their case."""
+    texts = [step.name + " " + step.reason for step in view.steps]
+    texts += [view.message.text] if view.message else []
+    texts += [view.call.gate] if view.call else []
+    return bool(words) and any(words.lower() in text.lower() for text in (view.node, *texts))
+
+
+def _label(view: CallView) -> Text:
+    attempt = f" #{view.attempt}" if view.attempt > 1 else ""
+    label = Text(f"{shorten(view.node, 18)}{attempt}")
+    label.append(f"  {number(view.call.ttft_s)} s" if view.call else "  did not finish", "dim")
+    return label
+
+
+def _nodes(tree: Tree[Subject]) -> Iterator[TreeNode[Subject]]:
+    pending = [tree.root]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending += node.children
+
+
+def _said(event: Event) -> str:
+    line = event_line(event)
+    if line is None:
+        line = plain(event.model_dump_json(exclude={"v", "t", "kind"}))
+    return shorten(line, 300)

@@ -1,0 +1,99 @@
+"""The viewer, driven by textual's own pilot."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from textual.widgets import Input, Static, TabbedContent, Tree
+
+from kvcomm.trace import TraceRun
+from kvcomm.trace.read import CallView, read_trace
+from kvcomm.trace.view import Viewer, holds
+from tests.trace import traces
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> TraceRun:
+    return traces.whole(tmp_path / "20250102-030405-chain")
+
+
+def text(viewer: Viewer, tab: str) -> str:
+    file = io.StringIO()
+    body = viewer.query_one(f"#{tab}-body", Static)
+    Console(file=file, width=100).print(body.content)
+    return file.getvalue()
+
+
+async def test_it_opens_with_the_run_and_shows_the_call_under_the_cursor(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(110, 36)) as pilot:
+        assert "Timeline" in text(viewer, "prompt")
+        await pilot.press("down")
+        assert isinstance(viewer.subject, CallView)
+        assert viewer.subject.node == "solver"
+        await pilot.press("down")
+        assert "entropy 0.31 of 4 anchors" in " ".join(text(viewer, "prompt").split())
+        assert "█" in text(viewer, "prompt")
+
+
+async def test_tabs_have_keys(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(110, 36)) as pilot:
+        for key, tab in zip("2341", ("timeline", "audits", "events", "prompt"), strict=True):
+            await pilot.press(key)
+            assert viewer.query_one(TabbedContent).active == tab
+        assert "critic begins" in text(viewer, "events")
+        assert "No call was compared" in text(viewer, "audits")
+        assert "prefills" in text(viewer, "timeline")
+
+
+async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(110, 36)) as pilot:
+        await pilot.press("slash")
+        assert viewer.query_one(Input).has_class("open")
+        await pilot.press(*"PREFIX", "enter")
+        assert isinstance(viewer.subject, CallView)
+        assert viewer.subject.node == "critic"
+        assert not viewer.query_one(Input).has_class("open")
+        await pilot.press("slash", *"rolls", "enter")
+        first = viewer.subject
+        await pilot.press("n")
+        assert holds(first, "rolls")  # type: ignore[arg-type]
+        await pilot.press("slash", *"xylophone", "enter")
+        assert viewer.subject is not None
+
+
+async def test_a_trace_that_was_cut_off_opens(tmp_path: Path) -> None:
+    viewer = Viewer(traces.cut_off(tmp_path / "cut"))
+    async with viewer.run_test(size=(80, 24)) as pilot:
+        await pilot.press("down", "down")
+        assert len(list(viewer.query_one(Tree).root.children)) == 2
+
+
+async def test_what_a_model_wrote_does_not_steer_the_terminal(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(110, 36)) as pilot:
+        await pilot.press("down")
+        assert "[bold]" in text(viewer, "prompt")
+        assert "\x1b[31m" not in text(viewer, "prompt")
+
+
+@pytest.mark.slow
+async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
+    """Two seconds is the aim; a busy machine is given more."""
+    lines = run.path.read_text().splitlines()
+    body = [line for line in lines if json.loads(line)["kind"] not in ("run", "end")]
+    size = sum(map(len, body))
+    path = run.path.with_name("large.jsonl")
+    path.write_text("\n".join([lines[0], *(body * (50_000_000 // size)), lines[-1]]))
+    began = time.monotonic()
+    viewer = Viewer(read_trace(path))
+    async with viewer.run_test(size=(110, 36)):
+        pass
+    assert time.monotonic() - began < 8
