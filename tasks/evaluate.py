@@ -89,7 +89,6 @@ class Evaluation:
         on_sample: Callable[[Sample], None] = lambda sample: None,
     ) -> None:
         self.plan = plan
-        self._engine = engine
         self._graders = graders
         self._on_sample = on_sample
         self.config = _config(engine, plan, quality)
