@@ -9,12 +9,14 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json
+from kvcomm.cli.trace_export import export
 from kvcomm.errors import TraceError
 
 if TYPE_CHECKING:
     from kvcomm.trace.read import CallView, TraceRun
 
 app = typer.Typer(no_args_is_help=True, help="Look at what happened in a run.")
+app.command("export")(export)
 SEGMENT_FIELDS = {"name", "tokens", "computed", "prefix", "realigned", "ahead", "reason"}
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are.")]
 

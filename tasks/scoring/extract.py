@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 # What may announce an answer; the last one counts.
-ANNOUNCED = re.compile(r"(?:answer\s+is\s*:?|answer\s*[:=]|####)", re.IGNORECASE)
+ANNOUNCED = re.compile(r"(?:answer\**\s+is\s*:?|answer\**\s*[:=]|####)", re.IGNORECASE)
+# A formula in its delimiters. A dollar before a digit opens a price, it closes nothing.
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$(?!\d)", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?")
 
 
@@ -14,23 +16,32 @@ def last_box(text: str) -> str | None:
     found = None
     for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
         depth = 1
-        for at in range(start.end(), len(text)):
-            if text[at] in "{}" and text[at - 1] != "\\":
-                depth += 1 if text[at] == "{" else -1
+        for sign in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start.end()):
+            depth += {"{": 1, "}": -1}.get(sign[0], 0)
             if depth == 0:
-                found = text[start.end() : at].strip()
+                found = text[start.end() : sign.start()].strip()
                 break
     return found
 
 
+def behind(text: str) -> str | None:
+    """All that follows the last "answer is", "Answer:" or "####"."""
+    marks = list(ANNOUNCED.finditer(text))
+    return text[marks[-1].end() :].lstrip(" \t*:").lstrip() if marks else None
+
+
 def announced(text: str) -> str | None:
     """The rest of the line behind the last "answer is", "Answer:" or "####"; the next if empty."""
-    marks = list(ANNOUNCED.finditer(text))
-    if not marks:
+    rest = behind(text)
+    return undecorated(rest.split("\n", 1)[0]) or None if rest else None
+
+
+def leading_formula(text: str) -> str | None:
+    """The formula in delimiters that a text begins with, unless its line has another one."""
+    found = FORMULA.match(text)
+    if not found or FORMULA.search(text[found.end() :].split("\n", 1)[0]):
         return None
-    rest = text[marks[-1].end() :].lstrip(" \t*:").lstrip("\n ")
-    line = undecorated(rest.split("\n", 1)[0])
-    return line or None
+    return next(group for group in found.groups() if group is not None).strip()
 
 
 def numbers(text: str) -> list[str]:

@@ -17,7 +17,8 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 def equal(gold: str, answer: str) -> dict[str, Any]:
     """Whether two expressions are equal, the gold one parsed first."""
     known = _parsed(gold)
-    if not known:
+    # What math-verify cannot read it returns as a bare text.
+    if all(isinstance(reading, str) for reading in known):
         return {"parsed": False}
     return {"parsed": True, "equal": bool(verify(known, _parsed(answer), timeout_seconds=None))}
 

@@ -18,7 +18,7 @@ CLOSED = frozenset({"yes", "no", "noanswer"})
 def score_qa(text: str, accepted: Sequence[str]) -> Score:
     """Exact match (what is averaged) and F1 with the best of the accepted answers."""
     answer = short_answer(text)
-    em = max(float(normalised(answer) == normalised(gold)) for gold in accepted)
+    em = max(float(bool(answer) and normalised(answer) == normalised(gold)) for gold in accepted)
     best = max(f1(answer, gold) for gold in accepted)
     reason = "equal" if em else ("some words in common" if best else "other words")
     if not answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from pathlib import Path
@@ -122,3 +123,15 @@ def test_tail_of_a_run_that_ended(cli, run: Path) -> None:
     assert lines[0].split(maxsplit=1)[1].startswith("chain on random:llama-tiny, auto: 3 nodes")
     assert "ok in" in lines[-1]
     assert sum(" done: " in line for line in lines) == 3
+
+
+def test_export_writes_a_file_once(cli, run: Path) -> None:
+    ended = cli("trace", "export", "one", "--to", "csv")
+    assert ended.out == "runs/one/calls.csv\n"
+    with (run / "calls.csv").open(newline="") as file:
+        assert [row["node"] for row in csv.DictReader(file)] == ["solver", "critic", "editor"]
+    again = cli("trace", "export", "one", "--to", "csv")
+    assert again.code == 2
+    assert "replace it with --force" in again.err
+    assert cli("trace", "export", "one", "--to", "csv", "--force").code == 0
+    assert "choose one of perfetto" in cli("trace", "export", "one", "--to", "x").err

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,17 @@ EQUAL = [
     (r"4210_{5}", "4210_5"),
     (r"5\text{ cm}", "5"),
     (r"\log_2 8", "3"),
+    (r"\(42\)", "42"),
+    ("x = 5", "5"),
+    (r"1 \text{ and } -2", "1,-2"),
+    (r"\text{yes}", r"\text{Yes}"),
+    ("864", r"864 \mbox{ inches}^2"),
+    ("$18.", "18"),
+    (r"11,\!111", "11111"),
+    ("4210", "4210_5"),
+    (r"\textbf{(073)}", "73"),
+    (r"\mathbf{25}", "025"),
+    (r"\text{25}", "25"),
 ]
 OTHER = [
     ("17", "18"),
@@ -65,7 +78,14 @@ OTHER = [
     ("1", "1,-2"),
     (r"\sqrt{3}", r"\sqrt{13}"),
     ("(x+1)^2", "x^2+1"),
+    ("4210_6", "4210_5"),
+    ("4211_5", "4210_5"),
+    (r"\text{no}", r"\text{Yes}"),
+    ("1,2", "12"),
+    ("3.1416", r"\pi"),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"),
     ("", "0"),
+    ("5", r"\frac{"),
 ]
 
 
@@ -100,6 +120,18 @@ def test_other_answers(scorer: MathScorer, answer: str, gold: str) -> None:
         ("The answer is 5. I was sure of 7 first.\nThe answer is: 8", "8"),
         ("Answer: $\\frac{3}{4}$", "\\frac{3}{4}"),
         ("**Answer:** 42", "42"),
+        ("**Answer**: Evelyn.", "Evelyn"),
+        (
+            r"The answer is \(p - q\), as \(p > q\) is not needed",
+            r"\(p - q\), as \(p > q\) is not needed",
+        ),
+        (r"The answer is \(p - q\), as wanted", "p - q"),
+        ("Answer:\n\\[\n\\frac{1}{2}\n\\]\nDone.", r"\frac{1}{2}"),
+        ("Answer: $$3$$", "3"),
+        ("Answer: $1$ and $2$", "1$ and $2"),
+        ("The answer is $20 per day.", "20"),
+        ("The answer is 60 km/h.", "60"),
+        ("Answer: 14/3, as wanted", "14/3"),
         ("9 * 2 = 18\n#### 18", "18"),
         ("The answer is 18 dollars a day.", "18"),
         ("Answer:\n\n12", "12"),
@@ -117,6 +149,7 @@ def test_where_the_answer_stands(text: str, answer: str | None) -> None:
 
 def test_boxes_and_numbers() -> None:
     assert last_box(r"\boxed {a\}b}") == r"a\}b"
+    assert last_box(r"\boxed{\text{a\\}} and more}") == r"\text{a\\}"
     assert last_box("none") is None
     assert numbers("x1 costs 1,000 or 2.5, not 3 / 4 or v2.0") == ["1000", "2.5", "3/4"]
 
@@ -148,7 +181,7 @@ def test_a_comparison_that_hangs_is_ended_and_counts_as_wrong(
 
 
 def test_an_expression_without_end_harms_nobody() -> None:
-    with MathScorer(timeout_s=1.0) as scorer:
+    with MathScorer(timeout_s=0.5) as scorer:
         assert not scorer.score(r"\boxed{9^{9^{9^{9}}}}", "7").correct
         scorer._timeout_s = 30.0
         assert scorer.score(r"\boxed{0.25}", r"\frac14").correct
@@ -160,8 +193,31 @@ def test_a_process_that_dies_is_an_error_of_that_pair_only(monkeypatch: pytest.M
             patch.setattr(math_module, "WORKER", (sys.executable, "-c", "print('{}')"))
             score = scorer.score(r"\boxed{1/2}", "0.5")
         assert not score.correct
-        assert "ended" in score.error
+        assert "failed" in score.error
         assert scorer.score(r"\boxed{1/2}", "0.5").correct
+
+
+def test_a_gold_answer_that_is_no_expression_is_said_to_be_none(scorer: MathScorer) -> None:
+    assert "which is no expression" in scorer.score(r"\boxed{5}", r"\frac{").reason
+    assert scorer.score(r"Answer: \frac{", r"\frac{").correct
+
+
+def test_threads_share_a_process(scorer: MathScorer) -> None:
+    pairs = [(rf"\boxed{{{n}/7}}", rf"\frac{{{n + n % 2}}}{{7}}") for n in range(1, 13)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: scorer.score(*pair).correct, pairs))
+    assert found == [n % 2 == 0 for n in range(1, 13)]
+
+
+def test_the_process_ends_with_its_scorer() -> None:
+    scorer = MathScorer()
+    assert scorer._process is None  # it starts when it is needed
+    assert scorer.score(r"\boxed{1/2}", "0.5").correct
+    process = scorer._process
+    assert process
+    del scorer
+    gc.collect()
+    assert process.poll() is not None
 
 
 def test_without_math_verify_the_error_says_what_to_install(

@@ -20,6 +20,9 @@ from kvcomm.tasks.scoring.qa import f1, normalised, short_answer
         ("Answer: yes, it is", ["yes"], 0, 0),
         ("Answer: no", ["yes"], 0, 0),
         ("Answer: 1,234", ["1234"], 1, 1),
+        ('**Answer**: "Rush".', ["Rush"], 1, 1),
+        ("Answer:\nParis\nfor it is the capital", ["Paris"], 1, 1),
+        ("Answer: Washington D.C.", ["Washington, DC"], 1, 1),
         ("I think so.\n\nParis", ["Paris"], 1, 1),
         ("It is Paris.\nAnswer: London", ["Paris"], 0, 0),
         ("", ["Paris"], 0, 0),
@@ -33,7 +36,10 @@ def test_words(text: str, accepted: list[str], em: float, best: float) -> None:
 
 
 def test_nothing_to_read_says_so() -> None:
-    assert score_qa("", ["x"]).reason == "no answer found"
+    for gold in ("x", "The"):  # of an article alone nothing is left either
+        score = score_qa("", [gold])
+        assert score.reason == "no answer found"
+        assert not score.correct
 
 
 def test_normalisation_is_the_official_one() -> None:
@@ -74,6 +80,21 @@ CHOICES = ("a red fox", "eight", "eighty", "none of these")
         ("A or B, who knows", ""),
         ("eight or eighty", ""),
         ("The answer is A. No: the answer is C", "C"),
+        ("The answer is B. I hope the answer is clear.", "B"),
+        ("**Answer**: C", "C"),
+        ("The correct option is D", "D"),
+        ("The answer is definitely B", "B"),
+        ("The answer is B because (A) is wrong", "B"),
+        ("The answer is A because B is wrong", "A"),
+        ("The best answer is D, not B", "D"),
+        ("Answer: (C), a choice like (A)", "C"),
+        ("Answer: not B", ""),
+        ("Answer: A or C", ""),
+        ("The answer is (A) or (B)", ""),
+        ("Answer: A/B", ""),
+        (r"$$\boxed{\textbf{(D)}}$$", "D"),
+        ("C\nFor it is late.", "C"),
+        ("A. a red fox, no\nB. eight, yes\nC. eighty, no\nD. none of these, no", ""),
         ("I do not know", ""),
         ("", ""),
     ],

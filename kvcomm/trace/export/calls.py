@@ -1,0 +1,79 @@
+"""The calls of a trace as a table: one row an attempt, one value a column."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from kvcomm.trace.events import CallFinished
+from kvcomm.trace.read import CallView, TraceRun
+
+Cell = str | int | float | bool | None
+COUNTS = ("computed", "prefix", "realigned", "ahead")
+TIMES = ("ttft_s", "decode_s", "ahead_s", "opened_at", "ready_at", "first_token_at", "finished_at")
+
+
+class Column(NamedTuple):
+    """A column; counts are tokens, times are seconds (`*_at`: since the run began)."""
+
+    name: str
+    kind: Literal["text", "whole", "real", "truth"]
+
+
+COLUMNS = (
+    *(Column(name, "text") for name in ("node", "agent")),
+    *(Column(name, "whole") for name in ("round", "attempt")),
+    *(Column(name, "text") for name in ("mode", "gate")),
+    *(Column(name, "truth") for name in ("dense", "exact")),
+    *(Column(name, "whole") for name in ("prompt_tokens", *COUNTS, "output_tokens")),
+    *(Column(name, "real") for name in (*TIMES, "divergence")),
+    Column("stop", "text"),
+)
+
+
+def rows(run: TraceRun) -> list[dict[str, Cell]]:
+    """Every attempt in the order of the trace. What one that never finished lacks is None."""
+    return [_row(run, view) for view in run.calls]
+
+
+def tokens(view: CallView) -> dict[str, int]:
+    """How the prompt's tokens were obtained, over all segments."""
+    return {name: sum(getattr(step, name) for step in view.steps) for name in COUNTS}
+
+
+def prompt_tokens(view: CallView) -> int:
+    """The length of the prompt, as far as it is known."""
+    return view.call.prompt_tokens if view.call else sum(step.tokens for step in view.steps)
+
+
+def divergence(view: CallView) -> float | None:
+    """What an audit measured of the call itself; probes beside it do not count."""
+    found = [audit.divergence for audit in view.audits if audit.used]
+    return next((value for value in found if value is not None), None)
+
+
+def title(view: CallView) -> str:
+    """The node, and which attempt when it is not the first."""
+    return view.node if view.attempt == 1 else f"{view.node} #{view.attempt}"
+
+
+def ahead_from(call: CallFinished) -> float:
+    """Where work ahead is drawn: at the end of the wait, for where it was done is not recorded."""
+    return max(call.opened_at, call.ready_at - call.ahead_s)
+
+
+def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
+    info = next((info for info in run.started.nodes if info.name == view.node), None)
+    cells: dict[str, Cell] = {
+        "node": view.node,
+        "agent": info.agent if info else view.node,
+        "round": info.round if info else 1,
+        "attempt": view.attempt,
+        "mode": run.started.mode,
+        "prompt_tokens": prompt_tokens(view),
+        **tokens(view),
+        "divergence": divergence(view),
+    }
+    for column in COLUMNS:
+        if column.name not in cells:
+            cells[column.name] = getattr(view.call, column.name) if view.call else None
+    return {column.name: cells[column.name] for column in COLUMNS}

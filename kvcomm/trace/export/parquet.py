@@ -1,0 +1,26 @@
+"""Parquet for data frames: one row a call, columns with types; needs the extra `parquet`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvcomm.errors import UsageError
+from kvcomm.trace.export.calls import COLUMNS, rows
+from kvcomm.trace.read import TraceRun
+
+
+def write_parquet(run: TraceRun, path: Path) -> None:
+    """Write the calls of `run`. Raises `UsageError` when pyarrow is not installed."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UsageError("pyarrow is not installed: pip install 'kvcomm[parquet]'") from None
+    types = {
+        "text": pyarrow.string(),
+        "whole": pyarrow.int64(),
+        "real": pyarrow.float64(),
+        "truth": pyarrow.bool_(),
+    }
+    schema = pyarrow.schema([(column.name, types[column.kind]) for column in COLUMNS])
+    parquet.write_table(pyarrow.Table.from_pylist(rows(run), schema=schema), path)
