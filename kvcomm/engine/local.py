@@ -37,7 +37,7 @@ class LocalEngine(LoadedEngine):
     """Runs a model whose attention is `packed_attention`; made by `load_engine`.
 
     `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use, `row_bytes` bounds
-    these. By default they are a sixteenth, a sixty-fourth and half of the memory that is free once
+    these. By default they are a sixteenth, a hundredth and half of the memory that is free once
     the model is loaded.
     """
 
@@ -66,7 +66,7 @@ class LocalEngine(LoadedEngine):
         )
         free = free_memory(model.device)
         self.store = Store(free // 16 if store_bytes is None else store_bytes)
-        self.prefix = PrefixCache(free // 64 if prefix_bytes is None else prefix_bytes)
+        self.prefix = PrefixCache(free // 100 if prefix_bytes is None else prefix_bytes)
         self.offsets = Offsets(dict(FAMILIES))
         self.room = Room(free // 2 if row_bytes is None else row_bytes)
         self.rope = rope.to(model.device)
