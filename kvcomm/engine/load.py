@@ -15,6 +15,7 @@ from transformers.utils import logging
 from kvcomm.engine.base import Engine
 from kvcomm.engine.check import Verdict, kv_shape, self_check, slot_bytes
 from kvcomm.engine.dense import DenseEngine
+from kvcomm.engine.few_rows import use_few_rows
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
 from kvcomm.engine.shapes import SHAPES, random_model
@@ -87,6 +88,8 @@ def _load(name: str, device: str | None, dtype: str | None) -> tuple[Engine, Ver
             raise ModelError(f"model {name!r} cannot be loaded from {source}: {first}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
+    if place.type == "cpu" and kind == torch.float32:
+        use_few_rows(model)
     verdict, rope = self_check(model)
     return _engine(name, model, tokenizer, verdict, rope), verdict
 
