@@ -10,9 +10,9 @@ from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring.sandbox import Limits, Sandbox
 from kvcomm.tasks.scoring.score import Score, right_or_wrong
 
-FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S | re.I
-)
+FENCE = re.compile(r"(?P<indent>[ \t]*)(?:```+|~~~+)[ \t]*(?P<language>[^\s`{]*)[^`]*")
+PYTHON = re.compile(r"(?:python|py)[\d.]*|", re.IGNORECASE)
+FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 START = re.compile(r"^(?:from\s|import\s|def\s|async\s+def\s|class\s|@)", re.MULTILINE)
 
 
@@ -38,17 +38,38 @@ def score_code(
 def extract_code(text: str, entry_point: str) -> str | None:
     """The code of an answer; None where there is none.
 
-    Of the fenced blocks the last that defines `entry_point`, else the last; without a fence, from
-    the first line on that begins like code, or an indented text as a function's body.
+    Of the fenced blocks the last that defines `entry_point`, else the last of Python or of no
+    language, else the last; without a fence, from the first line on that begins like code, or an
+    indented text as a function's body.
     """
-    blocks = [match[1] for match in FENCE.finditer(text)]
-    defining = [block for block in blocks if defines(block, entry_point)]
+    blocks = fenced(text)
+    defining = [code for _, code in blocks if defines(code, entry_point)]
+    python = [code for language, code in blocks if PYTHON.fullmatch(language)]
     if blocks:
-        return (defining or blocks)[-1].strip("\n")
+        return (defining or python or [code for _, code in blocks])[-1].strip("\n")
     if start := START.search(text):
         return text[start.start() :].rstrip()
     body = text.strip("\n")
     return body if body.startswith((" ", "\t")) else None
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Language and text of the fenced blocks, without the indent of their fence.
+
+    The last may lack its end. A fence that names a language begins a block in any case.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    indent, inside = "", False
+    for line in text.split("\n"):
+        fence = FENCE.fullmatch(line)
+        if fence and (fence["language"] or not inside):
+            blocks.append((fence["language"], []))
+            indent, inside = fence["indent"], True
+        elif fence:
+            inside = False
+        elif inside:
+            blocks[-1][1].append(line.removeprefix(indent))
+    return [(language, "\n".join(lines)) for language, lines in blocks]
 
 
 def defines(code: str, name: str) -> bool:
@@ -60,7 +81,8 @@ def complete(code: str, prompt: str, entry_point: str) -> str:
     """A whole program: code that defines the function behind the prompt's head, else its body."""
     if defines(code, entry_point):
         head = prompt[: _start_of(prompt, entry_point)]
-        return f"{head}\n{code}"
+        first = "\n".join(FUTURE.findall(code))  # nothing may stand before these
+        return f"{first}\n{head}\n{code if not first else FUTURE.sub('', code)}"
     body = code if code.startswith((" ", "\t")) else "\n".join(f"    {x}" for x in code.split("\n"))
     return f"{prompt.rstrip()}\n{body}"
 

@@ -80,7 +80,8 @@ def test_without_data_both_ways_to_give_it_are_named(cli, monkeypatch) -> None:
     monkeypatch.delenv("KVCOMM_DATA", raising=False)
     ended = cli(*ARGS)
     assert ended.code == 2
-    assert "--data DIR or set KVCOMM_DATA" in ended.err
+    assert "pass --data DIR with DIR/gsm8k.jsonl" in ended.err
+    assert "pip install 'kvcomm[hf]'" in ended.err
 
 
 SPEED = ("--model", "random:llama-tiny", "--agents", "2", "--prefix", "30", "--input", "40")

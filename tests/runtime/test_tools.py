@@ -175,7 +175,7 @@ def test_the_trace_shows_tools(tiny: LocalEngine, tmp_path: Path) -> None:
     assert [tool.node for tool in run.tools] == ["search"]
     assert {view.node for view in run.calls} == {"a", "b", "c"}
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(show_run(run))
+    console.print(show_run(run, segments=True))
     text = console.export_text()
     assert "search  a tool" in text
     assert "passage2 (27 tokens): Cats sleep most of the day." in text

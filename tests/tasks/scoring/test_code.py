@@ -36,6 +36,22 @@ TESTS = "def check(candidate):\n    assert candidate(3) == 6\n    assert candida
 GOOD = "def double(x):\n    return 2 * x"
 
 
+# Looks for the word that says a program came to its end, in its frames and in all its objects.
+HUNT = """
+import gc, os, re, sys
+frame, text = sys._getframe(), ''
+while frame:
+    text += ' '.join(str(x) for x in frame.f_locals.values() if type(x) in (str, bytes))
+    frame = frame.f_back
+for x in gc.get_objects():
+    held = list(x.values()) if type(x) is dict else x if type(x) in (list, tuple) else ()
+    text += ' '.join(str(x) for x in held if type(x) in (str, bytes) and len(x) < 5000)
+for word in re.findall('(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])', text):
+    os.write(1, word.encode())
+os._exit(0)
+"""
+
+
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
     return find_sandbox(allow_unsandboxed=True)
@@ -51,6 +67,12 @@ def sandbox() -> Sandbox:
         (f"```python\nold = 1\n```\n```python\n{GOOD}\n```", GOOD),
         (f"Sure!\n{GOOD}\n", GOOD),
         (f"import math\n\n{GOOD}", f"import math\n\n{GOOD}"),
+        (f"```bash\nls\n```\nThen:\n```python\n{GOOD}\n```", GOOD),
+        (f"```python3\n{GOOD}\n```\nRun it:\n```sh\npython x.py\n```", GOOD),
+        (f"```text\n{GOOD}\n```\n```python\nprint(double(2))\n```", GOOD),
+        ("```python\nx = 1\n```\n```console\n$ x\n```", "x = 1"),
+        ("1. So:\n   ~~~python\n   def double(x):\n       return 2 * x\n   ~~~", GOOD),
+        (f"```\nold\n```python\n{GOOD}\n```", GOOD),
         ("    return 2 * x", "    return 2 * x"),
         ("I cannot do that.", None),
         ("", None),
@@ -68,6 +90,7 @@ def test_where_the_code_stands(text: str, code: str | None) -> None:
         "```python\nreturn 2 * x\n```",
         "    return 2 * x",
         "```python\ndef double(x):\n    return math.floor(2 * x)\n```",  # the prompt's import
+        f"```python\nfrom __future__ import annotations\n{GOOD}\n```",
     ],
 )
 def test_right_code_passes(sandbox: Sandbox, answer: str) -> None:
@@ -101,6 +124,8 @@ def test_wrong_code_fails_and_says_how(sandbox: Sandbox, body: str, reason: str)
         "def check(candidate): pass\nimport builtins\nbuiltins.print = None",
         "import sys\nsys.stdout.write('passed')",
         "import sys\nsys.exit = lambda *a: None",
+        "import builtins\nbuiltins.check = double = print",
+        HUNT,
     ],
 )
 def test_tricks_do_not_pass(sandbox: Sandbox, trick: str) -> None:

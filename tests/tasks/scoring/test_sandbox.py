@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,7 +55,7 @@ def test_a_program_that_comes_to_its_end(any_level: Sandbox) -> None:
     ],
 )
 def test_one_that_does_not(any_level: Sandbox, code: str, reason: str) -> None:
-    ran = any_level.run(code, SHORT)
+    ran = any_level.run(code, Limits(seconds=1, memory_mb=256))
     assert not ran.finished
     assert ran.reason.startswith(reason)
 
@@ -121,6 +124,81 @@ def test_nothing_can_be_written_elsewhere(safe: Sandbox, tmp_path: Path) -> None
         assert not place.exists()
 
 
+def test_devices_cannot_be_opened(safe: Sandbox) -> None:
+    """Root could read and write all files through a disk's device."""
+    disks = [str(path) for path in Path("/dev").iterdir() if stat.S_ISBLK(path.lstat().st_mode)]
+    code = f"""
+import os, stat
+for disk in {disks!r}:
+    try: print(os.open(disk, os.O_RDONLY))
+    except OSError: pass
+try:
+    os.mknod('disk', 0o600 | stat.S_IFBLK, os.makedev(254, 0))
+    print(os.open('disk', os.O_RDONLY))
+except OSError: pass
+"""
+    ran = safe.run(code, SHORT)
+    assert (ran.finished, ran.stdout) == (True, ""), ran
+
+
+@pytest.mark.parametrize("path", ["sys/kernel/core_pattern", "sysrq-trigger", "1/mem", "self/mem"])
+def test_the_kernel_cannot_be_set(safe: Sandbox, path: str) -> None:
+    code = f"import os\nos.open('/proc/{path}', os.O_WRONLY)"
+    assert not safe.run(code, SHORT).finished
+
+
+@pytest.mark.parametrize(
+    "change", ["chmod(FILE, 0o777)", "utime(FILE, (1, 1))", "truncate(FILE, 0)"]
+)
+def test_files_of_the_host_cannot_be_changed(safe: Sandbox, tmp_path: Path, change: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    before = file.stat()
+    ran = safe.run(f"import os\nFILE = {str(file)!r}\nos.{change}", SHORT)
+    assert not ran.finished
+    assert file.stat() == before
+
+
+@pytest.mark.parametrize("place", ["/", "/dev/shm", "/tmp", "/var/tmp", "."])
+def test_there_is_no_place_to_fill(safe: Sandbox, place: str) -> None:
+    code = f"""
+import time
+for i in range(40): open({place!r} + f'/kvcomm-{{i}}', 'wb').write(bytes(1 << 20))
+time.sleep(0.5)
+"""
+    ran = safe.run(code, SHORT)
+    assert not ran.finished
+    assert any(why in ran.reason for why in ("No space", "Read-only", "denied", "No such", "16 MB"))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.memfd_create('x')",  # memory that is not counted
+        "assert libc.shmget(0, 1 << 20, 0o1600) >= 0",
+        "assert libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0",  # io_uring: sockets
+        "assert libc.syscall(0x40000000 + 41, 2, 2, 0) >= 0",  # socket, by its x32 number
+        "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",  # sends to sockets of others
+        "assert libc.prlimit(os.getppid(), 7, None, ctypes.create_string_buffer(16)) == 0",
+        "fcntl.fcntl(0, 10, 9)",  # F_SETSIG: a signal to the owner
+        "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+        "assert libc.syscall(9999) >= 0",
+    ],
+)
+def test_ways_around_the_limits_are_closed(any_level: Sandbox, code: str) -> None:
+    head = "import ctypes, fcntl, os, resource, socket\nlibc = ctypes.CDLL(None)\n"
+    assert not any_level.run(head + code, SHORT).finished
+
+
+def test_a_deep_folder_is_removed(
+    any_level: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import os\nfor i in range(3000):\n    os.mkdir('d')\n    os.chdir('d')"
+    any_level.run(f"{code}\nos.mkdir('locked', 0)", SHORT)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def listening() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -148,18 +226,30 @@ def test_there_is_no_network(safe: Sandbox, listening: int, code: str) -> None:
         "while True: os.fork()",
         "while True:\n    try: os.fork()\n    except OSError: pass",
         "import subprocess\nsubprocess.Popen(['sleep', '30'])",
+        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(30)",
+        "os.execv('/usr/bin/sleep', ['sleep', '30'])",
     ],
 )
-def test_no_process_is_started_and_none_is_left(safe: Sandbox, code: str) -> None:
-    before = _processes()
-    ran = safe.run(f"import os\n{code}", Limits(seconds=1))
+def test_no_process_is_started_and_none_is_left(any_level: Sandbox, code: str) -> None:
+    marked = Limits(seconds=1, output_bytes=(64 << 10) + os.getpid())
+    ran = any_level.run(f"import os, time\n{code}", marked)
     assert not ran.finished
     assert ran.seconds < 4
-    assert _processes() <= before + 5  # others live on this machine as well
+    deadline = time.monotonic() + 1
+    while (left := _running_with(f'"output_bytes": {marked.output_bytes}')) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    assert left == []
 
 
-def _processes() -> int:
-    return sum(name.isdigit() for name in os.listdir("/proc"))
+def _running_with(mark: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if mark in (line := path.read_text(errors="replace")):
+                found.append(line)
+    return found
 
 
 def test_others_get_no_signal(safe: Sandbox) -> None:
@@ -174,6 +264,25 @@ def test_others_get_no_signal(safe: Sandbox) -> None:
         sleeper.wait()
 
 
+def test_it_is_a_main_program_of_its_own(any_level: Sandbox) -> None:
+    code = """
+import dataclasses, sys
+@dataclasses.dataclass
+class Point:
+    x: int
+assert Point.__annotations__ == {'x': int}
+assert sys.modules['__main__'].Point is Point
+assert sys.argv == ['program.py']
+"""
+    ran = any_level.run(code, SHORT)
+    assert ran.finished, ran
+
+
+def test_an_event_loop_is_allowed(any_level: Sandbox) -> None:
+    code = "import asyncio\nprint(asyncio.run(asyncio.sleep(0, 'x')))"
+    assert any_level.run(code, SHORT).stdout == "x"
+
+
 def test_threads_are_allowed(any_level: Sandbox) -> None:
     code = "import threading\nt = threading.Thread(target=print, args=('x',))\nt.start()\nt.join()"
     assert any_level.run(code, SHORT).stdout == "x"
@@ -182,9 +291,11 @@ def test_threads_are_allowed(any_level: Sandbox) -> None:
 def test_without_a_sandbox_code_is_refused_unless_insisted_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "available", lambda: ("none",))
-    with pytest.raises(UsageError, match=r"apt install bubblewrap.*--allow-unsandboxed"):
+    why = {"bwrap": "it is not installed", "landlock": "Function not implemented"}
+    monkeypatch.setattr(module, "failures", lambda: why)
+    with pytest.raises(UsageError, match=r"apt install bubblewrap.*--allow-unsandboxed") as caught:
         find_sandbox()
+    assert "bwrap: it is not installed; landlock: Function not" in str(caught.value)
     assert find_sandbox(allow_unsandboxed=True).level == "none"
 
 
