@@ -98,7 +98,8 @@ def show_message(message: MessageSent, *, whole: bool = False) -> list[Renderabl
     kv = f"KV behind {message.covered:,} of them" if message.handle else "text only"
     lineage = "exact" if message.exact else "approximate"
     facts = [kv, lineage] if message.handle else [kv]
-    reason = f" ({plain(message.reason)})" if message.reason else ""
+    why = plain(message.reason).removeprefix("text only: ")
+    reason = f" ({why})" if why else ""
     line = Text(f"sends {message.tokens:,} tokens, {', '.join(facts)}{reason}")
     body = plain(message.text) if whole else shorten(message.text)
     return [line, Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)]

@@ -40,6 +40,7 @@ class Viewer(App[None]):
     Input { display: none; dock: bottom; }
     Input.open { display: block; }
     VerticalScroll { padding: 0 1; }
+    TabbedContent { width: 1fr; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),

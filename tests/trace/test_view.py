@@ -97,3 +97,10 @@ async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
     async with viewer.run_test(size=(110, 36)):
         pass
     assert time.monotonic() - began < 8
+
+
+async def test_nothing_is_wider_than_its_side(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(100, 30)):
+        assert viewer.query_one(TabbedContent).region.right <= 100
+        assert viewer.query_one("#prompt-body", Static).region.right <= 100
