@@ -15,6 +15,8 @@ WAITS, AHEAD, PREFILL, DECODE, TOOL = "·░▓█▒"
 LEGEND = f"{WAITS} waits  {AHEAD} fills its row ahead  {PREFILL} prefills  {DECODE} decodes"
 # A name may take so much of a line.
 NAME = 16
+# As many lines as a reader looks through.
+MOST = 500
 
 
 class Timeline:
@@ -33,10 +35,12 @@ class Timeline:
         names = [_title(view) for view in self._calls] + [tool.node for tool in self._tools]
         width = min(max(map(len, names), default=0), NAME)
         room = max(options.max_width - width - 12, 10)
-        for begin, name, bar, note in sorted(self._lines(room)):
-            del begin
+        lines = sorted(self._lines(room))
+        for _, name, bar, note in lines[:MOST]:
             shown = name if len(name) <= width else name[: width - 1] + "…"
             yield Text(f" {shown:<{width}} {bar:<{room}} {note:>8}", no_wrap=True)
+        if len(lines) > MOST:
+            yield Text(f" and {len(lines) - MOST:,} more", style="dim")
         scale = f"{'0':<{room // 2}}{seconds(self._end):>{room - room // 2}}"
         yield Text(f" {'':<{width}} {scale} {'TTFT s':>8}", style="dim", no_wrap=True)
         marks = LEGEND + (f"  {TOOL} a tool" if self._tools else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from rich.console import Group, RenderableType
@@ -27,8 +27,10 @@ COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
 BAR = 48
 # As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
 EVENTS = 500
+# Above so many calls the first page is the header alone, and the tree has groups.
+MANY = 200
 
-Subject = TraceRun | CallView | str
+Subject = TraceRun | CallView | list[CallView] | str
 
 
 class Viewer(App[None]):
@@ -85,12 +87,23 @@ class Viewer(App[None]):
             rounds[place[view.node].round if view.node in place else 1].append(view)
         for round_, views in sorted(rounds.items()):
             parent = tree.root.add(f"round {round_}", expand=True) if len(rounds) > 1 else tree.root
-            for view in views:
-                parent.add_leaf(_label(view), data=view)
+            if len(views) <= MANY:
+                for view in views:
+                    parent.add_leaf(_label(view), data=view)
+                continue
+            for start in range(0, len(views), MANY):
+                some = views[start : start + MANY]
+                parent.add(f"calls {start + 1:,} to {start + len(some):,}", data=some)
         for tool in run.tools:
             tree.root.add_leaf(Text(f"{tool.node}  tool"), data=tool.node)
         tree.root.expand()
         return tree
+
+    def on_tree_node_expanded(self, event: Tree.NodeExpanded[Subject]) -> None:
+        """A group of calls is opened: only now it gets its leaves."""
+        if isinstance(event.node.data, list) and not event.node.children:
+            for view in event.node.data:
+                event.node.add_leaf(_label(view), data=view)
 
     def on_mount(self) -> None:
         """Begin with the run as a whole."""
@@ -99,7 +112,7 @@ class Viewer(App[None]):
 
     def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[Subject]) -> None:
         """The cursor is on another call."""
-        if event.node.data is not None:
+        if event.node.data is not None and not isinstance(event.node.data, list):
             self._show(event.node.data)
 
     def action_tab(self, name: str) -> None:
@@ -133,19 +146,25 @@ class Viewer(App[None]):
             hit = self._hits.pop(0)
             self._hits.append(hit)
             tree = self.query_one(Tree)
-            node = next(node for node in _nodes(tree) if node.data is hit)
-            tree.move_cursor(node)
+            # The leaf may not be there yet: its group was never opened.
+            tree.move_cursor(next((node for node in _nodes(tree) if node.data is hit), None))
             self._show(hit)
 
+    def on_tabbed_content_tab_activated(self) -> None:
+        """Another tab is in front."""
+        self._show(self.subject)
+
     def _show(self, subject: Subject) -> None:
+        """Fill the tab in front; the others wait until they are."""
         self.subject = subject
-        for name, body in (
-            ("prompt", self._prompt(subject)),
-            ("timeline", Timeline(self.trace)),
-            ("audits", self._audits(subject)),
-            ("events", self._events(subject)),
-        ):
-            self.query_one(f"#{name}-body", Static).update(body)
+        tab = self.query_one(TabbedContent).active
+        bodies: dict[str, Callable[[], RenderableType]] = {
+            "prompt": lambda: self._prompt(subject),
+            "timeline": lambda: Timeline(self.trace),
+            "audits": lambda: self._audits(subject),
+            "events": lambda: self._events(subject),
+        }
+        self.query_one(f"#{tab}-body", Static).update(bodies[tab]())
 
     def _prompt(self, subject: Subject) -> RenderableType:
         if isinstance(subject, CallView):
@@ -157,6 +176,8 @@ class Viewer(App[None]):
             return Group(legend, *parts, detail)
         if isinstance(subject, str):
             return Group(*(show_tool(t, text=True) for t in self.trace.tools if t.node == subject))
+        if len(self.trace.calls) > MANY:
+            return show_header(self.trace)
         return Group(show_run(self.trace), "", show_header(self.trace, text=True))
 
     def _audits(self, subject: Subject) -> RenderableType:
@@ -170,7 +191,7 @@ class Viewer(App[None]):
         events: list[Event] = [
             event
             for event in self.trace.events
-            if isinstance(node, TraceRun) or getattr(event, "node", None) == node
+            if isinstance(node, TraceRun | list) or getattr(event, "node", None) == node
         ]
         lines = [
             Text(f"{event.t:9.3f}  {event.kind:<8}{_said(event)}") for event in events[:EVENTS]
