@@ -24,6 +24,15 @@ def export(
             "--out", metavar="FILE", help="Where to write.", show_default="in the run folder"
         ),
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Send spans to a collector (http://HOST:4318) and write no file.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the file if there is one.")
     ] = False,
@@ -38,6 +47,14 @@ def export(
     if to not in FORMATS:
         raise UsageError(f"export format {to!r} is unknown: choose one of {', '.join(FORMATS)}")
     found = read_trace(find_run(run, runs))
+    if endpoint is not None:
+        from kvcomm.trace.export.otel import send_otel
+
+        if to != "otel" or out is not None:
+            raise UsageError("--endpoint takes --to otel, and no --out")
+        send_otel(found, endpoint)
+        print(f"sent to {endpoint}")
+        return
     path = out or found.path.parent / FORMATS[to].file
     if path.exists() and path.samefile(found.path):
         raise UsageError(f"{path} is the trace itself: choose another --out")

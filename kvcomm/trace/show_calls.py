@@ -16,6 +16,8 @@ from kvcomm.trace.text import number, plain, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
 WIDE = 120
+# From this width on there is a bar beside the numbers.
+ROOMY, BAR = 96, 12
 SUMS = ("computed", "prefix", "realigned", "ahead")
 
 
@@ -26,15 +28,19 @@ class _ByWidth:
         self._views = views
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= WIDE
+        wide, roomy = options.max_width >= WIDE, options.max_width >= ROOMY
+        slowest = max((view.call.ttft_s for view in self._views if view.call), default=0.0)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
         table.add_column("node", overflow="fold", min_width=6)
         for name in ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out"):
             table.add_column(name, justify="right", no_wrap=True)
+        if roomy:
+            table.add_column("TTFT", no_wrap=True)
         if wide:
             table.add_column("gate", overflow="fold")
         for view in self._views:
-            table.add_row(*_row(view), *([_gate(view)] if wide else []))
+            bar = [_bar(view, slowest)] if roomy else []
+            table.add_row(*_row(view), *bar, *([_gate(view)] if wide else []))
         yield table
 
 
@@ -128,6 +134,13 @@ def _row(view: CallView) -> list[RenderableType]:
         *times,
         out,
     ]
+
+
+def _bar(view: CallView, slowest: float) -> str:
+    """The time to first token beside that of the slowest call."""
+    if view.call is None or slowest <= 0:
+        return ""
+    return "▓" * max(round(BAR * view.call.ttft_s / slowest), 1)
 
 
 def _gate(view: CallView) -> Text:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import csv
+import http.server
 import json
 import re
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import typer
@@ -31,6 +34,7 @@ from kvcomm.trace.events import (
 from kvcomm.trace.export import FORMATS
 from kvcomm.trace.export.calls import COLUMNS
 from kvcomm.trace.export.html import page
+from kvcomm.trace.export.otel import send_otel, write_otel
 from tests.trace import traces
 
 EVIL = "<script>alert(1)</script>"
@@ -408,3 +412,46 @@ def test_the_command_refuses_what_it_cannot_do(command: typer.Typer, tmp_path: P
         assert isinstance(ended.exception, UsageError)
         assert message in str(ended.exception)
     assert trace.read_bytes() == before
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes spans as a collector does, and keeps them."""
+
+    taken: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.taken.append((self.path, json.loads(body)))
+        self.send_response(200 if "refuse" not in self.path else 400)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def collector() -> Iterator[str]:
+    Collector.taken.clear()
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_spans_are_sent_to_a_collector(run: TraceRun, tmp_path: Path, collector: str) -> None:
+    write_otel(run, tmp_path / "spans.jsonl")
+    send_otel(run, collector)
+    ((path, body),) = Collector.taken
+    assert path == "/v1/traces"
+    assert body == json.loads((tmp_path / "spans.jsonl").read_text())
+
+
+def test_a_collector_that_does_not_take_them_is_named(run: TraceRun, collector: str) -> None:
+    with pytest.raises(UsageError, match=r"refuse/v1/traces did not take the spans: .*400"):
+        send_otel(run, f"{collector}/refuse")
+    with pytest.raises(UsageError, match="did not take the spans"):
+        send_otel(run, "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="is no address"):
+        send_otel(run, "file:///etc/passwd")

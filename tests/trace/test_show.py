@@ -63,10 +63,16 @@ def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> 
 
 
 def test_the_gate_has_a_column_where_there_is_room(whole: TraceRun) -> None:
-    header = "out  gate"
+    header = "out  TTFT          gate"
     assert header in shown(whole, 160, segments=True)
     assert header not in shown(whole, 80, segments=True)
     assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80, segments=True)
+
+
+def test_times_have_bars_where_there_is_room(whole: TraceRun) -> None:
+    bar = "24  " + "▓" * 12  # all calls took as long
+    assert bar in shown(whole, 100)
+    assert "▓" * 12 not in shown(whole, 80).split("Timeline")[0]
 
 
 def test_counts_that_are_zero_everywhere_take_no_column(tmp_path: Path) -> None:

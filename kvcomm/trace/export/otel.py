@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
-from kvcomm.errors import TraceError
+from kvcomm.errors import TraceError, UsageError
 from kvcomm.trace.events import CallFinished, NodeStarted, ToolFinished
 from kvcomm.trace.export import genai
 from kvcomm.trace.export.calls import prompt_tokens, tokens
 from kvcomm.trace.read import CallView, TraceRun
 
 Json = dict[str, Any]
+TIMEOUT_S = 10.0
 # Numbers of the protocol's enums.
 INTERNAL, CLIENT = 1, 3
 OK, ERROR = 1, 2
@@ -29,6 +31,24 @@ OWN_FIELDS = ("round", "attempt", "mode", "gate", "dense", "exact", "ttft_s", "d
 def write_otel(run: TraceRun, path: Path) -> None:
     """Write `run` for a collector's file receiver. Raises `TraceError` for an unreadable start."""
     path.write_text(json.dumps(_Spans(run).request(), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def send_otel(run: TraceRun, endpoint: str) -> None:
+    """Send `run` to a collector by OTLP over HTTP, at `ENDPOINT/v1/traces`.
+
+    Raises `UsageError` when the collector cannot be reached or refuses the spans.
+    """
+    url = endpoint.rstrip("/")
+    url = url if url.endswith("/v1/traces") else f"{url}/v1/traces"
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"endpoint {endpoint!r} is no address: write http://HOST:4318")
+    body = json.dumps(_Spans(run).request()).encode()
+    request = Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=TIMEOUT_S):
+            pass
+    except OSError as error:
+        raise UsageError(f"{url} did not take the spans: {error}") from None
 
 
 class _Spans:
