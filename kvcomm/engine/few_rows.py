@@ -1,9 +1,10 @@
 """Linear layers of a few tokens on a CPU: the same product, computed the other way round.
 
-For 2 to 64 rows MKL is slow at `x Wᵀ` in float32, and up to twice as fast at `(W xᵀ)ᵀ`. Rows that
-decode together and chunks of work ahead are that small. Measured on two cores of an AMD EPYC with
-SmolLM2: a step of 2 rows 61 → 32 ms, of 4 rows 64 → 40, a chunk of 16 tokens 65 → 56; one row, and
-more than 100, the same.
+In float32 MKL is slow at `x Wᵀ` for 2 to 4 rows, and for up to 64 where W is as tall as a
+vocabulary; `(W xᵀ)ᵀ` is faster there. Rows that decode together are that few. Measured on two cores
+of an AMD EPYC with SmolLM2, 512-token rows (`kvcomm bench throughput`): 2 rows 27 → 33 tokens/s, 8
+rows 74 → 93. For more rows of the other layers the result, which lies across, costs more than is
+gained: with 64 everywhere 8 rows came to 61.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-MOST = 64
+MOST = 4
+TALL, MOST_TALL = 8192, 64
 
 
 class FewRowsLinear(nn.Linear):
@@ -20,7 +22,7 @@ class FewRowsLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., in]` to `[..., out]`."""
         rows = input.numel() // input.shape[-1]
-        if not 1 < rows <= MOST:
+        if not 1 < rows <= (MOST_TALL if self.out_features >= TALL else MOST):
             return super().forward(input)
         out = torch.mm(self.weight, input.reshape(rows, -1).t())
         if self.bias is not None:

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from kvcomm.engine.few_rows import MOST, FewRowsLinear, use_few_rows
+from kvcomm.engine.few_rows import MOST, MOST_TALL, TALL, FewRowsLinear, use_few_rows
 from kvcomm.engine.local import LocalEngine
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [1, 2, 3, 16, MOST, MOST + 1])
-def test_the_product_is_the_same(rows: int, bias: bool) -> None:
-    plain = nn.Linear(48, 80, bias=bias)
+@pytest.mark.parametrize("rows", [1, 2, 3, MOST, MOST + 1, MOST_TALL, MOST_TALL + 1])
+@pytest.mark.parametrize("size", [80, TALL])
+def test_the_product_is_the_same(rows: int, size: int, bias: bool) -> None:
+    plain = nn.Linear(48, size, bias=bias)
     inputs = torch.randn(1, rows, 48)
     expected = plain(inputs)
     use_few_rows(plain)
@@ -28,7 +29,7 @@ def test_the_product_is_the_same(rows: int, bias: bool) -> None:
 
 def test_inputs_that_are_not_contiguous() -> None:
     layer = nn.Linear(48, 80)
-    inputs = torch.randn(48, 7).t()
+    inputs = torch.randn(48, 3).t()
     expected = layer(inputs)
     use_few_rows(layer)
     assert torch.allclose(layer(inputs), expected, atol=1e-5)
