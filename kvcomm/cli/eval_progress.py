@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvcomm.cli.output import complain, err_console
+from kvcomm.cli.output import complain
+from kvcomm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from kvcomm.tasks.record import Sample
@@ -14,29 +15,11 @@ class EvalProgress:
     """Takes every sample that is done. Use as a context manager."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
         self._total = total
         self._by_mode: dict[str, list[Sample]] = {}
-        self._bar: Progress | None = None
-        terminal = err_console()
-        if terminal.is_terminal:
-            self._bar = Progress(
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=terminal,
-                transient=True,
-                redirect_stdout=False,
-            )
-            self._task = self._bar.add_task("", total=total)
+        self._bar = progress_bar()
+        if self._bar:
+            self._task = self._bar.add_task("samples", total=total)
 
     def __enter__(self) -> EvalProgress:
         if self._bar:
