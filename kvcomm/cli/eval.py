@@ -57,9 +57,7 @@ def suite(
     agents: options.Agents = None,
     rounds: options.Rounds = None,
     model: options.Model = options.DEFAULT_MODEL,
-    reuse: Annotated[
-        str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
-    ] = "auto",
+    reuse: options.Reuse = "auto",
     compare: Annotated[
         str | None,
         typer.Option(metavar="R", help="Another mode, on the same samples.", show_default=False),

@@ -68,6 +68,9 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="T", help="float32, bfloat16, float16.", show_default=False),
 ]
+Reuse = Annotated[
+    str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
+]
 Target = Annotated[
     float | None,
     typer.Option(

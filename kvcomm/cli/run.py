@@ -22,9 +22,7 @@ def run(
     agents: options.Agents = None,
     rounds: options.Rounds = None,
     model: options.Model = options.DEFAULT_MODEL,
-    reuse: Annotated[
-        str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
-    ] = "auto",
+    reuse: options.Reuse = "auto",
     state: Annotated[
         str | None,
         typer.Option(
