@@ -132,14 +132,13 @@ def _parting(pair: Pair, modes: tuple[str, str]) -> list[RenderableType]:
 def _numbers(view: CallView | None) -> dict[str, Any] | None:
     if view is None or view.call is None:
         return None
-    divergences = [a.divergence for a in view.audits if a.used and a.divergence is not None]
     return {
         "mode": view.call.mode,
         "gate": view.call.gate,
         "prompt_tokens": view.call.prompt_tokens,
-        "computed_tokens": sum(step.computed for step in view.steps),
+        "computed_tokens": view.tokens["computed"],
         "output_tokens": view.call.output_tokens,
         "ttft_s": view.call.ttft_s,
         "decode_s": view.call.decode_s,
-        "divergence": divergences[0] if divergences else None,
+        "divergence": view.divergence,
     }

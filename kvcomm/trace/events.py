@@ -106,6 +106,11 @@ class SegmentStep(_Event):
     positions: list[tuple[int, int]] = []
     corrected: bool = False
 
+    @property
+    def label(self) -> str:
+        """The segment as templates spell it."""
+        return self.name if self.segment == "literal" else f"{{{self.name}}}"
+
 
 class MessageSent(_Event):
     """A node's message: its text, and the handle of the KV behind it (`None`: text only)."""
@@ -156,6 +161,11 @@ class CallFinished(_Event):
     pilot_tokens: float = 0.0
     redone_tokens: int = 0
     phases: dict[str, float] = {}
+
+    @property
+    def ahead_from(self) -> float:
+        """Where work ahead is drawn: at the end of the wait, as its place is not recorded."""
+        return max(self.opened_at, self.ready_at - self.ahead_s)
 
 
 class ToolFinished(_Event):

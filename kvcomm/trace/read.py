@@ -25,6 +25,8 @@ from kvcomm.trace.events import (
 )
 from kvcomm.trace.record import TRACE_FILE
 
+COUNTS = ("computed", "prefix", "realigned", "ahead")
+
 
 @dataclass
 class CallView:
@@ -36,6 +38,27 @@ class CallView:
     message: MessageSent | None = None
     call: CallFinished | None = None
     audits: list[Audited] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """The node, and which attempt when it is not the first."""
+        return self.node if self.attempt == 1 else f"{self.node} #{self.attempt}"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt, as far as it is known."""
+        return self.call.prompt_tokens if self.call else sum(step.tokens for step in self.steps)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """How the prompt's tokens were obtained, over all segments."""
+        return {name: sum(getattr(step, name) for step in self.steps) for name in COUNTS}
+
+    @property
+    def divergence(self) -> float | None:
+        """What an audit measured of the call itself; probes beside it do not count."""
+        found = [audit.divergence for audit in self.audits if audit.used]
+        return next((value for value in found if value is not None), None)
 
 
 @dataclass

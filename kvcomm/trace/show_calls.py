@@ -11,14 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.read import COUNTS, CallView, TraceRun
 from kvcomm.trace.text import number, plain, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
 WIDE = 120
 # From this width on there is a bar beside the numbers.
 ROOMY, BAR = 96, 12
-SUMS = ("computed", "prefix", "realigned", "ahead")
 
 
 class _ByWidth:
@@ -84,7 +83,7 @@ def show_audit(audit: Audited) -> str:
     )
 
 
-def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = SUMS) -> RenderableType:
+def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = COUNTS) -> RenderableType:
     """Segments in prompt order; `columns` are the counts worth a column beside the tokens."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("segment", overflow="fold", min_width=9)
@@ -93,7 +92,7 @@ def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = SUMS) -
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", ratio=1)
     for step in steps:
-        name = step.name if step.segment == "literal" else f"{{{step.name}}}"
+        name = step.label
         counts = [f"{getattr(step, column):,}" for column in columns]
         table.add_row(Text(name), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
     return table
@@ -114,7 +113,7 @@ def show_message(message: MessageSent, *, whole: bool = False) -> list[Renderabl
 def _used(run: TraceRun) -> list[str]:
     """The counts that are not zero all over the run: a dense run needs none but `computed`."""
     steps = [step for view in run.calls for step in view.steps]
-    return [c for c in SUMS if c == "computed" or any(getattr(s, c) for s in steps)]
+    return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
 
 
 def _title(view: CallView) -> str:
@@ -122,15 +121,13 @@ def _title(view: CallView) -> str:
 
 
 def _row(view: CallView) -> list[RenderableType]:
-    sums = {name: sum(getattr(step, name) for step in view.steps) for name in SUMS}
     call = view.call
-    prompt = call.prompt_tokens if call else sum(step.tokens for step in view.steps)
     times = (number(call.ttft_s), number(call.decode_s)) if call else ("–", "–")
     out = f"{call.output_tokens:,}" if call else "–"
     return [
         Text(_title(view)),
-        f"{prompt:,}",
-        *(f"{sums[name]:,}" for name in SUMS),
+        f"{view.prompt_tokens:,}",
+        *(f"{count:,}" for count in view.tokens.values()),
         *times,
         out,
     ]

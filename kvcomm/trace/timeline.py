@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from kvcomm.trace.events import CallFinished, ToolFinished
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.read import TraceRun
 from kvcomm.trace.text import number, seconds
 
 WAITS, AHEAD, PREFILL, DECODE, TOOL = "·░▓█▒"
@@ -32,7 +32,7 @@ class Timeline:
         self._end = max([*ends, *(tool.finished_at for tool in run.tools)], default=0.0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        names = [_title(view) for view in self._calls] + [tool.node for tool in self._tools]
+        names = [view.title for view in self._calls] + [tool.node for tool in self._tools]
         width = min(max(map(len, names), default=0), NAME)
         room = max(options.max_width - width - 12, 10)
         lines = sorted(self._lines(room))
@@ -50,7 +50,7 @@ class Timeline:
         lines = [
             (
                 view.call.opened_at,
-                _title(view),
+                view.title,
                 self._bar(view.call, room),
                 number(view.call.ttft_s),
             )
@@ -62,11 +62,9 @@ class Timeline:
         ]
 
     def _bar(self, call: CallFinished, room: int) -> str:
-        # The work ahead is drawn at the end of the wait: where in it it was done is not recorded.
-        ahead = max(call.opened_at, call.ready_at - call.ahead_s)
         parts = (
-            (call.opened_at, ahead, WAITS),
-            (ahead, call.ready_at, AHEAD),
+            (call.opened_at, call.ahead_from, WAITS),
+            (call.ahead_from, call.ready_at, AHEAD),
             (call.ready_at, call.first_token_at, PREFILL),
             (call.first_token_at, call.finished_at, DECODE),
         )
@@ -104,7 +102,3 @@ def _phases(call: CallFinished) -> str:
     spent = {name: value for name, value in call.phases.items() if name != "decode"}
     first = sorted(spent.items(), key=lambda item: -item[1])[:2]
     return ", ".join(f"{name} {seconds(value)}" for name, value in first) or "no phases recorded"
-
-
-def _title(view: CallView) -> str:
-    return view.node if view.attempt == 1 else f"{view.node} #{view.attempt}"

@@ -203,7 +203,7 @@ class Viewer(App[None]):
 
 def source_bar(step: SegmentStep) -> Text:
     """One segment as a bar: how much of it was computed, copied, realigned."""
-    name = step.name if step.segment == "literal" else f"{{{step.name}}}"
+    name = step.label
     bar = Text(f"{shorten(name, 14):<15}")
     for source, colour in COLOURS.items():
         width = round(BAR * getattr(step, source) / max(step.tokens, 1))
@@ -221,8 +221,7 @@ def holds(view: CallView, words: str) -> bool:
 
 
 def _label(view: CallView) -> Text:
-    attempt = f" #{view.attempt}" if view.attempt > 1 else ""
-    label = Text(f"{shorten(view.node, 18)}{attempt}")
+    label = Text(shorten(view.title, 20))
     label.append(f"  {number(view.call.ttft_s)} s" if view.call else "  did not finish", "dim")
     return label
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from kvcomm.trace.events import CallFinished
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.read import COUNTS, CallView, TraceRun
 
 Cell = str | int | float | bool | None
-COUNTS = ("computed", "prefix", "realigned", "ahead")
 TIMES = ("ttft_s", "decode_s", "ahead_s", "opened_at", "ready_at", "first_token_at", "finished_at")
 
 
@@ -35,32 +33,6 @@ def rows(run: TraceRun) -> list[dict[str, Cell]]:
     return [_row(run, view) for view in run.calls]
 
 
-def tokens(view: CallView) -> dict[str, int]:
-    """How the prompt's tokens were obtained, over all segments."""
-    return {name: sum(getattr(step, name) for step in view.steps) for name in COUNTS}
-
-
-def prompt_tokens(view: CallView) -> int:
-    """The length of the prompt, as far as it is known."""
-    return view.call.prompt_tokens if view.call else sum(step.tokens for step in view.steps)
-
-
-def divergence(view: CallView) -> float | None:
-    """What an audit measured of the call itself; probes beside it do not count."""
-    found = [audit.divergence for audit in view.audits if audit.used]
-    return next((value for value in found if value is not None), None)
-
-
-def title(view: CallView) -> str:
-    """The node, and which attempt when it is not the first."""
-    return view.node if view.attempt == 1 else f"{view.node} #{view.attempt}"
-
-
-def ahead_from(call: CallFinished) -> float:
-    """Where work ahead is drawn: at the end of the wait, for where it was done is not recorded."""
-    return max(call.opened_at, call.ready_at - call.ahead_s)
-
-
 def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
     info = next((info for info in run.started.nodes if info.name == view.node), None)
     cells: dict[str, Cell] = {
@@ -69,9 +41,9 @@ def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
         "round": info.round if info else 1,
         "attempt": view.attempt,
         "mode": run.started.mode,
-        "prompt_tokens": prompt_tokens(view),
-        **tokens(view),
-        "divergence": divergence(view),
+        "prompt_tokens": view.prompt_tokens,
+        **view.tokens,
+        "divergence": view.divergence,
     }
     for column in COLUMNS:
         if column.name not in cells:

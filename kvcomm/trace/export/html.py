@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from kvcomm.trace.events import Audited, MessageSent, SegmentStep
-from kvcomm.trace.export.calls import divergence, prompt_tokens, title, tokens
 from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.export.svg import PARTS, SOURCES, graph, key, strip, timeline
 from kvcomm.trace.read import CallView, TraceRun
@@ -116,11 +115,11 @@ def _table(views: list[CallView]) -> str:
 
 
 def _cells(view: CallView) -> list[str]:
-    call, found = view.call, divergence(view)
+    call, found = view.call, view.divergence
     return [
-        escaped(title(view)),
-        f"{prompt_tokens(view):,}",
-        *(f"{count:,}" for count in tokens(view).values()),
+        escaped(view.title),
+        f"{view.prompt_tokens:,}",
+        *(f"{count:,}" for count in view.tokens.values()),
         number(call.ttft_s) if call else "–",
         number(call.decode_s) if call else "–",
         f"{call.output_tokens:,}" if call else "–",
@@ -142,9 +141,9 @@ def _call(run: TraceRun, view: CallView) -> str:
         *(f"<p>{escaped(_audit(audit))}</p>" for audit in view.audits),
         _message(view.message) if view.message else "",
     ]
-    brief = f"{prompt_tokens(view):,} tokens"
+    brief = f"{view.prompt_tokens:,} tokens"
     brief += f", {number(call.ttft_s)} s to the first" if call else ", did not finish"
-    return _folded(title(view), brief, "".join(inside))
+    return _folded(view.title, brief, "".join(inside))
 
 
 def _retries(run: TraceRun, node: str, attempt: int | None = None) -> str:
@@ -162,7 +161,7 @@ def _segments(steps: list[SegmentStep]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("segment", "tokens", *SOURCES, "ahead"))
     lines = []
     for step in steps:
-        name = step.name if step.segment == "literal" else f"{{{step.name}}}"
+        name = step.label
         counts = (step.computed, step.prefix, step.realigned, step.ahead)
         cells = [escaped(name), f"{step.tokens:,}", *(f"{count:,}" for count in counts)]
         row = "".join(f"<td>{cell}</td>" for cell in cells)

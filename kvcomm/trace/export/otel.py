@@ -17,7 +17,6 @@ from urllib.request import Request, urlopen
 from kvcomm.errors import TraceError, UsageError
 from kvcomm.trace.events import CallFinished, NodeStarted, ToolFinished
 from kvcomm.trace.export import genai
-from kvcomm.trace.export.calls import prompt_tokens, tokens
 from kvcomm.trace.read import CallView, TraceRun
 
 Json = dict[str, Any]
@@ -114,12 +113,12 @@ class _Spans:
     def _call_span(self, view: CallView) -> Json:
         info = next((i for i in self._run.started.nodes if i.name == view.node), None)
         agent = info.agent if info else view.node
-        counts = tokens(view)
+        counts = view.tokens
         facts: Json = {
             genai.OPERATION: genai.CHAT,
             genai.AGENT: agent,
             **self._model(),
-            genai.INPUT_TOKENS: prompt_tokens(view),
+            genai.INPUT_TOKENS: view.prompt_tokens,
             genai.CACHED_TOKENS: counts["prefix"] + counts["realigned"],
             genai.own("node"): view.node,
             genai.own("attempt"): view.attempt,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.trace.events import CallFinished
-from kvcomm.trace.export.calls import ahead_from, prompt_tokens, tokens
 from kvcomm.trace.read import CallView, TraceRun
 
 Slice = dict[str, Any]
@@ -57,14 +56,14 @@ def _call(view: CallView, tid: int) -> Iterator[Slice]:
         "agent": call.agent,
         "attempt": call.attempt,
         "gate": call.gate,
-        "tokens": prompt_tokens(view),
-        **{name: count for name, count in tokens(view).items() if name != "ahead"},
+        "tokens": view.prompt_tokens,
+        **{name: count for name, count in view.tokens.items() if name != "ahead"},
     }
     if call.ready_at > call.opened_at:
-        ahead = {"tokens": tokens(view)["ahead"]}
+        ahead = {"tokens": view.tokens["ahead"]}
         yield _slice("waits", tid, call.opened_at, call.ready_at, args)
-        if ahead_from(call) < call.ready_at:
-            yield _slice("ahead", tid, ahead_from(call), call.ready_at, ahead)
+        if call.ahead_from < call.ready_at:
+            yield _slice("ahead", tid, call.ahead_from, call.ready_at, ahead)
     yield _slice("prefill", tid, call.ready_at, call.first_token_at, args)
     decoded = {"tokens": call.output_tokens, "stop": call.stop}
     yield _slice("decode", tid, call.first_token_at, call.finished_at, decoded)

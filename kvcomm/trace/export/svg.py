@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvcomm.trace.events import NodeInfo, RunStarted, SegmentStep
-from kvcomm.trace.export.calls import ahead_from, title
 from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.lanes import levels
 from kvcomm.trace.read import TraceRun
@@ -57,11 +56,11 @@ def timeline(run: TraceRun) -> str:
     bars: list[tuple[str, list[Part], str]] = []
     for view in run.calls:
         if call := view.call:
-            ahead = ahead_from(call)
+            ahead = call.ahead_from
             moments = (call.opened_at, ahead, call.ready_at, call.first_token_at, call.finished_at)
             spans = zip(moments, moments[1:], PARTS, strict=False)
             parts = [(b, e, part, f"{part} {number(max(e - b, 0))} s") for b, e, part in spans]
-            bars.append((title(view), parts, f"{number(call.ttft_s)} s"))
+            bars.append((view.title, parts, f"{number(call.ttft_s)} s"))
     for tool in run.tools:
         taken = f"tool {number(max(tool.finished_at - tool.ready_at, 0))} s"
         bars.append((tool.node, [(tool.ready_at, tool.finished_at, "tool", taken)], ""))
