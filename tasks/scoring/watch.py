@@ -53,8 +53,10 @@ def watch(
     began = time.monotonic()
     kept = {process.stdout: bytearray(), process.stderr: bytearray()}
     try:
+        # It may be over already; the pipe is closed all the same.
         with suppress(BrokenPipeError):
             process.stdin.write(word)
+        with suppress(BrokenPipeError):
             process.stdin.close()
         limit = _read(process, kept, len(word), limits, folder)
     finally:
