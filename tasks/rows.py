@@ -39,7 +39,7 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
 
     The folder may stand in `KVCOMM_DATA`. Raises `UsageError` when there are none.
     """
-    place = folder or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    place = data_folder(folder)
     path = place / f"{name}.jsonl" if place else None
     if shipped and not (path and path.exists()):
         path = DATA / f"{name}.jsonl"
@@ -52,6 +52,11 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
     raise UsageError(
         f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{name}.jsonl{from_hub}"
     )
+
+
+def data_folder(folder: Path | None) -> Path | None:
+    """The folder that rows are read from: the one given, else that of `KVCOMM_DATA`, else none."""
+    return folder or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
 
 
 def read_rows(path: Path) -> list[Row]:

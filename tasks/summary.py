@@ -51,11 +51,8 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
     calls, `agents` the same for every agent.
     """
     calls = [call for sample in samples for call in sample.calls]
-    prompt = sum(call.prompt_tokens for call in calls)
-    computed = sum(call.computed_tokens for call in calls)
     nodes = dict.fromkeys(call.node for call in calls)
     times = {n: statistics.median(c.ttft_s for c in calls if c.node == n) for n in nodes}
-    last = [sample.calls[-1].ttft_s for sample in samples if sample.calls]
     audits = [value for sample in samples for value in sample.audits]
     names = dict.fromkeys(name for sample in samples for name in sample.metrics)
     return {
@@ -64,11 +61,11 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
         "ci95": interval([sample.value for sample in samples]),
         "metrics": {name: _mean([s.metrics.get(name, 0.0) for s in samples]) for name in names},
         **_pass(samples),
-        "token_reuse": 1 - computed / prompt if prompt else 0.0,
+        "token_reuse": _token_reuse(samples),
         "call_reuse": sum(call.realigned_tokens > 0 for call in calls) / len(calls)
         if calls
         else 0.0,
-        "ttft_s": statistics.median(last) if last else None,
+        "ttft_s": _ttft(samples),
         "agents": times,
         "wall_s": sum(sample.wall_s for sample in samples),
         "audits": {"count": len(audits), "mean": _mean(audits) if audits else None},
@@ -116,8 +113,8 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
             "answer": _mean([float(_same(a, b)) for a, b in pairs]),
             "judge": _mean([float(a == b) for a, b in judged]) if judged else None,
         },
-        "ttft_ratio": _ratio(samples, other),
-        "token_reuse": summary_of(other)["token_reuse"],
+        "ttft_ratio": _ratio(_ttft(samples), _ttft(other)),
+        "token_reuse": _token_reuse(other),
     }
 
 
@@ -128,9 +125,21 @@ def _same(a: Sample, b: Sample) -> bool:
     return a.answer == b.answer
 
 
-def _ratio(samples: Sequence[Sample], other: Sequence[Sample]) -> float | None:
-    mine, theirs = summary_of(samples)["ttft_s"], summary_of(other)["ttft_s"]
+def _ratio(mine: float | None, theirs: float | None) -> float | None:
     return theirs / mine if mine and theirs else None
+
+
+def _ttft(samples: Sequence[Sample]) -> float | None:
+    """The median time to the answering agent's first token."""
+    last = [sample.calls[-1].ttft_s for sample in samples if sample.calls]
+    return statistics.median(last) if last else None
+
+
+def _token_reuse(samples: Sequence[Sample]) -> float:
+    """The share of prompt tokens that were not computed."""
+    calls = [call for sample in samples for call in sample.calls]
+    prompt = sum(call.prompt_tokens for call in calls)
+    return 1 - sum(call.computed_tokens for call in calls) / prompt if prompt else 0.0
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from kvcomm.cli.bench_throughput import throughput
 from kvcomm.cli.bench_ttft import ttft
 from kvcomm.cli.loading import reusing
 from kvcomm.cli.output import complain, console, number_table, print_json
-from kvcomm.cli.progress import progress_bar
+from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -141,22 +141,11 @@ def _auto(found: dict[str, Any]) -> str:
     return f"auto chose {choices}; audits of realigned calls: {mean}; probes: {audits['probes']}"
 
 
-class Bar:
+class Bar(Counted):
     """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self._bar = progress_bar()
-        if self._bar:
-            self._task = self._bar.add_task("calls", total=total)
-
-    def __enter__(self) -> Bar:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        super().__init__("calls", total)
 
     def advance(self, done: int, of: int) -> None:
         """`done` calls of `of` were looked at."""

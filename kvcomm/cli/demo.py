@@ -10,7 +10,7 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import complain, console, print_json
-from kvcomm.cli.progress import progress_bar
+from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,23 +119,12 @@ def play(
     return played
 
 
-class Steps:
+class Steps(Counted):
     """Progress through a number of runs; as a context it shows a bar, where there is a terminal."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total, self._done, self._what = title, total, 0, ""
-        self._bar = progress_bar()
-        if self._bar:
-            self._task = self._bar.add_task(title, total=total)
-
-    def __enter__(self) -> Steps:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        super().__init__(title, total)
 
     def begin(self, what: str) -> None:
         """A run begins."""

@@ -5,30 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvcomm.cli.output import complain
-from kvcomm.cli.progress import progress_bar
+from kvcomm.cli.progress import Counted
 
 if TYPE_CHECKING:
     from kvcomm.tasks.record import Sample
 
 
-class EvalProgress:
+class EvalProgress(Counted):
     """Takes every sample that is done. Use as a context manager."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._by_mode: dict[str, list[Sample]] = {}
-        self._bar = progress_bar()
-        if self._bar:
-            self._task = self._bar.add_task("samples", total=total)
-
-    def __enter__(self) -> EvalProgress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        super().__init__("samples", total)
 
     def __call__(self, sample: Sample) -> None:
         """One sample more."""

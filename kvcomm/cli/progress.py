@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from kvcomm.cli.output import complain, err_console
 
@@ -33,6 +33,24 @@ def progress_bar() -> Progress | None:
         transient=True,
         redirect_stdout=False,
     )
+
+
+class Counted:
+    """Progress through a number of things; as a context it shows a bar, in a terminal."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._bar = progress_bar()
+        if self._bar:
+            self._task = self._bar.add_task(title, total=total)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
 
 
 class RunProgress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,9 @@ def list_suites(data: options.Data = None, json: options.Json = False) -> None:
 
 def _source(suite: Suite, data: Path | None) -> str:
     """Where the suite's rows would be read from."""
-    from kvcomm.tasks.rows import FOLDER
+    from kvcomm.tasks.rows import data_folder
 
-    folder = data or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
+    folder = data_folder(data)
     if folder and (folder / f"{suite.name}.jsonl").exists():
         return "the folder"
     if suite.shipped:
