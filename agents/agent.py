@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvcomm.agents.care import Care
 from kvcomm.errors import GraphError, TemplateError, UsageError
 from kvcomm.message import strip_thinking
 from kvcomm.prompt import Codec, Hole, Piece, Template, Text, compile_template, parse_template
@@ -50,7 +51,7 @@ class Sender:
 
 
 @dataclass(frozen=True)
-class Agent:
+class Agent(Care):
     """One participant of a graph.
 
     `prompt` is a template: `{task}` and other inputs of the run, `{NAME}` for the message of the
@@ -59,7 +60,8 @@ class Agent:
     puts the role text `system` in the system turn ("role-first", as the paper does) or behind the
     prompt ("shared-first"), where agents that share task and messages also share an exact prefix.
     `post` turns generated text into the message (default: cut a `<think>` block). An `exact`
-    agent is never given a realigned segment. `timeout_s` and `retries` hold for each call.
+    agent is never given a realigned segment. What happens when a call fails is said by the options
+    of `Care`.
     """
 
     name: str
@@ -69,8 +71,6 @@ class Agent:
     sampling: Sampling = field(default_factory=Sampling)
     post: Callable[[str], str] = strip_thinking
     exact: bool = False
-    timeout_s: float | None = None
-    retries: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -78,8 +78,7 @@ class Agent:
             raise UsageError(
                 f"layout {self.layout!r} is unknown: use 'role-first' or 'shared-first'"
             )
-        if self.retries < 0 or (self.timeout_s is not None and self.timeout_s <= 0):
-            raise UsageError(f"agent `{self.name}`: retries and timeout_s must be positive")
+        self.check_care(f"agent `{self.name}`")
         for source in (self.system, self.prompt):
             try:
                 parse_template(source)

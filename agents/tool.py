@@ -6,19 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcomm.agents.agent import check_name
-from kvcomm.errors import UsageError
+from kvcomm.agents.care import Care
+from kvcomm.errors import KvcommError, UsageError
 
 Run = Callable[[Mapping[str, str]], str | Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Tool:
+class Tool(Care):
     """A search, a test run, a look at a clock: `run(texts)` returns its message.
 
     `texts` holds the run's inputs and the messages of the tool's predecessors by name. `run` is
     called in a thread. A tool with `outputs` returns as many texts, and each is a placeholder of
     its own in the prompts of those who hear it, so their KV is shared text by text. What is longer
-    than `max_tokens` is cut, and the trace says so. `timeout_s` and `retries` hold for each call.
+    than `max_tokens` is cut, and the trace says so. What happens when a call fails is said by the
+    options of `Care`; what hangs is left behind, because nobody can stop it.
 
     Raises `UsageError` for names that cannot stand in a template.
     """
@@ -27,8 +29,6 @@ class Tool:
     run: Run
     outputs: tuple[str, ...] = ()
     max_tokens: int = 512
-    timeout_s: float | None = None
-    retries: int = 0
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.outputs):
@@ -37,8 +37,7 @@ class Tool:
             raise UsageError(f"tool `{self.name}`: every output needs a name of its own")
         if self.max_tokens < 1:
             raise UsageError(f"tool `{self.name}`: max_tokens must be at least 1")
-        if self.retries < 0 or (self.timeout_s is not None and self.timeout_s <= 0):
-            raise UsageError(f"tool `{self.name}`: retries and timeout_s must be positive")
+        self.check_care(f"tool `{self.name}`")
 
     @property
     def exact(self) -> bool:
@@ -46,7 +45,7 @@ class Tool:
         return False
 
     def texts(self, found: str | Sequence[str]) -> dict[str, str]:
-        """What `run` returned, by the name of each text. Raises `UsageError` for another shape."""
+        """What `run` returned, by the name of each text. Raises `KvcommError` for another shape."""
         if not self.outputs and isinstance(found, str):
             return {self.name: found}
         if self.outputs and not isinstance(found, str) and len(found) == len(self.outputs):
@@ -55,4 +54,4 @@ class Tool:
                 return named
         wanted = f"{len(self.outputs)} texts" if self.outputs else "a text"
         given = type(found).__name__ if isinstance(found, str) else f"{found!r:.60}"
-        raise UsageError(f"tool `{self.name}` must return {wanted}, not {given}")
+        raise KvcommError(f"tool `{self.name}` must return {wanted}, not {given}")

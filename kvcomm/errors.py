@@ -62,6 +62,25 @@ class NodeTimeout(KvcommError):
         self.node = node
 
 
+class OutOfMemory(KvcommError):
+    """The device has no memory left, even after everything was let go that can be."""
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(
+            f"out of memory while {doing}, also after caches were emptied: lower --memory, "
+            "shorten prompts or answers, or use a smaller --dtype"
+        )
+
+
+class NotANumber(KvcommError):
+    """A model's logits are no numbers."""
+
+    def __init__(self, dtype: object) -> None:
+        kind = str(dtype).removeprefix("torch.")
+        advice = "try --dtype float32" if "16" in kind else "check its weights"
+        super().__init__(f"the model returned NaN or infinite logits ({kind}): {advice}")
+
+
 class StartOver(KvcommError):
     """A row holds what a plan for the whole prompt has no use for: it is filled from the start."""
 

@@ -205,9 +205,10 @@ class Evaluation:
         """The nodes heard by the last agent whose answer is the one it gave."""
         graph = self.plan.graph
         chosen = []
+        texts = {call.node: call.text for call in result.calls}
         for sender in graph.nodes[graph.answer].senders:
-            if isinstance(graph.nodes[sender.node].agent, Agent):
-                heard = await self._score(task, result.call(sender.node).text)
+            if sender.node in texts:  # neither a tool nor skipped
+                heard = await self._score(task, texts[sender.node])
                 if heard.extracted and heard.extracted == score.extracted:
                     chosen.append(sender.node)
         return chosen

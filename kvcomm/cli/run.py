@@ -105,6 +105,8 @@ def run(
         ) as session,
     ):
         result = session.run(built, out=out, replay=trace, **inputs)
+    for warning in result.warnings:
+        complain(f"warning: {warning}")
     if json:
         print_json(result.to_json())
     else:

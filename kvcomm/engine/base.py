@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -34,7 +34,8 @@ class Call:
     `capacity` slots hold the prompt and the answer. `messages` are the placeholders that carry
     messages, the others carry inputs. `reads_prefix` and `feeds_prefix` say what it does with the
     prefix cache. `offsets` names the family of offset models it asks and teaches. `namespace` keeps
-    tenants apart. Lower `priority` runs first; see `hurry`.
+    tenants apart. Lower `priority` runs first; see `hurry`. `next_uses` are the engine's steps at
+    which another call will read the same input.
     """
 
     node: str
@@ -46,6 +47,7 @@ class Call:
     offsets: str = ""
     namespace: str = ""
     priority: int = 0
+    next_uses: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ class EngineSequence(Protocol):
     def decode(self) -> AsyncIterator[Token]:
         """The answer's tokens as they are sampled; the final one has `last` set."""
 
-    async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
-        """A handle on the KV of a message decoded here, pinned once for each consumer.
+    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
+        """A handle on the KV of a message decoded here, pinned for the steps at which it is read.
 
         None when no token of it has KV, or the store has no room.
         """
@@ -218,18 +220,25 @@ class EngineSequence(Protocol):
     def hurry(self, priority: int) -> None:
         """Change the sequence's priority."""
 
+    async def lost(self) -> None:
+        """Wait until the row has lost its room to a call that is ready."""
+
     async def close(self) -> None:
         """Give the row back. Safe to call twice."""
 
 
 class Engine(Protocol):
-    """Runs one model. Sequences of all sessions share its steps, store and prefix cache."""
+    """Runs one model. Sequences of all sessions share its steps, store and prefix cache.
+
+    `steps` counts the calls answered so far: the clock by which uses of KV are foretold.
+    """
 
     model: str
     device: str
     dtype: str
     fingerprint: str
     max_context: int
+    steps: int
     capabilities: Capabilities
 
     @property
@@ -251,8 +260,8 @@ class Engine(Protocol):
         It may lose its room to a call that is ready: its operations then raise `Preempted`.
         """
 
-    async def release(self, handle: Handle) -> None:
-        """Undo one pin of a published handle."""
+    async def release(self, handle: Handle, use: int) -> None:
+        """Undo the pin of a published handle for the reader at step `use`."""
 
     async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
         """What the offset models say of a template's placeholders, whatever their texts."""

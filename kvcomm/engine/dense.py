@@ -80,7 +80,7 @@ class DenseEngine(LoadedEngine):
         """A new sequence."""
         return self.open(call)
 
-    async def release(self, handle: Handle) -> None:
+    async def release(self, handle: Handle, use: int) -> None:
         """Nothing is ever pinned."""
 
     async def quiet(self) -> None:
@@ -227,7 +227,7 @@ class DenseSequence:
         if attention is not None:
             self._engine.network.set_attn_implementation(attention)
 
-    async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
+    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """Messages travel as text: there is no KV to hand out."""
         return None
 
@@ -240,6 +240,10 @@ class DenseSequence:
 
     def hurry(self, priority: int) -> None:
         """Calls run in the order in which they begin to decode."""
+
+    async def lost(self) -> None:
+        """Never: it has no room to lose."""
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop generating at the next token."""

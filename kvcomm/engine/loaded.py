@@ -33,6 +33,7 @@ class LoadedEngine:
         self.codec = codec
         self.capabilities = capabilities
         self.stop = stop
+        self.steps = 0
 
     def check(self, call: Call) -> None:
         """Raise `ContextOverflow` when the call may not fit the model's context."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,17 +12,20 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
+from kvcomm.engine.budget import Budget
 from kvcomm.engine.check import kv_shape, slot_bytes
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
-from kvcomm.engine.memory import free_memory
+from kvcomm.engine.memory import free_memory, out_of_memory, release_unused
 from kvcomm.engine.realign import belongs, learned_by
 from kvcomm.engine.room import Room
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.errors import OutOfMemory
 from kvcomm.kv import KV, PrefixCache, Rope, Slab, Store, content_key
+from kvcomm.kv.tiers import Disk, Host, Tier
 from kvcomm.message import Handle
 from kvcomm.prompt import MARK, Template
 from kvcomm.reuse.offsets import FAMILIES, Offsets
@@ -31,14 +33,16 @@ from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.state import check_folder, load_state, save_state
 
 T = TypeVar("T")
+# The most bytes that are spilled to disk.
+DISK = 16 << 30
 
 
 class LocalEngine(LoadedEngine):
     """Runs a model whose attention is `packed_attention`; made by `load_engine`.
 
-    `store_bytes` and `prefix_bytes` bound the KV kept beside the rows in use, `row_bytes` bounds
-    these. By default they are a sixteenth, a hundredth and half of the memory that is free once
-    the model is loaded.
+    `memory` is the budget for all KV, in bytes: by default half of what is free once the model is
+    loaded. What has to leave an accelerator goes to the host, as far as a quarter of its free
+    memory takes it. `spill` is a folder for base KV that leaves memory.
     """
 
     def __init__(
@@ -51,9 +55,8 @@ class LocalEngine(LoadedEngine):
         fingerprint: str,
         max_context: int,
         stop: frozenset[int],
-        store_bytes: int | None = None,
-        prefix_bytes: int | None = None,
-        row_bytes: int | None = None,
+        memory: int | None = None,
+        spill: Path | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -64,22 +67,59 @@ class LocalEngine(LoadedEngine):
             max_context=max_context,
             stop=stop,
         )
-        free = free_memory(model.device)
-        self.store = Store(free // 16 if store_bytes is None else store_bytes)
-        self.prefix = PrefixCache(free // 100 if prefix_bytes is None else prefix_bytes)
-        self.offsets = Offsets(dict(FAMILIES))
-        self.room = Room(free // 2 if row_bytes is None else row_bytes)
-        self.rope = rope.to(model.device)
-        self.loop = Loop(model)
+        device = model.device
+        self.budget = Budget(free_memory(device) // 2 if memory is None else memory)
+        self.store = Store(
+            self.budget.for_store,
+            self._lower_tiers(device, spill),
+            lambda: self.steps,
+        )
+        self.prefix = PrefixCache(self.budget.for_prefix)
+        self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets)
+        self.room = Room(self.budget.for_rows)
+        self.budget.rows = lambda: self.room.used
+        self.budget.pinned = lambda: self.store.pinned
+        self.budget.store = lambda: self.store.nbytes
+        self.budget.offsets = lambda: self.offsets.nbytes
+        self.budget.prefix = lambda: self.prefix.nbytes
+        self.rope = rope.to(device)
+        self.loop = Loop(model, self.relieve)
         self.slot_bytes = slot_bytes(model.config, model.dtype)
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}
         self._lock = threading.Lock()
-        self.nonce = itertools.count()
+
+    def _lower_tiers(self, device: torch.device, spill: Path | None) -> list[Tier]:
+        tiers: list[Tier] = []
+        if device.type != "cpu":
+            limit = free_memory(torch.device("cpu")) // 4
+            tiers.append(Host(lambda: limit, device))
+        if spill is not None:
+            # A key names the text and the model; the numbers depend on their type as well.
+            folder = spill / f"{self.fingerprint}-{self.dtype}"
+            tiers.append(Disk(folder, lambda: DISK, device))
+        return tiers
+
+    def trim(self) -> None:
+        """Let caches give up what rows need; runs on the engine's thread."""
+        self.store.trim()
+        self.offsets.trim()
+        self.prefix.trim()
+
+    def relieve(self) -> None:
+        """Memory has run out: let go of what only saves time; runs on the engine's thread."""
+        self.prefix.clear()
+        self.store.halve()
+        release_unused(self.network.device)
 
     def new_slab(self, capacity: int) -> Slab:
-        """An empty slab of `capacity` slots."""
-        return Slab(*kv_shape(self.config, capacity), self.network.dtype, self.network.device)
+        """An empty slab of `capacity` slots. Raises `OutOfMemory`."""
+        try:
+            return Slab(*kv_shape(self.config, capacity), self.network.dtype, self.network.device)
+        except Exception as error:
+            if out_of_memory(error):
+                raise OutOfMemory(f"opening a row of {capacity:,} tokens") from None
+            raise
 
     def new_row(self, capacity: int) -> Row:
         """An empty row of `capacity` slots."""
@@ -93,26 +133,44 @@ class LocalEngine(LoadedEngine):
     async def enter(self, call: Call) -> EngineSequence:
         """A new sequence, when there is room for its row."""
         self.check(call)
-        return LocalSequence(self, call, await self.room.enter(self.slot_bytes * call.capacity))
+        ticket = await self.room.enter(self.slot_bytes * call.capacity)
+        try:
+            if self.budget.short:
+                await self.call(self.trim)
+            try:
+                return LocalSequence(self, call, ticket)
+            except OutOfMemory:
+                await self.call(self.relieve)
+                return LocalSequence(self, call, ticket)
+        except BaseException:
+            self.room.leave(ticket)
+            raise
 
     def spare(self, call: Call) -> EngineSequence | None:
         """A new sequence that gives way when it must, or None when there is no room for it."""
         self.check(call)
         opened: list[LocalSequence] = []
+        running = asyncio.get_running_loop()
 
         def give_way() -> None:
             for seq in opened:
-                seq.give_way()
+                seq.give_way(running)
 
         # Nothing is allocated before there is room for it.
         nbytes = self.slot_bytes * call.capacity
         ticket = self.room.try_enter(nbytes, call.priority, give_way)
         if ticket is None:
             return None
-        seq = LocalSequence(self, call, ticket)
+        if self.budget.short:
+            self.loop.submit(self.trim)
+        try:
+            seq = LocalSequence(self, call, ticket)
+        except OutOfMemory:
+            self.room.leave(ticket)
+            return None
         opened.append(seq)
         if ticket.leaving:  # asked before it was there to hear it
-            seq.give_way()
+            seq.give_way(running)
         return seq
 
     def _standalone_header(self) -> tuple[int, ...]:
@@ -228,9 +286,10 @@ class LocalEngine(LoadedEngine):
             self.loop.wake()
             raise
 
-    async def release(self, handle: Handle) -> None:
-        """Undo one pin of a published handle."""
-        self.store.unpin(handle.key)
+    async def release(self, handle: Handle, use: int) -> None:
+        """Undo the pin of a published handle for the reader at step `use`."""
+        self.store.unpin(handle.key, use)
+        self.room.look()
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""
@@ -250,7 +309,7 @@ class LocalEngine(LoadedEngine):
         loaded = await self.call(lambda: load_state(folder, self.offsets, self.network.device))
         reason = "read" if loaded.templates else "nothing saved yet"
         if loaded.refused:
-            reason = "left alone: " + "; ".join(loaded.refused)
+            reason = "set aside: " + "; ".join(loaded.refused)
         return Learned(str(folder), loaded.templates, loaded.samples, reason)
 
     async def save_state(self, folder: Path) -> None:

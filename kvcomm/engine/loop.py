@@ -19,15 +19,17 @@ import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
 from kvcomm.engine.base import BACKGROUND, READY, SAME_TEXT, Phases, Token
+from kvcomm.engine.memory import out_of_memory
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
-from kvcomm.errors import KvcommError
+from kvcomm.errors import KvcommError, OutOfMemory
 
 T = TypeVar("T")
 # Tokens of rows being extended in one step: enough to be efficient, and fewer beside decoding
 # rows, whose next token waits for the step.
 STEP_TOKENS = 2048
 STEP_TOKENS_DECODING = 256
+SMALLEST_STEP = 16
 
 
 @dataclass(eq=False)
@@ -95,10 +97,16 @@ class Decoding:
 
 
 class Loop:
-    """Runs packed forwards of one model on a thread of its own."""
+    """Runs packed forwards of one model on a thread of its own.
 
-    def __init__(self, model: Any) -> None:
+    When a forward runs out of memory, `relieve` is called to free some, and it is tried again with
+    fewer tokens of rows being extended, once.
+    """
+
+    def __init__(self, model: Any, relieve: Callable[[], None]) -> None:
         self._model = model
+        self._relieve = relieve
+        self._step_tokens = STEP_TOKENS
         self._condition = threading.Condition()
         self._tasks: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._idle: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -223,13 +231,48 @@ class Loop:
             decodings = [d for d in decodings if d.priority() < BACKGROUND]
         pilot = works[0].layers if works else None
         due = [d for d in decodings if self._sample(d)] if pilot is None else []
-        chunks = self._chunks(works, STEP_TOKENS_DECODING if due else STEP_TOKENS, pilot)
+        budget = min(self._step_tokens, STEP_TOKENS_DECODING if due else STEP_TOKENS)
+        chunks = self._chunks(works, budget, pilot)
         if not due and not chunks:
             return
         try:
-            self._forward(due, chunks, pilot)
+            if not self._fits(due, chunks, pilot):
+                # Outside of the handler, whose traceback holds on to the tensors of what failed.
+                self._relieve()
+                chunks = self._fewer(chunks)
+                if not self._fits(due, chunks, pilot):
+                    tokens = len(due) + sum(len(chunk) for _, chunk in chunks)
+                    raise OutOfMemory(f"computing {tokens} tokens")
         except Exception as error:  # a failed step fails its own rows, never the engine
             self._drop([work for work, _ in chunks], due, error)
+
+    def _fits(
+        self,
+        due: Sequence[Decoding],
+        chunks: Sequence[tuple[Work, Sequence[int]]],
+        layers: int | None,
+    ) -> bool:
+        """Compute this step; False when memory has run out, and nothing has happened then."""
+        try:
+            self._forward(due, chunks, layers)
+        except Exception as error:
+            if out_of_memory(error):
+                return False
+            raise
+        return True
+
+    def _fewer(
+        self, chunks: Sequence[tuple[Work, Sequence[int]]]
+    ) -> list[tuple[Work, Sequence[int]]]:
+        """The first half of these tokens; steps have no more from now on."""
+        left = max(sum(len(chunk) for _, chunk in chunks) // 2, 1)
+        self._step_tokens = min(self._step_tokens, max(left, SMALLEST_STEP))
+        fewer = []
+        for work, chunk in chunks:
+            if left > 0:
+                fewer.append((work, chunk[:left]))
+                left -= len(chunk)
+        return fewer
 
     def _sample(self, decoding: Decoding) -> bool:
         """Draw the row's next token; True when the row goes on and needs a forward for it."""

@@ -1,4 +1,4 @@
-"""Memory of the device: what is free, and the most that was used."""
+"""Memory of the device: what is free, the most that was used, and what running out looks like."""
 
 from __future__ import annotations
 
@@ -22,3 +22,21 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that an allocation failed. CPUs raise a plain `RuntimeError`."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def release_unused(device: torch.device) -> None:
+    """Give memory that PyTorch keeps for later back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

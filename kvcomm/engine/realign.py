@@ -11,6 +11,7 @@ import torch
 from kvcomm.engine.base import Call, Phases, Survey
 from kvcomm.engine.rows import Row
 from kvcomm.kv import KV, content_key
+from kvcomm.kv.store import NEVER
 from kvcomm.message import Handle
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.offsets import OffsetModel
@@ -51,6 +52,7 @@ class Realigner:
                 handle = _whole(keys[index], len(segment))
             elif segment.kind == "placeholder" and segment.name not in self._call.messages:
                 key, tokens = await engine.text_base(segment.ids, space, make=inputs)
+                engine.store.expect(key, self._call.next_uses.get(segment.name, NEVER))
                 cost += tokens
                 handle = _whole(key, len(segment))
             found.append(Segment(segment.kind, segment.name, segment.ids, handle))
@@ -95,8 +97,9 @@ class Realigner:
         name = self.segments[index].name
         return self._engine.offsets.of(family or self._call.offsets, template, name, number)
 
-    def _base(self, segment: Segment) -> KV | None:
-        return self._engine.store.get(segment.handle.key) if segment.handle else None
+    def _base(self, segment: Segment, *, check: bool = False) -> KV | None:
+        handle = segment.handle
+        return self._engine.store.get(handle.key, check=check) if handle else None
 
     def fill(
         self, row: Row, segment: Segment, step: Step, measured: bool
@@ -107,9 +110,10 @@ class Realigner:
         Returns the positions to compute, the positions that were filled, and the reason; None and
         why when the segment can no longer be realigned, and then nothing was written.
         """
-        base = self._base(segment)
+        base = self._base(segment, check=True)
         if base is None or segment.handle is None:
-            return None, [], f"computed, its KV has left the store; planned: {step.reason}"
+            why = self._engine.store.why(segment.handle.key) if segment.handle else "it has no KV"
+            return None, [], f"computed, {why}; planned: {step.reason}"
         began = time.perf_counter()
         try:
             offset = self._offset(segment, base) if step.corrected else None
@@ -149,6 +153,7 @@ class Realigner:
         began = time.perf_counter()
         for index in learn:
             self._observe(row, index, family)
+        self._engine.offsets.trim()
         self._phases.add("observe", time.perf_counter() - began)
 
     def _observe(self, row: Row, index: int, family: str | None) -> None:

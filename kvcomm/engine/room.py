@@ -31,8 +31,8 @@ class Ticket:
 class Room:
     """Bytes for rows. Thread-safe: sessions have event loops of their own."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: Callable[[], int]) -> None:
+        self._budget = budget
         self._lock = threading.Lock()
         self._orders = itertools.count()
         self._held: list[Ticket] = []
@@ -64,7 +64,7 @@ class Room:
     def try_enter(self, nbytes: int, priority: int, give_way: Callable[[], None]) -> Ticket | None:
         """Room at once, or None: for rows that can wait, or be done without."""
         with self._lock:
-            if self._waiting or self.used + nbytes > self.budget:
+            if self._waiting or self.used + nbytes > self._budget():
                 return None
             ticket = Ticket(nbytes, priority, give_way, next(self._orders))
             self._held.append(ticket)
@@ -83,6 +83,10 @@ class Room:
         ticket.priority = priority
         self._admit()
 
+    def look(self) -> None:
+        """The budget may have grown: admit who fits now."""
+        self._admit()
+
     def _admit(self) -> None:
         """Admit who fits, in the order of waiting; ask rows ahead to give way to the first."""
         admitted: list[Ticket] = []
@@ -90,7 +94,7 @@ class Room:
         with self._lock:
             while self._waiting:
                 first = self._waiting[0]
-                if self._held and self.used + first.nbytes > self.budget:
+                if self._held and self.used + first.nbytes > self._budget():
                     asked = self._ask(first)
                     break  # nobody overtakes: a large row would wait for ever
                 self._held.append(self._waiting.pop(0))
@@ -103,7 +107,7 @@ class Room:
 
     def _ask(self, ready: Ticket) -> list[Ticket]:
         """Rows ahead that have to give way for `ready`: the latest first, no more than needed."""
-        free = self.budget - self.used + sum(t.nbytes for t in self._held if t.leaving)
+        free = self._budget() - self.used + sum(t.nbytes for t in self._held if t.leaving)
         asked = []
         for ticket in sorted(self._held, key=lambda t: -t.order):
             if free >= ready.nbytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kvcomm.errors import KvcommError
+from kvcomm.errors import NotANumber
 from kvcomm.sampling import Sampling
 
 
@@ -18,17 +18,16 @@ class Sampler:
     def draw(self, logits: torch.Tensor) -> int:
         """One token id from logits `[vocabulary]`.
 
-        Raises `KvcommError` for logits that are no distribution: NaN, infinite, all impossible.
+        Raises `NotANumber` for logits that are no distribution: NaN, infinite, all impossible.
         """
         if self.sampling.temperature == 0:
             token = int(logits.argmax())
             if torch.isnan(logits[token]):
-                raise KvcommError("the model returned NaN logits")
+                raise NotANumber(logits.dtype)
             return token
-        logits = logits.float().cpu() / self.sampling.temperature
-        probabilities = torch.softmax(logits, dim=-1)
+        probabilities = torch.softmax(logits.float().cpu() / self.sampling.temperature, dim=-1)
         if torch.isnan(probabilities).any():
-            raise KvcommError("the model returned NaN or infinite logits")
+            raise NotANumber(logits.dtype)
         if self.sampling.top_p < 1:
             ordered, order = probabilities.sort(descending=True, stable=True)
             # A token stays while the mass before it is below top_p: the first always stays.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -46,6 +47,7 @@ class LocalSequence:
         self.engine = engine
         self.ticket = ticket
         self._gave_way = False
+        self._lost = asyncio.Event()
         self._work: Work | None = None
         self.phases = Phases()
         self.pilot_tokens = 0.0
@@ -75,10 +77,19 @@ class LocalSequence:
             self.engine.room.hurry(self.ticket, priority)
         self.engine.loop.wake()
 
-    def give_way(self) -> None:
-        """A call that is ready needs the room: what is under way fails with `Preempted`."""
+    def give_way(self, running: asyncio.AbstractEventLoop) -> None:
+        """A call that is ready needs the room: what is under way fails with `Preempted`.
+
+        The row may just as well be waiting for a message, even one of the very call that needs the
+        room: `lost` tells its owner, on the event loop `running`.
+        """
         self._gave_way = True
         self.engine.loop.submit(self._stop)
+        _post(running, self._lost.set)
+
+    async def lost(self) -> None:
+        """Wait until the row has lost its room."""
+        await self._lost.wait()
 
     def _stop(self) -> None:
         if self._work is not None and not self._work.future.done():
@@ -202,7 +213,7 @@ class LocalSequence:
             self._row,
             Sampler(answer.sampling, answer.seed),
             self.engine.stop | frozenset(answer.sampling.stop),
-            lambda item: _deliver(running, tokens, item),
+            lambda item: _post(running, lambda: tokens.put_nowait(item)),
             self.phases,
             lambda: self._priority,
             record=[] if answer.record else None,
@@ -218,6 +229,8 @@ class LocalSequence:
             slab = self.engine.new_slab(capacity)
             slab.copy_from(self._row.slab, 0, len(self._row))
             self._row.slab = slab
+            if self.ticket:
+                self.ticket.nbytes = max(self.ticket.nbytes, slab.nbytes)
 
         await self.engine.call(move)
 
@@ -248,12 +261,14 @@ class LocalSequence:
             item = await self._tokens.get()
             if isinstance(item, BaseException):
                 raise item
-            yield item
             if item.last:
+                self.engine.steps += 1
+                yield item
                 return
+            yield item
 
-    async def publish(self, message: Outgoing, consumers: int) -> Handle | None:
-        """A handle on the decoded KV of a message, pinned once for each consumer."""
+    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
+        """A handle on the decoded KV of a message, pinned for the steps at which it is read."""
         spans = []
         slots: list[int] = []
         for span in message.spans:
@@ -266,14 +281,12 @@ class LocalSequence:
         if not slots:
             return None
         row = self._row
-        lineage = () if row.exact else (next(self.engine.nonce),)
+        lineage = () if row.exact else (secrets.token_hex(8),)
         key = content_key(
             self.engine.fingerprint, self._call.namespace, "message", row.ids, slots, lineage
         )
         nbytes = self.engine.slot_bytes * len(slots)
-        kept = self.engine.store.put_recipe(
-            key, lambda: row.position_free(slots), nbytes, consumers
-        )
+        kept = self.engine.store.put_recipe(key, lambda: row.position_free(slots), nbytes, uses)
         if not kept:
             return None
         self._message = key
@@ -327,12 +340,10 @@ class LocalSequence:
         self.ticket = self._work = self._decoding = None
 
 
-def _deliver(
-    running: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any], item: Token | BaseException
-) -> None:
-    """Hand an item to the event loop; one that has closed meanwhile listens no longer."""
+def _post(running: asyncio.AbstractEventLoop, task: Callable[[], object]) -> None:
+    """Have the event loop do something; one that has closed meanwhile listens no longer."""
     try:
-        running.call_soon_threadsafe(queue.put_nowait, item)
+        running.call_soon_threadsafe(task)
     except RuntimeError:
         if not running.is_closed():
             raise

@@ -8,7 +8,7 @@ the ids, so a hash collision can cost time but never a wrong token.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.kv.tensor import Slab
@@ -36,8 +36,9 @@ class PrefixCache:
     thread owns it.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: Callable[[], int]) -> None:
+        self._budget = budget
+        self.nbytes = 0  # of all slabs held
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._blocks: dict[int, list[_Entry]] = {}
 
@@ -59,16 +60,17 @@ class PrefixCache:
             raise ValueError("only exact KV may enter the prefix cache")
         entry = self._entries.get(id(slab))
         if entry is None:
-            if slab.nbytes > self.budget:
+            if slab.nbytes > self._budget():
                 return
             entry = self._entries[id(slab)] = _Entry(slab, namespace, opening)
+            self.nbytes += slab.nbytes
         self._entries.move_to_end(id(slab))
         entry.ids = list(ids)
         for block in range(len(entry.chain), len(entry.ids) // BLOCK):
             link = self._link(entry.chain, namespace, entry.ids, block)
             entry.chain.append(link)
             self._blocks.setdefault(link, []).append(entry)
-        self._evict()
+        self.trim()
 
     def match(self, ids: Sequence[int], namespace: str = "") -> tuple[Slab, int] | None:
         """The slab that holds the longest known prefix of `ids`, and how many tokens it holds."""
@@ -95,8 +97,9 @@ class PrefixCache:
         before: object = chain[block - 1] if block else namespace
         return hash((before, tuple(ids[block * BLOCK : (block + 1) * BLOCK])))
 
-    def _evict(self) -> None:
-        while self.nbytes > self.budget:
+    def trim(self) -> None:
+        """Let go of what there is no room for any more."""
+        while self._entries and self.nbytes > self._budget():
             entry = next(iter(self._entries.values()))
             self._drop(entry)
             ids = entry.ids[: entry.opening // BLOCK * BLOCK]
@@ -107,6 +110,7 @@ class PrefixCache:
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry.slab)]
+        self.nbytes -= entry.slab.nbytes
         for link in entry.chain:
             entries = self._blocks[link]
             entries.remove(entry)
@@ -121,11 +125,6 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all slabs held."""
-        return sum(entry.slab.nbytes for entry in self._entries.values())
 
 
 def _longest(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-FORMAT = "kvcomm-kv-1"
+from kvcomm.kv.files import checksum
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +67,13 @@ class KV:
             torch.cat([piece.values for piece in pieces], dim=2),
         )
 
-    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write a safetensors file with `metadata` in its header."""
-        save_file(
-            {"keys": self.keys.contiguous(), "values": self.values.contiguous()},
-            str(path),
-            metadata={"format": FORMAT, "user": json.dumps(metadata or {})},
-        )
+    def to(self, device: torch.device) -> KV:
+        """The same on another device."""
+        return KV(self.keys.to(device), self.values.to(device))
 
-    @staticmethod
-    def load(path: Path, device: str = "cpu") -> tuple[KV, dict[str, str]]:
-        """Read what `save` wrote. Raises `ValueError` for any other file."""
-        try:
-            with safe_open(str(path), framework="pt", device=device) as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise ValueError(f"{path} holds no KV in the format {FORMAT}")
-                kv = KV(file.get_tensor("keys"), file.get_tensor("values"))
-                user: dict[str, str] = json.loads(header["user"])
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as KV: {error}") from error
-        return kv, user
+    def checksum(self) -> str:
+        """A number for all the bits: it changes with any of them."""
+        return checksum((self.keys, self.values))
 
 
 class Slab:

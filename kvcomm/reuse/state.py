@@ -1,36 +1,39 @@
 """What was learned, kept between runs: one safetensors file a template, beside a manifest.
 
-A state folder belongs to one model. Its `manifest.json` names the model's fingerprint; a folder of
-another model is refused, never mixed. Templates are found by their own fingerprints.
+A state folder belongs to one model and one version of this library. Its `manifest.json` names
+both; a folder of another one is refused, never mixed. Templates are found by their fingerprints.
+Every file is replaced in one step and carries a checksum, so processes may share a folder: what is
+written last stays, template by template.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from kvcomm import __version__
 from kvcomm.errors import StateError
+from kvcomm.kv.files import load_tensors, replace_file, save_tensors
 from kvcomm.reuse.auto import Auto
-from kvcomm.reuse.offsets.base import Offsets
+from kvcomm.reuse.offsets.base import OffsetModel, Offsets
 
-FORMAT = "kvcomm-state-2"
+FORMAT = "kvcomm-state-3"
+LIBRARY = "kvcomm " + ".".join(__version__.split(".")[:2])
 MANIFEST = "manifest.json"
 AUDITS = "audits.json"
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read, and which files were left alone (damaged) and why."""
+    """What was read, and what was not, and why: files that are damaged, templates without room."""
 
     templates: int
     samples: int
@@ -50,42 +53,66 @@ def check_folder(folder: Path, model: str, fingerprint: str) -> None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         learned_by, known = str(manifest["model"]), str(manifest["fingerprint"])
-        layout = str(manifest["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        layout, library = str(manifest["format"]), str(manifest.get("library"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(
             f"{path} is not a state manifest ({error}): choose another --state folder"
         ) from None
-    if layout != FORMAT or known != fingerprint:
+    if (layout, library, known) != (FORMAT, LIBRARY, fingerprint):
         raise StateError(
-            f"the state in {folder} was learned by {learned_by} ({known}, {layout}); this is "
-            f"{model} ({fingerprint}, {FORMAT}): choose another --state folder, or --state none"
+            f"the state in {folder} was learned by {learned_by} ({known}, {library}, {layout}); "
+            f"this is {model} ({fingerprint}, {LIBRARY}, {FORMAT}): choose another --state folder, "
+            "or --state none"
         )
 
 
 def load_state(folder: Path, offsets: Offsets, device: torch.device) -> Loaded:
-    """Read every template of `folder` into `offsets`; a damaged file is named and left alone."""
-    templates, samples, refused = 0, 0, []
-    for path in sorted(folder.glob("*.safetensors")):
+    """Read every template of `folder` into `offsets`, the latest first, while there is room.
+
+    A damaged file is set aside (its name ends in `.damaged` then) and named, and the others are
+    read.
+    """
+    templates, samples, refused, left = 0, 0, [], 0
+    for path in sorted(folder.glob("*.safetensors"), key=_age):
+        if offsets.nbytes >= offsets.budget():
+            left += 1
+            continue
         try:
-            grouped: dict[tuple[str, str], dict[str, torch.Tensor]] = defaultdict(dict)
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise ValueError(f"not in the format {FORMAT}")
-                for name in file.keys():  # noqa: SIM118 - a safetensors file is no dict
-                    family, label, rest = name.split("/", 2)
-                    grouped[family, label][rest] = file.get_tensor(name)
-            models = {key: offsets.families[key[0]]() for key in grouped}
-            for key, model in models.items():
-                model.load_state(grouped[key])
+            models = _read(path, offsets, device)
         except Exception as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            with suppress(OSError):
+                os.replace(path, path.with_name(path.name + DAMAGED))
             refused.append(f"{path.name}: {what}")
             continue
         for (family, label), model in models.items():
             offsets.models[family, path.stem, label] = model
             samples += model.samples
         templates += 1
+    if left:
+        refused.append(f"{left} templates: no room in memory")
     return Loaded(templates, samples, tuple(refused))
+
+
+def _age(path: Path) -> float:
+    """Newest first; a file that another process has just removed is the oldest."""
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(path: Path, offsets: Offsets, device: torch.device) -> dict[tuple[str, str], OffsetModel]:
+    """The models of one template. Raises anything for a file that is damaged."""
+    tensors, _ = load_tensors(path, FORMAT, str(device))
+    grouped: dict[tuple[str, str], dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        family, label, rest = name.split("/", 2)
+        grouped[family, label][rest] = tensor
+    models = {key: offsets.families[key[0]]() for key in grouped}
+    for key, model in models.items():
+        model.load_state(grouped[key])
+    return models
 
 
 def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> None:
@@ -103,7 +130,7 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
         return
     try:
         _write(folder, model, fingerprint, by_template)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StateError(
             f"cannot write the state to {folder} ({error}): choose another --state folder, or "
             "--state none"
@@ -111,7 +138,7 @@ def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> 
 
 
 def load_audits(folder: Path, auto: Auto) -> str:
-    """Read the audits of `auto`; returns why they were left alone, or nothing."""
+    """Read the audits of `auto`; returns why they were set aside, or nothing."""
     path = folder / AUDITS
     if not path.exists():
         return ""
@@ -120,7 +147,17 @@ def load_audits(folder: Path, auto: Auto) -> str:
         if value["format"] != FORMAT:
             raise ValueError(f"not in the format {FORMAT}")
         auto.load_json(value["audits"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        with suppress(OSError):
+            os.replace(path, path.with_name(path.name + DAMAGED))
         return f"{AUDITS}: {error}"
     return ""
 
@@ -138,27 +175,15 @@ def save_audits(folder: Path, auto: Auto) -> None:
 
 
 def _write(
-    folder: Path, model: str, fingerprint: str, by_template: dict[str, dict[str, torch.Tensor]]
+    folder: Path,
+    model: str,
+    fingerprint: str,
+    by_template: Mapping[str, Mapping[str, torch.Tensor]],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"format": FORMAT, "model": model, "fingerprint": fingerprint}
+    manifest = {"format": FORMAT, "library": LIBRARY, "model": model, "fingerprint": fingerprint}
     replace_file(
         folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n")
     )
     for template, tensors in by_template.items():
-        # safetensors refuses tensors that share memory; pools share base KV between agents.
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        save = partial(save_file, copies, metadata={"format": FORMAT})
-        replace_file(folder / f"{template}.safetensors", save)
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a new file beside `path`, then put it there at once, or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        save_tensors(folder / f"{template}.safetensors", tensors, FORMAT)

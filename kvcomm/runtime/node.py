@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
 from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
-from kvcomm.errors import KvcommError, Preempted, StartOver
+from kvcomm.errors import KvcommError, NotANumber, Preempted, StartOver
 from kvcomm.graphs import Node
-from kvcomm.message import Message, outgoing
+from kvcomm.message import Message, outgoing, strip_thinking
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Step
-from kvcomm.reuse.policy import Policy
+from kvcomm.reuse.policy import Exact, Policy
 from kvcomm.reuse.recipe import LINEAR
+from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.filling import FINE, Filling
@@ -32,7 +33,11 @@ After = Callable[["Attempt", EngineSequence], Awaitable[None]]
 
 @dataclass
 class Attempt:
-    """Runs a node once. Inputs are texts as ids, or drafts of predecessors' messages."""
+    """Runs a node once. Inputs are texts as ids, or drafts of predecessors' messages.
+
+    `uses` are the engine's steps at which the message will be read, `next_uses` those at which
+    others will read the same inputs.
+    """
 
     engine: Engine
     node: Node
@@ -42,7 +47,8 @@ class Attempt:
     inputs: Mapping[str, tuple[int, ...]]
     drafts: Mapping[str, Draft]
     draft: Draft
-    consumers: int
+    uses: tuple[int, ...]
+    next_uses: Mapping[str, int]
     recorder: Recorder
     number: int
     seed: int
@@ -70,13 +76,33 @@ class Attempt:
         while True:
             call, seq = await self._open(deadline, patient=filling.patient)
             try:
-                await filling.run(seq)
+                await self._fill(filling, seq)
                 await self._finish(call, seq, filling, deadline, on_report)
                 return
             except (Preempted, StartOver):
                 filling.drop()
+            except NotANumber as error:
+                if seq.exact or self.draft.sealed:
+                    raise
+                # What was realigned may be damaged: the prompt is computed instead.
+                self.policy, self.choice = Exact(f"computed: realigned, {error}"), None
+                self.draft.restart()
+                filling = self._filling(deadline)
             finally:
                 await asyncio.shield(seq.close())
+
+    async def _fill(self, filling: Filling, seq: EngineSequence) -> None:
+        """Fill the row, unless it loses its room meanwhile; then `Preempted` is raised."""
+        tasks = [asyncio.ensure_future(filling.run(seq)), asyncio.ensure_future(seq.lost())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise Preempted(f"the row of `{self.node.name}` gave way while it waited")
+            await tasks[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _filling(self, deadline: asyncio.Timeout) -> Filling:
         sampling = self.agent.sampling
@@ -125,11 +151,13 @@ class Attempt:
         """From the first token to the report, and what comes behind it."""
         tokens = await self._decode(seq)
         sent = await self._send(seq, tokens)
-        # Behind the message, off its consumers' way to their first token.
-        await seq.settle()
-        if learn := filling.plans[-1].learn:
-            await seq.observe(learn)
-        on_report(self._report(seq, filling, tokens, sent))
+        try:
+            # Behind the message, off its consumers' way to their first token.
+            await seq.settle()
+            if learn := filling.plans[-1].learn:
+                await seq.observe(learn)
+        finally:
+            on_report(self._report(seq, filling, tokens, sent))
         deadline.reschedule(None)
         if self.auditor is not None and self.choice is not None:
             recorded = self.record and self._greedy
@@ -178,6 +206,7 @@ class Attempt:
             offsets=self.policy.offsets or (LINEAR.offsets if self.auditor else ""),
             namespace=self.namespace,
             priority=AHEAD if self.policy.ahead and self._waits else READY,
+            next_uses=self.next_uses,
         )
 
     @property
@@ -236,14 +265,17 @@ class Attempt:
         """Post-process, make the final ids known at once, then the handle and the record."""
         generated = [token.id for token in tokens if token.last != "stop"]
         post = _checked(self.agent.name, self.agent.post)
-        sent = outgoing(self.engine.codec, generated, post)
+        if self.agent.post is strip_thinking:
+            sent = outgoing(self.engine.codec, generated, post)
+        else:
+            sent = await apart(outgoing, self.engine.codec, generated, post)
         finished = tokens[-1].at
         self.draft.seal(sent.ids, finished)
         handle, reason = None, f"text only: {self.policy.name} mode"
-        if not self.consumers:
+        if not self.uses:
             reason = "nobody hears it"
         elif self.policy.hands_over:
-            handle = await seq.publish(sent, self.consumers)
+            handle = await seq.publish(sent, self.uses)
             reason = "KV of the answer" if handle else "text only: no KV, or no room in the store"
         message = Message(self.node.name, sent.text, sent.ids, handle, finished)
         self.draft.deliver(message)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence
 from kvcomm.engine.models import cache_dir
+from kvcomm.kv.files import replace_file
 from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.recipe import Budget, Realign, Recipe
-from kvcomm.reuse.state import replace_file
 from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
 

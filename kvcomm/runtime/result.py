@@ -70,7 +70,10 @@ class TraceRef:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer of a run, its calls in the order they finished, audits, totals and trace."""
+    """The answer of a run, its calls in the order they finished, audits, totals and trace.
+
+    `warnings` say what went wrong beside the answer: a trace or what was learned not written.
+    """
 
     answer: str
     model: str
@@ -79,6 +82,7 @@ class Result:
     audits: list[Audited]
     totals: Totals
     trace: TraceRef
+    warnings: tuple[str, ...] = ()
 
     def call(self, node: str) -> Call:
         """The call of `node`. Raises `KeyError` when there is none."""
@@ -97,4 +101,5 @@ class Result:
             "audits": [a.model_dump(exclude={"kind", "v", "t", "attempt"}) for a in self.audits],
             "totals": self.totals.model_dump(),
             "trace": str(self.trace.path) if self.trace.path else None,
+            "warnings": list(self.warnings),
         }

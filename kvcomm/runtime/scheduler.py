@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections import Counter
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ from kvcomm.message import Message, strip_thinking
 from kvcomm.prompt import Template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
+from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.node import After, Attempt
@@ -25,8 +27,6 @@ from kvcomm.sampling import call_seed
 from kvcomm.trace.events import Audited, Failed, NodeStarted, Retried, ToolFinished
 from kvcomm.trace.record import Recorder
 
-BACKOFF_S = 0.2
-
 
 class Scheduler:
     """One run of a graph. Every node is a task that waits for its producers' drafts.
@@ -34,11 +34,12 @@ class Scheduler:
     What a tool finds before any agent has spoken is treated as the run's inputs are: its readers
     wait for it, and its KV is shared between them.
 
-    A node that fails is tried again `agent.retries` times with growing waits; when it fails for
-    good, all other nodes are cancelled and `NodeFailed` is raised. `after` is awaited behind every
-    call's message, with its row still open and its answer's logits recorded. With `auto`, that
-    chooses each call's policy, and `audits` is what was measured of it; `plans` are the policies of
-    single nodes. `forced` are answers given in advance, computed and not decoded (for benchmarks).
+    A node that fails is tried again as its agent says. When it has failed for good, its readers get
+    a text in place of its message, or all other nodes are cancelled and `NodeFailed` is raised.
+    `after` is awaited behind every call's message, with its row still open and its answer's logits
+    recorded. With `auto`, that chooses each call's policy, and `audits` is what was measured of it;
+    `plans` are the policies of single nodes. `forced` are answers given in advance, computed and
+    not decoded (for benchmarks).
     """
 
     def __init__(
@@ -82,6 +83,13 @@ class Scheduler:
             name: _draft(node, name) for node in graph.nodes.values() for name in node.texts
         }
         self._early = _early(graph)
+        # When every node is expected to run, by the engine's clock, and who reads an input when.
+        self._step = {name: engine.steps + i for i, name in enumerate(graph.order)}
+        self._readers: dict[str, list[int]] = defaultdict(list)
+        for name in graph.order:
+            if name in self._templates:
+                for text in set(self._templates[name].names):
+                    self._readers[text].append(self._step[name])
         self._started = time.perf_counter()
         self._released: set[str] = set()
         self._check_context()
@@ -126,10 +134,9 @@ class Scheduler:
 
     def _shared(self) -> frozenset[str]:
         """The inputs, and early tools' texts, that at least two nodes read."""
-        readers = Counter(
-            name for template in self._templates.values() for name in set(template.names)
+        return frozenset(
+            name for name in (*self._inputs, *self._early) if len(self._readers[name]) > 1
         )
-        return frozenset(name for name in (*self._inputs, *self._early) if readers[name] > 1)
 
     async def _node(self, node: Node, calls: list[Call]) -> None:
         for number in range(1, node.agent.retries + 2):
@@ -141,19 +148,19 @@ class Scheduler:
                         await self._early_texts(node)
                         attempt = self._attempt(node, node.agent, number)
                         await attempt.run(deadline, self._reported(calls))
-            except UsageError:
-                raise
             except Exception as raised:
                 failure: Exception = raised
                 if deadline.expired():
                     failure = NodeTimeout(node.name, node.agent.timeout_s or 0.0)
                 drafts = [self._drafts[name] for name in node.texts]
-                if number > node.agent.retries or any(draft.sealed for draft in drafts):
-                    self._recorder.write(Failed, node=node.name, error=_text(failure))
-                    raise NodeFailed(node.name, number, failure) from raised
+                again = number <= node.agent.retries and not isinstance(failure, UsageError)
+                if not again or any(draft.sealed for draft in drafts):
+                    self._give_up(node, number, failure)
+                    await self._release(node)
+                    return
                 for draft in drafts:
                     draft.restart()
-                wait = BACKOFF_S * 2 ** (number - 1)
+                wait = node.agent.backoff_s * 2 ** (number - 1)
                 self._recorder.write(
                     Retried, node=node.name, attempt=number, error=_text(failure), wait_s=wait
                 )
@@ -161,6 +168,37 @@ class Scheduler:
             else:
                 await self._release(node)
                 return
+
+    def _give_up(self, node: Node, number: int, failure: Exception) -> None:
+        """A node has failed for good: its readers get something else, or the run fails."""
+        drafts = [self._drafts[name] for name in node.texts]
+        said = [draft.message.text for draft in drafts if draft.message]
+        if len(said) == len(drafts) and self._after is None:
+            # It has answered: what comes behind (learning, say) is not worth the run.
+            self._recorder.write(Failed, node=node.name, error=_text(failure), instead=said[0])
+            return
+        care = node.agent
+        skipped = care.on_error == "skip" and node.name != self._graph.answer
+        instead = care.instead(node.name) if skipped or care.on_error == "fallback" else None
+        self._recorder.write(Failed, node=node.name, error=_text(failure), instead=instead)
+        if instead is None:
+            if isinstance(failure, UsageError):
+                raise failure
+            raise NodeFailed(node.name, number, failure) from failure
+        now, ids = time.perf_counter(), tuple(self._engine.codec.encode(instead))
+        for draft in drafts:
+            if not draft.sealed:
+                draft.seal(ids, now)
+            if draft.message is None:  # sealed ids may have been read already: they stay
+                text = self._engine.codec.decode(draft.ids)
+                draft.deliver(Message(node.name, text, tuple(draft.ids), None, now))
+
+    @property
+    def answer(self) -> str:
+        """What the graph answered, once it has run."""
+        message = self._drafts[self._graph.answer].message
+        assert message is not None
+        return message.text
 
     async def _early_texts(self, node: Node) -> None:
         """Wait for what tools find before any agent speaks, and take it for input."""
@@ -178,7 +216,7 @@ class Scheduler:
             deadline.reschedule(asyncio.get_running_loop().time() + tool.timeout_s)
         ready = time.perf_counter()
         self._recorder.write(NodeStarted, node=node.name, attempt=number, prompt_capacity=0)
-        found = tool.texts(await asyncio.to_thread(tool.run, texts))
+        found = tool.texts(await apart(tool.run, texts))
         finished = time.perf_counter()
         codec, cut = self._engine.codec, []
         for name, text in found.items():
@@ -216,7 +254,8 @@ class Scheduler:
                 s.name: self._drafts[s.name] for s in node.senders if s.name not in self._inputs
             },
             draft=self._drafts[node.name],
-            consumers=len(self._graph.successors(node.name)),
+            uses=tuple(self._step[name] for name in self._graph.successors(node.name)),
+            next_uses=self._next_uses(node, template),
             recorder=self._recorder,
             number=number,
             seed=call_seed(self._seed, self._sample, node.name, number),
@@ -229,6 +268,16 @@ class Scheduler:
             forced=self._forced.get(node.name, ()),
         )
 
+    def _next_uses(self, node: Node, template: Template) -> dict[str, int]:
+        """When the inputs of a node will be read again, by another one."""
+        found = {}
+        for name in set(template.names) & self._inputs.keys():
+            readers = self._readers[name]
+            after = bisect_right(readers, self._step[node.name])
+            if after < len(readers):
+                found[name] = readers[after]
+        return found
+
     def _begins(self, node: Node) -> float:
         """The clock when the node's inputs were complete, but for messages."""
         found = [self._drafts[s.name].finished_at for s in node.senders if s.name in self._early]
@@ -240,7 +289,7 @@ class Scheduler:
         for sender in node.senders:
             message = self._drafts[sender.name].message
             if message and message.handle:
-                await self._engine.release(message.handle)
+                await self._engine.release(message.handle, self._step[node.name])
 
     async def _release_all(self) -> None:
         """After a failure: nodes that never finished still hold their inputs."""

@@ -15,12 +15,12 @@ from kvcomm import __version__
 from kvcomm.agents import Tool
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
-from kvcomm.errors import ReuseRefused, UsageError
+from kvcomm.errors import ReuseRefused, StateError, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
 from kvcomm.reuse.policy import Dense, Policy, policy_for
 from kvcomm.reuse.recipe import LINEAR
-from kvcomm.reuse.state import load_audits, save_audits
+from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
 from kvcomm.runtime.background import Background
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.profile import inform
@@ -112,7 +112,7 @@ class Session:
         if state is None or not (self.policy.realigns or self._auto):
             return None
         if state == "default":
-            return cache_dir() / "state" / self.engine.fingerprint
+            return cache_dir() / "state" / LIBRARY.replace(" ", "-") / self.engine.fingerprint
         return Path(state)
 
     def run(
@@ -248,7 +248,7 @@ class Session:
         answer: str | None = None
         try:
             await scheduler.run(recorder, calls)
-            answer = next(c.text for c in calls if c.node == graph.answer).strip()
+            answer = scheduler.answer.strip()
             status = "ok"
         except asyncio.CancelledError:
             status = "interrupted"
@@ -264,8 +264,12 @@ class Session:
         # Only computed calls teach.
         if self._auto is not None or any(call.report.dense for call in calls):
             self._unsaved = True
+        warnings = [recorder.broken] if recorder.broken else []
         if self._saves:
-            await self.save()
+            try:
+                await self.save()
+            except StateError as error:
+                warnings.append(str(error))
         return Result(
             answer,
             self.engine.model,
@@ -274,6 +278,7 @@ class Session:
             scheduler.audits,
             totals,
             TraceRef(folder),
+            tuple(warnings),
         )
 
     def _header(self, graph: AgentGraph, inputs: Mapping[str, str], seed: int) -> dict[str, object]:
@@ -318,20 +323,23 @@ class Session:
             read = await self.engine.load_state(self._state)
             reason = read.reason
             if self._auto is not None and (refused := load_audits(self._state, self._auto)):
-                reason += f"; left alone: {refused}"
+                reason += f"; set aside: {refused}"
             self._learned = StateRead(
                 path=read.path, templates=read.templates, samples=read.samples, reason=reason
             )
         return self._learned
 
     async def save(self) -> None:
-        """Save what was learned since the last time, if the session has a state folder."""
+        """Save what was learned since the last time, if the session has a state folder.
+
+        Raises `StateError` when it cannot be written; what was learned stays, to be saved later.
+        """
         if self._state is None or not self._unsaved:
             return
-        self._unsaved = False
         await self.engine.save_state(self._state)
         if self._auto is not None:
             save_audits(self._state, self._auto)
+        self._unsaved = False
 
     def _loop(self) -> Background:
         if self._background is None:

@@ -218,11 +218,16 @@ class Retried(_Event):
 
 
 class Failed(_Event):
-    """A node failed for good, or the run itself did (`node` is None)."""
+    """A node failed for good, or the run itself did (`node` is None).
+
+    `instead` is what the node's readers have: another text in place of its message, or the message,
+    where the node failed behind it. None: the run ends.
+    """
 
     kind: Literal["error"] = "error"
     node: str | None
     error: str
+    instead: str | None = None
 
 
 class Totals(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,16 +42,18 @@ class Recorder:
     """Appends events to a trace and stamps them with the seconds since it began.
 
     `listeners` see every event as it is written (progress displays). A recorder without a folder
-    only calls its listeners.
+    only calls its listeners. A trace that cannot be written (a full disk) ends there, whole lines
+    only, and `broken` says why: the run is worth more than its trace.
     """
 
     def __init__(
         self, folder: Path | None, listeners: tuple[Callable[[Event], None], ...] = ()
     ) -> None:
         self.path = folder
+        self.broken = ""
         self._listeners = listeners
         self._start = time.perf_counter()
-        self._file = (folder / TRACE_FILE).open("w", encoding="utf-8") if folder else None
+        self._file = (folder / TRACE_FILE).open("wb", buffering=0) if folder else None
 
     def since_start(self, clock: float) -> float:
         """A `time.perf_counter()` reading as seconds since the run began."""
@@ -60,11 +63,22 @@ class Recorder:
         """Record one event and return it."""
         event = kind(t=self.since_start(time.perf_counter()), **fields)
         if self._file and not self._file.closed:
-            self._file.write(event.model_dump_json() + "\n")
-            self._file.flush()
+            self._append((event.model_dump_json() + "\n").encode())
         for listener in self._listeners:
             listener(event)  # type: ignore[arg-type]
         return event
+
+    def _append(self, line: bytes) -> None:
+        assert self._file is not None
+        whole = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self.broken = f"the trace in {self.path} is cut short: {error.strerror or error}"
+            with suppress(OSError):
+                self._file.truncate(whole)
+            self._file.close()
 
     def close(self) -> None:
         """Close the file; later events reach the listeners only."""

@@ -186,7 +186,7 @@ def test_single_braces_name_the_agent() -> None:
     [
         ({"layout": "role-last"}, "use 'role-first' or 'shared-first'"),
         ({"retries": -1}, "`me`: retries"),
-        ({"timeout_s": 0}, "`me`: retries and timeout_s"),
+        ({"timeout_s": 0}, "`me`: timeout_s must be positive"),
     ],
 )
 def test_fields_out_of_range_are_refused(fields: dict, message: str) -> None:

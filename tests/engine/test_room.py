@@ -36,7 +36,7 @@ class Asked:
 
 
 async def test_what_fits_enters_at_once() -> None:
-    room = Room(10)
+    room = Room(lambda: 10)
     first = await room.enter(6)
     assert room.try_enter(5, AHEAD, lambda: None) is None
     assert room.try_enter(4, AHEAD, lambda: None) is not None
@@ -47,7 +47,7 @@ async def test_what_fits_enters_at_once() -> None:
 
 
 async def test_who_is_ready_waits_for_who_is_ready_in_order() -> None:
-    room = Room(10)
+    room = Room(lambda: 10)
     first = await room.enter(10)
     order: list[str] = []
 
@@ -67,7 +67,7 @@ async def test_who_is_ready_waits_for_who_is_ready_in_order() -> None:
 
 
 async def test_rows_ahead_give_way_the_latest_first_and_no_more_than_needed() -> None:
-    room = Room(12)
+    room = Room(lambda: 12)
     rows = [Asked(room, 4) for _ in range(3)]
     await room.enter(7)
     assert [row.count for row in rows] == [0, 1, 1]
@@ -75,7 +75,7 @@ async def test_rows_ahead_give_way_the_latest_first_and_no_more_than_needed() ->
 
 
 async def test_a_row_is_asked_once_and_the_ready_one_waits_until_it_has_left() -> None:
-    room = Room(4)
+    room = Room(lambda: 4)
     row = Asked(room, 4, at_once=False)
     task = asyncio.create_task(room.enter(4))
     await asyncio.sleep(0.01)
@@ -90,7 +90,7 @@ async def test_a_row_is_asked_once_and_the_ready_one_waits_until_it_has_left() -
 
 
 async def test_a_row_that_has_become_ready_keeps_its_room() -> None:
-    room = Room(4)
+    room = Room(lambda: 4)
     row = Asked(room, 4)
     room.hurry(row.ticket, READY)
     task = asyncio.create_task(room.enter(4))
@@ -102,7 +102,7 @@ async def test_a_row_that_has_become_ready_keeps_its_room() -> None:
 
 
 async def test_a_row_larger_than_the_budget_is_admitted_alone() -> None:
-    room = Room(4)
+    room = Room(lambda: 4)
     first = await room.enter(2)
     task = asyncio.create_task(room.enter(100))
     await asyncio.sleep(0.01)
@@ -112,7 +112,7 @@ async def test_a_row_larger_than_the_budget_is_admitted_alone() -> None:
 
 
 async def test_who_is_cancelled_leaves_the_queue() -> None:
-    room = Room(4)
+    room = Room(lambda: 4)
     first = await room.enter(4)
     task = asyncio.create_task(room.enter(4))
     await asyncio.sleep(0.01)
@@ -127,7 +127,7 @@ async def test_who_is_cancelled_leaves_the_queue() -> None:
 @settings(max_examples=50, deadline=None)
 def test_everybody_who_is_ready_gets_in(calls: list[tuple[int, bool]]) -> None:
     async def go() -> int:
-        room = Room(10)
+        room = Room(lambda: 10)
         entered = 0
 
         async def ready(nbytes: int) -> None:
@@ -159,11 +159,11 @@ def test_everybody_who_is_ready_gets_in(calls: list[tuple[int, bool]]) -> None:
 @pytest.fixture
 def narrow(tiny: LocalEngine) -> Iterator[LocalEngine]:
     """Room for one row of these graphs, not for two."""
-    budget = tiny.room.budget
-    tiny.room.budget = 400 * tiny.slot_bytes
+    limit = tiny.budget.limit
+    tiny.budget.limit = 400 * tiny.slot_bytes
     yield tiny
     assert tiny.room.used == 0
-    tiny.room.budget = budget
+    tiny.budget.limit = limit
 
 
 GRAPHS = {
@@ -189,7 +189,7 @@ def test_a_row_ahead_gives_way_and_is_computed_again(narrow: LocalEngine) -> Non
     # b is too large to be opened beside a, c is not; then b is ready, and c has to give way.
     long = replace(agent("b", 20), system="You are b, and you have much to remember. " * 8)
     graph = fully_connected(agent("a", 20), long, agent("c", 5))
-    narrow.room.budget = 440 * narrow.slot_bytes
+    narrow.budget.limit = 440 * narrow.slot_bytes
     events = Events()
     with session(narrow, "exact", listeners=[events]) as active:
         result = active.run(graph, TASK)
@@ -219,7 +219,7 @@ async def test_what_is_under_way_in_a_row_that_gives_way_fails_with_preempted(
         seq.extend([segment(random_ids(tiny, 2900))], [COMPUTE], settle=False)
     )
     await asyncio.sleep(0.003)
-    seq.give_way()
+    seq.give_way(asyncio.get_running_loop())
     with pytest.raises(Preempted, match="gave way"):
         await work
     with pytest.raises(Preempted):

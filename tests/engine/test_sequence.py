@@ -61,7 +61,7 @@ async def publish_message(engine: LocalEngine, count: int = 14):  # type: ignore
     )
     ids = ids_of(await decode(producer))
     message = Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),))
-    return tuple(ids), await producer.publish(message, consumers=1)
+    return tuple(ids), await producer.publish(message, [0])
 
 
 async def prompt_of(engine: LocalEngine) -> list[Segment]:
@@ -174,7 +174,7 @@ def test_a_handle_covers_what_was_computed_and_no_more(tiny: LocalEngine) -> Non
         base = tiny.store.get(handle.key)
         assert base is not None
         assert len(base) == 13
-        await tiny.release(handle)
+        await tiny.release(handle, 0)
         tiny.store.check_integrity()
 
     asyncio.run(go())
@@ -184,7 +184,7 @@ def test_a_message_that_nobody_realigns_leaves_no_kv_behind(tiny: LocalEngine) -
     async def go() -> None:
         _, handle = await publish_message(tiny)
         assert handle.key in tiny.store
-        await tiny.release(handle)
+        await tiny.release(handle, 0)
         assert handle.key not in tiny.store
 
     asyncio.run(go())
@@ -312,13 +312,13 @@ def test_a_closed_row_is_freed_at_once(tiny: LocalEngine) -> None:
         slabs.append(weakref.ref(seq._row.slab))
         ids = ids_of(await decode(seq))
         message = Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),))
-        handle = await seq.publish(message, consumers=1)
+        handle = await seq.publish(message, [0])
         await seq.close()
         assert handle is not None
         kv = tiny.store.get(handle.key)
         assert kv is not None
         assert len(kv) == 4  # the message outlives its row
-        await tiny.release(handle)
+        await tiny.release(handle, 0)
         return slabs
 
     gc.disable()

@@ -19,7 +19,7 @@ def slab() -> Slab:
 
 def cache_of(rows: int) -> PrefixCache:
     """A cache with room for so many rows."""
-    return PrefixCache(rows * ROW)
+    return PrefixCache(lambda: rows * ROW)
 
 
 def ids(*blocks: int, tail: int = 0) -> list[int]:
@@ -108,7 +108,7 @@ def test_a_row_that_grows_is_in_use() -> None:
 
 
 def test_a_row_beyond_the_budget_puts_nothing_out() -> None:
-    cache, small = PrefixCache(ROW // 2), slab()
+    cache, small = PrefixCache(lambda: ROW // 2), slab()
     cache.insert(small, ids(1), exact=True)
     assert (len(cache), cache.match(ids(1))) == (0, None)
 
@@ -173,7 +173,7 @@ def check_against_search(steps: list, room: int) -> None:
         held.append((row, sequence, namespace))
         held = held[-room:]
         assert len(cache) == len(held)
-        assert cache.nbytes <= cache.budget
+        assert cache.nbytes <= room * ROW
 
 
 @given(steps=operations, room=st.integers(1, 4))
@@ -227,11 +227,12 @@ def test_one_namespace_can_be_forgotten() -> None:
 
 
 def test_who_has_to_go_leaves_its_opening() -> None:
-    cache, first, second = cache_of(1), slab(), slab()
+    budget = [ROW]
+    cache, first, second = PrefixCache(lambda: budget[0]), slab(), slab()
     first.keys.normal_()
     first.values.normal_()
     cache.insert(first, ids(1, 2, 3), exact=True, opening=BLOCK + 5)
-    cache.budget = ROW + ROW // 2
+    budget[0] = ROW + ROW // 2
     cache.insert(second, ids(4, 5), exact=True)
     found = cache.match(ids(1, 2, 3))
     assert found is not None
@@ -239,21 +240,22 @@ def test_who_has_to_go_leaves_its_opening() -> None:
     assert length == BLOCK == kept.capacity
     assert torch.equal(kept.keys, first.keys[:, :, :BLOCK])
     assert torch.equal(kept.values, first.values[:, :, :BLOCK])
-    assert cache.nbytes <= cache.budget
+    assert cache.nbytes <= budget[0]
 
 
 def test_an_opening_is_kept_once_and_goes_in_its_turn() -> None:
-    cache = PrefixCache(ROW + ROW // 2)
+    budget = [ROW + ROW // 2]
+    cache = PrefixCache(lambda: budget[0])
     for tail in range(3, 7):
         cache.insert(slab(), ids(1, 2, tail), exact=True, opening=BLOCK)
     assert len(cache) == 1  # the last row holds the opening, too
     cache.insert(slab(), ids(7), exact=True)
     assert cache.match(ids(1)) is not None
     assert len(cache) == 2
-    cache.budget = ROW
+    budget[0] = ROW
     cache.insert(slab(), ids(8), exact=True)
     assert cache.match(ids(1)) is None
-    assert cache.nbytes <= cache.budget
+    assert cache.nbytes <= budget[0]
 
 
 def test_an_opening_that_is_most_of_its_slab_goes_with_it() -> None:

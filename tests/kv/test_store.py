@@ -17,7 +17,7 @@ TOKEN = random_kv(1).nbytes
 
 def store_of(tokens: int) -> Store:
     """A store with room for so many tokens."""
-    return Store(tokens * TOKEN)
+    return Store(lambda: tokens * TOKEN)
 
 
 def never() -> KV:
@@ -59,11 +59,11 @@ def test_what_was_put_is_there_until_the_room_is_needed() -> None:
 def test_pinned_entries_stay() -> None:
     store = store_of(4)
     store.put("a", random_kv(2))
-    assert store.pin("a")
+    assert store.pin("a", 0)
     store.put("b", random_kv(2))
     assert store.put("c", random_kv(2))
     assert ("a" in store, "b" in store) == (True, False)
-    store.unpin("a")
+    store.unpin("a", 0)
     assert store.put("d", random_kv(4))
     assert "a" not in store
 
@@ -72,7 +72,7 @@ def test_nothing_goes_for_an_entry_that_cannot_fit() -> None:
     store = store_of(4)
     store.put("a", random_kv(2))
     store.put("b", random_kv(2))
-    store.pin("b")
+    store.pin("b", 0)
     assert not store.put("c", random_kv(3))
     assert not store.put("d", random_kv(5))
     assert ("a" in store, "b" in store, len(store)) == (True, True, 2)
@@ -81,7 +81,7 @@ def test_nothing_goes_for_an_entry_that_cannot_fit() -> None:
 def test_putting_a_key_again_keeps_its_pins_and_counts_it_once() -> None:
     store = store_of(4)
     store.put("a", random_kv(3, 1))
-    store.pin("a")
+    store.pin("a", 0)
     assert store.put("a", random_kv(4, 2))
     assert store.nbytes == 4 * TOKEN
     assert not store.put("b", random_kv(1)), "a is still pinned"
@@ -91,19 +91,19 @@ def test_putting_a_key_again_keeps_its_pins_and_counts_it_once() -> None:
 def test_pins_are_counted() -> None:
     store = store_of(2)
     store.put("a", random_kv(2))
-    store.pin("a")
-    store.pin("a")
-    store.unpin("a")
+    store.pin("a", 0)
+    store.pin("a", 0)
+    store.unpin("a", 0)
     assert not store.put("b", random_kv(2))
-    store.unpin("a")
+    store.unpin("a", 0)
     assert store.put("b", random_kv(2))
 
 
 def test_unknown_keys() -> None:
     store = store_of(2)
     assert store.get("x") is None
-    assert not store.pin("x")
-    store.unpin("x")
+    assert not store.pin("x", 0)
+    store.unpin("x", 0)
     store.drop("x")
     assert len(store) == 0
 
@@ -111,8 +111,8 @@ def test_unknown_keys() -> None:
 def test_too_many_unpins_leave_no_debt() -> None:
     store = store_of(2)
     store.put("a", random_kv(2))
-    store.unpin("a")
-    store.pin("a")
+    store.unpin("a", 0)
+    store.pin("a", 0)
     assert not store.put("b", random_kv(1))
 
 
@@ -126,7 +126,7 @@ def test_a_recipe_is_made_once_when_first_asked_for() -> None:
         made.append(1)
         return random_kv(2, 7)
 
-    assert store.put_recipe("a", make, 2 * TOKEN, pins=2)
+    assert store.put_recipe("a", make, 2 * TOKEN, uses=[0, 0])
     assert not made
     assert store.nbytes == 2 * TOKEN
     assert equal(store.get("a"), random_kv(2, 7))
@@ -136,39 +136,39 @@ def test_a_recipe_is_made_once_when_first_asked_for() -> None:
 
 def test_a_recipe_nobody_needed_goes_with_its_last_pin() -> None:
     store = store_of(4)
-    store.put_recipe("a", never, 2 * TOKEN, pins=2)
-    store.unpin("a")
+    store.put_recipe("a", never, 2 * TOKEN, uses=[0, 0])
+    store.unpin("a", 0)
     assert "a" in store
-    store.unpin("a")
+    store.unpin("a", 0)
     assert ("a" in store, store.nbytes) == (False, 0)
 
 
 def test_a_recipe_that_was_made_stays_without_pins() -> None:
     store = store_of(4)
-    store.put_recipe("a", lambda: random_kv(2), 2 * TOKEN, pins=1)
+    store.put_recipe("a", lambda: random_kv(2), 2 * TOKEN, uses=[0])
     store.get("a")
-    store.unpin("a")
+    store.unpin("a", 0)
     assert "a" in store
 
 
 def test_a_recipe_without_consumers_is_not_kept() -> None:
     store = store_of(4)
-    assert not store.put_recipe("a", never, TOKEN, pins=0)
+    assert not store.put_recipe("a", never, TOKEN, uses=[])
     assert len(store) == 0
 
 
 def test_a_recipe_for_known_kv_only_adds_its_pins() -> None:
     store = store_of(4)
     store.put("a", random_kv(4))
-    assert store.put_recipe("a", never, 4 * TOKEN, pins=1)
+    assert store.put_recipe("a", never, 4 * TOKEN, uses=[0])
     assert not store.put("b", random_kv(1))
     assert equal(store.get("a"), random_kv(4))
 
 
 def test_a_recipe_without_room_is_refused() -> None:
     store = store_of(4)
-    store.put_recipe("a", never, 3 * TOKEN, pins=1)
-    assert not store.put_recipe("b", never, 2 * TOKEN, pins=1)
+    store.put_recipe("a", never, 3 * TOKEN, uses=[0])
+    assert not store.put_recipe("b", never, 2 * TOKEN, uses=[0])
     assert "a" in store
 
 
@@ -180,7 +180,7 @@ def test_a_recipe_that_fails_may_be_asked_again() -> None:
             raise RuntimeError("out of memory")
         return random_kv(1)
 
-    store.put_recipe("a", make, TOKEN, pins=1)
+    store.put_recipe("a", make, TOKEN, uses=[0])
     with pytest.raises(RuntimeError):
         store.get("a")
     store.check_integrity()
@@ -190,7 +190,7 @@ def test_a_recipe_that_fails_may_be_asked_again() -> None:
 def test_forgetting() -> None:
     store = store_of(4)
     for key in "abc":
-        store.put_recipe(key, never, TOKEN, pins=1)
+        store.put_recipe(key, never, TOKEN, uses=[0])
     store.drop("a")
     assert ("a" in store, len(store)) == (False, 2)
     store.clear()
@@ -199,7 +199,9 @@ def test_forgetting() -> None:
 
 def test_threads_share_a_store() -> None:
     store, made, errors = store_of(50), [], []
-    store.put_recipe("shared", lambda: made.append(1) or random_kv(1), TOKEN, pins=8)
+    store.put_recipe(
+        "shared", lambda: made.append(1) or random_kv(1), TOKEN, uses=[0, 0, 0, 0, 0, 0, 0, 0]
+    )
 
     def work(number: int) -> None:
         try:
@@ -207,7 +209,7 @@ def test_threads_share_a_store() -> None:
                 store.put(f"{number}-{i}", random_kv(2))
                 store.get(f"{number}-{i}")
                 store.get("shared")
-            store.unpin("shared")
+            store.unpin("shared", 0)
         except Exception as error:
             errors.append(error)
 
@@ -261,7 +263,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             expected = pins > 0 and self.admit(key, tokens, pins, False)
         make = lambda: random_kv(tokens)  # noqa: E731
-        assert self.store.put_recipe(key, make, tokens * TOKEN, pins) == expected
+        assert self.store.put_recipe(key, make, tokens * TOKEN, [0] * pins) == expected
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:
@@ -276,13 +278,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=KEYS)
     def pin(self, key: str) -> None:
         entry = self.find(key)
-        assert self.store.pin(key) == (entry is not None)
+        assert self.store.pin(key, 0) == (entry is not None)
         if entry:
             entry["pins"] += 1
 
     @rule(key=KEYS)
     def unpin(self, key: str) -> None:
-        self.store.unpin(key)
+        self.store.unpin(key, 0)
         if entry := self.find(key):
             entry["pins"] = max(entry["pins"] - 1, 0)
             if not entry["pins"] and not entry["made"]:

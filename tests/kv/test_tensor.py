@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from kvcomm.kv import KV, Slab
 from tests.reuse.kvs import equal, random_kv
@@ -91,72 +88,21 @@ def test_bytes() -> None:
     assert random_kv(5, dtype=torch.bfloat16).slice(0, 2).nbytes == 2 * 3 * 2 * 2 * 4 * 2
 
 
-# --- files ---
+# --- checksums ---
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_kv_is_saved_and_loaded(tmp_path: Path, dtype: torch.dtype) -> None:
-    for kv in (random_kv(5, 1, dtype), random_kv(5, 1, dtype).slice(1, 4), random_kv(0, 1, dtype)):
-        kv.save(tmp_path / "kv", {"model": "tiny", "text": 'é "quoted"\n'})
-        loaded, metadata = KV.load(tmp_path / "kv")
-        assert equal(loaded, kv)
-        assert metadata == {"model": "tiny", "text": 'é "quoted"\n'}
-
-
-def test_metadata_may_be_left_out(tmp_path: Path) -> None:
-    random_kv(2).save(tmp_path / "kv")
-    assert KV.load(tmp_path / "kv")[1] == {}
-
-
-def test_keys_and_values_that_are_views_of_one_tensor_can_be_saved(tmp_path: Path) -> None:
-    both = torch.stack([random_kv(3).keys, random_kv(3).values])
-    kv = KV(both[0], both[1])
-    kv.save(tmp_path / "kv")
-    assert equal(KV.load(tmp_path / "kv")[0], kv)
-
-
-def _truncated(path: Path) -> None:
-    random_kv(5).save(path)
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def _foreign(path: Path) -> None:
-    save_file({"weight": torch.zeros(2)}, path)
-
-
-def _without_values(path: Path) -> None:
-    save_file({"keys": torch.zeros(1, 1, 1, 1)}, path, {"format": "kvcomm-kv-1", "user": "{}"})
-
-
-def _without_metadata(path: Path) -> None:
-    tensors = {"keys": torch.zeros(1, 1, 1, 1), "values": torch.zeros(1, 1, 1, 1)}
-    save_file(tensors, path, {"format": "kvcomm-kv-1"})
-
-
-def _unequal(path: Path) -> None:
-    tensors = {"keys": torch.zeros(1, 1, 2, 1), "values": torch.zeros(1, 1, 1, 1)}
-    save_file(tensors, path, {"format": "kvcomm-kv-1", "user": "{}"})
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: None,
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"not safetensors at all"),
-        lambda path: path.mkdir(),
-        _truncated,
-        _foreign,
-        _without_values,
-        _without_metadata,
-        _unequal,
-    ],
-    ids=["missing", "empty", "text", "folder", "truncated", "foreign", "half", "bare", "unequal"],
-)
-def test_any_other_file_is_a_value_error_that_names_it(tmp_path: Path, write: object) -> None:
-    write(tmp_path / "kv")
-    with pytest.raises(ValueError, match="kv"):
-        KV.load(tmp_path / "kv")
+def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> None:
+    kv = random_kv(5, 1, dtype)
+    before = kv.checksum()
+    assert before == random_kv(5, 1, dtype).checksum()
+    assert before == kv.slice(0, 5).checksum()
+    for part in (kv.keys, kv.values):
+        part[1, 1, 2, 3] = -part[1, 1, 2, 3]
+        assert kv.checksum() != before
+        part[1, 1, 2, 3] = -part[1, 1, 2, 3]
+    assert kv.checksum() == before
+    assert random_kv(0, 1, dtype).checksum() == random_kv(0, 2, dtype).checksum()
 
 
 # --- slabs ---

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvcomm.errors import StateError
+from kvcomm.kv.files import save_tensors
 from kvcomm.reuse.offsets import ANCHORS, AnchorPool, OffsetModel, Offsets
-from kvcomm.reuse.state import FORMAT, Loaded, check_folder, load_state, save_state
+from kvcomm.reuse.state import FORMAT, LIBRARY, Loaded, check_folder, load_state, save_state
 from tests.reuse.kvs import equal, random_kv
 
 MODEL, PRINT = "tiny", "0123abcd"
@@ -95,8 +99,8 @@ def test_another_models_state_is_refused_and_not_touched(tmp_path: Path) -> None
     save_state(tmp_path, "smol", "ffff", learned(("aa", 0)))
     before = contents(tmp_path)
     message = (
-        rf"learned by smol \(ffff, {FORMAT}\); this is tiny \({PRINT}, {FORMAT}\): choose another "
-        "--state folder, or --state none"
+        rf"learned by smol \(ffff, {LIBRARY}, {FORMAT}\); this is tiny \({PRINT}, {LIBRARY}, "
+        rf"{FORMAT}\): choose another --state folder, or --state none"
     )
     with pytest.raises(StateError, match=message):
         check_folder(tmp_path, MODEL, PRINT)
@@ -109,6 +113,14 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     manifest = {"format": "kvcomm-state-0", "model": MODEL, "fingerprint": PRINT}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(StateError, match="kvcomm-state-0"):
+        check_folder(tmp_path, MODEL, PRINT)
+
+
+def test_another_version_of_the_library_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(LIBRARY, "kvcomm 9.9"))
+    with pytest.raises(StateError, match=rf"kvcomm 9.9, .*{LIBRARY}"):
         check_folder(tmp_path, MODEL, PRINT)
 
 
@@ -136,36 +148,88 @@ def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
 # --- damaged files ---
 
 
-def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
-    whole = (tmp_path / "aa.safetensors").read_bytes()
-    (tmp_path / "aa.safetensors").write_bytes(whole[: len(whole) // 2])
-    save_file({"x": torch.zeros(1)}, tmp_path / "bb.safetensors")
-    before = contents(tmp_path)
-    offsets = nothing()
-    loaded = load_state(tmp_path, offsets, CPU)
-    assert (loaded.templates, loaded.samples) == (1, 3)
-    assert [reason.split(":")[0] for reason in loaded.refused] == [
-        "aa.safetensors",
-        "bb.safetensors",
-    ]
-    assert f"not in the format {FORMAT}" in loaded.refused[1]
-    assert [template for _, template, _ in offsets.models] == ["cc"]
-    assert contents(tmp_path) == before
+def _halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_file_that_lacks_a_tensor_is_not_read_in_part(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("aa", 1)))
-    path = tmp_path / "aa.safetensors"
+def _foreign(path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, path)
+
+
+def _flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def _lacking(path: Path) -> None:
     tensors = load_file(path)
-    (name,) = (name for name in tensors if "1" in name and name.endswith("2.offset.keys"))
+    (name,) = (name for name in tensors if name.endswith("2.offset.keys"))
     del tensors[name]
-    save_file(tensors, path, metadata={"format": FORMAT})
+    save_tensors(path, tensors, FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_halved, "cannot be read"),
+        (_foreign, f"not in the format {FORMAT}"),
+        (_flipped, "damaged: its checksum is another"),
+        (_lacking, "it lacks '2.offset.keys'"),
+    ],
+)
+def test_a_damaged_file_is_set_aside_and_the_others_are_read(
+    tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0)))
+    damage(tmp_path / "aa.safetensors")
+    found = (tmp_path / "aa.safetensors").read_bytes()
     offsets = learned(("aa", 0), seed=500, count=1)
     loaded = load_state(tmp_path, offsets, CPU)
-    assert (loaded.templates, loaded.samples) == (0, 0)
-    assert loaded.refused == ("aa.safetensors: it lacks '2.offset.keys'",)
+    assert (loaded.templates, loaded.samples) == (1, 3)
+    (refused,) = loaded.refused
+    assert refused.startswith("aa.safetensors: ")
+    assert reason in refused
     assert model_of(offsets, "aa", 0).samples == 1, "what was known before is kept"
+    assert (tmp_path / "aa.safetensors.damaged").read_bytes() == found
+    assert load_state(tmp_path, nothing(), CPU).refused == ()
+    save_state(tmp_path, MODEL, PRINT, offsets)
+    assert load_state(tmp_path, nothing(), CPU).templates == 2
+
+
+def test_what_there_is_no_room_for_is_left(tmp_path: Path) -> None:
+    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
+    for age, name in enumerate(("bb", "aa", "cc")):  # the newest first
+        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+    offsets = nothing()
+    one = learned(("aa", 0)).nbytes
+    offsets.budget = lambda: one + 1
+    loaded = load_state(tmp_path, offsets, CPU)
+    assert [template for _, template, _ in offsets.models] == ["bb", "aa"]
+    assert loaded.refused == ("1 templates: no room in memory",)
+    assert (tmp_path / "cc.safetensors").exists()
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    """Writers and readers at once: every file is whole at any time."""
+    code = (
+        "import sys; from pathlib import Path; import torch\n"
+        "from tests.reuse.test_state import MODEL, PRINT, learned, nothing\n"
+        "from kvcomm.reuse.state import load_state, save_state\n"
+        "folder, seed = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "for turn in range(30):\n"
+        "    made = learned(('aa', 0), ('bb', 0), seed=seed + turn, count=1 + turn % 3)\n"
+        "    save_state(folder, MODEL, PRINT, made)\n"
+        "    found = load_state(folder, nothing(), torch.device('cpu'))\n"
+        "    assert found.templates == 2 and not found.refused, found\n"
+    )
+    root = Path(__file__).parents[2]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(seed)], cwd=root)
+        for seed in (0, 1000)
+    ]
+    assert [worker.wait(timeout=50) for worker in workers] == [0, 0]
+    assert not list(tmp_path.glob(".*"))
 
 
 # --- writing ---
@@ -177,11 +241,11 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
     save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     before = contents(tmp_path)
 
-    def disk_full(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    def disk_full(tensors: object, path: Path, metadata: object) -> None:
         Path(path).write_bytes(b"half of")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kvcomm.reuse.state.save_file", disk_full)
+    monkeypatch.setattr("kvcomm.kv.files.save_file", disk_full)
     with pytest.raises(StateError, match="No space left on device"):
         save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500))
     assert contents(tmp_path) == before

@@ -7,10 +7,9 @@ import pytest
 from kvcomm.engine.base import Extended
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.realign import Realigner
-from kvcomm.errors import NodeFailed
 from kvcomm.graphs import chain
 from kvcomm.runtime.account import Entry
-from tests.runtime.support import TASK, agent, session
+from tests.runtime.support import TASK, Events, agent, session
 
 
 def test_taking_back_counts_prefix_and_computed_apart() -> None:
@@ -23,7 +22,7 @@ def test_taking_back_counts_prefix_and_computed_apart() -> None:
     assert (entry.tokens, entry.computed, entry.prefix, entry.arrivals) == (0, 0, 0, [])
 
 
-def test_pins_go_when_a_node_fails_behind_its_message(
+def test_a_node_that_fails_behind_its_message_fails_nothing_and_is_named(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(self: Realigner, *_: object) -> None:
@@ -31,9 +30,14 @@ def test_pins_go_when_a_node_fails_behind_its_message(
             raise RuntimeError("broken")
 
     monkeypatch.setattr(Realigner, "observe", broken)
-    with session(tiny, "kvcomm") as active, pytest.raises(NodeFailed, match="broken"):
-        active.run(chain(agent("a"), agent("b")), TASK)
-    assert all(entry.pins == 0 for entry in tiny.store._entries.values())
+    graph, events = chain(agent("a"), agent("b")), Events()
+    with session(tiny, "kvcomm", listeners=(events,)) as active:
+        result = active.run(graph, TASK)
+    assert result.call("b").text.strip() == result.answer
+    (failed,) = events.of("error")
+    assert (failed.node, failed.error) == ("b", "RuntimeError: broken")
+    assert failed.instead.strip() == result.answer
+    assert all(not entry.uses for entry in tiny.store._entries.values())
 
 
 def test_one_namespace_never_learns_from_another(tiny: LocalEngine) -> None:

@@ -216,14 +216,14 @@ def test_learned_offsets_and_audits_are_kept(tiny: LocalEngine, tmp_path: Path) 
     assert not result.call("b").report.exact
 
 
-def test_damaged_audits_are_left_alone_and_named(tiny: LocalEngine, tmp_path: Path) -> None:
+def test_damaged_audits_are_set_aside_and_named(tiny: LocalEngine, tmp_path: Path) -> None:
     with auto(tiny, target_divergence=100.0, state=tmp_path) as active:
         runs(active, MIN_SAMPLES + 1)
     (tmp_path / "audits.json").write_text("{")
     events = Events()
     with auto(tiny, state=tmp_path, listeners=(events,)) as again:
         again.run(GRAPH, TASK)
-    assert "left alone: audits.json" in events.of("state")[0].reason
+    assert "set aside: audits.json" in events.of("state")[0].reason
 
 
 @pytest.mark.parametrize(

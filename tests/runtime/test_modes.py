@@ -202,7 +202,7 @@ def test_pins_are_gone_when_a_run_is_over(tiny: LocalEngine) -> None:
         with session(tiny, reuse) as active:
             active.run(GRAPHS["debate"], TASK)
         tiny.store.check_integrity()
-        assert all(entry.pins == 0 for entry in tiny.store._entries.values())
+        assert all(not entry.uses for entry in tiny.store._entries.values())
 
 
 def test_sampling_depends_on_the_seed_alone(tiny: LocalEngine) -> None:

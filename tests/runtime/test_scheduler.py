@@ -19,11 +19,6 @@ from kvcomm.trace import read_trace
 from tests.runtime.support import TASK, Events, agent, session
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "BACKOFF_S", 0.001)
-
-
 def flaky(failures: int) -> Callable[[str], str]:
     """A post-processing that raises so many times, then works."""
     left = [failures]
@@ -45,7 +40,7 @@ def test_a_failed_attempt_is_tried_again_and_consumers_do_not_notice(
         expected = active.run(chain(agent("a", 40), agent("b")), TASK).answer
     events = Events()
     with session(tiny, reuse, listeners=[events]) as active:
-        graph = chain(agent("a", 40, post=flaky(2), retries=2), agent("b"))
+        graph = chain(agent("a", 40, post=flaky(2), retries=2, backoff_s=0.001), agent("b"))
         result = active.run(graph, TASK)
     assert result.answer == expected
     assert result.call("a").report.attempt == 3
@@ -57,7 +52,7 @@ def test_a_failed_attempt_is_tried_again_and_consumers_do_not_notice(
 def test_a_node_that_fails_for_good_fails_the_run_by_name(
     tiny: LocalEngine, reuse: str, tmp_path: Path
 ) -> None:
-    graph = chain(agent("a"), agent("b", post=flaky(9), retries=1), agent("c"))
+    graph = chain(agent("a"), agent("b", post=flaky(9), retries=1, backoff_s=0.001), agent("c"))
     with session(tiny, reuse) as active, pytest.raises(NodeFailed, match="no luck") as caught:
         active.run(graph, TASK, out=tmp_path)
     assert caught.value.node == "b"
@@ -67,7 +62,7 @@ def test_a_node_that_fails_for_good_fails_the_run_by_name(
     assert trace.finished.status == "failed"
     assert [error.node for error in trace.errors] == ["b", None]
     tiny.store.check_integrity()
-    assert all(entry.pins == 0 for entry in tiny.store._entries.values())
+    assert all(not entry.uses for entry in tiny.store._entries.values())
 
 
 def test_post_processing_has_to_return_text(tiny: LocalEngine) -> None:
@@ -186,7 +181,7 @@ async def test_cancelling_a_run_cleans_up_and_leaves_a_readable_trace(
     steps = tiny.loop.steps
     await asyncio.sleep(0.05)
     assert tiny.loop.steps <= steps + 1
-    assert all(entry.pins == 0 for entry in tiny.store._entries.values())
+    assert all(not entry.uses for entry in tiny.store._entries.values())
 
 
 def test_many_nodes_of_one_level_run_at_once(tiny: LocalEngine) -> None:

@@ -81,7 +81,16 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
     with session(tiny, "exact") as active:
         result = active.run(GRAPH, TASK, out=tmp_path / "out")
     found = json.loads(json.dumps(result.to_json()))
-    assert set(found) == {"answer", "model", "mode", "calls", "audits", "totals", "trace"}
+    assert set(found) == {
+        "answer",
+        "model",
+        "mode",
+        "calls",
+        "audits",
+        "totals",
+        "trace",
+        "warnings",
+    }
     assert found["trace"] == str(tmp_path / "out")
     call = found["calls"][1]
     assert {
@@ -143,4 +152,4 @@ def test_the_default_state_lies_in_the_users_cache(
     monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
     with Session(tiny, reuse="kvcomm", runs=None) as active:
         active.run(GRAPH, TASK)
-    assert (tmp_path / "state" / tiny.fingerprint / "manifest.json").exists()
+    assert (tmp_path / "state" / "kvcomm-0.1" / tiny.fingerprint / "manifest.json").exists()

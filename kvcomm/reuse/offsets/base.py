@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -66,11 +67,14 @@ class Offsets:
 
     A family is a way to learn ("anchors", "linear", "mean"). Models are kept per (family,
     template, label): anchors for every placeholder of a template by its number, the others for
-    every placeholder kind.
+    every placeholder kind. What `budget` has no room for is forgotten template by template, the
+    least recently asked first.
     """
 
     families: Mapping[str, Callable[[], OffsetModel]]
+    budget: Callable[[], float] = lambda: math.inf
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
+    _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
 
     def of(self, family: str, template: str, name: str, number: int) -> OffsetModel:
         """The model of the placeholder called `name`, the `number`-th of its template."""
@@ -81,9 +85,20 @@ class Offsets:
         key = (family, template, label)
         if key not in self.models:
             self.models[key] = self.families[family]()
+        self._asked.pop(template, None)
+        self._asked[template] = None
         return self.models[key]
+
+    def trim(self) -> None:
+        """Forget the templates that there is no room for."""
+        while self.models and self.nbytes > self.budget():
+            never = (template for _, template, _ in self.models if template not in self._asked)
+            oldest = next(never, None) or next(iter(self._asked))
+            self._asked.pop(oldest, None)
+            for key in [key for key in self.models if key[1] == oldest]:
+                del self.models[key]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all models."""
-        return sum(model.nbytes for model in self.models.values())
+        return sum(model.nbytes for model in list(self.models.values()))

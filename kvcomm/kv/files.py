@@ -1,0 +1,81 @@
+"""Tensors on disk: safetensors files that are whole or not there, and that know their checksum."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT, CHECKSUM = "format", "checksum"
+
+
+def checksum(tensors: Iterable[torch.Tensor]) -> str:
+    """A number for the bits of `tensors`, in their order: it tells damage, not malice."""
+    # An XOR over all words, at the speed of reading them.
+    sums = (torch.hash_tensor(t.detach()).item() if t.numel() else 0 for t in tensors)
+    return "-".join(f"{value:016x}" for value in sums)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], form: str, metadata: Mapping[str, str] = {}
+) -> None:
+    """Write `tensors` in the format `form`, in one step. Raises `OSError`."""
+    # safetensors refuses tensors that share memory, and writes contiguous ones only.
+    copies = {name: tensor.detach().cpu().clone() for name, tensor in sorted(tensors.items())}
+    header = {**metadata, FORMAT: form}
+    header[CHECKSUM] = _sum(copies, header)
+    try:
+        replace_file(path, partial(save_file, copies, metadata=header))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def load_tensors(
+    path: Path, form: str, device: str = "cpu"
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that `save_tensors` wrote.
+
+    Raises `ValueError` for a file of another format, and for one that is damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            if header.get(FORMAT) != form:
+                raise ValueError(f"not in the format {form}")
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    if header.pop(CHECKSUM, "") != _sum(tensors, header):
+        raise ValueError("damaged: its checksum is another")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
+
+
+def _sum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> str:
+    """The checksum of a whole file: its tensors, and what is said of them."""
+    said = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    words = zlib.crc32(repr((said, sorted(header.items()))).encode())
+    return f"{words:08x}-{checksum(tensors.values())}"
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a new file beside `path`, then put it there at once, or not at all.
+
+    Raises `OSError`.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
