@@ -15,7 +15,7 @@ from typing import Any
 from kvcomm import __version__
 from kvcomm.agents import Agent
 from kvcomm.engine.base import Engine
-from kvcomm.errors import ContextOverflow, KvcommError, UsageError
+from kvcomm.errors import ContextOverflow, KvcommError, StateError, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.runtime.result import Call, Result
 from kvcomm.runtime.session import Session
@@ -108,6 +108,7 @@ class Evaluation:
             for mode in plan.modes
         }
         self._saved = time.monotonic()
+        self.warnings: dict[str, str] = {}
 
     async def run(self) -> list[Sample]:
         """Do what is left, and return all samples in the order of the plan."""
@@ -140,7 +141,10 @@ class Evaluation:
     async def _save(self) -> None:
         self._saved = time.monotonic()
         for session in self._sessions.values():
-            await session.save()
+            try:
+                await session.save()
+            except StateError as error:  # the samples are worth more
+                self.warnings[session.mode] = str(error)
 
     async def _sample(self, task: Task, repeat: int, mode: str) -> Sample:
         """One task, once; a failure is a sample too."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kvcomm.errors import UsageError
+from kvcomm.errors import KvcommError, UsageError
+from kvcomm.trace.line_file import LineFile
 
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"
@@ -104,7 +105,7 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             self._check(config)
             self.samples = read_samples(folder / SAMPLES, mend=True)
-            self._file = (folder / SAMPLES).open("a", encoding="utf-8")
+            self._file = LineFile(folder / SAMPLES)
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -133,15 +134,27 @@ class Log:
         return {sample.key for sample in self.samples}
 
     def append(self, sample: Sample) -> None:
-        """Keep a sample: one whole line, flushed."""
-        self._file.write(sample.model_dump_json() + "\n")
-        self._file.flush()
+        """Keep a sample: one whole line, written through. Raises `KvcommError` when it cannot."""
+        try:
+            self._file.append(sample.model_dump_json())
+        except OSError as error:
+            raise KvcommError(
+                f"cannot write to {self.folder}: {error.strerror or error}; {len(self.samples)} "
+                "samples are safe: make room and run the same command again with "
+                f"--out {self.folder}, and it goes on"
+            ) from None
         self.samples.append(sample)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json` anew."""
         text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-        (self.folder / SUMMARY).write_text(text, encoding="utf-8")
+        try:
+            (self.folder / SUMMARY).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise KvcommError(
+                f"cannot write {self.folder / SUMMARY}: {error.strerror or error}; the samples are "
+                f"safe: kvcomm eval report {self.folder}"
+            ) from None
 
     def close(self) -> None:
         """Close the file."""

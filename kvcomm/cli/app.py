@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +12,31 @@ from typer.core import TyperGroup
 from kvcomm.cli import bench, demo, eval, graph, models, run, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked the program to end: it does as after Ctrl-C, with another exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: traces closed, what was learned saved.
+
+    A signal that is ignored (`nohup`) stays ignored.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may say what signals do
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 class Reporting(TyperGroup):
@@ -22,6 +49,9 @@ class Reporting(TyperGroup):
         except KvcommError as error:
             complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
+        except Terminated as signalled:
+            complain("terminated")
+            raise typer.Exit(signalled.exit_code) from None
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None

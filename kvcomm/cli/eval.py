@@ -115,6 +115,8 @@ def suite(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    memory: options.Memory = None,
+    spill: options.Spill = None,
     json: options.Json = False,
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
@@ -134,6 +136,7 @@ def suite(
                 f"--compare {compare} is the mode of --reuse: compare with another one"
             )
     quality = options.quality(target, audit_rate, budget)
+    room = options.size(memory)
     found, tasks = load_suite(name, data)
     tasks = select(tasks, limit, shuffle, ids)
     with Graders(unsandboxed) as graders:
@@ -167,13 +170,15 @@ def suite(
 
         complain(f"loading {model}")
         with (
-            load_engine(model, device=device, dtype=dtype) as engine,
+            load_engine(model, device=device, dtype=dtype, memory=room, spill=spill) as engine,
             EvalProgress(len(plan.work())) as progress,
         ):
             evaluation = Evaluation(
                 engine, plan, graders, place, quality=quality, on_sample=progress
             )
             samples = asyncio.run(evaluation.run())
+            for warning in evaluation.warnings.values():
+                complain(f"warning: {warning}")
             value = whole_summary(evaluation.config, samples, place)
             evaluation.log.write_summary(value)
     if json:

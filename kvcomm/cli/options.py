@@ -68,6 +68,24 @@ Dtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="T", help="float32, bfloat16, float16.", show_default=False),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="The most for all KV, such as 4GB.",
+        show_default="half of what is free",
+    ),
+]
+Spill = Annotated[
+    Path | None,
+    typer.Option(
+        "--spill",
+        metavar="DIR",
+        help="Where KV of shared texts goes that has to leave memory.",
+        show_default=False,
+    ),
+]
 Reuse = Annotated[
     str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
 ]
@@ -138,6 +156,21 @@ def quality(target: float | None, rate: float | None, budget: float | None) -> d
     }
     controller(**fields)
     return fields
+
+
+def size(value: str | None) -> int | None:
+    """`--memory` in bytes. Raises `UsageError` for anything that is no size."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    if value is None:
+        return None
+    try:
+        found = int(TypeAdapter(ByteSize).validate_python(value))
+    except (ValidationError, OverflowError):
+        found = 0
+    if found <= 0:
+        raise UsageError(f"--memory {value!r} is no size: write 4GB, 500MB or a number of bytes")
+    return found
 
 
 def need(package: str, extra: str) -> None:

@@ -61,6 +61,8 @@ def run(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    memory: options.Memory = None,
+    spill: options.Spill = None,
     json: options.Json = False,
 ) -> None:
     """Answer QUESTION with a graph of agents, and say what each call reused."""
@@ -80,6 +82,7 @@ def run(
     )
     inputs = _inputs(built, question, extra or [])
     quality = options.quality(target, audit_rate, budget)
+    room = options.size(memory)
     trace = None
     if replay is not None:
         from kvcomm.trace.read import find_run
@@ -92,7 +95,7 @@ def run(
 
     complain(f"loading {model}")
     with (
-        load_engine(model, device=device, dtype=dtype) as engine,
+        load_engine(model, device=device, dtype=dtype, memory=room, spill=spill) as engine,
         RunProgress() as progress,
         Session(
             engine,

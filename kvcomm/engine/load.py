@@ -20,16 +20,20 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
 from kvcomm.engine.shapes import SHAPES, random_model
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.errors import ModelError
+from kvcomm.errors import ModelError, UsageError
 from kvcomm.kv import Rope
 from kvcomm.reuse.offsets.linear import state_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def build_engine(name: str, device: str | None, dtype: str | None) -> Engine:
+def build_engine(
+    name: str, device: str | None, dtype: str | None, memory: int | None, spill: Path | None
+) -> Engine:
     """See `kvcomm.engine.models.load_engine`."""
-    engine, _ = _load(name, device, dtype)
+    if memory is not None and memory <= 0:
+        raise UsageError(f"a budget of {memory} bytes holds nothing: use --memory 4GB, say")
+    engine, _ = _load(name, device, dtype, memory, spill)
     return engine
 
 
@@ -59,7 +63,13 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
         engine.close()
 
 
-def _load(name: str, device: str | None, dtype: str | None) -> tuple[Engine, Verdict]:
+def _load(
+    name: str,
+    device: str | None,
+    dtype: str | None,
+    memory: int | None = None,
+    spill: Path | None = None,
+) -> tuple[Engine, Verdict]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     place = _device(device)
@@ -91,11 +101,17 @@ def _load(name: str, device: str | None, dtype: str | None) -> tuple[Engine, Ver
     if place.type == "cpu" and kind == torch.float32:
         use_few_rows(model)
     verdict, rope = self_check(model)
-    return _engine(name, model, tokenizer, verdict, rope), verdict
+    return _engine(name, model, tokenizer, verdict, rope, memory, spill), verdict
 
 
 def _engine(
-    name: str, model: object, tokenizer: object, verdict: Verdict, rope: Rope | None
+    name: str,
+    model: object,
+    tokenizer: object,
+    verdict: Verdict,
+    rope: Rope | None,
+    memory: int | None,
+    spill: Path | None,
 ) -> Engine:
     config = model.config  # type: ignore[attr-defined]
     text = config.get_text_config()
@@ -114,7 +130,15 @@ def _engine(
             reason=verdict.reason,
         )
     return LocalEngine(
-        model, codec, rope, name=name, fingerprint=print_, max_context=context, stop=stop
+        model,
+        codec,
+        rope,
+        name=name,
+        fingerprint=print_,
+        max_context=context,
+        stop=stop,
+        memory=memory,
+        spill=spill,
     )
 
 

@@ -100,16 +100,25 @@ def fetch_model(name: str) -> Path:
     return folder
 
 
-def load_engine(name: str, *, device: str | None = None, dtype: str | None = None) -> Any:
+def load_engine(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    memory: int | None = None,
+    spill: Path | None = None,
+) -> Any:
     """The engine for a model: an alias, a local folder, a hub id, or `random:SHAPE`.
 
     `device` defaults to cuda, then mps, then cpu; `dtype` to bfloat16 on cuda, float16 on mps and
-    float32 on cpu. The self-check runs here: a model whose KV cannot be reused gets an engine
+    float32 on cpu. `memory` bounds the bytes of all KV on the device (default: half of what is free
+    once the model is loaded), and what has to leave it may go to files in the folder `spill`.
+    The self-check runs here: a model whose KV cannot be reused gets an engine
     that runs dense and whose `capabilities` say why. Raises `ModelError` (exit code 2).
     """
     from kvcomm.engine.load import build_engine
 
-    return build_engine(name, device, dtype)
+    return build_engine(name, device, dtype, memory, spill)
 
 
 def check_model(name: str, *, device: str | None = None, dtype: str | None = None) -> Check:

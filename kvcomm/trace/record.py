@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcomm.errors import UsageError
 from kvcomm.trace.events import Event, _Event
+from kvcomm.trace.line_file import LineFile
 
 E = TypeVar("E", bound=_Event)
 TRACE_FILE = "trace.jsonl"
@@ -53,7 +53,7 @@ class Recorder:
         self.broken = ""
         self._listeners = listeners
         self._start = time.perf_counter()
-        self._file = (folder / TRACE_FILE).open("wb", buffering=0) if folder else None
+        self._file = LineFile(folder / TRACE_FILE) if folder else None
 
     def since_start(self, clock: float) -> float:
         """A `time.perf_counter()` reading as seconds since the run began."""
@@ -63,22 +63,14 @@ class Recorder:
         """Record one event and return it."""
         event = kind(t=self.since_start(time.perf_counter()), **fields)
         if self._file and not self._file.closed:
-            self._append((event.model_dump_json() + "\n").encode())
+            try:
+                self._file.append(event.model_dump_json())
+            except OSError as error:
+                self.broken = f"the trace in {self.path} is cut short: {error.strerror or error}"
+                self._file.close()
         for listener in self._listeners:
             listener(event)  # type: ignore[arg-type]
         return event
-
-    def _append(self, line: bytes) -> None:
-        assert self._file is not None
-        whole = self._file.tell()
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            self.broken = f"the trace in {self.path} is cut short: {error.strerror or error}"
-            with suppress(OSError):
-                self._file.truncate(whole)
-            self._file.close()
 
     def close(self) -> None:
         """Close the file; later events reach the listeners only."""

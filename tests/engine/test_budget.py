@@ -1,4 +1,4 @@
-"""One budget for all KV: it holds, a run goes on whatever it is, and what does not fit is computed."""
+"""One budget for all KV: it holds, runs go on whatever it is, what does not fit is computed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,34 @@
+"""A file that grows by whole lines, also when the disk fills up."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+
+class LineFile:
+    """Appends lines to `path`, each written through at once. Raises `OSError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, line: str) -> None:
+        """Write `line` and its end, or nothing of it. Raises `OSError`."""
+        data = line.encode("utf-8", errors="replace") + b"\n"
+        whole = self._file.seek(0, 2)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(whole)
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more lines."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._file.close()

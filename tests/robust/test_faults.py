@@ -1,0 +1,188 @@
+"""Agents and tools that go wrong: what the run does, what is kept, and who is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from kvcomm.agents import Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import NodeFailed
+from kvcomm.graphs import AgentGraph, fully_connected
+from kvcomm.trace import read_trace
+from tests.runtime.support import TASK, Events, agent, session
+
+MODES = ["dense", "exact", "kvcomm", "auto"]
+
+
+def raises(_: object) -> str:
+    raise RuntimeError("no luck")
+
+
+def hangs(_: object) -> str:
+    time.sleep(30)
+    return "too late"
+
+
+def exits(_: object) -> str:
+    raise SystemExit("a post-processing must not end the program")
+
+
+def returns(value: object) -> Callable[[object], object]:
+    return lambda _: value
+
+
+FAULTS = {
+    "raises": (raises, "RuntimeError: no luck"),
+    "hangs": (hangs, "took longer than its timeout of 0.4 s"),
+    "exits": (exits, "SystemExit: a post-processing must not end the program"),
+    "returns nothing": (returns(None), "returned NoneType, not text"),
+    "returns bytes": (returns(b"text"), "returned bytes, not text"),
+    "returns a number": (returns(42), "returned int, not text"),
+}
+
+
+def team(post: object, **care: object) -> AgentGraph:
+    """b goes wrong; c hears a and b."""
+    return fully_connected(
+        agent("a", 10),
+        agent("b", 10, post=post, timeout_s=0.4, **care),
+        agent("c", 10),
+    )
+
+
+def pinned(engine: LocalEngine) -> list[str]:
+    return [key for key, entry in engine.store._entries.items() if entry.uses]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fails_the_run_with_the_node_and_the_reason(
+    tiny: LocalEngine, fault: str, tmp_path: Path
+) -> None:
+    post, reason = FAULTS[fault]
+    with session(tiny, "kvcomm") as active, pytest.raises(NodeFailed) as caught:
+        active.run(team(post), TASK, out=tmp_path)
+    assert caught.value.node == "b"
+    assert reason.split(": ")[-1] in str(caught.value)
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert [view.node for view in trace.calls if view.call] == ["a"], "a's work is kept"
+    assert [(error.node, error.instead) for error in trace.errors] == [("b", None), (None, None)]
+    assert not pinned(tiny)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_branch_that_is_skipped_is_named_to_its_readers(
+    tiny: LocalEngine, fault: str, mode: str
+) -> None:
+    post, reason = FAULTS[fault]
+    events = Events()
+    with session(tiny, mode, listeners=(events,)) as active:
+        result = active.run(team(post, on_error="skip"), TASK)
+    assert [call.node for call in result.calls] == ["a", "c"]
+    (failed,) = events.of("error")
+    assert failed.node == "b"
+    assert reason in failed.error
+    assert failed.instead == "(b gave no answer.)"
+    told = {step.name: step.tokens for step in result.call("c").steps}
+    assert told["b"] == len(tiny.codec.encode("(b gave no answer.)"))
+    assert not pinned(tiny)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fallback_stands_in_for_the_message(tiny: LocalEngine, mode: str) -> None:
+    said = "I could not look it up, so take three."
+    graph = team(raises, on_error="fallback", fallback=said)
+    given = fully_connected(
+        agent("a", 10),
+        Tool("b", lambda texts: said),
+        agent("c", 10),
+    )
+    with session(tiny, mode) as active:
+        result = active.run(graph, TASK)
+        expected = active.run(given, TASK)
+    assert result.answer == expected.answer
+
+
+def test_the_answer_may_fall_back_but_not_be_skipped(tiny: LocalEngine) -> None:
+    def graph(**care: object) -> AgentGraph:
+        return fully_connected(agent("a"), agent("b", post=raises, **care))
+
+    with session(tiny, "exact") as active:
+        result = active.run(graph(on_error="fallback", fallback="No idea."), TASK)
+        assert result.answer == "No idea."
+        with pytest.raises(NodeFailed, match="no luck"):
+            active.run(graph(on_error="skip"), TASK)
+
+
+def test_attempts_wait_longer_and_longer(tiny: LocalEngine) -> None:
+    events = Events()
+    graph = team(raises, on_error="skip", retries=3, backoff_s=0.01)
+    with session(tiny, "exact", listeners=(events,)) as active:
+        active.run(graph, TASK)
+    assert [retry.wait_s for retry in events.of("retry")] == [0.01, 0.02, 0.04]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_message_is_a_message(tiny: LocalEngine, mode: str) -> None:
+    with session(tiny, mode) as active:
+        result = active.run(team(returns("")), TASK)
+    assert result.call("b").text == ""
+    assert {step.name: step.tokens for step in result.call("c").steps}["b"] == 0
+
+
+def test_a_tool_that_hangs_is_left_behind(tiny: LocalEngine) -> None:
+    def web(texts: Mapping[str, str]) -> str:
+        return hangs(texts)
+
+    graph = AgentGraph(
+        [Tool("web", web, timeout_s=0.2, on_error="skip"), agent("a")],
+        [("web", "a")],
+    )
+    began = time.monotonic()
+    with session(tiny, "exact") as active:
+        result = active.run(graph, TASK)
+    assert result.answer
+    assert time.monotonic() - began < 10
+    assert any(thread.name == "kvcomm-apart" for thread in threading.enumerate())
+
+
+def test_what_hangs_does_not_keep_the_program_from_ending() -> None:
+    code = (
+        "import time\n"
+        "from kvcomm import Session, load_engine\n"
+        "from kvcomm.agents import Agent, Tool\n"
+        "from kvcomm.graphs import AgentGraph\n"
+        "web = Tool('web', lambda texts: time.sleep(600), timeout_s=0.2, on_error='skip')\n"
+        "graph = AgentGraph([web, Agent('a', prompt='{task} {web}')], [('web', 'a')])\n"
+        "with load_engine('random:llama-tiny') as engine, \\\n"
+        "        Session(engine, state=None, runs=None) as session:\n"
+        "    print('answered', len(session.run(graph, 'x').answer))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("answered")
+
+
+def test_other_calls_go_on_while_a_post_processing_hangs(tiny: LocalEngine) -> None:
+    """It runs beside the event loop: a's reader c is not held up by b."""
+    graph = AgentGraph(
+        [
+            agent("a", 5),
+            agent("b", 5, post=hangs, timeout_s=2.0, on_error="skip"),
+            agent("c", 5),
+            agent("d", 5),
+        ],
+        [("a", "c"), ("b", "d"), ("c", "d")],
+    )
+    events = Events()
+    with session(tiny, "exact", listeners=(events,)) as active:
+        active.run(graph, TASK)
+    order = [e.node for e in events.all if e.kind in ("call", "error")]
+    assert order.index("c") < order.index("b")
