@@ -30,7 +30,7 @@ from kvcomm.engine.realign import Realigner
 from kvcomm.engine.room import Ticket
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
-from kvcomm.errors import Preempted
+from kvcomm.errors import NotANumber, Preempted
 from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
@@ -259,6 +259,10 @@ class LocalSequence:
         """The answer's tokens as they are sampled."""
         while True:
             item = await self._tokens.get()
+            if isinstance(item, NotANumber):
+                # Whatever was damaged, rows that grew from it are not to be trusted.
+                space = self._call.namespace
+                await self.engine.call(lambda: self.engine.prefix.clear(space))
             if isinstance(item, BaseException):
                 raise item
             if item.last:

@@ -53,6 +53,11 @@ class Filling:
         """Whether nothing was reused on purpose."""
         return all(plan.dense for plan in self.plans)
 
+    @property
+    def reused(self) -> bool:
+        """Whether anything in the row was not computed for it."""
+        return any(e.prefix or e.realigned for e in self.account.entries.values())
+
     def drop(self) -> None:
         """The row is gone: start over."""
         self.account.drop()

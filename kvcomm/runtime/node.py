@@ -16,7 +16,7 @@ from kvcomm.message import Message, outgoing, strip_thinking
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Step
-from kvcomm.reuse.policy import Exact, Policy
+from kvcomm.reuse.policy import Dense, Policy
 from kvcomm.reuse.recipe import LINEAR
 from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor, Finished
@@ -82,10 +82,10 @@ class Attempt:
             except (Preempted, StartOver):
                 filling.drop()
             except NotANumber as error:
-                if seq.exact or self.draft.sealed:
+                if not filling.reused or self.draft.sealed:
                     raise
-                # What was realigned may be damaged: the prompt is computed instead.
-                self.policy, self.choice = Exact(f"computed: realigned, {error}"), None
+                # What was reused may be damaged: the prompt is computed instead.
+                self.policy, self.choice = Dense(f"computed, because with reuse {error}"), None
                 self.draft.restart()
                 filling = self._filling(deadline)
             finally:
