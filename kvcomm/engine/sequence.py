@@ -261,8 +261,7 @@ class LocalSequence:
             item = await self._tokens.get()
             if isinstance(item, NotANumber):
                 # Whatever was damaged, rows that grew from it are not to be trusted.
-                space = self._call.namespace
-                await self.engine.call(lambda: self.engine.prefix.clear(space))
+                await self.engine.call(self._distrust)
             if isinstance(item, BaseException):
                 raise item
             if item.last:
@@ -270,6 +269,9 @@ class LocalSequence:
                 yield item
                 return
             yield item
+
+    def _distrust(self) -> None:
+        self.engine.prefix.clear(self._call.namespace)
 
     async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """A handle on the decoded KV of a message, pinned for the steps at which it is read."""

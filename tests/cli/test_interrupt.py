@@ -1,4 +1,4 @@
-"""Ctrl-C: exit code 130, one line, and a trace that can be read."""
+"""Ctrl-C and signals to end: an exit code, one line, and a trace that can be read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from kvcomm.trace import read_trace
 
 COMMAND = "from kvcomm.cli import main; main()"
 
 
-def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
+)
+def test_a_signal_in_the_middle_of_a_run(
+    tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
     out = tmp_path / "out"
     options = ["--agents", "12", "--max-tokens", "2000", "--state", "none", "--out", str(out)]
     process = subprocess.Popen(
@@ -28,11 +40,11 @@ def test_ctrl_c_in_the_middle_of_a_run(tmp_path: Path) -> None:
         assert time.monotonic() < until, "the run did not begin"
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert stdout == ""
-    assert stderr.rstrip().split("\n")[-1] == "interrupted"
+    assert stderr.rstrip().split("\n")[-1] == word
     assert "Traceback" not in stderr
     finished = read_trace(trace).finished
     assert finished is not None
