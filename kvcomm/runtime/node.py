@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
@@ -13,11 +14,12 @@ from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError, Preempted, StartOver
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment, Template, spelled
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Policy
 from kvcomm.reuse.recipe import LINEAR
+from kvcomm.runtime.account import Entry
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.filling import FINE, Filling
@@ -257,6 +259,7 @@ class Attempt:
             covered=len(handle.positions) if handle else 0,
             exact=handle.exact if handle else seq.exact,
             reason=reason,
+            ids=list(sent.ids),
         )
 
     def _report(
@@ -272,6 +275,7 @@ class Attempt:
                 attempt=self.number,
                 index=index,
                 **entry.fields(ready),
+                text=self._text(entry, opening=index == 0),
             )
             for index, entry in sorted(filling.account.entries.items())
         ]
@@ -303,6 +307,11 @@ class Attempt:
             phases=seq.phases.seconds,
         )
         return Call(report=report, steps=steps, message=sent)
+
+    def _text(self, entry: Entry, *, opening: bool) -> int | None:
+        ids = tuple(entry.ids)
+        spell = partial(spelled, self.engine.codec, ids, opening=opening)
+        return self.recorder.text((ids, opening), spell)
 
 
 def _checked(agent: str, post: Callable[[str], str]) -> Callable[[str], str]:
