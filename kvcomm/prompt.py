@@ -215,8 +215,8 @@ def spelled(codec: Codec, ids: Sequence[int], *, opening: bool) -> str:
     return codec.decode([*codec.encode(lead), *ids]).removeprefix(lead)
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix of two id sequences."""
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Length of the common prefix of two sequences."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index

@@ -122,6 +122,13 @@ class SegmentStep(_Event):
         """The segment as templates spell it."""
         return self.name if self.segment == "literal" else f"{{{self.name}}}"
 
+    @property
+    def source(self) -> Literal["computed", "prefix", "realigned"]:
+        """Where most of its tokens came from."""
+        if self.realigned > max(self.computed, self.prefix):
+            return "realigned"
+        return "prefix" if self.prefix > self.computed else "computed"
+
 
 class MessageSent(_Event):
     """A node's message: text, token ids, and the handle of the KV behind it (`None`: text only)."""

@@ -25,7 +25,7 @@ def show_run(
     """A run at a glance, or the calls of one `node` (or of one agent in all its rounds).
 
     `segments` adds a section for every call: its segments, its message, why. `text` does, too, and
-    shows the task and the messages whole. Raises `UsageError` for an unknown node.
+    shows task, prompts and messages whole. Raises `UsageError` for an unknown node.
     """
     if node is not None:
         views = views_of(run, node)

@@ -19,11 +19,10 @@ from kvcomm.trace.lines import event_line
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
 from kvcomm.trace.show_calls import show_audit, show_call
+from kvcomm.trace.show_prompt import COLOURS
 from kvcomm.trace.text import number, plain, shorten
 from kvcomm.trace.timeline import Timeline
 
-# One colour for every source of a token; the words beside them say the same.
-COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
 BAR = 48
 # As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
 EVENTS = 500
@@ -133,7 +132,7 @@ class Viewer(App[None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Go to the first call that holds the words."""
-        self._hits = [view for view in self.trace.calls if holds(view, event.value)]
+        self._hits = hits(self.trace, event.value)
         self.action_close_search()
         if self._hits:
             self.action_next()
@@ -212,12 +211,21 @@ def source_bar(step: SegmentStep) -> Text:
     return bar
 
 
-def holds(view: CallView, words: str) -> bool:
-    """Whether a call's segments, reasons or message hold the words, whatever their case."""
-    texts = [step.name + " " + step.reason for step in view.steps]
-    texts += [view.message.text] if view.message else []
-    texts += [view.call.gate] if view.call else []
-    return bool(words) and any(words.lower() in text.lower() for text in (view.node, *texts))
+def hits(run: TraceRun, words: str) -> list[Subject]:
+    """The calls whose prompts, messages, segments or reasons hold the words, in any case."""
+    words = words.lower()
+    # A text may stand in many prompts: it is searched once.
+    texts = {id for id, text in run.texts.items() if words in text.lower()}
+    return [view for view in run.calls if words and _holds(view, words, texts)]
+
+
+def _holds(view: CallView, words: str, texts: set[int]) -> bool:
+    said = [view.node, *(step.name + " " + step.reason for step in view.steps)]
+    said += [view.message.text] if view.message else []
+    said += [view.call.gate] if view.call else []
+    return any(step.text in texts for step in view.steps) or any(
+        words in text.lower() for text in said
+    )
 
 
 def _label(view: CallView) -> Text:
