@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +104,12 @@ def view(
     from kvcomm.trace.read import find_run, read_trace
 
     options.need("textual", "tui")
-    found = read_trace(find_run(run, runs))
+    path = find_run(run, runs)
+    # The trace stays to the end: to look for garbage in it takes longer than to read it.
+    gc.disable()
+    found = read_trace(path)
+    gc.freeze()
+    gc.enable()
 
     from kvcomm.trace.view import Viewer
 

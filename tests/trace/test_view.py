@@ -115,15 +115,18 @@ async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
         for node in nodes:
             name = f"{node['name']}{number}"
             started["nodes"].append({**node, "name": name, "senders": []})
-        written += [re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line) for line in body]
+        for line in body:
+            line = re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line)
+            written.append(re.sub(r'"(id|text)":(\d+)', rf'"\1":\g<2>{number:06}', line))
     path = run.path.with_name("large.jsonl")
     path.write_text("\n".join([json.dumps(started), *written, lines[-1]]))
     assert path.stat().st_size > 45_000_000
     began = time.monotonic()
-    viewer = Viewer(read_trace(path))
-    async with viewer.run_test(size=(110, 36)):
+    large = read_trace(path)
+    async with Viewer(large).run_test(size=(110, 36)):
         pass
     assert time.monotonic() - began < 8
+    assert len(large.texts) == again * len(run.texts)
 
 
 async def test_nothing_is_wider_than_its_side(run: TraceRun) -> None:
