@@ -88,8 +88,11 @@ class TraceRun:
 
     def last_calls(self) -> list[CallView]:
         """The last attempt at every node, in the order in which they began."""
-        last = {view.node: view for view in self.calls}
-        return sorted(last.values(), key=self.calls.index)
+        last: dict[str, CallView] = {}
+        for view in self.calls:
+            last.pop(view.node, None)
+            last[view.node] = view
+        return list(last.values())
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:

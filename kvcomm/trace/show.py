@@ -18,6 +18,9 @@ from kvcomm.trace.show_calls import show_call, show_calls
 from kvcomm.trace.text import listed, plain, plural, seconds, share, shorten
 from kvcomm.trace.timeline import Timeline, slowest
 
+# As many nodes as a drawing is readable with.
+MOST = 500
+
 
 def show_run(
     run: TraceRun, *, text: bool = False, segments: bool = False, node: str | None = None
@@ -155,7 +158,9 @@ def show_audits(audits: Sequence[Audited]) -> str:
 
 
 def show_graph(run: TraceRun) -> RenderableType:
-    """The graph by level, the answer's node marked."""
+    """The graph by level, the answer's node marked; one that no screen holds is not drawn."""
+    if len(run.started.nodes) > MOST:
+        return Text(f" {plural(len(run.started.nodes), 'node')}, too many to draw", style="dim")
     notes = {
         info.name: ", ".join(
             word

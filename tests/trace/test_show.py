@@ -170,3 +170,11 @@ def test_numbers_and_texts() -> None:
     ]
     assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
     assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"
+
+
+def test_a_graph_that_no_screen_holds_is_not_drawn(whole: TraceRun) -> None:
+    nodes = [whole.started.nodes[0].model_copy(update={"name": f"n{i}"}) for i in range(501)]
+    whole.started = whole.started.model_copy(update={"nodes": nodes})
+    text = shown(whole)
+    assert "501 nodes, too many to draw" in text
+    assert "●" not in text

@@ -117,7 +117,7 @@ async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
             started["nodes"].append({**node, "name": name, "senders": []})
         for line in body:
             line = re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line)
-            written.append(re.sub(r'"(id|text)":(\d+)', rf'"\1":\g<2>{number:06}', line))
+            written.append(re.sub(r'"(id|text)":(\d+)', rf'"\1":1{number:06}\g<2>', line))
     path = run.path.with_name("large.jsonl")
     path.write_text("\n".join([json.dumps(started), *written, lines[-1]]))
     assert path.stat().st_size > 45_000_000
