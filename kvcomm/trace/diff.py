@@ -88,8 +88,8 @@ def show_diff(first: TraceRun, second: TraceRun) -> RenderableType:
     found = pairs(first, second)
     modes = (first.started.mode, second.started.mode)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("node", overflow="fold")
-    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "texts part at"):
+    table.add_column("node", no_wrap=True)
+    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "parts at"):
         table.add_column(name, justify="right", no_wrap=True)
     for pair in found:
         table.add_row(Text(pair.node), *_cells(pair))

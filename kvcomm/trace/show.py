@@ -33,7 +33,8 @@ def show_run(
     if node is not None:
         views = views_of(run, node)
         return Group(
-            show_calls(views), *(show_call(run, view, text=text, times=True) for view in views)
+            show_calls(views),
+            *(show_call(run, view, prompt=text, whole=text, times=True) for view in views),
         )
     parts: list[RenderableType] = [
         show_header(run, text=text),
@@ -50,7 +51,7 @@ def show_run(
         parts += _section("Advice", _points(found))
     if segments or text:
         parts += [show_tool(tool, text=text) for tool in run.tools]
-        parts += [show_call(run, view, text=text) for view in run.calls]
+        parts += [show_call(run, view, prompt=text, whole=text) for view in run.calls]
     parts += show_notes(run, sections=segments or text)
     if not segments and not text and run.calls:
         parts += ["", Text("--segments: where every token came from; --node NODE: one call", "dim")]

@@ -19,11 +19,12 @@ from kvcomm.trace.lines import event_line
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
 from kvcomm.trace.show_calls import show_audit, show_call
-from kvcomm.trace.show_prompt import COLOURS
+from kvcomm.trace.show_prompt import COLOURS, show_prompt
 from kvcomm.trace.text import number, plain, shorten
 from kvcomm.trace.timeline import Timeline
 
-BAR = 48
+# So wide that a line fits a terminal of 80 columns, the tree beside it.
+BAR = 24
 # As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
 EVENTS = 500
 # Above so many calls the first page is the header alone, and the tree has groups.
@@ -167,12 +168,11 @@ class Viewer(App[None]):
 
     def _prompt(self, subject: Subject) -> RenderableType:
         if isinstance(subject, CallView):
-            parts: list[RenderableType] = [source_bar(step) for step in subject.steps]
-            legend = Text.assemble(
-                *[(f"█ {name}  ", colour) for name, colour in COLOURS.items()], style="dim"
-            )
-            detail = show_call(self.trace, subject, text=True, times=True)
-            return Group(legend, *parts, detail)
+            bars = [source_bar(step) for step in subject.steps]
+            legend = Text.assemble(*((f"█ {name}  ", colour) for name, colour in COLOURS.items()))
+            prompt = show_prompt(self.trace, subject.steps)
+            detail = show_call(self.trace, subject, whole=True, times=True)
+            return Group(legend, *bars, "", prompt, detail)
         if isinstance(subject, str):
             return Group(*(show_tool(t, text=True) for t in self.trace.tools if t.node == subject))
         if len(self.trace.calls) > MANY:

@@ -86,7 +86,7 @@ def _facts(run: TraceRun) -> str:
         "graph": f"{started.graph}, {plural(len(started.nodes), 'node')}",
         "mode": started.mode,
         "device": f"{started.device}, {started.dtype}",
-        "started": started.started,
+        "started": started.started.replace("T", " "),
         "seed": str(started.seed),
     }
     if run.finished:
