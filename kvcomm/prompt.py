@@ -21,6 +21,8 @@ from kvcomm.message import Handle
 BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w@-]*)\}|[{}]")
 # A private-use character marks the holes while the chat template is applied.
 MARK = "\ue000"
+# Stands before a segment that is spelled by itself.
+LEAD = "x"
 
 
 class Codec(Protocol):
@@ -203,8 +205,18 @@ def _cut(
     )
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common prefix of two id sequences."""
+def spelled(codec: Codec, ids: Sequence[int], *, opening: bool) -> str:
+    """The text of one segment, special tokens spelled out; `opening`: no other stands before it.
+
+    Texts of whole segments, one behind the other, are the text of the prompt.
+    """
+    # Some tokenizers drop a space where a text begins: only the opening begins one.
+    lead = "" if opening else LEAD
+    return codec.decode([*codec.encode(lead), *ids]).removeprefix(lead)
+
+
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Length of the common prefix of two sequences."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index

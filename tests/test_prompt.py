@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from kvcomm.errors import TemplateError
 from kvcomm.message import Handle
-from kvcomm.prompt import MARK, Codec, Hole, Piece, Segment, Template, Text, compile_template
+from kvcomm.prompt import (
+    MARK,
+    Codec,
+    Hole,
+    Piece,
+    Segment,
+    Template,
+    Text,
+    compile_template,
+    spelled,
+)
 from kvcomm.prompt import parse_template as parse
 from tests.codecs import (
     DROPS_SYSTEM,
@@ -43,7 +53,7 @@ def ids_of(template: Template, codec: Codec, **texts: str) -> list[int]:
     return [i for segment in filled for i in segment.ids]
 
 
-def spelled(pieces: tuple[Piece, ...], texts: dict[str, str]) -> str:
+def worded(pieces: tuple[Piece, ...], texts: dict[str, str]) -> str:
     return "".join(p.text if isinstance(p, Text) else texts[p.name] for p in pieces)
 
 
@@ -168,9 +178,12 @@ def test_a_filled_prompt_reads_as_the_chat_with_the_texts_in_place(
     first, second = (Text("S:"), *system, Text(".")), (Text("U:"), *user, Text("."))
     template = compile_template(codec, first, second)
     prompt = ids_of(template, codec, **texts)
-    assert codec.decode(prompt) == codec.chat(spelled(first, texts), spelled(second, texts))
+    assert codec.decode(prompt) == codec.chat(worded(first, texts), worded(second, texts))
     special = [i for i in prompt if i in codec.special_ids]
     assert special == [i for part in template.literals for i in part if i in codec.special_ids]
+    segments = template.fill({key: tuple(codec.encode(text)) for key, text in texts.items()})
+    one_by_one = (spelled(codec, s.ids, opening=not at) for at, s in enumerate(segments))
+    assert "".join(one_by_one) == codec.decode(prompt)
 
 
 # --- filling ---

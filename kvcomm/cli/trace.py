@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,7 @@ def show(
         bool, typer.Option("--segments", help="Show where every token of every call came from.")
     ] = False,
     text: Annotated[
-        bool, typer.Option("--text", help="The same, task and messages whole.")
+        bool, typer.Option("--text", help="The same, and task, prompts and messages whole.")
     ] = False,
     node: Annotated[
         str | None,
@@ -103,7 +104,12 @@ def view(
     from kvcomm.trace.read import find_run, read_trace
 
     options.need("textual", "tui")
-    found = read_trace(find_run(run, runs))
+    path = find_run(run, runs)
+    # The trace stays to the end: to look for garbage in it takes longer than to read it.
+    gc.disable()
+    found = read_trace(path)
+    gc.freeze()
+    gc.enable()
 
     from kvcomm.trace.view import Viewer
 
@@ -140,7 +146,7 @@ def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
         "answer_node": started.answer_node,
         "answer": run.finished.answer if run.finished else None,
         "nodes": [info.model_dump() for info in started.nodes],
-        "calls": [_call_json(view) for view in views],
+        "calls": [_call_json(run, view) for view in views],
         "totals": run.finished.totals.model_dump() if run.finished else None,
         "state": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.state],
         "retries": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.retries],
@@ -149,8 +155,8 @@ def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
     }
 
 
-def _call_json(view: CallView) -> dict[str, Any]:
-    """A call as `kvcomm run --json` has it, with its attempt and its message."""
+def _call_json(run: TraceRun, view: CallView) -> dict[str, Any]:
+    """A call as `kvcomm run --json` has it, with its attempt, its prompt and its message."""
     call = view.call
     return {
         "node": view.node,
@@ -159,7 +165,12 @@ def _call_json(view: CallView) -> dict[str, Any]:
         **(call.model_dump(exclude={"v", "t", "kind", "node", "attempt"}) if call else {}),
         "message": view.message.text if view.message else None,
         "segments": [
-            {"kind": step.segment, **step.model_dump(include=SEGMENT_FIELDS)} for step in view.steps
+            {
+                "kind": step.segment,
+                **step.model_dump(include=SEGMENT_FIELDS),
+                "text": run.text(step),
+            }
+            for step in view.steps
         ],
     }
 

@@ -17,7 +17,7 @@ class Entry:
 
     kind: str
     name: str
-    tokens: int = 0
+    ids: list[int] = field(default_factory=list)
     computed: int = 0
     prefix: int = 0
     realigned: int = 0
@@ -27,9 +27,14 @@ class Entry:
     corrected: bool = False
     arrivals: list[tuple[float, int, int]] = field(default_factory=list)
 
-    def add(self, tokens: int, extended: Extended, clock: float) -> None:
+    @property
+    def tokens(self) -> int:
+        """How long the segment is."""
+        return len(self.ids)
+
+    def add(self, ids: Sequence[int], extended: Extended, clock: float) -> None:
         """Count one piece of the segment."""
-        self.tokens += tokens
+        self.ids += ids
         self.computed += extended.computed
         self.prefix += extended.prefix
         self.realigned += extended.realigned
@@ -37,7 +42,7 @@ class Entry:
         self.positions = extended.positions
         self.corrected = extended.corrected
         self.reason = extended.reason
-        self.arrivals.append((clock, tokens, extended.computed))
+        self.arrivals.append((clock, len(ids), extended.computed))
 
     def remove(self, tokens: int) -> int:
         """Take back the last `tokens`; returns how many of them were computed for nothing.
@@ -52,7 +57,7 @@ class Entry:
             left, wasted = left - taken, wasted + lost
             if count > taken:
                 self.arrivals.append((clock, count - taken, computed - lost))
-        self.tokens -= tokens
+        del self.ids[len(self.ids) - tokens :]
         self.computed -= wasted
         self.prefix -= tokens - wasted
         return wasted
@@ -101,7 +106,7 @@ class Account:
     ) -> None:
         """Count pieces that entered the row together."""
         for index, segment, done in zip(indices, segments, extended, strict=True):
-            self.entry(index, segment.kind, segment.name).add(len(segment), done, clock)
+            self.entry(index, segment.kind, segment.name).add(segment.ids, done, clock)
 
     def drop(self) -> None:
         """The row is gone: what was computed in it was for nothing."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
@@ -13,11 +14,12 @@ from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError, NotANumber, Preempted, StartOver
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing, strip_thinking
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment, Template, spelled
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Dense, Policy
 from kvcomm.reuse.recipe import LINEAR
+from kvcomm.runtime.account import Entry
 from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
@@ -289,6 +291,7 @@ class Attempt:
             covered=len(handle.positions) if handle else 0,
             exact=handle.exact if handle else seq.exact,
             reason=reason,
+            ids=list(sent.ids),
         )
 
     def _report(
@@ -304,6 +307,7 @@ class Attempt:
                 attempt=self.number,
                 index=index,
                 **entry.fields(ready),
+                text=self._text(entry, opening=index == 0),
             )
             for index, entry in sorted(filling.account.entries.items())
         ]
@@ -335,6 +339,11 @@ class Attempt:
             phases=seq.phases.seconds,
         )
         return Call(report=report, steps=steps, message=sent)
+
+    def _text(self, entry: Entry, *, opening: bool) -> int | None:
+        ids = tuple(entry.ids)
+        spell = partial(spelled, self.engine.codec, ids, opening=opening)
+        return self.recorder.text((ids, opening), spell)
 
 
 def _checked(agent: str, post: Callable[[str], str]) -> Callable[[str], str]:

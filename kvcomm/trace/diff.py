@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
+from kvcomm.prompt import common_prefix
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.text import listed, number, plain, shorten
 
@@ -18,11 +19,15 @@ AROUND = 32
 
 @dataclass(frozen=True)
 class Pair:
-    """One node in both runs; None where a run has no finished call of it."""
+    """One node in both runs; None where a run has no finished call of it.
+
+    `comparable`: the same model wrote both, so that the ids of their tokens mean the same.
+    """
 
     node: str
     first: CallView | None
     second: CallView | None
+    comparable: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Tokens, times, divergence where audited, and how far the texts are the same."""
@@ -32,15 +37,34 @@ class Pair:
             "second": _numbers(self.second),
             "same_text": self.same_characters is None,
             "same_characters": self.same_characters,
+            "same_tokens": self.same_tokens,
         }
 
     @property
     def same_characters(self) -> int | None:
         """Characters that both texts begin with; None when they are equal to the end."""
         one, other = (v.message.text if v and v.message else "" for v in (self.first, self.second))
-        both = enumerate(zip(one, other, strict=False))
-        end = min(len(one), len(other))
-        return None if one == other else next((i for i, (a, b) in both if a != b), end)
+        return None if one == other else common_prefix(one, other)
+
+    @property
+    def same_tokens(self) -> int | None:
+        """Tokens that both messages begin with; None for equal texts, or where ids are not known.
+
+        Older traces hold no ids.
+        """
+        one, other = (v.message.ids if v and v.message else [] for v in (self.first, self.second))
+        known = self.comparable and one and other and self.same_characters is not None
+        return common_prefix(one, other) if known else None
+
+    @property
+    def parting(self) -> str:
+        """Where the texts part, in words; empty for texts that do not."""
+        if self.same_characters is None:
+            return ""
+        character = f"character {self.same_characters:,}"
+        if self.same_tokens is None:
+            return character
+        return f"token {self.same_tokens:,} ({character})"
 
 
 def pairs(first: TraceRun, second: TraceRun) -> list[Pair]:
@@ -51,8 +75,9 @@ def pairs(first: TraceRun, second: TraceRun) -> list[Pair]:
         raise UsageError(
             f"these runs have no call in common: {listed(found[0])} and {listed(found[1])}"
         )
+    comparable = first.started.model == second.started.model
     return [
-        Pair(name, found[0].get(name), found[1].get(name))
+        Pair(name, found[0].get(name), found[1].get(name), comparable)
         for name in names
         if name in found[0] or name in found[1]
     ]
@@ -63,8 +88,8 @@ def show_diff(first: TraceRun, second: TraceRun) -> RenderableType:
     found = pairs(first, second)
     modes = (first.started.mode, second.started.mode)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("node", overflow="fold")
-    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "text"):
+    table.add_column("node", no_wrap=True)
+    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "parts at"):
         table.add_column(name, justify="right", no_wrap=True)
     for pair in found:
         table.add_row(Text(pair.node), *_cells(pair))
@@ -106,14 +131,13 @@ def _cells(pair: Pair) -> list[str]:
 
     ratio = one["ttft_s"] / other["ttft_s"] if one and other and other["ttft_s"] else None
     audited = [s["divergence"] for s in (one, other) if s and s["divergence"] is not None]
-    same = pair.same_characters
     return [
         both("computed_tokens", lambda v: f"{v:,}"),
         both("prompt_tokens", lambda v: f"{v:,}"),
         both("ttft_s", number),
         "–" if ratio is None else f"{ratio:.1f}×",
         f"{audited[-1]:.4f}" if audited else "",
-        "same" if same is None else f"parts at {same}",
+        pair.parting.split(" (")[0] or "same",
     ]
 
 
@@ -121,12 +145,14 @@ def _parting(pair: Pair, modes: tuple[str, str]) -> list[RenderableType]:
     at = pair.same_characters
     if at is None or not (pair.first and pair.second):
         return []
-    lines: list[RenderableType] = [Text(f"{pair.node}, from character {at} on", style="bold")]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for mode, view in zip(modes, (pair.first, pair.second), strict=True):
         text = plain(view.message.text) if view.message else ""
         before = "…" if at > AROUND else ""
-        lines.append(Text(f"  {mode}: {before}{shorten(text[max(0, at - AROUND) :], 120)}"))
-    return lines
+        grid.add_row(f"  {mode}", Text(before + shorten(text[max(0, at - AROUND) :], 120)))
+    return [Text(f"{pair.node} parts at {pair.parting}", style="bold"), grid]
 
 
 def _numbers(view: CallView | None) -> dict[str, Any] | None:

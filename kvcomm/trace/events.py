@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-VERSION = 1
+# 2: texts of prompts, token ids of messages.
+VERSION = 2
 
 
 class _Event(BaseModel):
@@ -82,12 +83,21 @@ class NodeStarted(_Event):
     prompt_capacity: int
 
 
+class PromptText(_Event):
+    """The text of segments, special tokens spelled out. Written once, before the first of them."""
+
+    kind: Literal["text"] = "text"
+    id: int
+    text: str
+
+
 class SegmentStep(_Event):
     """How one segment entered the row: `computed + prefix + realigned = tokens`.
 
     `ahead` counts the tokens that were in the row before the last input was complete. Of a
     realigned segment `positions` are the `[start, end)` ranges that were computed, and `corrected`
-    says whether offsets were added to base KV or it was only rotated.
+    says whether offsets were added to base KV or it was only rotated. `text` is the id of a
+    `PromptText`: the texts of a call's steps, one behind the other, are its prompt.
     """
 
     kind: Literal["step"] = "step"
@@ -105,15 +115,23 @@ class SegmentStep(_Event):
     reason: str
     positions: list[tuple[int, int]] = []
     corrected: bool = False
+    text: int | None = None
 
     @property
     def label(self) -> str:
         """The segment as templates spell it."""
         return self.name if self.segment == "literal" else f"{{{self.name}}}"
 
+    @property
+    def source(self) -> Literal["computed", "prefix", "realigned"]:
+        """Where most of its tokens came from."""
+        if self.realigned > max(self.computed, self.prefix):
+            return "realigned"
+        return "prefix" if self.prefix > self.computed else "computed"
+
 
 class MessageSent(_Event):
-    """A node's message: its text, and the handle of the KV behind it (`None`: text only)."""
+    """A node's message: text, token ids, and the handle of the KV behind it (`None`: text only)."""
 
     kind: Literal["message"] = "message"
     node: str
@@ -124,6 +142,7 @@ class MessageSent(_Event):
     covered: int
     exact: bool
     reason: str
+    ids: list[int] = []
 
 
 class CallFinished(_Event):
@@ -256,6 +275,7 @@ Event = Annotated[
     | StateRead
     | Profiled
     | NodeStarted
+    | PromptText
     | SegmentStep
     | MessageSent
     | CallFinished

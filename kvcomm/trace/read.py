@@ -15,6 +15,7 @@ from kvcomm.trace.events import (
     Failed,
     MessageSent,
     NodeStarted,
+    PromptText,
     Retried,
     RunFinished,
     RunStarted,
@@ -75,6 +76,11 @@ class TraceRun:
     errors: list[Failed]
     events: list[Event]
     skipped: int
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def text(self, step: SegmentStep) -> str | None:
+        """The text of a segment; None in a trace that holds no texts."""
+        return None if step.text is None else self.texts.get(step.text)
 
     def audits(self) -> list[Audited]:
         """What was measured of the calls, in their order."""
@@ -82,8 +88,11 @@ class TraceRun:
 
     def last_calls(self) -> list[CallView]:
         """The last attempt at every node, in the order in which they began."""
-        last = {view.node: view for view in self.calls}
-        return sorted(last.values(), key=self.calls.index)
+        last: dict[str, CallView] = {}
+        for view in self.calls:
+            last.pop(view.node, None)
+            last[view.node] = view
+        return list(last.values())
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -138,6 +147,8 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
                 view.call = event
             elif isinstance(event, Audited):
                 view.audits.append(event)
+        elif isinstance(event, PromptText):
+            run.texts[event.id] = event.text
         elif isinstance(event, ToolFinished):
             run.tools.append(event)
         elif isinstance(event, RunFinished):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcomm.errors import UsageError
-from kvcomm.trace.events import Event, _Event
+from kvcomm.trace.events import Event, PromptText, _Event
 from kvcomm.trace.line_file import LineFile
 
 E = TypeVar("E", bound=_Event)
@@ -54,6 +54,7 @@ class Recorder:
         self._listeners = listeners
         self._start = time.perf_counter()
         self._file = LineFile(folder / TRACE_FILE) if folder else None
+        self._texts: dict[Hashable, int] = {}
 
     def since_start(self, clock: float) -> float:
         """A `time.perf_counter()` reading as seconds since the run began."""
@@ -71,6 +72,18 @@ class Recorder:
         for listener in self._listeners:
             listener(event)  # type: ignore[arg-type]
         return event
+
+    def text(self, key: Hashable, spell: Callable[[], str]) -> int | None:
+        """The id of the text that `key` stands for; it is spelled and written when it is new.
+
+        None without a folder: no viewer will look for it.
+        """
+        if self.path is None:
+            return None
+        if key not in self._texts:
+            self._texts[key] = len(self._texts)
+            self.write(PromptText, id=self._texts[key], text=spell())
+        return self._texts[key]
 
     def close(self) -> None:
         """Close the file; later events reach the listeners only."""

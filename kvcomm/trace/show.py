@@ -18,6 +18,9 @@ from kvcomm.trace.show_calls import show_call, show_calls
 from kvcomm.trace.text import listed, plain, plural, seconds, share, shorten
 from kvcomm.trace.timeline import Timeline, slowest
 
+# As many nodes as a drawing is readable with.
+MOST = 500
+
 
 def show_run(
     run: TraceRun, *, text: bool = False, segments: bool = False, node: str | None = None
@@ -25,12 +28,13 @@ def show_run(
     """A run at a glance, or the calls of one `node` (or of one agent in all its rounds).
 
     `segments` adds a section for every call: its segments, its message, why. `text` does, too, and
-    shows the task and the messages whole. Raises `UsageError` for an unknown node.
+    shows task, prompts and messages whole. Raises `UsageError` for an unknown node.
     """
     if node is not None:
         views = views_of(run, node)
         return Group(
-            show_calls(views), *(show_call(run, view, text=text, times=True) for view in views)
+            show_calls(views),
+            *(show_call(run, view, prompt=text, whole=text, times=True) for view in views),
         )
     parts: list[RenderableType] = [
         show_header(run, text=text),
@@ -47,7 +51,7 @@ def show_run(
         parts += _section("Advice", _points(found))
     if segments or text:
         parts += [show_tool(tool, text=text) for tool in run.tools]
-        parts += [show_call(run, view, text=text) for view in run.calls]
+        parts += [show_call(run, view, prompt=text, whole=text) for view in run.calls]
     parts += show_notes(run, sections=segments or text)
     if not segments and not text and run.calls:
         parts += ["", Text("--segments: where every token came from; --node NODE: one call", "dim")]
@@ -155,7 +159,9 @@ def show_audits(audits: Sequence[Audited]) -> str:
 
 
 def show_graph(run: TraceRun) -> RenderableType:
-    """The graph by level, the answer's node marked."""
+    """The graph by level, the answer's node marked; one that no screen holds is not drawn."""
+    if len(run.started.nodes) > MOST:
+        return Text(f" {plural(len(run.started.nodes), 'node')}, too many to draw", style="dim")
     notes = {
         info.name: ", ".join(
             word

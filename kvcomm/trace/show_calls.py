@@ -12,6 +12,7 @@ from rich.text import Text
 
 from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep
 from kvcomm.trace.read import COUNTS, CallView, TraceRun
+from kvcomm.trace.show_prompt import show_prompt
 from kvcomm.trace.text import number, plain, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
@@ -49,9 +50,17 @@ def show_calls(views: Sequence[CallView]) -> RenderableType:
 
 
 def show_call(
-    run: TraceRun, view: CallView, *, text: bool = False, times: bool = False
+    run: TraceRun,
+    view: CallView,
+    *,
+    prompt: bool = False,
+    whole: bool = False,
+    times: bool = False,
 ) -> RenderableType:
-    """One call: what it heard, its segments, its message; `times` adds the engine's phases."""
+    """One call: what it heard, its segments, its message.
+
+    `prompt` adds what was read, `times` the engine's phases; `whole` leaves the message uncut.
+    """
     senders = next((i.senders for i in run.started.nodes if i.name == view.node), [])
     title = Text(_title(view), style="bold")
     if senders:
@@ -63,9 +72,11 @@ def show_call(
         parts.append(show_segments(view.steps, _used(run)))
     if view.call and times:
         parts.append(Text(_times(view.call)))
+    if view.steps and prompt:
+        parts.append(Padding(show_prompt(run, view.steps), (1, 0), expand=False))
     parts += [Text(show_audit(audit)) for audit in view.audits]
     if view.message:
-        parts += show_message(view.message, whole=text)
+        parts += show_message(view.message, whole=whole)
     parts += [Text(line, style="yellow") for line in _trouble(run, view)]
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 

@@ -19,12 +19,12 @@ from kvcomm.trace.lines import event_line
 from kvcomm.trace.read import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
 from kvcomm.trace.show_calls import show_audit, show_call
+from kvcomm.trace.show_prompt import COLOURS, show_prompt
 from kvcomm.trace.text import number, plain, shorten
 from kvcomm.trace.timeline import Timeline
 
-# One colour for every source of a token; the words beside them say the same.
-COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
-BAR = 48
+# So wide that a line fits a terminal of 80 columns, the tree beside it.
+BAR = 24
 # As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
 EVENTS = 500
 # Above so many calls the first page is the header alone, and the tree has groups.
@@ -133,7 +133,7 @@ class Viewer(App[None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Go to the first call that holds the words."""
-        self._hits = [view for view in self.trace.calls if holds(view, event.value)]
+        self._hits = hits(self.trace, event.value)
         self.action_close_search()
         if self._hits:
             self.action_next()
@@ -168,12 +168,11 @@ class Viewer(App[None]):
 
     def _prompt(self, subject: Subject) -> RenderableType:
         if isinstance(subject, CallView):
-            parts: list[RenderableType] = [source_bar(step) for step in subject.steps]
-            legend = Text.assemble(
-                *[(f"█ {name}  ", colour) for name, colour in COLOURS.items()], style="dim"
-            )
-            detail = show_call(self.trace, subject, text=True, times=True)
-            return Group(legend, *parts, detail)
+            bars = [source_bar(step) for step in subject.steps]
+            legend = Text.assemble(*((f"█ {name}  ", colour) for name, colour in COLOURS.items()))
+            prompt = show_prompt(self.trace, subject.steps)
+            detail = show_call(self.trace, subject, whole=True, times=True)
+            return Group(legend, *bars, "", prompt, detail)
         if isinstance(subject, str):
             return Group(*(show_tool(t, text=True) for t in self.trace.tools if t.node == subject))
         if len(self.trace.calls) > MANY:
@@ -212,12 +211,21 @@ def source_bar(step: SegmentStep) -> Text:
     return bar
 
 
-def holds(view: CallView, words: str) -> bool:
-    """Whether a call's segments, reasons or message hold the words, whatever their case."""
-    texts = [step.name + " " + step.reason for step in view.steps]
-    texts += [view.message.text] if view.message else []
-    texts += [view.call.gate] if view.call else []
-    return bool(words) and any(words.lower() in text.lower() for text in (view.node, *texts))
+def hits(run: TraceRun, words: str) -> list[Subject]:
+    """The calls whose prompts, messages, segments or reasons hold the words, in any case."""
+    words = words.lower()
+    # A text may stand in many prompts: it is searched once.
+    texts = {id for id, text in run.texts.items() if words in text.lower()}
+    return [view for view in run.calls if words and _holds(view, words, texts)]
+
+
+def _holds(view: CallView, words: str, texts: set[int]) -> bool:
+    said = [view.node, *(step.name + " " + step.reason for step in view.steps)]
+    said += [view.message.text] if view.message else []
+    said += [view.call.gate] if view.call else []
+    return any(step.text in texts for step in view.steps) or any(
+        words in text.lower() for text in said
+    )
 
 
 def _label(view: CallView) -> Text:

@@ -36,6 +36,9 @@ def test_show_json_is_one_object(cli, run: Path) -> None:
     assert all(call["finished"] and call["segments"] for call in value["calls"])
     assert value["calls"][-1]["message"] == value["answer"]
     assert value["skipped_lines"] == 0
+    critic = "".join(segment["text"] for segment in value["calls"][1]["segments"])
+    assert critic.startswith("<|im_start|>system")
+    assert "What is 6 * 7?" in critic
 
 
 def test_one_node(cli, run: Path) -> None:

@@ -14,10 +14,11 @@ from tests.runtime.support import TASK, Events, agent, session
 
 def test_taking_back_counts_prefix_and_computed_apart() -> None:
     entry = Entry("placeholder", "a")
-    entry.add(16, Extended("prefix", 0, 16, 0, "x"), 1.0)
-    entry.add(16, Extended("compute", 6, 10, 0, "x"), 2.0)
+    entry.add(range(16), Extended("prefix", 0, 16, 0, "x"), 1.0)
+    entry.add(range(16, 32), Extended("compute", 6, 10, 0, "x"), 2.0)
     assert entry.remove(8) == 6
     assert (entry.tokens, entry.computed, entry.prefix) == (24, 0, 24)
+    assert entry.ids == list(range(24))
     assert entry.remove(24) == 0
     assert (entry.tokens, entry.computed, entry.prefix, entry.arrivals) == (0, 0, 0, [])
 

@@ -77,6 +77,26 @@ def test_a_run_folder_holds_the_trace(tiny: LocalEngine, tmp_path: Path) -> None
     assert [view.steps for view in trace.last_calls()] == [call.steps for call in first.calls]
 
 
+def test_a_trace_spells_every_prompt_and_holds_no_text_twice(
+    smol: LocalEngine, tmp_path: Path
+) -> None:
+    with session(smol, "exact", runs=tmp_path) as active:
+        result = active.run(GRAPH, TASK)
+    assert result.trace.path is not None
+    trace = read_trace(result.trace.path / "trace.jsonl")
+    ids = {"task": tuple(smol.codec.encode(TASK))}
+    for view in trace.last_calls():
+        assert view.message is not None
+        segments = GRAPH.template(view.node, smol.codec).fill(ids)
+        ids[view.node] = tuple(view.message.ids)
+        prompt = "".join(trace.text(step) or "" for step in view.steps)
+        assert prompt == smol.codec.decode([i for segment in segments for i in segment.ids])
+    assert len(set(trace.texts.values())) == len(trace.texts)
+    written = [event for event in trace.events if event.kind in ("text", "step")]
+    assert len(written) > len(trace.texts) + len(trace.texts) / 2
+    assert {step.text for view in trace.calls for step in view.steps} == set(trace.texts)
+
+
 def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path) -> None:
     with session(tiny, "exact") as active:
         result = active.run(GRAPH, TASK, out=tmp_path / "out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -35,7 +37,7 @@ def test_equal_runs_have_equal_texts(one: TraceRun, tmp_path: Path) -> None:
     assert all(pair.same_characters is None for pair in pairs(one, other))
     text = shown(one, other)
     assert "1.0×" in text
-    assert "parts" not in text
+    assert text.count("parts at") == 1  # the head of the column
 
 
 def test_where_texts_part_and_what_else_is_different(one: TraceRun, tmp_path: Path) -> None:
@@ -49,9 +51,50 @@ def test_where_texts_part_and_what_else_is_different(one: TraceRun, tmp_path: Pa
     at = len("7 * 12 = 84.\n\n84 - 59 = 25, so ")
     assert solver.same_characters == at
     text = shown(one, other)
-    assert f"solver, from character {at} on" in text
+    assert "solver parts at" in text
     assert "other seed: 0 and 7" in text
     assert max(map(len, text.split("\n"))) <= 80
+
+
+def said(folder: Path, text: str, ids: list[int], model: str = "m") -> TraceRun:
+    """A run whose first call says `text` in these tokens; empty in an older trace."""
+    path = traces.whole(folder).path
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    lines[0]["model"] = model
+    message = next(line for line in lines if line["kind"] == "message")
+    message |= {"text": text, "ids": ids}
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return read_trace(path)
+
+
+def test_the_first_token_where_texts_part(tmp_path: Path) -> None:
+    one = said(tmp_path / "a", "It is twenty", [5, 6, 7, 8])
+    # The characters part inside the third token.
+    found = pairs(one, said(tmp_path / "b", "It is two", [5, 6, 9]))[0]
+    assert (found.same_tokens, found.same_characters) == (2, 8)
+    assert found.parting == "token 2 (character 8)"
+    assert found.to_json()["same_tokens"] == 2
+    text = shown(one, read_trace(tmp_path / "b" / "trace.jsonl"))
+    assert "  token 2\n" in text
+    assert "solver parts at token 2 (character 8)" in text
+    assert re.search(r"  kvcomm +It is twenty *\n  kvcomm +It is two *\n", text)
+
+
+def test_a_text_that_goes_on_parts_where_the_other_ends(tmp_path: Path) -> None:
+    one = said(tmp_path / "a", "It is", [5, 6])
+    found = pairs(one, said(tmp_path / "b", "It is so", [5, 6, 7]))[0]
+    assert found.parting == "token 2 (character 5)"
+
+
+@pytest.mark.parametrize(("ids", "model"), [([], "m"), ([5, 6, 9], "other")])
+def test_without_comparable_ids_texts_part_at_a_character(
+    tmp_path: Path, ids: list[int], model: str
+) -> None:
+    one = said(tmp_path / "a", "It is twenty", [5, 6, 7, 8])
+    other = said(tmp_path / "b", "It is two", ids, model)
+    found = pairs(one, other)[0]
+    assert (found.same_tokens, found.parting) == (None, "character 8")
+    assert "solver parts at character 8" in shown(one, other)
 
 
 def test_a_run_that_was_cut_off_has_fewer_calls(one: TraceRun, tmp_path: Path) -> None:

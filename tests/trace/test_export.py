@@ -212,6 +212,46 @@ def test_perfetto_slices_nest_and_flows_match(run: TraceRun, tmp_path: Path) -> 
         )
 
 
+def test_perfetto_events_have_what_the_format_asks_for(run: TraceRun, tmp_path: Path) -> None:
+    """As Chrome's "Trace Event Format" has it, for the phases that are used."""
+    needed = {
+        "M": {"name", "args"},
+        "X": {"name", "cat", "ts", "dur", "args"},
+        "i": {"name", "cat", "ts", "s", "args"},
+        "s": {"name", "cat", "ts", "id"},
+        "f": {"name", "cat", "ts", "id", "bp"},
+    }
+
+    def constant(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = written(run, "perfetto", tmp_path).read_text("utf-8")
+    value = json.loads(text, parse_constant=constant)
+    assert value["displayTimeUnit"] in ("ms", "ns")
+    events = value["traceEvents"]
+    named: Counter[tuple[str, int]] = Counter()
+    for event in events:
+        assert event.keys() == needed[event["ph"]] | {"ph", "pid", "tid"}
+        assert type(event["pid"]) is int
+        assert type(event["tid"]) is int
+        assert all(type(event[key]) in (int, float) for key in ("ts", "dur") if key in event)
+        assert all(event[key] >= 0 for key in ("ts", "dur") if key in event)
+        assert event["name"]
+        assert event.get("s", "t") in ("g", "p", "t")
+        assert event.get("bp", "e") == "e"
+        if event["ph"] == "M":
+            kind = event["name"]
+            argument = "sort_index" if kind == "thread_sort_index" else "name"
+            assert kind in ("process_name", "thread_name", "thread_sort_index")
+            assert type(event["args"][argument]) is (int if argument == "sort_index" else str)
+            named[kind, event["tid"]] += 1
+    assert set(named.values()) == {1}
+    threads = {tid for kind, tid in named if kind == "thread_name"}
+    assert {event["tid"] for event in events} <= threads
+    ends = Counter((event["ph"], event["id"]) for event in events if event["ph"] in "sf")
+    assert set(ends.values()) <= {1}
+
+
 def test_perfetto_threads_flows_and_instants(tmp_path: Path) -> None:
     events = events_of(spread(tmp_path), tmp_path)
     names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
@@ -350,6 +390,9 @@ def test_html_is_one_page_that_loads_nothing(run: TraceRun, tmp_path: Path) -> N
     assert not parser.seen.keys() & {"script", "link", "img", "iframe", "object"}
     assert not re.search(r"https?://|@import|url\((?!#)", text)
     assert parser.seen["details"] == len(run.calls) + len(run.tools)
+    anchors = [f"call-{place}" for place in range(len(run.calls))]
+    assert re.findall(r' id="(call-\d+)"', text) == anchors
+    assert re.findall(r' href="#([^"]+)"', text) == anchors
     assert parser.seen["h1"] == 1
     for view in run.calls:
         assert view.node in parser.text
@@ -364,6 +407,23 @@ def test_html_keeps_texts_text(tmp_path: Path) -> None:
     parser = Balance()
     parser.feed(text)
     assert parser.text.count(EVIL) > 10
+
+
+def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
+    text = page(traces.whole(tmp_path / "run"))
+    prompts = re.findall(r'<pre class="prompt">(.*?)</pre>', text, re.DOTALL)
+    assert len(prompts) == 2
+    segments = re.findall(
+        r'<span class="(\w+)" data-name="([^"]+)" title="([^"]+)">([^<]*)</span>', prompts[1]
+    )
+    assert [segment[:3] for segment in segments] == [
+        ("prefix", "literal 0", "26 prefix (26 ahead)"),
+        ("realigned", "{solver}", "1 computed, 23 realigned"),
+        ("realigned", "literal 1", "1 computed, 14 realigned"),
+    ]
+    assert "".join(segment[3] for segment in segments) == (
+        f"[literal 0 of critic]\n{traces.SAID}[literal 1 of critic]\n".replace("\x1b", "�")
+    )
 
 
 def test_html_says_why_an_attempt_was_given_up(tmp_path: Path) -> None:

@@ -92,6 +92,19 @@ def test_messages_are_on_one_line_unless_asked_for_whole(whole: TraceRun) -> Non
     assert "7 * 12 = 84.\n" in shown(whole, text=True)
 
 
+def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
+    text = shown(whole, node="critic", text=True)
+    prompt = text[text.index("literal 0  26 prefix (26 ahead)\n") :]
+    assert "\n  {solver}  1 computed, 23 realigned\n    7 * 12 = 84.↵\n    ↵\n    84" in prompt
+    assert "  [literal 1 of critic]↵\n\n  sends" in prompt
+    assert "[literal 1 of critic]" not in shown(whole, node="critic")
+
+
+def test_an_older_trace_says_that_it_has_no_prompts(whole: TraceRun) -> None:
+    whole.texts.clear()
+    assert "this trace holds no texts of prompts" in shown(whole, node="critic", text=True)
+
+
 def test_retries_and_their_errors(whole: TraceRun) -> None:
     text = words(shown(whole, segments=True))
     assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
@@ -157,3 +170,11 @@ def test_numbers_and_texts() -> None:
     ]
     assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
     assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"
+
+
+def test_a_graph_that_no_screen_holds_is_not_drawn(whole: TraceRun) -> None:
+    nodes = [whole.started.nodes[0].model_copy(update={"name": f"n{i}"}) for i in range(501)]
+    whole.started = whole.started.model_copy(update={"nodes": nodes})
+    text = shown(whole)
+    assert "501 nodes, too many to draw" in text
+    assert "●" not in text

@@ -14,7 +14,7 @@ from textual.widgets import Input, Static, TabbedContent, Tree
 
 from kvcomm.trace import TraceRun
 from kvcomm.trace.read import CallView, read_trace
-from kvcomm.trace.view import Viewer, holds
+from kvcomm.trace.view import Viewer, hits
 from tests.trace import traces
 
 
@@ -42,6 +42,22 @@ async def test_it_opens_with_the_run_and_shows_the_call_under_the_cursor(run: Tr
         assert "█" in text(viewer, "prompt")
 
 
+async def test_the_prompt_is_shown_whole_in_the_colours_of_its_sources(run: TraceRun) -> None:
+    viewer = Viewer(run)
+    async with viewer.run_test(size=(110, 36)) as pilot:
+        await pilot.press("down", "down")
+        file = io.StringIO()
+        console = Console(file=file, width=100, force_terminal=True, color_system="standard")
+        console.print(viewer.query_one("#prompt-body", Static).content)
+        assert "\x1b[32m[literal 0 of critic]↵" in file.getvalue()
+        assert "\x1b[36m7 * 12 = 84." in file.getvalue()
+
+
+def test_words_of_prompts_are_found(run: TraceRun) -> None:
+    assert [view.node for view in hits(run, "LITERAL 0 OF CRITIC")] == ["critic"]
+    assert hits(run, "") == []
+
+
 async def test_tabs_have_keys(run: TraceRun) -> None:
     viewer = Viewer(run)
     async with viewer.run_test(size=(110, 36)) as pilot:
@@ -64,8 +80,9 @@ async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
         assert not viewer.query_one(Input).has_class("open")
         await pilot.press("slash", *"rolls", "enter")
         first = viewer.subject
+        assert hits(run, "rolls")[0] is first
         await pilot.press("n")
-        assert holds(first, "rolls")  # type: ignore[arg-type]
+        assert viewer.subject is hits(run, "rolls")[1]
         await pilot.press("slash", *"xylophone", "enter")
         assert viewer.subject is not None
 
@@ -98,15 +115,18 @@ async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
         for node in nodes:
             name = f"{node['name']}{number}"
             started["nodes"].append({**node, "name": name, "senders": []})
-        written += [re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line) for line in body]
+        for line in body:
+            line = re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line)
+            written.append(re.sub(r'"(id|text)":(\d+)', rf'"\1":1{number:06}\g<2>', line))
     path = run.path.with_name("large.jsonl")
     path.write_text("\n".join([json.dumps(started), *written, lines[-1]]))
     assert path.stat().st_size > 45_000_000
     began = time.monotonic()
-    viewer = Viewer(read_trace(path))
-    async with viewer.run_test(size=(110, 36)):
+    large = read_trace(path)
+    async with Viewer(large).run_test(size=(110, 36)):
         pass
     assert time.monotonic() - began < 8
+    assert len(large.texts) == again * len(run.texts)
 
 
 async def test_nothing_is_wider_than_its_side(run: TraceRun) -> None:

@@ -20,6 +20,8 @@ from kvcomm.trace.events import (
 )
 
 TASK = "A baker makes 7 trays of 12 rolls [each] and sells 59 of them. How many rolls are left?"
+SAID = "7 * 12 = 84.\n\n84 - 59 = 25, so \x1b[31m25 rolls are left. [bold]"
+TEXTS = {("solver", "task"): TASK, ("critic", "solver"): SAID}
 NODES = [
     NodeInfo(name="solver", agent="solver"),
     NodeInfo(name="critic", agent="critic", senders=["solver"]),
@@ -46,9 +48,18 @@ def begin(recorder: Recorder, mode: str = "kvcomm") -> None:
     recorder.write(StateRead, path=None, reason="nothing was learned before")
 
 
-def step(recorder: Recorder, node: str, index: int, name: str, counts: str, reason: str) -> None:
+def step(
+    recorder: Recorder,
+    node: str,
+    index: int,
+    name: str,
+    counts: str,
+    reason: str,
+    text: str | None = None,
+) -> None:
     """One segment; `counts` are `computed prefix realigned ahead`."""
     computed, prefix, realigned, ahead = map(int, counts.split())
+    text = TEXTS.get((node, name), f"[{name} of {node}]\n") if text is None else text
     recorder.write(
         SegmentStep,
         node=node,
@@ -63,6 +74,7 @@ def step(recorder: Recorder, node: str, index: int, name: str, counts: str, reas
         realigned=realigned,
         ahead=ahead,
         reason=reason,
+        text=recorder.text(text, lambda: text),
     )
 
 
@@ -87,6 +99,7 @@ def call(
         covered=23,
         exact=dense,
         reason="",
+        ids=list(text.encode()),
     )
     recorder.write(
         CallFinished,
@@ -126,7 +139,7 @@ def solver(recorder: Recorder) -> None:
         64,
         dense=True,
         gate="dense: {task}: no anchors yet, needs 2",
-        text="7 * 12 = 84.\n\n84 - 59 = 25, so \x1b[31m25 rolls are left. [bold]",
+        text=SAID,
     )
 
 

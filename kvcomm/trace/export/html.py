@@ -10,6 +10,7 @@ from kvcomm.trace.events import Audited, MessageSent, SegmentStep
 from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.export.svg import PARTS, SOURCES, graph, key, strip, timeline
 from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.show_prompt import sources
 from kvcomm.trace.text import number, plural, seconds, share
 
 # Browsers then load and run nothing, whatever a model wrote.
@@ -56,7 +57,7 @@ def _sections(run: TraceRun, name: str) -> Iterable[str]:
     yield _table(run.calls) if run.calls else "<p>No call began.</p>"
     if run.calls:
         yield key(SOURCES)
-    yield from (_call(run, view) for view in run.calls)
+    yield from (_call(run, view, place) for place, view in enumerate(run.calls))
     for tool in run.tools:
         counts = ", ".join(f"{escaped(n)} {count:,}" for n, count in tool.tokens.items())
         texts = "".join(_text(n, text) for n, text in tool.texts.items())
@@ -85,7 +86,7 @@ def _facts(run: TraceRun) -> str:
         "graph": f"{started.graph}, {plural(len(started.nodes), 'node')}",
         "mode": started.mode,
         "device": f"{started.device}, {started.dtype}",
-        "started": started.started,
+        "started": started.started.replace("T", " "),
         "seed": str(started.seed),
     }
     if run.finished:
@@ -106,7 +107,8 @@ def _facts(run: TraceRun) -> str:
 def _table(views: list[CallView]) -> str:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(view)) + "</tr>" for view in views
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(view, place)) + "</tr>"
+        for place, view in enumerate(views)
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
@@ -114,10 +116,10 @@ def _table(views: list[CallView]) -> str:
     )
 
 
-def _cells(view: CallView) -> list[str]:
+def _cells(view: CallView, place: int) -> list[str]:
     call, found = view.call, view.divergence
     return [
-        escaped(view.title),
+        f'<a href="#{_anchor(place)}">{escaped(view.title)}</a>',
         f"{view.prompt_tokens:,}",
         *(f"{count:,}" for count in view.tokens.values()),
         number(call.ttft_s) if call else "–",
@@ -127,7 +129,12 @@ def _cells(view: CallView) -> list[str]:
     ]
 
 
-def _call(run: TraceRun, view: CallView) -> str:
+def _anchor(place: int) -> str:
+    """The name of what a call's fold holds: a browser opens the fold to get there."""
+    return f"call-{place}"
+
+
+def _call(run: TraceRun, view: CallView, place: int) -> str:
     info = next((info for info in run.started.nodes if info.name == view.node), None)
     hears = f"hears {', '.join(info.senders)}" if info and info.senders else ""
     call = view.call
@@ -138,12 +145,14 @@ def _call(run: TraceRun, view: CallView) -> str:
         _retries(run, view.node, view.attempt),
         strip(view.steps),
         _segments(view.steps) if view.steps else "",
+        _prompt(run, view.steps),
         *(f"<p>{escaped(_audit(audit))}</p>" for audit in view.audits),
         _message(view.message) if view.message else "",
     ]
     brief = f"{view.prompt_tokens:,} tokens"
     brief += f", {number(call.ttft_s)} s to the first" if call else ", did not finish"
-    return _folded(view.title, brief, "".join(inside))
+    body = f'<div id="{_anchor(place)}">{"".join(inside)}</div>'
+    return _folded(view.title, brief, body)
 
 
 def _retries(run: TraceRun, node: str, attempt: int | None = None) -> str:
@@ -170,6 +179,18 @@ def _segments(steps: list[SegmentStep]) -> str:
         f'<div class="scroll"><table><thead><tr>{head}<th class="words">reason</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _prompt(run: TraceRun, steps: list[SegmentStep]) -> str:
+    """The prompt, every segment in the colour of its source; nothing where there are no texts."""
+    segments = "".join(
+        f'<span class="{step.source}" data-name="{escaped(step.label)}" '
+        f'title="{escaped(sources(step))}">{escaped(text)}</span>'
+        for step in steps
+        if (text := run.text(step)) is not None
+    )
+    named = f'<p class="soft">prompt</p>{key(SOURCES)}<pre class="prompt">{segments}</pre>'
+    return named if segments else ""
 
 
 def _audit(audit: Audited) -> str:
