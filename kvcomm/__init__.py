@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from kvcomm.version import VERSION
 
 if TYPE_CHECKING:
     from kvcomm.engine.models import load_engine
     from kvcomm.runtime.session import Session
 
-try:
-    __version__ = version("kvcomm")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0"
-
+__version__ = VERSION
 __all__ = ["Session", "__version__", "load_engine"]
 
 

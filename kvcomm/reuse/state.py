@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from kvcomm import __version__
 from kvcomm.errors import StateError
 from kvcomm.kv.files import load_tensors, replace_file, save_tensors
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets.base import OffsetModel, Offsets
+from kvcomm.version import VERSION
 
 FORMAT = "kvcomm-state-3"
-LIBRARY = "kvcomm " + ".".join(__version__.split(".")[:2])
+LIBRARY = "kvcomm " + ".".join(VERSION.split(".")[:2])
 MANIFEST = "manifest.json"
 AUDITS = "audits.json"
 DAMAGED = ".damaged"

@@ -14,7 +14,16 @@ def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
     ended = cli("run", "What is 6 * 7?", *MODEL, "--reuse", "exact", "--json")
     assert ended.code == 0
     value = json.loads(ended.out)
-    assert set(value) == {"answer", "model", "mode", "calls", "audits", "totals", "trace"}
+    assert set(value) == {
+        "answer",
+        "model",
+        "mode",
+        "calls",
+        "audits",
+        "totals",
+        "trace",
+        "warnings",
+    }
     assert value["mode"] == "exact"
     assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
     for call in value["calls"]:
