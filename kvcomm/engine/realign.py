@@ -187,7 +187,7 @@ def belongs(name: str, namespace: str) -> bool:
 
 
 def _tenant(namespace: str) -> str:
-    return content_key(namespace)[:8] + "-" if namespace else ""
+    return content_key(namespace)[:16] + "-" if namespace else ""
 
 
 def _size(offset: KV) -> torch.Tensor:

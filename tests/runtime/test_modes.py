@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from kvcomm.agents import Sampling, critic, editor, judge, solver
 from kvcomm.engine.local import LocalEngine
-from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag
+from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered
 from kvcomm.reuse.policy import Kvcomm
 from tests.engine.support import generate
 from tests.runtime.support import GRAPH, TASK, agent, session
@@ -40,28 +38,6 @@ def test_exact_says_what_dense_says(tiny: LocalEngine, name: str) -> None:
     assert texts(tiny, graph, "exact") == expected
     assert texts(tiny, graph, "exact") == expected  # and again with a warm prefix cache
     assert texts(tiny, graph, "auto") == expected
-
-
-@given(
-    agents=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    density=st.floats(0, 1),
-    seed=st.integers(0, 1000),
-    shared=st.booleans(),
-)
-@settings(
-    max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-def test_exact_says_what_dense_says_on_random_graphs(
-    tiny: LocalEngine, agents: list[int], density: float, seed: int, shared: bool
-) -> None:
-    layout = "shared-first" if shared else "role-first"
-    members = [agent(f"n{i}", tokens, layout=layout) for i, tokens in enumerate(agents)]
-    graph = random_dag(*members, density=density, seed=seed)
-    assert texts(tiny, graph, "exact", f"Task {seed}") == texts(
-        tiny, graph, "dense", f"Task {seed}"
-    )
 
 
 @pytest.mark.parametrize("shape", TINY[1:])

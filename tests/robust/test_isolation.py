@@ -1,0 +1,132 @@
+"""Tenants on one engine: nothing crosses a namespace, and approximate KV never becomes exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvcomm.engine.local import LocalEngine
+from kvcomm.graphs import AgentGraph, fully_connected, random_dag
+from kvcomm.kv.tiers import Disk
+from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
+from kvcomm.runtime.result import Result
+from tests.runtime.support import TASK, TASKS, agent, auto, session
+
+GRAPH = fully_connected(agent("a", 20), agent("b", 20), agent("c", 8))
+NAMES = ["alice", "bob", "alice/../bob", "", "-", "älice", "alice\0", "a" * 1000]
+
+
+def books(result: Result) -> list[tuple[int, int, int]]:
+    """What every segment cost; the same text is cheaper for who has seen it."""
+    return [(s.computed, s.prefix, s.realigned) for call in result.calls for s in call.steps]
+
+
+@pytest.mark.parametrize("mode", ["exact", "kvcomm", "auto"])
+def test_nobody_can_tell_what_another_tenant_has_asked(tiny: LocalEngine, mode: str) -> None:
+    """Bob asks what Alice has asked: it costs him what it costs on a fresh engine."""
+
+    def ask(namespace: str) -> tuple[list[tuple[int, int, int]], list[str]]:
+        make = auto if mode == "auto" else session
+        options = (
+            {"namespace": namespace}
+            if mode == "auto"
+            else {"reuse": mode} | {"namespace": namespace}
+        )
+        with make(tiny, **options) as active:  # type: ignore[operator]
+            result = active.run(GRAPH, TASK)
+        return books(result), [call.report.gate for call in result.calls]
+
+    fresh = ask("bob")
+    tiny.forget()
+    for _ in range(2):
+        ask("alice")
+    assert ask("bob") == fresh
+    assert ask("bob") != fresh or mode == "kvcomm", "bob himself does profit, the next time"
+
+
+def test_keys_prefixes_and_offsets_of_tenants_are_apart(tiny: LocalEngine) -> None:
+    keys: dict[str, set[str]] = {}
+    offsets: dict[str, set[object]] = {}
+    for name in NAMES:
+        before, known = set(tiny.store._entries), set(tiny.offsets.models)
+        with session(tiny, "kvcomm", namespace=name) as active:
+            active.run(GRAPH, TASK)
+        keys[name] = set(tiny.store._entries) - before
+        offsets[name] = set(tiny.offsets.models) - known
+    assert all(keys.values())
+    assert all(offsets.values())
+    assert len({len(found) for found in keys.values()}) == 1, "as many for each: none is shared"
+    assert len({len(found) for found in offsets.values()}) == 1
+    spaces = [entry.namespace for entry in tiny.prefix._entries.values()]
+    assert set(spaces) == set(NAMES)
+
+
+def test_a_tenant_reads_no_file_that_another_one_spilled(tiny: LocalEngine, tmp_path: Path) -> None:
+    """Even in one folder: the address of base KV names its namespace."""
+    disk = Disk(tmp_path, lambda: 1 << 40, torch.device("cpu"))
+    for name in NAMES:
+        with session(tiny, "kvcomm", namespace=name) as active:
+            active.run(GRAPH, TASK)
+    for key, entry in tiny.store._entries.items():
+        disk.keep(key, entry.held)  # type: ignore[arg-type]
+    files = list(disk.known())
+    assert len(files) == len(set(files)) == len(tiny.store)
+    assert all(path.parent == tmp_path for path in tmp_path.iterdir())
+
+
+def test_what_is_forgotten_of_one_tenant_is_kept_of_the_others(tiny: LocalEngine) -> None:
+    for name in ("alice", "bob"):
+        with session(tiny, "exact", namespace=name) as active:
+            active.run(GRAPH, TASK)
+    tiny.forget("alice")
+    assert {entry.namespace for entry in tiny.prefix._entries.values()} == {"bob"}
+
+
+# --- approximate KV never enters the exact cache ---
+
+POLICIES = [*METHODS.values(), LINEAR]
+
+
+def plain(engine: LocalEngine, ids: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of every layer, by transformers alone."""
+    network = engine.network
+    name = network.config._attn_implementation
+    network.set_attn_implementation("sdpa")
+    try:
+        with torch.inference_mode():
+            cache = network(torch.tensor([ids]), use_cache=True).past_key_values
+    finally:
+        network.set_attn_implementation(name)
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+
+@given(
+    recipes=st.lists(st.sampled_from(POLICIES), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(1, 24), min_size=2, max_size=6),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 999),
+)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_the_prefix_cache_holds_what_the_plain_model_computes(
+    tiny: LocalEngine, recipes: list, sizes: list[int], density: float, seed: int
+) -> None:
+    """Runs realigned in any way, one after another and on top of each other's caches."""
+    tiny.forget()
+    members = [agent(f"n{number}", tokens) for number, tokens in enumerate(sizes)]
+    graph: AgentGraph = random_dag(*members, density=density, seed=seed)
+    for number, recipe in enumerate(recipes):
+        with session(tiny, Realign(recipe)) as active:
+            active.run(graph, TASKS[number % 2])
+    entries = list(tiny.prefix._entries.values())
+    assert entries
+    for entry in entries:
+        for layer, (keys, values) in enumerate(plain(tiny, entry.ids)):
+            tokens = len(entry.ids)
+            assert torch.allclose(entry.slab.keys[layer, :, :tokens], keys, atol=1e-9)
+            assert torch.allclose(entry.slab.values[layer, :, :tokens], values, atol=1e-9)
