@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # libgomp spins while it waits, which slows everything when cores are shared.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test test-full check format clean
+.PHONY: setup demo test test-full soak check format clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ test: setup
 
 test-full: setup
 	$(BIN)/pytest -m ''
+
+soak: setup
+	$(BIN)/python -m tests.robust.soak --minutes 30
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

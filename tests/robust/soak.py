@@ -1,0 +1,332 @@
+"""A soak: mixed graphs, modes and tenants on one small engine, and faults at random.
+
+    python -m tests.robust.soak --minutes 30
+
+Every request ends once: answered, failed as it had to, or cancelled on purpose. What `dense` and
+`exact` answer is what they answer without faults, as long as the fault can be survived. Memory is
+sampled, and has to be flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from kvcomm.agents import Agent, Tool
+from kvcomm.engine import loop as loop_module
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+from kvcomm.errors import KvcommError, NodeFailed
+from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag, star
+from kvcomm.runtime.session import Session
+from kvcomm.sampling import Sampling
+
+TASKS = ["Add 2 and 3.", "Name a bird that cannot fly.", "Why is the sky blue?", "Count to ten."]
+MODES = ["dense", "exact", "exact", "kvcomm", "auto"]
+TENANTS = ["", "alice", "bob"]
+CONCURRENT = 4
+SLOTS = 4000
+
+Post = Callable[[str], str]
+
+
+def member(name: str, tokens: int, post: Post | None = None) -> Agent:
+    """A small agent; one with a post-processing is tried again when that fails."""
+    more = {} if post is None else {"post": post, "retries": 1, "backoff_s": 0.0}
+    return Agent(
+        name,
+        system=f"You are {name}.",
+        prompt="{task}\n\n{history}\n\n{messages}\n\nGo on.",
+        sampling=Sampling(max_tokens=tokens),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def tool(texts: object) -> str:
+    """What a lookup returns."""
+    return "Birds lay eggs, and 2 and 3 make 5."
+
+
+Make = Callable[[Post | None], AgentGraph]
+GRAPHS: dict[str, Make] = {
+    "chain": lambda post: chain(member("a", 20), member("b", 12, post), member("c", 6)),
+    "full": lambda post: fully_connected(
+        member("a", 16), member("b", 16, post), member("c", 16), member("d", 6)
+    ),
+    "debate": lambda post: debate(
+        member("a", 12, post), member("b", 12), rounds=2, judge=member("j", 6)
+    ),
+    "star": lambda post: star(member("hub", 8), member("x", 12, post), member("y", 20)),
+    "layered": lambda post: layered(
+        [member("a", 8), member("b", 20, post)], [member("c", 8), member("d", 8)], [member("e", 4)]
+    ),
+    "random": lambda post: random_dag(
+        *[member(f"n{i}", 4 + 3 * i, post if i == 2 else None) for i in range(7)], seed=5
+    ),
+    "tool": lambda post: AgentGraph(
+        [Tool("facts", tool), member("a", 10, post), member("b", 6)],
+        [("facts", "a"), ("facts", "b"), ("a", "b")],
+    ),
+}
+
+
+@dataclass
+class Summary:
+    """What came of a soak; `problems` is empty when all is well."""
+
+    seconds: float = 0.0
+    started: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    memory: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def growth(self) -> float:
+        """Memory of the last quarter over that of the second, less one."""
+        sizes = [size for _, size in self.memory]
+        quarter = len(sizes) // 4
+        if quarter == 0:
+            return 0.0
+        before = statistics.median(sizes[quarter : 2 * quarter])
+        return statistics.median(sizes[-quarter:]) / before - 1
+
+    def lines(self) -> Iterator[str]:
+        """The summary for a reader."""
+        yield f"{self.started:,} requests in {self.seconds:,.0f} s"
+        yield "ended    " + ", ".join(f"{count:,} {what}" for what, count in self.ended.items())
+        yield "faults   " + ", ".join(f"{count:,} {what}" for what, count in self.faults.items())
+        every = max(len(self.memory) // 10, 1)
+        curve = [f"{size / 2**20:,.0f} ({at:,})" for at, size in self.memory[::every]]
+        yield "memory   MiB after requests: " + ", ".join(curve)
+        yield f"growth   {self.growth():+.1%} from the second quarter to the last"
+        yield f"problems {len(self.problems)}"
+        yield from self.problems[:20]
+
+
+class Soak:
+    """One soak on an engine of its own."""
+
+    def __init__(self, seed: int, *, faults: bool = True) -> None:
+        self.random = random.Random(seed)
+        self.faulty = faults
+        self.summary = Summary()
+        self._folder = Path(tempfile.mkdtemp(prefix="kvcomm-soak-"))
+        self.engine: LocalEngine = load_engine(
+            "random:llama-tiny", dtype="float64", device="cpu", spill=self._folder / "spill"
+        )
+        self.engine.budget.limit = SLOTS * self.engine.slot_bytes
+        self._expected: dict[tuple[str, str], str] = {}
+        self._seen: set[int] = set()
+        self._scarce = 0
+
+    def references(self) -> None:
+        """What every graph answers to every task, dense and without faults."""
+        with Session(self.engine, reuse="dense", state=None, runs=None) as session:
+            for name, make in GRAPHS.items():
+                for task in TASKS:
+                    self._expected[name, task] = session.run(make(None), task).answer
+
+    @contextmanager
+    def scarce_memory(self) -> Iterator[None]:
+        """Let forwards run out of memory when `_scarce` says so."""
+        forward = loop_module.packed_forward
+
+        def scarce(*args: object) -> torch.Tensor:
+            if self._scarce:
+                self._scarce -= 1
+                raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+            return forward(*args)  # type: ignore[arg-type]
+
+        loop_module.packed_forward = scarce  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            loop_module.packed_forward = forward
+
+    def fault(self) -> None:
+        """Something goes wrong with the engine's caches, or with memory."""
+        kind = self.random.choice(["vanished", "damaged", "prefixes lost", "memory", "nothing"])
+        if kind == "nothing" or not self.faulty:
+            return
+        self.summary.faults[kind] += 1
+        if kind == "memory":
+            self._scarce = 1
+            self.engine.loop._step_tokens = loop_module.STEP_TOKENS
+            return
+        pick = self.random.random()
+
+        def harm() -> None:
+            if kind == "prefixes lost":
+                self.engine.prefix.clear()
+                return
+            keys = list(self.engine.store._entries)
+            if not keys:
+                return
+            key = keys[int(pick * len(keys))]
+            if kind == "vanished":
+                self.engine.store.drop(key)
+            elif (kv := self.engine.store._entries[key].held) is not None and kv.values.numel():
+                kv.values[0, 0, 0, 0] += 1
+
+        self.engine.loop.submit(harm)
+
+    async def request(self, number: int) -> None:
+        """One request from start to end."""
+        name = self.random.choice(list(GRAPHS))
+        task, mode = self.random.choice(TASKS), self.random.choice(MODES)
+        kind = "none"
+        if self.faulty:
+            kind = self.random.choices(
+                ["none", "post fails once", "post always fails", "cancelled"], [70, 15, 5, 10]
+            )[0]
+        left = {"post fails once": 1, "post always fails": 1 << 30}.get(kind, 0)
+        if kind != "none":
+            self.summary.faults[kind] += 1
+
+        def post(text: str) -> str:
+            nonlocal left
+            if left:
+                left -= 1
+                raise RuntimeError("injected")
+            return text
+
+        graph = GRAPHS[name](post if left else None)
+        session = Session(
+            self.engine,
+            reuse=mode,
+            state=self._folder / "state" if self.random.random() < 0.1 else None,
+            runs=None,
+            namespace=self.random.choice(TENANTS),
+        )
+        if session._auto is not None:  # measuring priors has no place here
+            session._auto.priors = {level.name: 0.0 for level in session._auto.levels}
+        run = asyncio.ensure_future(session.arun(graph, task))
+        if kind == "cancelled":
+            await asyncio.sleep(self.random.random() * 0.2)
+            run.cancel()
+        try:
+            result = await run
+        except asyncio.CancelledError:
+            self._end(number, "cancelled" if kind == "cancelled" else "lost")
+        except NodeFailed as error:
+            self._end(number, "failed" if kind == "post always fails" else "lost")
+            if kind != "post always fails":
+                self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
+        except KvcommError as error:
+            self._end(number, "lost")
+            self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
+        else:
+            self._end(number, "answered")
+            if mode in ("dense", "exact") and result.answer != self._expected[name, task]:
+                self.summary.problems.append(f"{name}, {mode}, {kind}: another answer")
+
+    def _end(self, number: int, how: str) -> None:
+        if number in self._seen:
+            self.summary.problems.append(f"request {number} ended twice")
+        self._seen.add(number)
+        self.summary.ended[how] += 1
+
+    async def run(self, more: Callable[[Summary], bool], say: Callable[[str], None]) -> None:
+        """Requests, some at a time, as long as `more` says so."""
+        process, told = psutil.Process(), time.monotonic()
+
+        async def worker() -> None:
+            nonlocal told
+            while more(self.summary):
+                number = self.summary.started
+                self.summary.started += 1
+                if self.random.random() < 0.3:
+                    self.fault()
+                await self.request(number)
+                if number % 5 == 0:
+                    self.summary.memory.append((number, process.memory_info().rss))
+                if time.monotonic() - told > 60:
+                    told = time.monotonic()
+                    size = self.summary.memory[-1][1] / 2**20
+                    say(f"{self.summary.started:,} requests, {size:,.0f} MiB")
+
+        await asyncio.gather(*[worker() for _ in range(CONCURRENT)])
+
+    def check(self) -> None:
+        """What has to be true when nothing runs any more."""
+        summary, engine = self.summary, self.engine
+        engine.loop.submit(lambda: None).result()
+        if summary.started != sum(summary.ended.values()):
+            summary.problems.append(f"{summary.started} requests, {len(self._seen)} ended")
+        if engine.room.used:
+            summary.problems.append(f"{engine.room.used:,} bytes of rows were never given back")
+        pinned = [key for key, entry in engine.store._entries.items() if entry.uses]
+        if pinned:
+            summary.problems.append(f"{len(pinned)} messages are still pinned")
+        used = engine.budget.store() + engine.budget.offsets() + engine.budget.prefix()
+        if used > engine.budget.limit:
+            summary.problems.append(f"{used:,} bytes in caches, {engine.budget.limit:,} allowed")
+        engine.store.check_integrity()
+
+    def close(self) -> None:
+        """Stop the engine and remove what it wrote."""
+        import shutil
+
+        self.engine.close()
+        with suppress(OSError):
+            shutil.rmtree(self._folder)
+
+
+def soak(
+    seconds: float = 0.0,
+    requests: int = 0,
+    *,
+    seed: int = 0,
+    faults: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Run for so many seconds, or so many requests."""
+    one = Soak(seed, faults=faults)
+    try:
+        one.references()
+        began = time.monotonic()
+        with one.scarce_memory():
+            asyncio.run(
+                one.run(lambda s: s.started < requests or time.monotonic() - began < seconds, say)
+            )
+        one.summary.seconds = time.monotonic() - began
+        one.check()
+    finally:
+        one.close()
+    return one.summary
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--requests", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-faults", action="store_true")
+    given = parser.parse_args()
+    found = soak(
+        60 * given.minutes,
+        given.requests,
+        seed=given.seed,
+        faults=not given.no_faults,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print("\n".join(found.lines()))
+    sys.exit(1 if found.problems else 0)
+
+
+if __name__ == "__main__":
+    main()
