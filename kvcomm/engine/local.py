@@ -95,9 +95,7 @@ class LocalEngine(LoadedEngine):
             limit = free_memory(torch.device("cpu")) // 4
             tiers.append(Host(lambda: limit, device))
         if spill is not None:
-            # A key names the text and the model; the numbers depend on their type as well.
-            folder = spill / f"{self.fingerprint}-{self.dtype}"
-            tiers.append(Disk(folder, lambda: DISK, device))
+            tiers.append(Disk(spill / self.fingerprint, lambda: DISK, device))
         return tiers
 
     def trim(self) -> None:

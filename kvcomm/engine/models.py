@@ -221,7 +221,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:
-    """Names the model in saved state: config, dtype, a sample of every weight, tokenizer."""
+    """Names the model in saved state: config, dtype, a sample of every weight, the tokenizer."""
     config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype", "architectures"):
         config.pop(volatile, None)
@@ -232,5 +232,6 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
         sample = flat[:: max(1, flat.numel() // 16)][:16].float().cpu()
         digest.update(f"{name} {tuple(weight.shape)} {sample.tolist()}".encode())
     digest.update(str(tokenizer.chat_template).encode())
+    digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     digest.update(repr(tokenizer("A sample: {x} = 12.5, 你好 ∑")["input_ids"]).encode())
     return digest.hexdigest()[:16]

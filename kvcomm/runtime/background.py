@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# How long it may take until a waiting caller notices Ctrl-C.
+NOTICE_S = 0.2
 
 
 class Background:
@@ -24,6 +27,9 @@ class Background:
         """Wait for the coroutine; Ctrl-C cancels it, waits for its clean-up, and is raised."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
+            # A signal that comes just before a wait without end would be noticed at its end.
+            while not wait([future], timeout=NOTICE_S).done:
+                pass
             return future.result()
         except KeyboardInterrupt:
             self._cancel_all()

@@ -72,7 +72,8 @@ class TraceRef:
 class Result:
     """The answer of a run, its calls in the order they finished, audits, totals and trace.
 
-    `warnings` say what went wrong beside the answer: a trace or what was learned not written.
+    `warnings` say what went wrong beside the answer: nodes that were skipped, a trace or state that
+    could not be written.
     """
 
     answer: str

@@ -64,6 +64,7 @@ class Scheduler:
         self._plans = plans or {}
         self._auditor: Auditor | None = None
         self.audits: list[Audited] = []
+        self.warnings: list[str] = []  # nodes that failed, where the run went on
         self.answered_at = 0.0  # the clock when the latest call was done, audits apart
         self._recorder = Recorder(None)
         self._seed = seed
@@ -175,12 +176,12 @@ class Scheduler:
         said = [draft.message.text for draft in drafts if draft.message]
         if len(said) == len(drafts) and self._after is None:
             # It has answered: what comes behind (learning, say) is not worth the run.
-            self._recorder.write(Failed, node=node.name, error=_text(failure), instead=said[0])
+            self._failed(node, failure, said[0])
             return
         care = node.agent
         skipped = care.on_error == "skip" and node.name != self._graph.answer
         instead = care.instead(node.name) if skipped or care.on_error == "fallback" else None
-        self._recorder.write(Failed, node=node.name, error=_text(failure), instead=instead)
+        self._failed(node, failure, instead)
         if instead is None:
             if isinstance(failure, UsageError):
                 raise failure
@@ -192,6 +193,10 @@ class Scheduler:
             if draft.message is None:  # sealed ids may have been read already: they stay
                 text = self._engine.codec.decode(draft.ids)
                 draft.deliver(Message(node.name, text, tuple(draft.ids), None, now))
+
+    def _failed(self, node: Node, failure: Exception, instead: str | None) -> None:
+        event = self._recorder.write(Failed, node=node.name, error=_text(failure), instead=instead)
+        self.warnings.append(f"`{node.name}` failed: {event.said}")
 
     @property
     def answer(self) -> str:

@@ -21,7 +21,7 @@ from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
 from kvcomm.reuse.policy import Dense, Policy, policy_for
 from kvcomm.reuse.recipe import LINEAR
 from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
-from kvcomm.runtime.background import Background
+from kvcomm.runtime.background import NOTICE_S, Background
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.profile import inform
 from kvcomm.runtime.replay import replayed
@@ -165,7 +165,10 @@ class Session:
 
         self._loop().start(produce())
         while True:
-            item = items.get()
+            try:
+                item = items.get(timeout=NOTICE_S)
+            except queue.Empty:
+                continue
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -264,7 +267,7 @@ class Session:
         # Only computed calls teach.
         if self._auto is not None or any(call.report.dense for call in calls):
             self._unsaved = True
-        warnings = [recorder.broken] if recorder.broken else []
+        warnings = [*scheduler.warnings, *([recorder.broken] if recorder.broken else [])]
         if self._saves:
             try:
                 await self.save()

@@ -248,6 +248,12 @@ class Failed(_Event):
     error: str
     instead: str | None = None
 
+    @property
+    def said(self) -> str:
+        """What went wrong, and what its readers were told where the run went on."""
+        told = "" if self.instead is None else f'; its readers got "{self.instead}"'
+        return self.error + told
+
 
 class Totals(BaseModel):
     """Tokens over all prompts of a run; `extra` is work beside them."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 class LineFile:
-    """Appends lines to `path`, each written through at once. Raises `OSError`."""
+    """Appends lines to `path`, or begins it `anew`; each is written at once. Raises `OSError`."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        self._file = path.open("wb" if anew else "ab", buffering=0)
 
     def append(self, line: str) -> None:
         """Write `line` and its end, or nothing of it. Raises `OSError`."""

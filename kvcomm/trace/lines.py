@@ -33,7 +33,7 @@ def event_line(event: Event) -> str | None:
         again = f"tries again in {seconds(event.wait_s)}"
         return f"{event.node} failed: {shorten(event.error, 100)}; {again}"
     if event.kind == "error":
-        return f"{event.node or 'the run'} failed: {shorten(event.error, 100)}"
+        return f"{event.node or 'the run'} failed: {shorten(event.said, 160)}"
     if event.kind == "end":
         total = event.totals
         reused = share(total.reused_tokens, total.prompt_tokens)

@@ -53,7 +53,7 @@ class Recorder:
         self.broken = ""
         self._listeners = listeners
         self._start = time.perf_counter()
-        self._file = LineFile(folder / TRACE_FILE) if folder else None
+        self._file = LineFile(folder / TRACE_FILE, anew=True) if folder else None
         self._texts: dict[Hashable, int] = {}
 
     def since_start(self, clock: float) -> float:

@@ -197,7 +197,7 @@ def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
     for error in run.errors:
         if error.node not in begun:
             where = f"`{error.node}` failed" if error.node else "The run failed"
-            notes.append(Text(f"{where}: {plain(error.error)}", style="red"))
+            notes.append(Text(f"{where}: {plain(error.said)}", style="red"))
     if run.finished is None:
         notes.append(Text("The trace ends before the run did: what is here was written as it was."))
     if run.skipped:

@@ -185,7 +185,7 @@ def _trouble(run: TraceRun, view: CallView) -> list[str]:
         for retry in run.retries
         if (retry.node, retry.attempt) == (view.node, view.attempt)
     ]
-    lines += [f"failed: {plain(e.error)}" for e in run.errors if _is_last(run, view, e.node)]
+    lines += [f"failed: {plain(e.said)}" for e in run.errors if _is_last(run, view, e.node)]
     if not lines and not view.call:
         lines.append("this call did not finish")
     return lines

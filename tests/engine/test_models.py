@@ -12,7 +12,9 @@ import torch
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import fetch_model, fingerprint, list_models, load_engine, locate
 from kvcomm.engine.shapes import random_model
-from kvcomm.errors import ModelError
+from kvcomm.errors import ModelError, StateError
+from kvcomm.graphs import chain
+from tests.runtime.support import TASK, agent, session
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,30 @@ def test_fingerprints_tell_weights_and_dtypes_apart(
     names = [("random:llama-tiny", "float32"), ("random:llama-tiny", "float64")]
     names.append(("random:qwen3-tiny", "float32"))
     assert len({engine_of(*name).fingerprint for name in names}) == 3
+
+
+def test_another_tokenizer_makes_another_fingerprint_and_its_state_is_refused(
+    tmp_path: Path,
+) -> None:
+    model, tokenizer = random_model("qwen2-tiny", torch.device("cpu"), torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    graph, state = chain(agent("a"), agent("b")), tmp_path / "state"
+
+    def ask() -> str:
+        with (
+            load_engine(str(tmp_path / "model"), device="cpu", dtype="float32") as engine,
+            session(engine, "kvcomm", state=state) as active,
+        ):
+            active.run(graph, TASK)
+            return str(engine.fingerprint)
+
+    first = ask()
+    assert ask() == first
+    tokenizer.add_tokens(["spiders"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(StateError, match=f"was learned by .*{first}.*choose another --state"):
+        ask()
 
 
 def test_random_weights_are_the_same_every_time() -> None:

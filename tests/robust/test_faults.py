@@ -90,6 +90,9 @@ def test_a_branch_that_is_skipped_is_named_to_its_readers(
     assert failed.node == "b"
     assert reason in failed.error
     assert failed.instead == "(b gave no answer.)"
+    (warning,) = result.warnings
+    assert warning.startswith("`b` failed: ")
+    assert warning.endswith('; its readers got "(b gave no answer.)"')
     told = {step.name: step.tokens for step in result.call("c").steps}
     assert told["b"] == len(tiny.codec.encode("(b gave no answer.)"))
     assert not pinned(tiny)
