@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kvcomm.agents import Sampling
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import ContextOverflow, NodeFailed, ReuseRefused, UsageError
-from kvcomm.graphs import chain, star
+from kvcomm.graphs import AgentGraph, chain, star
 from kvcomm.runtime import scheduler
 from kvcomm.runtime.draft import Draft
 from kvcomm.trace import read_trace
@@ -192,3 +193,35 @@ def test_many_nodes_of_one_level_run_at_once(tiny: LocalEngine) -> None:
         # Six rows decode in the steps of one.
         assert tiny.loop.steps - steps < 2 * 30
     assert Sampling().max_tokens == 256
+
+
+def test_the_store_is_told_when_kv_will_be_needed(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages by the steps of their readers, inputs by that of the next one, on one clock."""
+    pins: list[list[float]] = []
+    expected: list[float] = []
+    put, expect = tiny.store.put_recipe, tiny.store.expect
+
+    def put_recipe(key: str, make: object, nbytes: int, uses: list[float]) -> bool:
+        pins.append(list(uses))
+        return put(key, make, nbytes, uses)  # type: ignore[arg-type]
+
+    def note(key: str, use: float) -> None:
+        expected.append(use)
+        expect(key, use)
+
+    monkeypatch.setattr(tiny.store, "put_recipe", put_recipe)
+    monkeypatch.setattr(tiny.store, "expect", note)
+    graph = AgentGraph(
+        [agent("a", 5), agent("b", 5), agent("c", 5), agent("d", 5)],
+        [("a", "b"), ("a", "d"), ("b", "c"), ("c", "d")],
+    )
+    began = tiny.steps
+    with session(tiny, "kvcomm") as active:
+        active.run(graph, TASK)
+        assert tiny.steps == began + 4
+        active.run(graph, TASK)
+    first = [[began + 1, began + 3], [began + 2], [began + 3]]
+    assert pins == first + [[use + 4 for use in uses] for uses in first]
+    assert {use - began for use in expected} == {1, 2, 3, 5, 6, 7, math.inf}
