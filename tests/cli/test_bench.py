@@ -91,7 +91,16 @@ def test_ttft_json_has_every_mode_and_agent(cli) -> None:
     ended = cli("bench", "ttft", *SPEED, "--output", "20", "--json")
     assert ended.code == 0, ended.err
     value = json.loads(ended.out)
-    modes = ["generate", "dense", "exact", "shared-first", "kvcomm", "auto", "auto-warm"]
+    modes = [
+        "generate",
+        "dense",
+        "exact",
+        "exact-warm",
+        "shared-first",
+        "kvcomm",
+        "auto",
+        "auto-warm",
+    ]
     assert list(value["modes"]) == modes
     assert {"model", "hardware", "workload", "peak_bytes"} <= set(value)
     for mode in value["modes"].values():
