@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_report import report, show
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def suite(
         print_json(value)
     else:
         console().print(show([value]))
-        print(f"kept in {place}: kvcomm eval report {place}")
+        say(f"kept in {place}: kvcomm eval report {place}")
 
 
 def select(

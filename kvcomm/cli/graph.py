@@ -8,7 +8,7 @@ import typer
 
 from kvcomm.agents import Agent, Tool
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json
+from kvcomm.cli.output import console, print_json, say
 
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph, Node
@@ -60,7 +60,7 @@ def show(
     elif mermaid:
         from kvcomm.graphs.draw import mermaid as mermaid_text
 
-        print(mermaid_text(built))
+        say(mermaid_text(built))
     else:
         _print(built)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.output import say
 from kvcomm.errors import UsageError
 
 
@@ -53,7 +54,7 @@ def export(
         if to != "otel" or out is not None:
             raise UsageError("--endpoint takes --to otel, and no --out")
         send_otel(found, endpoint)
-        print(f"sent to {endpoint}")
+        say(f"sent to {endpoint}")
         return
     path = out or found.path.parent / FORMATS[to].file
     if path.exists() and path.samefile(found.path):
@@ -64,4 +65,4 @@ def export(
         FORMATS[to].write(found, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
-    print(path)
+    say(str(path))
