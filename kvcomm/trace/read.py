@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -82,8 +83,24 @@ class TraceRun:
 
     def last_calls(self) -> list[CallView]:
         """The last attempt at every node, in the order in which they began."""
-        last = {view.node: view for view in self.calls}
-        return sorted(last.values(), key=self.calls.index)
+        last = {view.node: index for index, view in enumerate(self.calls)}
+        return [self.calls[index] for index in sorted(last.values())]
+
+    @cached_property
+    def senders(self) -> dict[str, list[str]]:
+        """Whom every node hears."""
+        return {info.name: info.senders for info in self.started.nodes}
+
+    @cached_property
+    def counts(self) -> list[str]:
+        """The counts that are not zero all over the run: a dense run needs none but `computed`."""
+        steps = [step for view in self.calls for step in view.steps]
+        return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
+
+    @cached_property
+    def attempts(self) -> dict[str, int]:
+        """The number of every node's last attempt."""
+        return {view.node: view.attempt for view in self.last_calls()}
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:

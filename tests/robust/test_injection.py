@@ -1,4 +1,4 @@
-"""Control tokens spelled in texts are text: the only structure of a prompt is its chat template's."""
+"""Control tokens in texts are text: the only structure of a prompt is its chat template's."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def structure(codec: TokenizerCodec) -> list[int]:
 
 
 def check_prompt(codec: TokenizerCodec, parts: list[tuple[str, bool]]) -> None:
-    """A user turn of these texts, as literals or in holes, has the chat's structure and no other."""
+    """A user turn of these texts, literals or in holes, has the structure of the chat alone."""
     pieces: list[Piece] = [
         Hole(f"h{at}") if hole else Text(text) for at, (text, hole) in enumerate(parts)
     ]
