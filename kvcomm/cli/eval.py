@@ -75,11 +75,19 @@ def suite(
         typer.Option(metavar="A,B", help="Only the tasks with these ids.", show_default=False),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(metavar="N", help="Times each task is done (pass@1, pass@N).")
+        int,
+        typer.Option(
+            max=options.MOST_TIMES, metavar="N", help="Times each task is done (pass@1, pass@N)."
+        ),
     ] = 1,
-    concurrent: Annotated[int, typer.Option(metavar="N", help="Tasks under way at once.")] = 4,
+    concurrent: Annotated[
+        int, typer.Option(max=options.MOST_AGENTS, metavar="N", help="Tasks under way at once.")
+    ] = 4,
     retries: Annotated[
-        int, typer.Option(metavar="N", help="Times a task that failed is tried again.")
+        int,
+        typer.Option(
+            max=options.MOST_TIMES, metavar="N", help="Times a task that failed is tried again."
+        ),
     ] = 1,
     folder: Annotated[
         Path | None,
