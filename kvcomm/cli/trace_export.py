@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,8 @@ def export(
     path = out or found.path.parent / FORMATS[to].file
     if path.exists() and path.samefile(found.path):
         raise UsageError(f"{path} is the trace itself: choose another --out")
-    if path.exists() and not force:
+    # A link to nowhere counts: what is written would land elsewhere.
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
     try:
         FORMATS[to].write(found, path)
