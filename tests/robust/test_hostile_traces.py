@@ -156,3 +156,16 @@ def test_errors_do_not_steer_the_terminal(cli: Callable, trace: Path) -> None:
     for argv in (["show", ATTACK], ["show", "one", "--node", ATTACK], ["list", "--runs", ATTACK]):
         ended = cli("trace", *argv)
         assert not STEERING.search(ended.out + ended.err)
+
+
+def test_counts_that_add_up_to_more_than_a_column_holds(cli: Callable, trace: Path) -> None:
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "step":
+            line["computed"] = 2**63 - 1
+    trace.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for name in ("show", "segments", "csv", "html"):
+        assert cli(*(w.replace("RUN", "one") for w in COMMANDS[name])).code == 0
+    ended = cli("trace", "export", "one", "--to", "parquet")
+    assert ended.code == 2
+    assert "more tokens than Parquet can hold" in ended.err
