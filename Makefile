@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # libgomp spins while it waits, which slows everything when cores are shared.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test test-full soak check format clean
+.PHONY: setup demo test test-full soak fuzz check format clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,11 @@ test-full: setup
 
 soak: setup
 	$(BIN)/python -m tests.robust.soak --minutes 30
+
+fuzz: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python -m tests.fuzz.seeds build/fuzz
+	$(BIN)/python -m tests.fuzz.reading build/fuzz -max_total_time=60 -timeout=10 -artifact_prefix=build/fuzz-
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

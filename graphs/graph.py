@@ -13,6 +13,7 @@ from kvcomm.agents import Agent, Tool
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import GraphError
 from kvcomm.prompt import Codec, Template
+from kvcomm.trace.text import MOST, listed
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class AgentGraph:
             raise GraphError(f"two nodes are called `{twice[0]}`: give one of them another name")
         if not named:
             raise GraphError("a graph needs at least one agent")
+        for key, _ in named:
+            if not isinstance(key, str) or not key.strip() or not key.isprintable():
+                raise GraphError(f"a node cannot be called {key!r}: use printable characters")
         _check_inputs(self._inputs, named)
         self._agents = dict(named)
         self._edges = self._check_edges(edges)
@@ -98,9 +102,9 @@ class AgentGraph:
         for edge in checked:
             for end in edge:
                 if end not in self._agents:
-                    known = ", ".join(f"`{key}`" for key in self._agents)
                     raise GraphError(
-                        f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is no node: {known}"
+                        f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is no node: "
+                        f"{listed(self._agents)}"
                     )
         return checked
 
@@ -110,11 +114,13 @@ class AgentGraph:
             place = {node: index for index, node in enumerate(self._agents)}
             return tuple(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
         except nx.NetworkXUnfeasible:
-            cycle = nx.find_cycle(graph)
-            path = " → ".join(f"`{edge[0]}`" for edge in cycle)
+            cycle = [edge[0] for edge in nx.find_cycle(graph)]
+            shown = [f"`{node}`" for node in cycle[:MOST]]
+            if len(cycle) > MOST:
+                shown.append(f"{len(cycle) - MOST:,} more")
             raise GraphError(
-                f"the graph has a cycle: {path} → `{cycle[0][0]}`; unroll rounds into nodes of "
-                "their own (as `debate` does)"
+                f"the graph has a cycle: {' → '.join(shown)} → `{cycle[0]}`; unroll rounds "
+                "into nodes of their own (as `debate` does)"
             ) from None
 
     def _digraph(self) -> nx.DiGraph[str]:
@@ -139,8 +145,7 @@ class AgentGraph:
         if answer is None:
             last = [node for node in self._order if not self._successors[node]]
             if len(last) > 1:
-                names = ", ".join(f"`{node}`" for node in last)
-                raise GraphError(f"the graph ends in {names}: say which one is the `answer`")
+                raise GraphError(f"the graph ends in {listed(last)}: say which one is the `answer`")
             answer = last[0]
         if answer not in self._nodes:
             raise GraphError(f"the answer node `{answer}` is not in the graph")

@@ -60,6 +60,13 @@ class Outgoing:
     spans: tuple[Span, ...]
 
 
+def well_formed(text: str) -> str:
+    """`text` with surrogate pairs joined, and U+FFFD for every half: what UTF-8 can write."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 class TextCodec(Protocol):
     """The part of a codec that messages need."""
 
@@ -92,7 +99,7 @@ def outgoing(codec: TextCodec, generated: Sequence[int], post: Callable[[str], s
     A `post` that rewrites the text yields fresh ids and no spans.
     """
     text = codec.decode(generated)
-    kept = post(text)
+    kept = well_formed(post(text))
     # What is left of a cut text is most often its end: the same words may stand in what was cut.
     at = len(text) - len(kept) if text.endswith(kept) else text.find(kept)
     if not kept or at < 0:

@@ -11,11 +11,12 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal as Kind
 from typing import Protocol
 
 from kvcomm.errors import TemplateError
-from kvcomm.message import Handle
+from kvcomm.message import Handle, well_formed
 
 # Doubled braces, a hole, or a brace that is neither.
 BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w@-]*)\}|[{}]")
@@ -31,6 +32,10 @@ class Codec(Protocol):
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids that carry structure (turn markers, end of text), never plain text."""
+
+    @property
+    def control(self) -> re.Pattern[str]:
+        """Finds the tokens of `special_ids` where a text spells them."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
@@ -60,6 +65,8 @@ class Hole:
 
 
 Piece = Text | Hole
+# A hole that nothing fills, where a control token spelled in a literal is cut in two.
+SEAM = Hole("")
 
 
 def parse_template(source: str) -> tuple[Piece, ...]:
@@ -153,30 +160,53 @@ def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece
 
     Literals are tokenised in context: the whole prompt is encoded once with a mark in every hole
     and cut at the character offsets, so a literal gets the ids it has inside the chat. Only a
-    token that reaches over the edge of a hole has its literal part encoded by itself.
+    token that reaches over the edge of a hole has its literal part encoded by itself. Structure is
+    what the chat template adds: a control token spelled in a literal is text, as in a filled hole.
     """
-    names = [piece.name for piece in (*system, *user) if isinstance(piece, Hole)]
+    system, user = _split_control(codec, system), _split_control(codec, user)
+    holes = [piece for piece in (*system, *user) if isinstance(piece, Hole)]
     text = codec.chat(_marked(system), _marked(user))
     parts = text.split(MARK)
-    if len(parts) != len(names) + 1:
+    if len(parts) != len(holes) + 1:
         raise TemplateError(
-            f"the model's chat template kept {len(parts) - 1} of {len(names)} placeholders: "
+            f"the model's chat template kept {len(parts) - 1} of {len(holes)} placeholders: "
             "it repeats or drops text, so its prompts cannot be cut into segments"
         )
     ids, offsets = codec.encode_structured(text)
-    literals, start = [], 0
-    for part in parts:
+    literals: list[tuple[int, ...]] = []
+    start = 0
+    for hole, part in zip([None, *holes], parts, strict=True):
         end = start + len(part)
-        literals.append(_cut(codec, text, ids, offsets, start, end))
+        literal = _cut(codec, text, ids, offsets, start, end)
+        if hole == SEAM:
+            literals[-1] += literal
+        else:
+            literals.append(literal)
         start = end + len(MARK)
+    names = tuple(hole.name for hole in holes if hole != SEAM)
     digest = hashlib.sha256(repr((literals, len(names))).encode()).hexdigest()[:16]
-    return Template(tuple(literals), tuple(names), digest)
+    return Template(tuple(literals), names, digest)
+
+
+def _split_control(codec: Codec, pieces: Sequence[Piece]) -> list[Piece]:
+    """`pieces` with a seam inside every control token that their texts spell."""
+    split: list[Piece] = []
+    for is_hole, run in groupby(pieces, lambda piece: isinstance(piece, Hole)):
+        if is_hole:
+            split += run
+            continue
+        # Neighbouring texts are one: together they may spell what neither does.
+        text, start = well_formed("".join(p.text for p in run if isinstance(p, Text))), 0
+        if MARK in text:
+            raise TemplateError(f"a prompt template may not contain the character {MARK!r}")
+        for found in codec.control.finditer(text):
+            split += [Text(text[start : found.start() + 1]), SEAM]
+            start = found.start() + 1
+        split.append(Text(text[start:]))
+    return split
 
 
 def _marked(pieces: Sequence[Piece]) -> str:
-    for piece in pieces:
-        if isinstance(piece, Text) and MARK in piece.text:
-            raise TemplateError(f"a prompt template may not contain the character {MARK!r}")
     return "".join(MARK if isinstance(piece, Hole) else piece.text for piece in pieces)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvcomm.errors import UsageError
 from kvcomm.tasks.task import DATA
+from kvcomm.trace.text import shorten
 
 FOLDER = "KVCOMM_DATA"
 
@@ -65,9 +66,11 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{where} is not JSON: {error}") from None
+            value = json.loads(line, parse_constant=_refused)
+            if "\\u" in line:  # half a character can be spelled, and not be written down again
+                json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} is not JSON: {shorten(str(error), 200)}") from None
         if not isinstance(value, dict):
             raise UsageError(f"{where} is no JSON object but {type(value).__name__}")
         rows.append(Row(value, where, number))
@@ -79,6 +82,9 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
 
     Raises `UsageError` for a file that cannot be read.
     """
+    # A pipe or a device would never end.
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot read tasks from {path}: it is not a file")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -86,6 +92,10 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError:
         raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _from_hub(hub: Hub) -> list[Row]:

@@ -53,11 +53,13 @@ class Suite:
         for row in rows_of(self.name, self.hub, self.shipped, folder) if rows is None else rows:
             try:
                 task = replace(self.read(row.value, f"{self.name}-{row.number}"), row=row.value)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 what = f"it lacks {error}" if isinstance(error, KeyError) else error
                 raise UsageError(f"{row.where} is no row of {self.name}: {what}") from None
-            if not task.input.strip():
-                raise UsageError(f"{row.where} is no row of {self.name}: its text is empty")
+            if not isinstance(task.input, str) or not task.input.strip():
+                raise UsageError(
+                    f"{row.where} is no row of {self.name}: its text is empty, or none"
+                )
             if task.id in tasks:
                 raise UsageError(f"{row.where}: id {task.id!r} is already taken")
             if len(task.passages) == self.passages:

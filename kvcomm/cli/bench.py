@@ -35,8 +35,13 @@ def fidelity(
     graph: options.Graph = "chain",
     agents: options.Agents = None,
     rounds: options.Rounds = None,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Calls that teach, not measured.")] = 20,
-    held_out: Annotated[int, typer.Option(metavar="N", help="Calls that are measured.")] = 40,
+    warmup: Annotated[
+        int,
+        typer.Option(max=options.MOST_TIMES, metavar="N", help="Calls that teach, not measured."),
+    ] = 20,
+    held_out: Annotated[
+        int, typer.Option(max=options.MOST_TIMES, metavar="N", help="Calls that are measured.")
+    ] = 40,
     data: options.Data = None,
     methods: Annotated[
         str | None,
@@ -47,7 +52,10 @@ def fidelity(
     budget: options.RepairBudget = None,
     model: options.Model = options.DEFAULT_MODEL,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", metavar="N", help="Longest message, in tokens.")
+        int,
+        typer.Option(
+            "--max-tokens", max=options.MOST_TOKENS, metavar="N", help="Longest message, in tokens."
+        ),
     ] = 64,
     device: options.Device = None,
     dtype: options.Dtype = None,

@@ -17,10 +17,23 @@ RUN = "import sys; from kvcomm.cli import main; main(sys.argv[1:])"
 
 
 def memory(
-    agents: Annotated[int, typer.Option("--agents", "-n", metavar="N")] = 5,
-    prefix: Annotated[int, typer.Option(metavar="N", help="Tokens of each role text.")] = 512,
-    input_: Annotated[int, typer.Option("--input", metavar="N", help="Tokens of the task.")] = 1024,
-    output: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 512,
+    agents: Annotated[
+        int, typer.Option("--agents", "-n", min=1, max=options.MOST_AGENTS, metavar="N")
+    ] = 5,
+    prefix: Annotated[
+        int,
+        typer.Option(min=1, max=options.MOST_TOKENS, metavar="N", help="Tokens of each role text."),
+    ] = 512,
+    input_: Annotated[
+        int,
+        typer.Option(
+            "--input", min=1, max=options.MOST_TOKENS, metavar="N", help="Tokens of the task."
+        ),
+    ] = 1024,
+    output: Annotated[
+        int,
+        typer.Option(min=2, max=options.MOST_TOKENS, metavar="N", help="Tokens of each answer."),
+    ] = 512,
     modes: Annotated[
         str, typer.Option(metavar="A,B", help="Modes of `bench ttft`.")
     ] = "generate,dense,exact,kvcomm,auto",

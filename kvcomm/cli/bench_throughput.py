@@ -23,9 +23,15 @@ def throughput(
         str, typer.Option(metavar="N,N", help="Rows that decode together.")
     ] = "1,2,4,8",
     graphs: Annotated[str, typer.Option(metavar="N,N", help="Graphs in flight.")] = "1,2,4",
-    prompt: Annotated[int, typer.Option(metavar="N", help="Tokens of each row's prompt.")] = 512,
-    tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 32,
-    samples: Annotated[int, typer.Option(metavar="N", help="The best of N counts.")] = 3,
+    prompt: Annotated[
+        int, typer.Option(max=options.MOST_TOKENS, metavar="N", help="Tokens of each row's prompt.")
+    ] = 512,
+    tokens: Annotated[
+        int, typer.Option(max=options.MOST_TOKENS, metavar="N", help="Tokens of each answer.")
+    ] = 32,
+    samples: Annotated[
+        int, typer.Option(max=options.MOST_TIMES, metavar="N", help="The best of N counts.")
+    ] = 3,
     model: options.Model = options.DEFAULT_MODEL,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -56,7 +62,7 @@ def _numbers(option: str, text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 1:
+    if not numbers or min(numbers) < 1 or max(numbers) > options.MOST_AGENTS:
         raise UsageError(f"{option} {text!r}: write numbers such as 1,2,4")
     return numbers
 

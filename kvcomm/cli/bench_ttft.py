@@ -32,11 +32,22 @@ def ttft(
     graph: Annotated[
         str, typer.Option("--graph", "-g", metavar="G", help="full or debate.")
     ] = "full",
-    agents: Annotated[int, typer.Option("--agents", "-n", metavar="N")] = 5,
-    prefix: Annotated[int, typer.Option(metavar="N", help="Tokens of each role text.")] = 512,
-    input_: Annotated[int, typer.Option("--input", metavar="N", help="Tokens of the task.")] = 1024,
-    output: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 512,
-    samples: Annotated[int, typer.Option(metavar="N", help="Passes of each mode.")] = 1,
+    agents: Annotated[
+        int, typer.Option("--agents", "-n", max=options.MOST_AGENTS, metavar="N")
+    ] = 5,
+    prefix: Annotated[
+        int, typer.Option(max=options.MOST_TOKENS, metavar="N", help="Tokens of each role text.")
+    ] = 512,
+    input_: Annotated[
+        int,
+        typer.Option("--input", max=options.MOST_TOKENS, metavar="N", help="Tokens of the task."),
+    ] = 1024,
+    output: Annotated[
+        int, typer.Option(max=options.MOST_TOKENS, metavar="N", help="Tokens of each answer.")
+    ] = 512,
+    samples: Annotated[
+        int, typer.Option(max=options.MOST_TIMES, metavar="N", help="Passes of each mode.")
+    ] = 1,
     modes: Annotated[
         str | None, typer.Option(metavar="A,B", help="Only these modes.", show_default="all")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
@@ -68,7 +68,7 @@ def demo(
     for one in played:
         console().print(demo_report.show_table(one))
     console().print(f"\n{demo_report.LEGEND}")
-    print(f"\ntraces: kvcomm trace list --runs {folder}")
+    say(f"\ntraces: kvcomm trace list --runs {folder}")
 
 
 def play(

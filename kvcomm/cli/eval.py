@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_report import report, show
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,11 +75,19 @@ def suite(
         typer.Option(metavar="A,B", help="Only the tasks with these ids.", show_default=False),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(metavar="N", help="Times each task is done (pass@1, pass@N).")
+        int,
+        typer.Option(
+            max=options.MOST_TIMES, metavar="N", help="Times each task is done (pass@1, pass@N)."
+        ),
     ] = 1,
-    concurrent: Annotated[int, typer.Option(metavar="N", help="Tasks under way at once.")] = 4,
+    concurrent: Annotated[
+        int, typer.Option(max=options.MOST_AGENTS, metavar="N", help="Tasks under way at once.")
+    ] = 4,
     retries: Annotated[
-        int, typer.Option(metavar="N", help="Times a task that failed is tried again.")
+        int,
+        typer.Option(
+            max=options.MOST_TIMES, metavar="N", help="Times a task that failed is tried again."
+        ),
     ] = 1,
     folder: Annotated[
         Path | None,
@@ -185,7 +193,7 @@ def suite(
         print_json(value)
     else:
         console().print(show([value]))
-        print(f"kept in {place}: kvcomm eval report {place}")
+        say(f"kept in {place}: kvcomm eval report {place}")
 
 
 def select(

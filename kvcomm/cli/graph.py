@@ -8,7 +8,8 @@ import typer
 
 from kvcomm.agents import Agent, Tool
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json
+from kvcomm.cli.output import console, print_json, say
+from kvcomm.trace.lanes import MOST
 
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph, Node
@@ -60,7 +61,7 @@ def show(
     elif mermaid:
         from kvcomm.graphs.draw import mermaid as mermaid_text
 
-        print(mermaid_text(built))
+        say(mermaid_text(built))
     else:
         _print(built)
 
@@ -120,7 +121,7 @@ def _print(graph: AgentGraph) -> None:
     inputs = ", ".join(graph.inputs)
     out.print(f"{graph.name}: {plural(len(graph.nodes), 'node')}, inputs {inputs}\n")
     out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
-    for name in graph.order:
+    for name in graph.order[:MOST]:
         node = graph.nodes[name]
         if isinstance(node.agent, Tool):
             sends = f"tool, sends {', '.join(node.texts)}; at most {node.agent.max_tokens:,} tokens"
@@ -137,4 +138,13 @@ def _print(graph: AgentGraph) -> None:
         ):
             if text:
                 out.print(Text(f"  {turn}:", style="dim"))
-                out.print(Padding(Text(text), (0, 0, 0, 4), expand=False))
+                out.print(Padding(Text(_beginning(text)), (0, 0, 0, 4), expand=False))
+    if len(graph.order) > MOST:
+        out.print(f"\nand {len(graph.order) - MOST:,} more nodes: --json has them all")
+
+
+def _beginning(text: str) -> str:
+    """As many lines of a prompt as a reader looks through."""
+    lines = text.split("\n")
+    more = [f"… and {len(lines) - MOST:,} more lines"] if len(lines) > MOST else []
+    return "\n".join([*lines[:MOST], *more])

@@ -46,10 +46,18 @@ def check(
     model: Name,
     context: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Size up prompts of N tokens.", show_default=False),
+        typer.Option(
+            max=options.MOST_TOKENS,
+            metavar="N",
+            help="Size up prompts of N tokens.",
+            show_default=False,
+        ),
     ] = None,
     agents: Annotated[
-        int, typer.Option("--agents", "-n", metavar="A", help="Agents, with --context.")
+        int,
+        typer.Option(
+            "--agents", "-n", max=options.MOST_AGENTS, metavar="A", help="Agents, with --context."
+        ),
     ] = 5,
     device: options.Device = None,
     dtype: options.Dtype = None,

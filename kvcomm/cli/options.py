@@ -11,6 +11,8 @@ from kvcomm.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
+# No context is longer, and no benchmark larger: what is beyond is a slip of the finger.
+MOST_TOKENS, MOST_AGENTS, MOST_TIMES = 10_000_000, 1_000, 100_000
 
 Graph = Annotated[
     str,
@@ -38,7 +40,11 @@ Rounds = Annotated[
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", metavar="N", help="Longest message, in tokens.", show_default="256"
+        "--max-tokens",
+        max=MOST_TOKENS,
+        metavar="N",
+        help="Longest message, in tokens.",
+        show_default="256",
     ),
 ]
 Temperature = Annotated[
@@ -125,7 +131,12 @@ Data = Annotated[
         show_default="KVCOMM_DATA",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Of sampling and random graphs.")]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=-(2**63), max=2**63 - 1, metavar="S", help="Of sampling and random graphs."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

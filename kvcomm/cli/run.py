@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,12 +118,14 @@ def run(
 
 def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any]:
     """The graph's inputs by name: QUESTION is `task`, `--input` brings the others."""
-    inputs: dict[str, Any] = {"task": question}
+    from kvcomm.message import well_formed
+
+    inputs: dict[str, Any] = {"task": well_formed(question)}
     for item in extra:
         name, equals, text = item.partition("=")
         if not equals or not name:
             raise UsageError(f"--input {item!r}: write NAME=TEXT")
-        inputs[name] = text
+        inputs[name] = well_formed(text)
     for name in graph.inputs:
         if name not in inputs:
             raise UsageError(f"the graph has an input `{name}`: add --input {name}=TEXT")
@@ -140,13 +142,13 @@ def _print(result: Result) -> None:
     from kvcomm.trace.read import CallView
     from kvcomm.trace.show import tokens
     from kvcomm.trace.show_calls import show_calls
-    from kvcomm.trace.text import plain, seconds
+    from kvcomm.trace.text import seconds
 
     views = [CallView(c.node, c.report.attempt, c.steps, c.message, c.report) for c in result.calls]
     out = console()
-    print(plain(result.answer))
+    say(result.answer)
     out.print()
     out.print(show_calls(views))
     out.print(Text(f"\n{tokens(result.totals)}, {seconds(result.totals.wall_s)} in all"))
     if result.trace.path:
-        print(f"trace: kvcomm trace show {result.trace.path}")
+        say(f"trace: kvcomm trace show {result.trace.path}")

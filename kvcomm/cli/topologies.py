@@ -23,6 +23,10 @@ from kvcomm.own_file import Wanted, is_own_file, load_own
 GRAPH = Wanted(AgentGraph, "graph", "graph = chain(solver(), editor())")
 
 
+# In some graphs every agent hears every other one.
+MOST = 1000
+
+
 @dataclass(frozen=True)
 class Topology:
     """A ready-made graph: `build(agents, rounds, seed)`."""
@@ -124,9 +128,16 @@ def _ready_made(name: str, agents: int | None, rounds: int | None, seed: int) ->
     topology = TOPOLOGIES[name]
     if agents is not None and agents < 1:
         raise UsageError(f"--agents {agents}: a graph needs at least 1 agent")
+    if agents is not None and agents > MOST:
+        raise UsageError(f"--agents {agents}: at most {MOST:,}; write larger graphs into a FILE.py")
     if rounds is not None and name != "debate":
         raise UsageError(f"--rounds belongs to --graph debate: a {name} graph has no rounds")
-    return topology.build(agents or topology.agents, 2 if rounds is None else rounds, seed)
+    agents, rounds = agents or topology.agents, 2 if rounds is None else rounds
+    if agents * rounds > 2 * MOST:
+        raise UsageError(
+            f"--rounds {rounds}: a debate of {agents} agents takes {2 * MOST // agents:,} at most"
+        )
+    return topology.build(agents, rounds, seed)
 
 
 def adjusted(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json
+from kvcomm.cli.output import console, print_json, say
 from kvcomm.cli.trace_export import export
 from kvcomm.errors import TraceError
 
@@ -39,7 +39,7 @@ def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
     if json:
         print_json({"runs": rows})
     elif not rows:
-        print(f"no runs in {runs}/ (`kvcomm run` writes one)")
+        say(f"no runs in {runs}/ (`kvcomm run` writes one)")
     else:
         _print_list(rows)
 
@@ -130,7 +130,7 @@ def tail(
 
     for event in follow(find_run(run, runs)):
         if line := event_line(event):
-            print(f"{event.t:8.2f}  {line}", flush=True)
+            say(f"{event.t:8.2f}  {line}")
 
 
 def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.output import say
 from kvcomm.errors import UsageError
 
 
@@ -53,15 +55,16 @@ def export(
         if to != "otel" or out is not None:
             raise UsageError("--endpoint takes --to otel, and no --out")
         send_otel(found, endpoint)
-        print(f"sent to {endpoint}")
+        say(f"sent to {endpoint}")
         return
     path = out or found.path.parent / FORMATS[to].file
     if path.exists() and path.samefile(found.path):
         raise UsageError(f"{path} is the trace itself: choose another --out")
-    if path.exists() and not force:
+    # A link to nowhere counts: what is written would land elsewhere.
+    if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
     try:
         FORMATS[to].write(found, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
-    print(path)
+    say(str(path))

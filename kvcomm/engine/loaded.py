@@ -31,6 +31,7 @@ class LoadedEngine:
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.max_context = max_context
         self.codec = codec
+        codec.most = max_context
         self.capabilities = capabilities
         self.stop = stop
         self.steps = 0

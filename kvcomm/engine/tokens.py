@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,6 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from kvcomm.message import well_formed
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -20,23 +23,46 @@ CHATML = (
 LEADS = ("\ue000", "\n", "a")
 
 
+# No model's context is longer, unless its engine says so.
+MOST = 1 << 20
+
+
 class TokenizerCodec:
     """A `kvcomm.prompt.Codec` over a fast transformers tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.most = MOST
         # Whether special tokens are split is a switch on the tokenizer, not on a call.
         self._lock = threading.Lock()
         self.special_ids = frozenset(tokenizer.all_special_ids) | frozenset(
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         )
+        spelled = sorted(
+            map(str, tokenizer.convert_ids_to_tokens(sorted(self.special_ids))), key=len
+        )
+        # Of two tokens that begin alike the longer one is meant.
+        self.control = re.compile("|".join(map(re.escape, reversed(spelled))) or "(?!)")
         # SentencePiece tokenizers put a space before a text: right at the start of a prompt only.
         self._adds_space = self._plain("a")[0] != self._behind(LEADS[0], "a")
         start = tokenizer("a")["input_ids"][:1]
         self._begin = tokenizer.bos_token if start == [tokenizer.bos_token_id] else ""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
+        """Ids of plain text: special tokens spelled in it stay text, nothing is added.
+
+        Of a text that fits no context its beginning is enough to say so: what is longer than
+        `most` tokens is encoded up to somewhere behind that many.
+        """
+        text, size = well_formed(text), 4 * self.most
+        while size < len(text):
+            ids = self._unbounded(text[:size])
+            if len(ids) > self.most:
+                return ids
+            size *= 4
+        return self._unbounded(text)
+
+    def _unbounded(self, text: str) -> list[int]:
         if self._adds_space and text:
             for lead in LEADS:
                 ids = self._behind(lead, text)

@@ -11,12 +11,15 @@ from kvcomm.reuse.plan import Fact, Plan, Step, Way
 
 @dataclass(frozen=True)
 class Planned:
-    """What an earlier call did with one segment; `positions` are those computed of a realigned."""
+    """What an earlier call did with one segment.
+
+    `positions` are the `[start, end)` ranges that were computed of a realigned one.
+    """
 
     name: str
     tokens: int
     way: Way
-    positions: tuple[int, ...] = ()
+    positions: tuple[tuple[int, int], ...] = ()
     corrected: bool = False
 
 
@@ -59,4 +62,6 @@ class Replay:
         known = fact.kind == "literal" or (fact.verdict is not None and fact.verdict.samples > 0)
         corrected = planned.corrected and known
         how = "offsets" if corrected else "rotated only"
-        return Step("realign", f"replayed: {how}", planned.positions, corrected=corrected)
+        inside = (range(max(start, 0), min(end, fact.tokens)) for start, end in planned.positions)
+        positions = tuple(sorted(set().union(*inside)))
+        return Step("realign", f"replayed: {how}", positions, corrected=corrected)

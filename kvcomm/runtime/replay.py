@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from kvcomm.agents import Agent
@@ -34,14 +33,10 @@ def _policy(view: CallView) -> Policy:
     assert view.call is not None
     if any(step.way == "realign" for step in view.steps):
         planned = [
-            Planned(step.name, step.tokens, step.way, tuple(_flat(step.positions)), step.corrected)
+            Planned(step.name, step.tokens, step.way, tuple(step.positions), step.corrected)
             for step in sorted(view.steps, key=lambda step: step.index)
         ]
         return Replay(planned, view.call.offsets)
     if view.call.dense or view.call.mode == "dense":
         return Dense("replayed: dense", hands_over=view.call.mode != "dense")
     return Exact("replayed: exact")
-
-
-def _flat(ranges: Iterable[tuple[int, int]]) -> Iterable[int]:
-    return (position for start, end in ranges for position in range(start, end))

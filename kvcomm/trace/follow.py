@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from kvcomm.trace.events import Event, parse_event
+from kvcomm.trace.events import Event
+from kvcomm.trace.read import LONGEST, read_event
 
 WAIT_S = 0.1
 
@@ -26,10 +25,10 @@ def follow(path: Path, *, wait_s: float = WAIT_S) -> Iterator[Event]:
                 time.sleep(wait_s)
                 continue
             *lines, pending = (pending + data).split(b"\n")
+            # What is longer than any event is none; its rest is none either.
+            pending = pending[:LONGEST]
             for line in lines:
-                try:
-                    event = parse_event(line.decode("utf-8", "replace"))
-                except ValidationError:
+                if (event := read_event(line)) is None:
                     continue
                 yield event
                 if event.kind == "end":

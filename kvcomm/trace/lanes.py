@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 Senders = Mapping[str, Sequence[str]]
 # Past this many nodes lanes move together, so that large graphs stay within a terminal.
 ROOMY = 16
+# As many nodes as a reader looks through.
+MOST = 100
 
 
 def levels(senders: Senders) -> list[list[str]]:
@@ -24,40 +26,58 @@ def levels(senders: Senders) -> list[list[str]]:
 
     Senders that are no nodes are ignored. What is left in a cycle forms the last level.
     """
+    known = {name: {s for s in heard if s in senders} for name, heard in senders.items()}
+    waits = {name: len(heard) for name, heard in known.items()}
+    readers: dict[str, list[str]] = {name: [] for name in senders}
+    for name, heard in known.items():
+        for sender in heard:
+            readers[sender].append(name)
+    place = {name: index for index, name in enumerate(senders)}
     placed: list[list[str]] = []
-    done: set[str] = set()
-    left = list(senders)
-    while left:
-        level = [n for n in left if all(s in done or s not in senders for s in senders[n])] or left
+    level = [name for name, count in waits.items() if not count]
+    while level:
         placed.append(level)
-        done.update(level)
-        left = [name for name in left if name not in done]
+        free = []
+        for sender in level:
+            for name in readers[sender]:
+                waits[name] -= 1
+                if not waits[name]:
+                    free.append(name)
+        level = sorted(free, key=place.__getitem__)
+    if left := [name for name, count in waits.items() if count]:
+        placed.append(left)
     return placed
 
 
 def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
-    """The drawing; `notes` are words behind a node (answer, exact)."""
+    """The drawing; `notes` are words behind a node (answer, exact). Of many nodes, the first."""
     by_level = levels(senders)
-    order = [name for level in by_level for name in level]
+    order = [name for level in by_level for name in level][:MOST]
     step = 3 if len(order) <= ROOMY else 2
+    row_of = {name: index for index, name in enumerate(order)}
     column = {name: index * step for index, name in enumerate(order)}
-    last = {s: index for index, name in enumerate(order) for s in senders[name] if s in column}
+    # A lane whose reader is not drawn goes on to the end.
+    everyone = (name for level in by_level for name in level)
+    last = {s: row_of.get(name, MOST) for name in everyone for s in senders[name] if s in column}
     width = max((len(name) for name in order), default=0)
     gutter = len(str(len(by_level)))
     lines: list[str] = []
     for depth, level in enumerate(by_level, 1):
-        if depth > 1:
-            row = order.index(level[0])
-            between = _lanes(order[:row], column, last, row)
-            lines.append(" " * (gutter + width + 4) + between)
         for name in level:
-            number = str(depth) if name == level[0] else ""
-            row = order.index(name)
+            if (row := row_of.get(name)) is None:
+                continue
+            first = name == level[0]
+            if first and depth > 1:
+                between = _lanes(order[:row], column, last, row)
+                lines.append(" " * (gutter + width + 4) + between)
+            number = str(depth) if first else ""
             lanes = _lanes(order[:row], column, last, row, name, frozenset(senders[name]))
             note = (notes or {}).get(name)
             lines.append(
                 f"{number:>{gutter}}  {name:<{width}}  {lanes}" + (f"  {note}" if note else "")
             )
+    if len(senders) > MOST:
+        lines.append(f"and {len(senders) - MOST:,} more, {len(by_level):,} levels in all")
     return "\n".join(line.rstrip() for line in lines)
 
 

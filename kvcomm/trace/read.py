@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kvcomm.errors import TraceError
 from kvcomm.trace.events import (
@@ -26,6 +29,9 @@ from kvcomm.trace.events import (
 )
 from kvcomm.trace.record import TRACE_FILE
 
+# In bytes; the longest lines hold a run's inputs.
+LONGEST = 1 << 26
+MOST = 1e100
 COUNTS = ("computed", "prefix", "realigned", "ahead")
 
 
@@ -94,6 +100,22 @@ class TraceRun:
             last[view.node] = view
         return list(last.values())
 
+    @cached_property
+    def senders(self) -> dict[str, list[str]]:
+        """Whom every node hears."""
+        return {info.name: info.senders for info in self.started.nodes}
+
+    @cached_property
+    def counts(self) -> list[str]:
+        """The counts that are not zero all over the run: a dense run needs none but `computed`."""
+        steps = [step for view in self.calls for step in view.steps]
+        return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
+
+    @cached_property
+    def attempts(self) -> dict[str, int]:
+        """The number of every node's last attempt."""
+        return {view.node: view.attempt for view in self.last_calls()}
+
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
     """The `trace.jsonl` of a run folder, of a name under `runs/`, or the file itself."""
@@ -111,22 +133,55 @@ def read_trace(path: Path) -> TraceRun:
 
     Raises `TraceError` when the file cannot be read or holds no run.
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}") from None
     events: list[Event] = []
     skipped = 0
-    for line in text.split("\n"):
-        if not line.strip():
-            continue
-        try:
-            events.append(parse_event(line))
-        except ValidationError:
-            skipped += 1
+    try:
+        # A pipe or a device would never end.
+        if path.exists() and not path.is_file():
+            raise TraceError(f"cannot read {path}: it is not a file")
+        with path.open("rb") as file:
+            for line in whole_lines(file):
+                if (event := read_event(line)) is not None:
+                    events.append(event)
+                elif line.strip():
+                    skipped += 1
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
     if not events or not isinstance(events[0], RunStarted):
         raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
     return _assemble(path, events, skipped)
+
+
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than any event, its beginning."""
+    while line := file.readline(LONGEST):
+        yield line
+        while len(line) == LONGEST and not line.endswith(b"\n"):
+            line = file.readline(LONGEST)
+
+
+def read_event(line: bytes) -> Event | None:
+    """The event of a line; None for a line that is none, or has numbers that no run has."""
+    try:
+        event = parse_event(line.decode("utf-8", "replace"))
+    except ValidationError:
+        return None
+    return event if _measured(event) else None
+
+
+def _measured(value: object) -> bool:
+    """Whether all numbers in an event are of a size that can be reckoned with."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    if isinstance(value, float):
+        return -MOST < value < MOST
+    if isinstance(value, BaseModel):
+        return all(map(_measured, value.__dict__.values()))
+    if isinstance(value, dict):
+        return all(map(_measured, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_measured, value))
+    return True
 
 
 def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:

@@ -19,6 +19,8 @@ from kvcomm.trace.text import number, plain, seconds, shorten
 WIDE = 120
 # From this width on there is a bar beside the numbers.
 ROOMY, BAR = 96, 12
+# As many lines as a reader looks through.
+MOST = 500
 
 
 class _ByWidth:
@@ -38,10 +40,12 @@ class _ByWidth:
             table.add_column("TTFT", no_wrap=True)
         if wide:
             table.add_column("gate", overflow="fold")
-        for view in self._views:
+        for view in self._views[:MOST]:
             bar = [_bar(view, slowest)] if roomy else []
             table.add_row(*_row(view), *bar, *([_gate(view)] if wide else []))
         yield table
+        if len(self._views) > MOST:
+            yield Text(f" and {len(self._views) - MOST:,} more", style="dim")
 
 
 def show_calls(views: Sequence[CallView]) -> RenderableType:
@@ -61,7 +65,7 @@ def show_call(
 
     `prompt` adds what was read, `times` the engine's phases; `whole` leaves the message uncut.
     """
-    senders = next((i.senders for i in run.started.nodes if i.name == view.node), [])
+    senders = run.senders.get(view.node)
     title = Text(_title(view), style="bold")
     if senders:
         title.append(f"  hears {', '.join(senders)}", style="not bold")
@@ -69,7 +73,7 @@ def show_call(
     if view.call:
         parts.append(Text(_how(view.call)))
     if view.steps:
-        parts.append(show_segments(view.steps, _used(run)))
+        parts.append(show_segments(view.steps, run.counts))
     if view.call and times:
         parts.append(Text(_times(view.call)))
     if view.steps and prompt:
@@ -119,12 +123,6 @@ def show_message(message: MessageSent, *, whole: bool = False) -> list[Renderabl
     line = Text(f"sends {message.tokens:,} tokens, {', '.join(facts)}{reason}")
     body = plain(message.text) if whole else shorten(message.text)
     return [line, Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)]
-
-
-def _used(run: TraceRun) -> list[str]:
-    """The counts that are not zero all over the run: a dense run needs none but `computed`."""
-    steps = [step for view in run.calls for step in view.steps]
-    return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
 
 
 def _title(view: CallView) -> str:
@@ -185,13 +183,8 @@ def _trouble(run: TraceRun, view: CallView) -> list[str]:
         for retry in run.retries
         if (retry.node, retry.attempt) == (view.node, view.attempt)
     ]
-    lines += [f"failed: {plain(e.said)}" for e in run.errors if _is_last(run, view, e.node)]
+    last = run.attempts.get(view.node) == view.attempt
+    lines += [f"failed: {plain(e.said)}" for e in run.errors if e.node == view.node and last]
     if not lines and not view.call:
         lines.append("this call did not finish")
     return lines
-
-
-def _is_last(run: TraceRun, view: CallView, node: str | None) -> bool:
-    return view.node == node and all(
-        other.attempt <= view.attempt for other in run.calls if other.node == node
-    )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# What steers a terminal or hides how a text runs: control characters (C0, C1, delete), separators
+# and overrides of the writing direction, half characters. Joiners and marks inside words are text.
+STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+)
+# As many names as an error message lists.
+MOST = 20
+
 
 def plain(text: str) -> str:
     """`text` without control characters: what a model wrote must not steer the terminal."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else "    " if char == "\t" else "�"
-        for char in text.replace("\r\n", "\n")
-    )
+    return STEERING.sub("�", text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def shorten(text: str, limit: int = 240) -> str:
@@ -42,5 +47,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in backticks, as error messages write them."""
-    return ", ".join(f"`{name}`" for name in names)
+    """Names in backticks, as error messages write them; of many, the first."""
+    known = list(names)
+    more = f" and {len(known) - MOST:,} more" if len(known) > MOST else ""
+    return ", ".join(f"`{name}`" for name in known[:MOST]) + more

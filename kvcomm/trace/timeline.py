@@ -80,10 +80,14 @@ class Timeline:
         for begin, end, mark in parts:
             if end <= begin:
                 continue
-            first = min(max(round(begin / self._end * room), drawn), room - 1)
-            drawn = min(max(round(end / self._end * room), first + 1), room)
+            first = min(max(self._column(begin, room), drawn), room - 1)
+            drawn = min(max(self._column(end, room), first + 1), room)
             cells[first:drawn] = [mark] * (drawn - first)
         return "".join(cells).rstrip()
+
+    def _column(self, at: float, room: int) -> int:
+        """Where a moment is drawn; the edge for one outside the run."""
+        return round(min(max(at / self._end, 0.0), 1.0) * room) if self._end > 0 else 0
 
 
 def slowest(run: TraceRun, count: int = 3) -> list[str]:

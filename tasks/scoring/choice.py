@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
-from kvcomm.tasks.scoring.extract import last_box, undecorated
+from kvcomm.tasks.scoring.extract import LAYERS, last_box, undecorated
 from kvcomm.tasks.scoring.score import Score, right_or_wrong
 
 LETTERS = "ABCD"
 ANNOUNCED = re.compile(r"\b(?:answer|option|choice)\**(?:\s+is\s*:?|\s*[:=])", re.IGNORECASE)
+# The line behind it, as far as an answer may reach.
+SAID = re.compile(r"[ \t*:\n]*([^\n]{0,1000})")
 WRAPPERS = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 # A letter on its own: "B", "(B)", "B.", "Option B".
 LONE = re.compile(r"(?:(?:option|choice)\s+)?[(\[]?([A-D])[)\].:]*$", re.IGNORECASE)
@@ -40,8 +43,9 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     no A.
     """
     marks = list(ANNOUNCED.finditer(text))
-    said = [text[mark.end() :].lstrip(" \t*:\n").split("\n", 1)[0] for mark in reversed(marks)]
-    for claim in (*said, last_box(text) or ""):
+    said = (SAID.match(text, mark.end()) for mark in reversed(marks))
+    claims = (found[1] if found else "" for found in said)
+    for claim in chain(claims, [last_box(text) or ""]):
         if letter := _letter(_bare(claim), choices):
             return letter
     lines = [_bare(line) for line in text.split("\n")]
@@ -80,6 +84,8 @@ def _letter(said: str, choices: Sequence[str]) -> str | None:
 def _bare(text: str) -> str:
     """Without LaTeX's wrappers, dollars and emphasis."""
     before = None
-    while text != before:
+    for _ in range(LAYERS):
+        if text == before:
+            break
         before, text = text, WRAPPERS.sub(r"\1", text)
     return undecorated(re.sub(r"\*\*|\$|\\[()]", "", text))

@@ -8,20 +8,24 @@ import re
 ANNOUNCED = re.compile(r"(?:answer\**\s+is\s*:?|answer\**\s*[:=]|####)", re.IGNORECASE)
 # A formula in its delimiters. A dollar before a digit opens a price, it closes nothing.
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$(?!\d)", re.DOTALL)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# As many layers of decoration as are taken off; more are not decoration.
+LAYERS = 20
 NUMBER = re.compile(r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?")
 
 
 def last_box(text: str) -> str | None:
     """What stands in the last whole `\\boxed{}` or `\\fbox{}`, braces balanced."""
-    found = None
-    for start in re.finditer(r"\\(?:boxed|fbox)\s*\{", text):
-        depth = 1
-        for sign in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start.end()):
-            depth += {"{": 1, "}": -1}.get(sign[0], 0)
-            if depth == 0:
-                found = text[start.end() : sign.start()].strip()
-                break
-    return found
+    starts = {box.end() for box in BOX.finditer(text)}
+    opened: list[int] = []
+    last, found = -1, None
+    for sign in BRACE.finditer(text) if starts else ():
+        if sign[0] == "{":
+            opened.append(sign.end())
+        elif sign[0] == "}" and opened and (start := opened.pop()) in starts and start > last:
+            last, found = start, text[start : sign.start()]
+    return None if found is None else found.strip()
 
 
 def behind(text: str) -> str | None:
@@ -52,7 +56,9 @@ def numbers(text: str) -> list[str]:
 def undecorated(text: str) -> str:
     """Without quotes, emphasis and a final full stop around it."""
     before = None
-    while text != before:
+    for _ in range(LAYERS):
+        if text == before:
+            break
         before = text
         text = text.strip().strip('*_`"“”‘’').strip()
         text = text[:-1] if text.endswith(".") and not text.endswith("..") else text

@@ -27,10 +27,17 @@ def read(row: Mapping[str, Any], name: str) -> Task:
     for field in ("input", "target"):
         if not isinstance(row[field], str) or not row[field].strip():
             raise ValueError(f"{field!r} must be a text that is not empty")
-    accepted, corpus = (tuple(map(str, row.get(field, ()))) for field in ("accepted", "corpus"))
+    accepted, corpus = (_texts(row, field) for field in ("accepted", "corpus"))
     return Task(
         str(row.get("id", name)), row["input"], row["target"], corpus=corpus, accepted=accepted
     )
+
+
+def _texts(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    found = row.get(field) or []
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{field!r} must be a list of texts, not {found!r:.40}")
+    return tuple(found)
 
 
 def by_target(task: Task, answer: str, graders: Graders) -> Score:

@@ -79,7 +79,7 @@ def fact(name: str, tokens: int, *, covered: bool = True, verdict: Verdict | Non
 def test_steps_are_matched_by_name_and_length() -> None:
     policy = Replay(
         [
-            Planned("a", 5, "realign", (0, 3), corrected=True),
+            Planned("a", 5, "realign", ((0, 1), (3, 4)), corrected=True),
             Planned("b", 4, "compute"),
             Planned("c", 3, "realign"),
             Planned("d", 3, "realign"),

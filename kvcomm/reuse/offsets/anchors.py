@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.reuse.offsets.base import check_saved
 from kvcomm.reuse.plan import Verdict
 
 CAPACITY = 20  # V in the paper
@@ -167,12 +168,19 @@ class AnchorPool:
         return tensors
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Replace the pool by a saved one."""
+        """Replace the pool by a saved one. Raises `ValueError` for tensors that do not fit."""
+        check_saved(tensors)
 
         def part(index: int, name: str) -> KV:
             return KV(tensors[f"{index}.{name}.keys"], tensors[f"{index}.{name}.values"])
 
-        self.anchors = [
+        anchors = [
             Anchor(part(i, "base"), part(i, "offset"), part(i, "literal"), int(uses))
             for i, uses in enumerate(tensors["uses"].tolist())
         ]
+        kvs = [kv.keys for anchor in anchors for kv in (anchor.base, anchor.literal)]
+        if len({(*keys.shape[:2], keys.shape[3]) for keys in kvs}) > 1 or any(
+            anchor.base.keys.shape != anchor.offset.keys.shape for anchor in anchors
+        ):
+            raise ValueError("anchors of several shapes")
+        self.anchors = anchors[-self.capacity :]

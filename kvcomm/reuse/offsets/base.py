@@ -52,6 +52,15 @@ class OffsetModel(Protocol):
         """Bytes of everything learned."""
 
 
+def check_saved(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ValueError` for saved tensors that hold numbers nothing can be learned from."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"`{name}` holds numbers that are not finite")
+        if not tensor.is_floating_point() and tensor.numel() and int(tensor.min()) < 0:
+            raise ValueError(f"`{name}` holds negative counts")
+
+
 NUMBER = re.compile(r"(@\d+)?$")
 TAIL = re.compile(r"[_-]?\d+$")
 

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.reuse.offsets.base import check_saved
 from kvcomm.reuse.offsets.mean import LiteralMean
 from kvcomm.reuse.plan import Verdict
 
@@ -199,9 +200,17 @@ class LinearOffsets:
         }
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Replace what was learned by what `state` returned."""
+        """Replace what was learned by what `state` returned.
+
+        Raises `ValueError` for tensors that do not fit.
+        """
+        check_saved(tensors)
         count, seen, self._left, self._total = tensors["counters"].tolist()
         xx, xy, x, y = (tensors[name].clone() for name in ("xx", "xy", "x", "y"))
+        groups, width = x.shape
+        square = (groups, width, width)
+        if not (xx.shape == xy.shape == square and y.shape == x.shape and count >= 1):
+            raise ValueError(f"statistics of the shapes {[*map(tuple, (xx.shape, xy.shape))]}")
         self._sums = _Sums(xx, xy, x, y, int(count))
         self._seen = int(seen)
         self._literal = LiteralMean()

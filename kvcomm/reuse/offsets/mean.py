@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.reuse.offsets.base import check_saved
 from kvcomm.reuse.plan import Verdict
 
 
@@ -50,6 +51,8 @@ class LiteralMean:
         if "literal.count" in tensors:
             self._sum = KV(tensors["literal.keys"], tensors["literal.values"])
             self._count = int(tensors["literal.count"])
+            if self._count < 1:
+                raise ValueError(f"a literal's mean over {self._count} samples")
 
 
 class MeanOffsets:
@@ -113,8 +116,14 @@ class MeanOffsets:
         }
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Replace what was learned by what `state` returned."""
+        """Replace what was learned by what `state` returned.
+
+        Raises `ValueError` for tensors that do not fit.
+        """
+        check_saved(tensors)
         self._sum = KV(tensors["keys"], tensors["values"])
         self._tokens, self._seen = (int(v) for v in tensors["counters"].tolist())
+        if self._tokens < 1 or len(self._sum) != 1:
+            raise ValueError(f"a mean over {self._tokens} tokens")
         self._literal = LiteralMean()
         self._literal.load_state(tensors)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcomm.errors import UsageError
+from kvcomm.errors import TraceError, UsageError
 from kvcomm.trace.export.calls import COLUMNS, rows
 from kvcomm.trace.read import TraceRun
 
 
 def write_parquet(run: TraceRun, path: Path) -> None:
-    """Write the calls of `run`. Raises `UsageError` when pyarrow is not installed."""
+    """Write the calls of `run`.
+
+    Raises `UsageError` when pyarrow is not installed, `TraceError` for numbers beyond 64 bits.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -23,4 +26,8 @@ def write_parquet(run: TraceRun, path: Path) -> None:
         "truth": pyarrow.bool_(),
     }
     schema = pyarrow.schema([(column.name, types[column.kind]) for column in COLUMNS])
-    parquet.write_table(pyarrow.Table.from_pylist(rows(run), schema=schema), path)
+    try:
+        table = pyarrow.Table.from_pylist(rows(run), schema=schema)
+    except OverflowError:
+        raise TraceError(f"{run.path} counts more tokens than Parquet can hold") from None
+    parquet.write_table(table, path)

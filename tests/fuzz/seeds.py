@@ -1,0 +1,36 @@
+"""Writes inputs for the fuzz target to begin with: a trace, learned state, audits, a manifest."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from kvcomm.reuse.auto import Auto, Seen
+from kvcomm.reuse.state import save_audits, save_state
+from tests.robust.test_hostile_state import learned
+from tests.trace.traces import failed, whole
+
+
+def write(corpus: Path) -> None:
+    """One file for each of the target's kinds, behind the byte that chooses it."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        save_state(place, "tiny", "0123", learned("aa"))
+        auto = Auto()
+        auto.audits["aa", "light"] = [Seen(0.01, 3, True)]  # type: ignore[assignment]
+        save_audits(place, auto)
+        files = [
+            (0, whole(place / "whole").path),
+            (0, failed(place / "failed").path),
+            (1, place / "aa.safetensors"),
+            (2, place / "audits.json"),
+            (3, place / "manifest.json"),
+        ]
+        for number, (kind, path) in enumerate(files):
+            (corpus / f"seed-{number}").write_bytes(bytes([kind]) + path.read_bytes())
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,129 @@
+"""Texts of any length and kind: a run answers and is shown, or says what is too long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvcomm.agents import Agent, Sampling, Tool
+from kvcomm.errors import ContextOverflow, UsageError
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.message import outgoing, well_formed
+from kvcomm.trace import read_trace
+from kvcomm.trace.text import plain, shorten
+from tests.codecs import smol_codec
+from tests.runtime.support import agent, session
+
+MODES = ("dense", "exact", "kvcomm", "auto")
+TEXTS = {
+    "NUL": "a\0b",
+    "right to left": "\u200fשלום\u202e abc \u202c",
+    "combining": "e" + "\u0301" * 200,
+    "joined emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 " * 8,
+    "replacement": "\ufffd\ufffd",
+    "escape": "\x1b[31mred\x1b]0;title\x07\x9b2J",
+    "markup": "[bold]x[/] [/nope] :smile:",
+    "one long word": "x" * 2000,
+    "noncharacters": "\ufffe\uffff\ue000",
+}
+GRAPH = chain(agent("a", 6), agent("b", 6), agent("c", 6))
+
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_any_text_is_answered_and_shown(cli: Callable, tiny, tmp_path: Path, what: str) -> None:
+    with session(tiny, "exact") as active:
+        result = active.run(GRAPH, TEXTS[what], out=tmp_path / "run")
+    assert len(result.calls) == 3
+    run = read_trace(tmp_path / "run" / "trace.jsonl")
+    assert run.started.inputs == {"task": TEXTS[what]}
+    assert run.skipped == 0
+    for argv in ((), ("--text",), ("--segments",), ("--json",)):
+        assert cli("trace", "show", "run", *argv).code == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_agents_that_say_nothing_are_heard(tiny, mode: str) -> None:
+    """A model that stops at once, and a `post` that leaves nothing."""
+    stops = frozenset(range(tiny.config.vocab_size))
+    silent = Agent("silent", sampling=Sampling(max_tokens=4, stop=tuple(stops)))
+    mute = Agent("mute", post=lambda text: "", sampling=Sampling(max_tokens=4))
+    graph = chain(silent, mute, agent("last", 4))
+    with session(tiny, mode) as active:
+        # The second run finds what the first has left.
+        for _ in range(2):
+            calls = {call.node: call for call in active.run(graph, "x").calls}
+            assert calls["silent"].message.text == calls["mute"].message.text == ""
+            assert calls["last"].report.output_tokens > 0
+
+
+@pytest.mark.parametrize("text", ["", " \t\n\u3000"])
+def test_an_empty_input_is_refused(tiny, text: str) -> None:
+    with session(tiny, "exact") as active, pytest.raises(UsageError, match="`task` is empty"):
+        active.run(GRAPH, text)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tool_that_finds_nothing_is_heard(tiny, mode: str) -> None:
+    graph = AgentGraph([Tool("find", lambda texts: ""), agent("a", 4)], [("find", "a")])
+    with session(tiny, mode) as active:
+        assert active.run(graph, "x").calls[0].report.output_tokens > 0
+
+
+@pytest.mark.parametrize("piece", ["word ", "😀", "<|im_start|>", "x"])
+def test_ten_megabytes_do_not_fit_and_say_so_at_once(smol, piece: str) -> None:
+    text = piece * (10_000_000 // len(piece.encode()))
+    began = time.process_time()
+    with (
+        session(smol, "exact") as active,
+        pytest.raises(ContextOverflow, match="shorten its inputs"),
+    ):
+        active.run(GRAPH, text)
+    assert time.process_time() - began < 5
+
+
+def test_a_long_text_is_cut_only_where_it_fits_no_context() -> None:
+    codec = smol_codec()
+    text = "Every text that may fit is encoded whole. " * 400
+    whole, most = codec.encode(text), codec.most
+    try:
+        codec.most = len(whole)
+        assert codec.encode(text) == whole
+        codec.most = 500
+        assert 500 < len(codec.encode(text)) < len(whole)
+    finally:
+        codec.most = most
+
+
+def test_halves_of_characters_become_marks() -> None:
+    assert well_formed("a\ud83d\ude00b\udcff\ud800") == "a😀b\ufffd\ufffd"
+    codec = smol_codec()
+    assert codec.decode(codec.encode("x\udcff")) == "x\ufffd"
+    assert outgoing(codec, codec.encode("hi"), lambda text: text + "\ud800").text == "hi\ufffd"
+    graph = chain(Agent("a", prompt="\ud800 {task}"))
+    assert "\ufffd" in codec.decode(graph.template("a", codec).literals[0])
+
+
+def test_bytes_that_are_no_text_on_the_command_line(cli: Callable) -> None:
+    words = (
+        "--model",
+        "random:llama-tiny",
+        "--state",
+        "none",
+        "--max-tokens",
+        "4",
+        "--out",
+        "here",
+    )
+    # As Python hands over the byte 0xff.
+    assert cli("run", "bad \udcff byte", *words).code == 0
+    assert read_trace(Path("here/trace.jsonl")).started.inputs == {"task": "bad \ufffd byte"}
+
+
+def test_words_keep_their_joiners_and_lose_what_steers() -> None:
+    kept = "naïve 3\u202f000\u00a0km 👩‍👩‍👧 می‌خواهم \u200fשלום"
+    assert plain(kept) == kept
+    assert plain("\x1b[1m\x07\x9b\r\x7f\u202e\u2066\ud800") == "�[1m" + "�" * 7
+    assert shorten("\x1b" + "a" * 50, 10) == "�aaaaaaaa…"
