@@ -130,7 +130,7 @@ class Soak:
         self.engine.budget.limit = SLOTS * self.engine.slot_bytes
         self._expected: dict[tuple[str, str], str] = {}
         self._seen: set[int] = set()
-        self._scarce = 0
+        self._scarce = self._failed = False
 
     def references(self) -> None:
         """What every graph answers to every task, dense and without faults."""
@@ -145,9 +145,11 @@ class Soak:
         forward = loop_module.packed_forward
 
         def scarce(*args: object) -> torch.Tensor:
-            if self._scarce:
-                self._scarce -= 1
+            # Never twice running: what fails again with half of the tokens cannot be survived.
+            if self._scarce and not self._failed:
+                self._scarce, self._failed = False, True
                 raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+            self._failed = False
             return forward(*args)  # type: ignore[arg-type]
 
         loop_module.packed_forward = scarce  # type: ignore[assignment]
@@ -163,7 +165,7 @@ class Soak:
             return
         self.summary.faults[kind] += 1
         if kind == "memory":
-            self._scarce = 1
+            self._scarce = True
             self.engine.loop._step_tokens = loop_module.STEP_TOKENS
             return
         pick = self.random.random()
