@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,25 +14,23 @@ T = TypeVar("T")
 class Background:
     """Runs coroutines on one background loop, also while another loop runs in this thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "kvcomm-session") -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="kvcomm-session", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for the coroutine; Ctrl-C cancels it, waits for its clean-up, and is raised."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.start(coroutine)
         try:
             return future.result()
         except KeyboardInterrupt:
             self._cancel_all()
             raise
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Start the coroutine and do not wait for it."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start the coroutine and do not wait for it. Cancelling the future cancels it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _cancel_all(self) -> None:
         async def cancel() -> None:
