@@ -25,14 +25,21 @@ class Background:
         try:
             return future.result()
         except KeyboardInterrupt:
-            self._cancel_all()
+            self.cancel()
             raise
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start the coroutine and do not wait for it. Cancelling the future cancels it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _cancel_all(self) -> None:
+    @property
+    def closed(self) -> bool:
+        """Whether the loop is gone."""
+        return self._loop.is_closed()
+
+    def cancel(self) -> None:
+        """Cancel what runs, and wait for its clean-up."""
+
         async def cancel() -> None:
             me = asyncio.current_task()
             tasks = [task for task in asyncio.all_tasks() if task is not me]
@@ -46,7 +53,7 @@ class Background:
         """Cancel what runs and stop the thread."""
         if self._loop.is_closed():
             return
-        self._cancel_all()
+        self.cancel()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

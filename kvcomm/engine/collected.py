@@ -69,7 +69,6 @@ class CollectedSequence:
 
     exact = True
     pilot_tokens = 0.0
-    arrived: Sequence[Arrived] | None = None
 
     def __init__(self, engine: _Engine, call: Call) -> None:
         self.phases = Phases()
@@ -82,6 +81,11 @@ class CollectedSequence:
     def length(self) -> int:
         """Tokens collected."""
         return len(self._ids)
+
+    @property
+    def arrived(self) -> Sequence[Arrived] | None:
+        """As `extend` said."""
+        return None
 
     async def survey(
         self,

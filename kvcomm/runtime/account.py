@@ -121,7 +121,7 @@ class Account:
     def restate(self, arrived: Sequence[Arrived]) -> None:
         """Count the prompt once more, as is known by now of its stretches from left to right."""
         stretches = [(stretch.at, stretch.tokens, stretch.prefix) for stretch in arrived]
-        self.redone += sum(stretch.again for stretch in arrived)
+        self.redone = sum(stretch.again for stretch in arrived)
         for _, entry in sorted(self.entries.items()):
             left, arrivals = entry.tokens, []
             while left:
