@@ -58,7 +58,6 @@ async def find_out(
     client: Client, model: str, codec: TokenizerCodec, max_context: int
 ) -> Abilities:
     """Ask the server. Raises `ModelError` when its tokenizer is another one than `codec`."""
-    ids = (codec.encode(SAMPLE) * PROBE)[: min(PROBE, max_context - 1)]
     salt = secrets.token_hex(8)
 
     async def ask(prompt: object, able: Abilities) -> Json:
@@ -68,18 +67,17 @@ async def find_out(
     for token_ids, with_salt in ((True, True), (True, False), (False, True), (False, False)):
         able = Abilities(token_ids, with_salt, counts=False)
         try:
-            first = await ask(ids, able)
+            first = _choice(await ask(SAMPLE, able))
         except Unwanted:
             if not token_ids and not with_salt:
                 raise
         else:
             break
-    token_ids = isinstance(_choice(first).get("token_ids"), list)  # it may overlook the field
-    again = await ask(ids, able)
-    if token_ids:
-        theirs = _choice(await ask(SAMPLE, able)).get("prompt_token_ids")
-        _check_tokenizer(theirs, codec, model)
-    return Abilities(token_ids, able.salt, counts=bool(cached(again)))
+    _check_tokenizer(first.get("prompt_token_ids"), codec, model)
+    token_ids = isinstance(first.get("token_ids"), list)  # it may overlook the field
+    ids = (codec.encode(SAMPLE) * PROBE)[: min(PROBE, max_context - 1)]
+    await ask(ids, able)
+    return Abilities(token_ids, able.salt, counts=bool(cached(await ask(ids, able))))
 
 
 def _choice(answer: Json) -> Json:
