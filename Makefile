@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+SERVE := .venv-serve
 # libgomp spins while it waits, which slows everything when cores are shared.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test test-full check format clean
+.PHONY: setup demo test test-full serve-test check format clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,15 @@ test: setup
 test-full: setup
 	$(BIN)/pytest -m ''
 
+# vLLM in a venv of its own (3.4 GB), on loopback, with the embedded model.
+serve-test: setup $(SERVE)/.ready
+	$(BIN)/python benchmarks/serve_test.py --server $(SERVE)/bin/python --out benchmarks/results/served.json
+
+$(SERVE)/.ready: benchmarks/serve_venv.py
+	$(PYTHON) -m venv $(SERVE)
+	$(PYTHON) benchmarks/serve_venv.py $(SERVE)/bin/python
+	@touch $@
+
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy -p kvcomm
@@ -36,4 +46,4 @@ format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(SERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -48,10 +48,11 @@ def graphs(tokens: int) -> dict[str, AgentGraph]:
 class EngineContract:
     """Tests that each implementation inherits; all it says is how its engine is made.
 
-    `tokens` is the length of messages in whole graphs.
+    `tokens` is the length of messages in whole graphs, `task` what they are about.
     """
 
     tokens = 70
+    task = TASK
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -231,10 +232,10 @@ class EngineContract:
                 session(engine, mode)
             return
         with session(reference, "dense", namespace=next(_names)) as active:
-            expected = await active.arun(graph, TASK)
+            expected = await active.arun(graph, self.task)
         # A namespace of its own: no earlier run has left anything to reuse.
         with session(engine, mode, namespace=next(_names)) as active:
-            result = await active.arun(graph, TASK)
+            result = await active.arun(graph, self.task)
         assert {c.node: c.text for c in result.calls} == {c.node: c.text for c in expected.calls}
         check_books(result)
         if mode == "dense" or not able.exact:
