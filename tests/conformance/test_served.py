@@ -44,7 +44,8 @@ def behind(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def shared(behind: LocalEngine) -> Iterator[Engine]:
-    with FakeServer(behind) as server, load_served(server.url) as engine:
+    # A tiny model is done before anybody can work ahead of it.
+    with FakeServer(behind, pause_s=0.002) as server, load_served(server.url) as engine:
         yield engine
 
 
@@ -74,6 +75,7 @@ async def test_a_consumers_prompt_is_on_the_server_when_its_last_input_arrives(
     server: FakeServer,
 ) -> None:
     graph = chain(agent("a", 190), agent("b", 20))
+    server.manners.pause_s = 0.003
     with load_served(server.url) as engine, session(engine, "exact") as active:
         probes = len(server.ahead())
         result = await active.arun(graph, TASK)
@@ -154,17 +156,23 @@ async def test_no_more_requests_are_under_way_than_the_gate_lets_through(
     assert server.busiest == 3
 
 
-async def test_requests_ahead_leave_room_and_wait_for_nobody() -> None:
-    gate = Gate(3)
-    async with gate.spare() as first, gate.spare() as second:
-        assert (first, second) == (True, False)  # half of the places at most
-        async with gate.ready(), gate.ready():
-            waiting = asyncio.create_task(gate.ready().__aenter__())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        await waiting
-    async with gate.ready(), gate.ready(), gate.spare() as free:
-        assert not free
+async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
+    gate = Gate(4)
+    async with gate.spare() as first, gate.spare() as second, gate.spare() as third:
+        assert (first, second, third) == (True, True, False)  # half of the places at most
+    async with gate.ready() as place:
+        async with gate.spare() as free:
+            assert not free  # somebody waits for a first token
+        place.begun = True
+        async with gate.spare() as free:
+            assert free
+    one = Gate(1)
+    async with one.ready() as place:
+        place.begun = True
+        async with one.spare() as free:
+            assert not free  # there is no place
+    async with one.spare() as free:
+        assert free
 
 
 # Servers that can do less.

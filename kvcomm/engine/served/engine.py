@@ -21,7 +21,7 @@ from kvcomm.engine.served.client import Client
 from kvcomm.engine.served.gate import Gate
 from kvcomm.engine.served.sequence import ServedSequence
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.errors import KvcommError, ServerError
+from kvcomm.errors import ServerError
 
 # Requests under way at once; a server queues what it cannot compute at once.
 PARALLEL = 32
@@ -87,7 +87,7 @@ class ServedEngine(WithoutStore, Bounded):
     def prefill(self, ids: Sequence[int], salt: str) -> Future[tuple[float, int | None] | None]:
         """Have the server compute a prompt ahead: the clock when it was done, and its prefix.
 
-        None when other requests need the server, or it fails: nothing depends on it.
+        None while other requests need the server. Raises `KvcommError` when it fails.
         """
         body = self._body(ids, salt) | {"max_tokens": 1, "temperature": 0.0}
 
@@ -95,10 +95,7 @@ class ServedEngine(WithoutStore, Bounded):
             async with self._gate.spare() as free:
                 if not free:
                     return None
-                try:
-                    answer = await self._client.complete(body)
-                except KvcommError:
-                    return None
+                answer = await self._client.complete(body)
                 return time.perf_counter(), cached(answer)
 
         return self._background.start(ask())
@@ -125,8 +122,12 @@ class ServedEngine(WithoutStore, Bounded):
         reading = Reading(self.codec, sampling, stop, self.abilities.token_ids)
 
         async def read() -> int | None:
-            async with self._gate.ready(), aclosing(self._client.stream(body)) as pieces:
+            async with (
+                self._gate.ready() as place,
+                aclosing(self._client.stream(body)) as pieces,
+            ):
                 async for piece in pieces:
+                    place.begun = True
                     for token in reading.feed(piece, time.perf_counter()):
                         emit(token)
                     if reading.ended and not reading.finished:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvcomm.engine.base import Answer, Arrived, Call, Extended, Token
 from kvcomm.engine.collected import CollectedSequence
 from kvcomm.engine.served.books import Books
-from kvcomm.errors import ServerError
+from kvcomm.errors import KvcommError, ServerError
 from kvcomm.prompt import Segment, common_prefix
 from kvcomm.reuse.plan import Step
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Servers keep whole blocks of at least so many tokens; fewer new ones are not worth a request.
 BLOCK, GROWTH = 16, 64
+# Until others may have left room for it.
+PAUSE_S = 0.02
 
 
 class ServedSequence(CollectedSequence):
@@ -74,9 +76,15 @@ class ServedSequence(CollectedSequence):
     async def _work_ahead(self) -> None:
         while (known := self.length // BLOCK * BLOCK) - self._books.sent >= GROWTH:
             began, ids = time.perf_counter(), tuple(self._ids[:known])
-            found = await asyncio.wrap_future(self._engine.prefill(ids, self._salt))
-            if found is None or self._done:
-                return  # the next piece is a new attempt
+            try:
+                found = await asyncio.wrap_future(self._engine.prefill(ids, self._salt))
+            except KvcommError:
+                return  # nothing depends on it, and the next piece is a new attempt
+            if self._done or (found is None and self._answering is not None):
+                return
+            if found is None:
+                await asyncio.sleep(PAUSE_S)
+                continue
             self.phases.add("forward", time.perf_counter() - began)
             at, cached = found
             # Meanwhile the end may have been taken back.
