@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+SERVE := .venv-serve
 # libgomp spins while it waits, which slows everything when cores are shared.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test test-full soak fuzz check format clean
+.PHONY: setup demo test test-full soak fuzz serve-test check format clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,15 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz.seeds build/fuzz
 	$(BIN)/python -m tests.fuzz.reading build/fuzz -max_total_time=60 -timeout=10 -artifact_prefix=build/fuzz-
 
+# vLLM in a venv of its own (3.4 GB), on loopback, with the embedded model.
+serve-test: setup $(SERVE)/.ready
+	$(BIN)/python benchmarks/serve_test.py --server $(SERVE)/bin/python --out benchmarks/results/served.json
+
+$(SERVE)/.ready: benchmarks/serve_venv.py
+	$(PYTHON) -m venv $(SERVE)
+	$(PYTHON) benchmarks/serve_venv.py $(SERVE)/bin/python
+	@touch $@
+
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy -p kvcomm
@@ -44,4 +54,4 @@ format: setup
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(SERVE) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -81,6 +81,10 @@ class NotANumber(KvcommError):
         super().__init__(f"the model returned NaN or infinite logits ({kind}): {advice}")
 
 
+class ServerError(KvcommError):
+    """A model server that cannot be reached, or failed."""
+
+
 class StartOver(KvcommError):
     """A row holds what a plan for the whole prompt has no use for: it is filled from the start."""
 

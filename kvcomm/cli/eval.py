@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_report import report, show
+from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
@@ -56,7 +57,10 @@ def suite(
     ] = None,
     agents: options.Agents = None,
     rounds: options.Rounds = None,
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.TeamModel = None,
+    engine: options.Engine = "local",
+    base_url: options.BaseUrl = None,
+    served_model: options.ServedModel = None,
     reuse: options.Reuse = "auto",
     compare: Annotated[
         str | None,
@@ -144,7 +148,16 @@ def suite(
                 f"--compare {compare} is the mode of --reuse: compare with another one"
             )
     quality = options.quality(target, audit_rate, budget)
-    room = options.size(memory)
+    home = Home(
+        engine,
+        model,
+        base_url=base_url,
+        served_model=served_model,
+        device=device,
+        dtype=dtype,
+        memory=options.size(memory),
+        spill=spill,
+    )
     found, tasks = load_suite(name, data)
     tasks = select(tasks, limit, shuffle, ids)
     with Graders(unsandboxed) as graders:
@@ -174,15 +187,13 @@ def suite(
         place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
 
         from kvcomm.cli.eval_progress import EvalProgress
-        from kvcomm.engine.models import load_engine
 
-        complain(f"loading {model}")
         with (
-            load_engine(model, device=device, dtype=dtype, memory=room, spill=spill) as engine,
+            home.load() as loaded,
             EvalProgress(len(plan.work())) as progress,
         ):
             evaluation = Evaluation(
-                engine, plan, graders, place, quality=quality, on_sample=progress
+                loaded, plan, graders, place, quality=quality, on_sample=progress
             )
             samples = asyncio.run(evaluation.run())
             for warning in evaluation.warnings.values():

@@ -66,6 +66,38 @@ Model = Annotated[
         "--model", "-m", metavar="M", help="An alias, a folder, a hub id, or random:SHAPE."
     ),
 ]
+TeamModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="M",
+        help="An alias, a folder, a hub id, or random:SHAPE; of a served model, its tokenizer.",
+        show_default=f"{DEFAULT_MODEL}, or the served one",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", metavar="E", help="local, or openai: a server with that API."),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help="Where the server of --engine openai is, such as http://localhost:8000/v1.",
+        show_default="KVCOMM_BASE_URL",
+    ),
+]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--served-model",
+        metavar="NAME",
+        help="Which of the server's models, where it has several.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps.", show_default=False),

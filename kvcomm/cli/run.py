@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
@@ -21,7 +22,10 @@ def run(
     graph: options.Graph = "chain",
     agents: options.Agents = None,
     rounds: options.Rounds = None,
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.TeamModel = None,
+    engine: options.Engine = "local",
+    base_url: options.BaseUrl = None,
+    served_model: options.ServedModel = None,
     reuse: options.Reuse = "auto",
     state: Annotated[
         str | None,
@@ -82,7 +86,16 @@ def run(
     )
     inputs = _inputs(built, question, extra or [])
     quality = options.quality(target, audit_rate, budget)
-    room = options.size(memory)
+    home = Home(
+        engine,
+        model,
+        base_url=base_url,
+        served_model=served_model,
+        device=device,
+        dtype=dtype,
+        memory=options.size(memory),
+        spill=spill,
+    )
     trace = None
     if replay is not None:
         from kvcomm.trace.read import find_run
@@ -90,15 +103,13 @@ def run(
         trace = find_run(replay)
 
     from kvcomm.cli.progress import RunProgress
-    from kvcomm.engine.models import load_engine
     from kvcomm.runtime.session import Session
 
-    complain(f"loading {model}")
     with (
-        load_engine(model, device=device, dtype=dtype, memory=room, spill=spill) as engine,
+        home.load() as loaded,
         RunProgress() as progress,
         Session(
-            engine,
+            loaded,
             reuse=reuse,
             seed=seed,
             state=options.state_argument(state),

@@ -21,9 +21,14 @@ COMPARED, SAME_TEXT = 24, 32
 
 @dataclass(frozen=True)
 class Capabilities:
-    """`reuse`: rows can be filled, extended ahead and shared; else `reason` says why not."""
+    """What an engine does with KV; `reason` says why it does not do more.
+
+    `exact`: equal prefixes are computed once, and rows are extended ahead of their last input.
+    `reuse`: rows can be filled with the KV of other rows, and realigned.
+    """
 
     reuse: bool
+    exact: bool
     reason: str = ""
 
 
@@ -77,6 +82,18 @@ class Extended:
     reason: str
     positions: tuple[int, ...] = ()
     corrected: bool = False
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A stretch of a prompt that was in the row at `at`; `prefix` of its tokens, from its start on,
+    were found in a prefix cache. `again` tokens before it were computed once more.
+    """
+
+    at: float
+    tokens: int
+    prefix: int
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,13 @@ class EngineSequence(Protocol):
     @property
     def exact(self) -> bool:
         """Whether everything in the row was computed from computed KV."""
+
+    @property
+    def arrived(self) -> Sequence[Arrived] | None:
+        """How the prompt came together, where that is known only once it is answered.
+
+        None where it is as `extend` said.
+        """
 
     async def survey(
         self,

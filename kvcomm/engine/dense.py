@@ -7,36 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from kvcomm.engine.base import (
-    Answer,
-    Call,
-    Capabilities,
-    Divergence,
-    EngineSequence,
-    Extended,
-    Learned,
-    Phases,
-    Survey,
-    Token,
-)
+from kvcomm.engine.base import Answer, Call, Capabilities, Token
+from kvcomm.engine.collected import CollectedSequence, WithoutStore
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError
-from kvcomm.message import Handle, Outgoing
-from kvcomm.prompt import Segment, Template
-from kvcomm.reuse.plan import Step, Verdict
 
 
-class DenseEngine(LoadedEngine):
+class DenseEngine(WithoutStore, LoadedEngine):
     """Runs any causal transformers model, one call at a time, without reuse.
 
     `attention` is the implementation to run with, where the model is set to another one.
@@ -57,7 +42,7 @@ class DenseEngine(LoadedEngine):
         super().__init__(
             model,
             codec,
-            Capabilities(reuse=False, reason=reason),
+            Capabilities(reuse=False, exact=False, reason=reason),
             name=name,
             fingerprint=fingerprint,
             max_context=max_context,
@@ -80,94 +65,19 @@ class DenseEngine(LoadedEngine):
         """A new sequence."""
         return self.open(call)
 
-    async def release(self, handle: Handle, use: int) -> None:
-        """Nothing is ever pinned."""
-
-    async def quiet(self) -> None:
-        """Nothing is computed ahead."""
-
-    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
-        """Nothing is known."""
-        return {}
-
-    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
-        """There is no store."""
-        return 0
-
-    async def state_bytes(self, offsets: str, namespace: str = "") -> int:
-        """Nothing is learned."""
-        return 0
-
-    async def load_state(self, folder: Path) -> Learned:
-        """Nothing is learned without reuse."""
-        return Learned(None, 0, 0, self.capabilities.reason)
-
-    async def save_state(self, folder: Path) -> None:
-        """Nothing is learned without reuse."""
-
     def close(self) -> None:
         """Stop the worker."""
         self.worker.shutdown(cancel_futures=True)
 
 
-class DenseSequence:
+class DenseSequence(CollectedSequence):
     """Collects a prompt, then generates; see `kvcomm.engine.base.EngineSequence`."""
 
-    exact = True
-    pilot_tokens = 0.0
+    _engine: DenseEngine
 
     def __init__(self, engine: DenseEngine, call: Call) -> None:
-        self.phases = Phases()
-        self._call = call
-        self._engine = engine
-        self._ids: list[int] = []
-        self._answer: Answer | None = None
+        super().__init__(engine, call)
         self._closed = False
-
-    @property
-    def length(self) -> int:
-        """Tokens collected."""
-        return len(self._ids)
-
-    async def survey(
-        self,
-        segments: Sequence[Segment],
-        *,
-        inputs: bool = True,
-        literals: bool = True,
-        last: bool = True,
-    ) -> Survey:
-        """Refused: the session never plans reuse on this engine."""
-        raise KvcommError(f"{self._engine.model} cannot reuse KV")
-
-    async def extend(
-        self,
-        segments: Sequence[Segment],
-        steps: Sequence[Step],
-        *,
-        pilot: int = 0,
-        settle: bool = True,
-        answer: Answer | None = None,
-    ) -> list[Extended]:
-        """Append the segments' ids."""
-        self._answer = answer
-        for segment in segments:
-            self._ids += segment.ids
-        return [
-            Extended("compute", len(segment), 0, 0, step.reason)
-            for segment, step in zip(segments, steps, strict=True)
-        ]
-
-    async def reserve(self, capacity: int) -> None:
-        """Room is not an issue; the context is."""
-        self._engine.check(replace(self._call, capacity=capacity))
-
-    async def settle(self) -> None:
-        """Nothing is cached."""
-
-    async def truncate(self, length: int) -> None:
-        """Forget ids from `length` on."""
-        del self._ids[length:]
 
     async def decode(self) -> AsyncIterator[Token]:
         """Generate with transformers, token by token as they come."""
@@ -226,24 +136,6 @@ class DenseSequence:
     def _set(self, attention: str | None) -> None:
         if attention is not None:
             self._engine.network.set_attn_implementation(attention)
-
-    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
-        """Messages travel as text: there is no KV to hand out."""
-        return None
-
-    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
-        """Nothing is learned."""
-
-    async def compare(self, dense: EngineSequence) -> Divergence:
-        """Dense is dense."""
-        return Divergence(0.0, 0.0, 1.0, True)
-
-    def hurry(self, priority: int) -> None:
-        """Calls run in the order in which they begin to decode."""
-
-    async def lost(self) -> None:
-        """Never: it has no room to lose."""
-        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop generating at the next token."""

@@ -84,7 +84,7 @@ def _load(
     else:
         source = locate(name)
         # Without this, an unreachable hub is tried for the better part of a minute.
-        offline = not Path(source).is_dir() and not _hub_reachable()
+        offline = not Path(source).is_dir() and not hub_reachable()
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
             model = AutoModelForCausalLM.from_pretrained(
@@ -156,7 +156,8 @@ def stop_ids(model: object, tokenizer: object) -> frozenset[int]:
     return frozenset(found)
 
 
-def _hub_reachable() -> bool:
+def hub_reachable() -> bool:
+    """Whether the hub answers, or a proxy might reach it."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True  # a direct connection would prove nothing
     address = urlsplit(huggingface_hub.constants.ENDPOINT)

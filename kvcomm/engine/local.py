@@ -61,7 +61,7 @@ class LocalEngine(LoadedEngine):
         super().__init__(
             model,
             codec,
-            Capabilities(reuse=True),
+            Capabilities(reuse=True, exact=True),
             name=name,
             fingerprint=fingerprint,
             max_context=max_context,

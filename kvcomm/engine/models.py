@@ -121,6 +121,21 @@ def load_engine(
     return build_engine(name, device, dtype, memory, spill)
 
 
+def load_served(base_url: str, model: str | None = None, *, served_model: str | None = None) -> Any:
+    """The engine for a model behind an OpenAI-compatible server (vLLM, SGLang).
+
+    `model` names the tokenizer: an alias, a folder or a hub id; by default what the server calls
+    its model. `served_model` is needed only where the server has several. A key is read from
+    `OPENAI_API_KEY`. What the server can do is found out here, with a few requests; `capabilities`
+    say it. Raises `ModelError` (exit code 2).
+    """
+    if importlib.util.find_spec("httpx") is None:
+        raise ModelError("httpx is not installed: pip install 'kvcomm[serve]'")
+    from kvcomm.engine.served.load import build_served
+
+    return build_served(base_url, model, served_model)
+
+
 def check_model(name: str, *, device: str | None = None, dtype: str | None = None) -> Check:
     """Load a model and report the verdict of its self-check."""
     from kvcomm.engine.load import check

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 class LocalSequence:
     """One row of the local engine; see `kvcomm.engine.base.EngineSequence` for the contract."""
 
+    arrived = None
+
     def __init__(self, engine: LocalEngine, call: Call, ticket: Ticket | None = None) -> None:
         self.engine = engine
         self.ticket = ticket

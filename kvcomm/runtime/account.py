@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcomm.engine.base import Extended
+from kvcomm.engine.base import Arrived, Extended
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Way
 
@@ -62,6 +62,16 @@ class Entry:
         self.prefix -= tokens - wasted
         return wasted
 
+    def restate(self, arrivals: list[tuple[float, int, int]]) -> None:
+        """How the segment really came, as is known by now."""
+        self.arrivals = arrivals
+        self.computed = sum(computed for _, _, computed in arrivals)
+        self.prefix = self.tokens - self.computed
+        if self.prefix:
+            self.ways = {"compute" if self.computed else "prefix"}
+            part = "in part " if self.computed else ""
+            self.reason = f"{part}in the server's prefix cache"
+
     @property
     def way(self) -> Way:
         """The way of the segment as a whole."""
@@ -107,6 +117,22 @@ class Account:
         """Count pieces that entered the row together."""
         for index, segment, done in zip(indices, segments, extended, strict=True):
             self.entry(index, segment.kind, segment.name).add(segment.ids, done, clock)
+
+    def restate(self, arrived: Sequence[Arrived]) -> None:
+        """Count the prompt once more, as is known by now of its stretches from left to right."""
+        stretches = [(stretch.at, stretch.tokens, stretch.prefix) for stretch in arrived]
+        self.redone = sum(stretch.again for stretch in arrived)
+        for _, entry in sorted(self.entries.items()):
+            left, arrivals = entry.tokens, []
+            while left:
+                clock, tokens, prefix = stretches.pop(0)
+                taken = min(tokens, left)
+                found = min(prefix, taken)
+                arrivals.append((clock, taken, taken - found))
+                left -= taken
+                if tokens > taken:
+                    stretches.insert(0, (clock, tokens - taken, prefix - found))
+            entry.restate(arrivals)
 
     def drop(self) -> None:
         """The row is gone: what was computed in it was for nothing."""

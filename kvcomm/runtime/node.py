@@ -297,6 +297,8 @@ class Attempt:
     def _report(
         self, seq: EngineSequence, filling: Filling, tokens: list[Token], sent: MessageSent
     ) -> Call:
+        if seq.arrived is not None:
+            filling.account.restate(seq.arrived)
         clock = self.recorder.since_start
         generated = len(tokens) - (tokens[-1].last == "stop")
         ready = self.ready_at

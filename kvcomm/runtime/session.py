@@ -13,15 +13,15 @@ from typing import Literal
 
 from kvcomm import __version__
 from kvcomm.agents import Tool
+from kvcomm.background import NOTICE_S, Background
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, StateError, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
-from kvcomm.reuse.policy import Dense, Policy, policy_for
+from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
 from kvcomm.reuse.recipe import LINEAR
 from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
-from kvcomm.runtime.background import NOTICE_S, Background
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.profile import inform
 from kvcomm.runtime.replay import replayed
@@ -65,7 +65,7 @@ class Session:
     the device).
 
     Raises `UsageError` for an unknown mode and `ReuseRefused` when the model's KV cannot be reused
-    and the mode asks for it ("auto" then runs dense, and the trace says why).
+    and the mode asks for it ("auto" is then exact or dense, and the trace says why).
     """
 
     def __init__(
@@ -91,13 +91,7 @@ class Session:
         if reuse == "auto" and engine.capabilities.reuse:
             self._auto = auto
         self._fixed_budget = repair_budget is not None
-        if not engine.capabilities.reuse and self.mode != "dense":
-            if self.mode != "auto":
-                raise ReuseRefused(
-                    f"{engine.model} cannot reuse KV: {engine.capabilities.reason}; "
-                    "use --reuse dense (or auto)"
-                )
-            self.policy = Dense(f"dense, because {engine.capabilities.reason}")
+        self.policy = _possible(self.policy, self.mode, engine)
         self.seed = seed
         self.namespace = namespace
         self._saves = saves
@@ -360,6 +354,24 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _possible(policy: Policy, mode: str, engine: Engine) -> Policy:
+    """`policy`, or for "auto" the best one that the engine can follow.
+
+    Raises `ReuseRefused` for any other that it cannot follow.
+    """
+    able = engine.capabilities
+    best = "exact" if able.exact else "dense"
+    if mode == "auto" and not able.reuse:
+        reason = f"{best}, because {able.reason}"
+        return Exact(reason, hands_over=False) if able.exact else Dense(reason)
+    if (policy.realigns and not able.reuse) or (policy.ahead and not able.exact):
+        others = "dense" if best == "dense" else "exact or dense"
+        raise ReuseRefused(
+            f"{engine.model} cannot reuse KV: {able.reason}; use --reuse {others} (or auto)"
+        )
+    return policy
 
 
 def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dict[str, str]:

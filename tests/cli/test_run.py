@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from kvcomm.engine.local import LocalEngine
+from tests.conformance.fake_server import FakeServer
 
 MODEL = ("--model", "random:llama-tiny", "--state", "none", "--max-tokens", "6")
 
@@ -97,3 +101,40 @@ def test_a_run_folder_is_not_overwritten(cli) -> None:
     again = cli("run", "x", *MODEL, "--out", "here")
     assert again.code == 2
     assert "already holds a trace" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--engine", "openai"), "--base-url http://HOST:PORT/v1"),
+        (("--engine", "cloud"), "choose one of local, openai"),
+        (("--base-url", "http://x"), "--base-url belongs to --engine openai"),
+        (
+            ("--engine", "openai", "--base-url", "http://x", "--dtype", "float32"),
+            "--dtype belongs to --engine local",
+        ),
+        (("--engine", "openai", "--base-url", "http://127.0.0.1:9"), "cannot be reached"),
+        (("--engine", "openai", "--base-url", "nowhere"), "is no address"),
+    ],
+)
+def test_where_the_model_runs_is_checked_first(
+    cli, options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVCOMM_BASE_URL", raising=False)
+    ended = cli("run", "Hello?", *options)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_a_served_model_answers(
+    cli, engine_of: Callable[..., LocalEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeServer(engine_of("random:llama-tiny", "float64")) as server:
+        monkeypatch.setenv("KVCOMM_BASE_URL", server.url)
+        asked = ("run", "Hello?", "--max-tokens", "6", "--engine", "openai", "--json")
+        value = json.loads(cli(*asked, "--reuse", "exact").out)
+        assert value["model"] == "tiny"
+        assert json.loads(cli(*asked, "--reuse", "dense").out)["answer"] == value["answer"]
+        refused = cli(*asked, "--reuse", "kvcomm")
+    assert refused.code == 2
+    assert "use --reuse exact or dense (or auto)" in refused.err

@@ -145,6 +145,7 @@ def test_refused_models_run_dense_with_the_tokens_of_generate(shape: str) -> Non
     engine = load_engine(f"random:{shape}", device="cpu")
     assert isinstance(engine, DenseEngine)
     assert not engine.capabilities.reuse
+    assert not engine.capabilities.exact
     ids = list(range(20, 60))
 
     async def go() -> list[int]:

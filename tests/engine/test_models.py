@@ -56,6 +56,7 @@ def test_a_saved_folder_loads_and_keeps_its_fingerprint(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with load_engine(str(tmp_path), device="cpu", dtype="float32") as engine:
         assert engine.capabilities.reuse
+        assert engine.capabilities.exact
         assert engine.fingerprint == fingerprint(model, tokenizer)
 
 

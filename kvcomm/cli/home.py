@@ -1,0 +1,62 @@
+"""Where the model of a command runs: in this process, or on a server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kvcomm.cli.options import DEFAULT_MODEL
+from kvcomm.cli.output import complain
+from kvcomm.errors import UsageError
+
+ENGINES = ("local", "openai")
+
+
+@dataclass(frozen=True)
+class Home:
+    """The options that say which engine is loaded. Raises `UsageError` where they disagree."""
+
+    engine: str
+    model: str | None
+    base_url: str | None
+    served_model: str | None
+    device: str | None
+    dtype: str | None
+    memory: int | None
+    spill: Path | None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
+        served = ("base_url", "served_model")
+        local = ("device", "dtype", "memory", "spill")
+        for name in served if self.engine == "local" else local:
+            if getattr(self, name) is not None:
+                option = "--" + name.replace("_", "-")
+                other = "openai" if self.engine == "local" else "local"
+                raise UsageError(f"{option} belongs to --engine {other}")
+        if self.engine == "openai" and not self._url:
+            raise UsageError(
+                "--engine openai needs the server's address: --base-url http://HOST:PORT/v1, "
+                "or KVCOMM_BASE_URL"
+            )
+
+    @property
+    def _url(self) -> str:
+        return self.base_url or os.environ.get("KVCOMM_BASE_URL", "")
+
+    def load(self) -> Any:
+        """The engine, to be closed by a `with` statement. Raises `ModelError`."""
+        from kvcomm.engine.models import load_engine, load_served
+
+        if self.engine == "openai":
+            complain(f"asking the server at {urlsplit(self._url).hostname}")
+            return load_served(self._url, self.model, served_model=self.served_model)
+        model = self.model or DEFAULT_MODEL
+        complain(f"loading {model}")
+        return load_engine(
+            model, device=self.device, dtype=self.dtype, memory=self.memory, spill=self.spill
+        )

@@ -1,0 +1,35 @@
+"""What every engine has: a name, a context that calls must fit, and an end."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from kvcomm.engine.base import Call
+from kvcomm.errors import ContextOverflow
+
+
+class Bounded:
+    """Checks calls against the context of a model; to be used in a `with` statement."""
+
+    model: str
+    max_context: int
+
+    def check(self, call: Call) -> None:
+        """Raise `ContextOverflow` when the call may not fit the model's context."""
+        excess = call.capacity - self.max_context
+        if excess > 0:
+            raise ContextOverflow(
+                f"node `{call.node}` may need {call.capacity} tokens, {excess} more than the "
+                f"context of {self.max_context} of {self.model}: shorten its inputs or lower "
+                "max_tokens"
+            )
+
+    def close(self) -> None:
+        """Stop what the engine runs."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

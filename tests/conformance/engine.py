@@ -1,0 +1,322 @@
+"""What every engine promises: `kvcomm.engine.base.Engine` as tests.
+
+class TestMine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return mine()
+
+`reference` is the same model in this process, in a type in which equal means equal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence, Token
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import ContextOverflow, ReuseRefused
+from kvcomm.graphs import AgentGraph, chain, debate
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Step
+from kvcomm.runtime.result import Result
+from kvcomm.sampling import Sampling
+from tests.engine.support import generate
+from tests.runtime.support import agent, session
+
+COMPUTE = Step("compute", "test")
+TEXT = (
+    "Three spiders met on a wall and counted their legs, one after the other, and when they were "
+    "done they counted again, because no two of them had come to the same number. "
+)
+TASK = "How many legs do three spiders have, and how many two beetles?"
+_names = (f"conformance-{i}" for i in itertools.count())
+
+
+def graphs(tokens: int) -> dict[str, AgentGraph]:
+    """Small graphs whose messages have up to `tokens` tokens."""
+    return {
+        "chain": chain(agent("a", tokens), agent("b", tokens), agent("c", tokens)),
+        "debate": debate(agent("a", tokens), agent("b", tokens // 2), judge=agent("j", tokens)),
+    }
+
+
+class EngineContract:
+    """Tests that each implementation inherits; all it says is how its engine is made.
+
+    `tokens` is the length of messages in whole graphs, `task` what they are about.
+    """
+
+    tokens = 70
+    task = TASK
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def reference(self, tiny: LocalEngine) -> LocalEngine:
+        return tiny
+
+    # One row.
+
+    async def test_a_row_grows_to_the_prompt(self, engine: Engine) -> None:
+        ids = prompt(engine, 90)
+        seq = engine.open(call(120))
+        assert (seq.length, seq.exact) == (0, True)
+        done = await seq.extend(pieces(ids, 40), [COMPUTE] * 3)
+        assert seq.length == 90
+        assert [piece.computed + piece.prefix for piece in done] == [40, 40, 10]
+        assert all(piece.reason and not piece.realigned for piece in done)
+        await seq.close()
+
+    async def test_greedy_tokens_are_those_of_the_reference(
+        self, engine: Engine, reference: LocalEngine
+    ) -> None:
+        for length in (1, 33, 150):
+            ids = prompt(engine, length)
+            assert await answered(engine, ids, 12) == generate(reference, ids, 12)
+
+    @pytest.mark.parametrize("opened", ["open", "enter", "spare"])
+    async def test_however_opened_and_extended_the_answer_is_the_same(
+        self, engine: Engine, opened: str
+    ) -> None:
+        ids = prompt(engine, 200)
+        seq = await open_by(engine, opened, call(230, shared=opened != "open"))
+        for piece in pieces(ids, 48)[:-1]:
+            await seq.extend([piece], [COMPUTE], settle=False)
+            await asyncio.sleep(0)
+        seq.hurry(0)
+        await seq.extend(pieces(ids, 48)[-1:], [COMPUTE], answer=Answer(Sampling(max_tokens=10)))
+        tokens = await decoded(seq)
+        await seq.close()
+        assert texts(tokens) == await answered(engine, ids, 10)
+
+    async def test_tokens_say_when_they_came_and_which_is_the_last(self, engine: Engine) -> None:
+        seq = engine.open(call(60))
+        asked = Answer(Sampling(max_tokens=6))
+        await seq.extend(pieces(prompt(engine, 40), 40), [COMPUTE], answer=asked)
+        tokens = await decoded(seq)
+        await seq.close()
+        assert [token.at for token in tokens] == sorted(token.at for token in tokens)
+        assert [bool(token.last) for token in tokens] == [False] * 5 + [True]
+        assert tokens[-1].last == "length"
+
+    async def test_a_stop_token_ends_the_answer(self, engine: Engine) -> None:
+        ids = prompt(engine, 40)
+        plain = await answered(engine, ids, 8)
+        at = next(i for i in range(1, 8) if plain[i] not in plain[:i])
+        seq = engine.open(call(60))
+        asked = Answer(Sampling(max_tokens=8, stop=(plain[at],)))
+        await seq.extend(pieces(ids, 40), [COMPUTE], answer=asked)
+        tokens = await decoded(seq)
+        await seq.close()
+        assert texts(tokens) == plain[:at]
+        assert (tokens[-1].id, tokens[-1].last) == (plain[at], "stop")
+
+    async def test_sampling_is_repeatable_by_its_seed(self, engine: Engine) -> None:
+        ids = prompt(engine, 40)
+        hot = Sampling(temperature=1.0, top_p=0.95, max_tokens=16)
+        runs = [await answered(engine, ids, 16, Answer(hot, seed)) for seed in (7, 7, 2**62 + 1)]
+        assert runs[0] == runs[1] != runs[2]
+
+    async def test_what_is_not_settled_can_be_taken_back(self, engine: Engine) -> None:
+        right, wrong = prompt(engine, 150), prompt(engine, 100, start=5)
+        seq = engine.open(call(300, shared=True))
+        await seq.extend(pieces(right[:20], 20), [COMPUTE])
+        await seq.extend(pieces(wrong, 100), [COMPUTE], settle=False)
+        await seq.truncate(50)
+        await seq.truncate(20)
+        assert seq.length == 20
+        asked = Answer(Sampling(max_tokens=8))
+        await seq.extend(pieces(right[20:], 130), [COMPUTE], answer=asked)
+        assert texts(await decoded(seq)) == await answered(engine, right, 8)
+        await seq.close()
+
+    async def test_a_row_can_grow_up_to_the_context(self, engine: Engine) -> None:
+        seq = engine.open(call(20))
+        await seq.extend(pieces(prompt(engine, 10), 10), [COMPUTE])
+        await seq.reserve(600)
+        with pytest.raises(ContextOverflow, match="context"):
+            await seq.reserve(engine.max_context + 1)
+        assert seq.length == 10
+        await seq.close()
+
+    async def test_what_cannot_fit_is_not_opened(self, engine: Engine) -> None:
+        big = call(engine.max_context + 1)
+        for refuse in (engine.check, engine.open, engine.spare):
+            with pytest.raises(ContextOverflow, match="1 more than the context"):
+                refuse(big)
+        with pytest.raises(ContextOverflow):
+            await engine.enter(big)
+        engine.check(call(engine.max_context))
+
+    # Rows beside each other.
+
+    async def test_many_rows_at_once_answer_what_they_answer_alone(self, engine: Engine) -> None:
+        prompts = [prompt(engine, 20 + 7 * i, start=i) for i in range(8)]
+        together = await asyncio.gather(*(answered(engine, ids, 8) for ids in prompts))
+        alone = [await answered(engine, ids, 8) for ids in prompts]
+        assert together == alone
+
+    async def test_a_cancelled_answer_harms_nobody(self, engine: Engine) -> None:
+        ids = prompt(engine, 60)
+        started = asyncio.Event()
+
+        async def interrupted() -> None:
+            seq = engine.open(call(500))
+            try:
+                asked = Answer(Sampling(max_tokens=400))
+                await seq.extend(pieces(ids, 60), [COMPUTE], answer=asked)
+                async for _ in seq.decode():
+                    started.set()
+            finally:
+                await asyncio.shield(seq.close())
+
+        beside = asyncio.create_task(answered(engine, ids, 30))
+        task = asyncio.create_task(interrupted())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        expected = await beside
+        assert await answered(engine, ids, 30) == expected
+
+    async def test_rows_are_closed_twice_at_any_moment(self, engine: Engine) -> None:
+        for moment in ("empty", "filled", "answering", "answered"):
+            seq = engine.open(call(300, shared=True))
+            if moment != "empty":
+                await seq.extend(pieces(prompt(engine, 90), 90), [COMPUTE])
+            if moment.startswith("answer"):
+                asked = Answer(Sampling(max_tokens=100 if moment == "answering" else 3))
+                await seq.extend(pieces(prompt(engine, 5), 5), [COMPUTE], answer=asked)
+            if moment == "answered":
+                await decoded(seq)
+            await seq.close()
+            await seq.close()
+        await engine.quiet()
+        assert len(await answered(engine, prompt(engine, 30), 4)) <= 4
+
+    async def test_a_call_that_fails_harms_nobody(self, engine: Engine) -> None:
+        ids = prompt(engine, 60)
+        beside = engine.open(call(100, shared=True))
+        await beside.extend(pieces(ids[:40], 40), [COMPUTE])
+        broken = engine.open(call(100))
+        wrong = [Segment("literal", "literal 0", (1 << 40,))]  # no such token
+
+        async def fail() -> None:
+            await broken.extend(wrong, [COMPUTE], answer=Answer(Sampling(max_tokens=4)))
+            await decoded(broken)
+
+        with pytest.raises(Exception):  # noqa: B017
+            await fail()
+        await broken.close()
+        await beside.extend(pieces(ids[40:], 20), [COMPUTE], answer=Answer(Sampling(max_tokens=9)))
+        assert texts(await decoded(beside)) == await answered(engine, ids, 9)
+        await beside.close()
+
+    # Whole graphs.
+
+    @pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm", "auto"])
+    @pytest.mark.parametrize("name", ["chain", "debate"])
+    async def test_whole_graphs_say_what_the_reference_says(
+        self, engine: Engine, reference: LocalEngine, name: str, mode: str
+    ) -> None:
+        graph, able = graphs(self.tokens)[name], engine.capabilities
+        if mode in refused(engine):
+            with pytest.raises(ReuseRefused, match="cannot reuse KV"):
+                session(engine, mode)
+            return
+        with session(reference, "dense", namespace=next(_names)) as active:
+            expected = await active.arun(graph, self.task)
+        # A namespace of its own: no earlier run has left anything to reuse.
+        with session(engine, mode, namespace=next(_names)) as active:
+            result = await active.arun(graph, self.task)
+        assert {c.node: c.text for c in result.calls} == {c.node: c.text for c in expected.calls}
+        check_books(result)
+        if mode == "dense" or not able.exact:
+            assert result.totals.reused_tokens == 0
+            assert all(not c.total("ahead") for c in result.calls if c.node != "a")
+        elif mode == "exact":
+            assert result.calls[-1].total("ahead") > 0
+
+
+def refused(engine: Engine) -> set[str]:
+    """The modes that the engine cannot follow."""
+    able = engine.capabilities
+    return ({"kvcomm"} if not able.reuse else set()) | ({"exact"} if not able.exact else set())
+
+
+def check_books(result: Result) -> None:
+    """Every prompt token has come from somewhere."""
+    for done in result.calls:
+        for step in done.steps:
+            assert step.computed + step.prefix + step.realigned == step.tokens
+            assert min(step.computed, step.prefix, step.realigned) >= 0
+            assert 0 <= step.ahead <= step.tokens
+            assert step.reason
+        assert sum(step.tokens for step in done.steps) == done.report.prompt_tokens
+    totals = result.totals
+    assert totals.computed_tokens + totals.reused_tokens == totals.prompt_tokens
+
+
+def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
+    """`length` ids of plain text."""
+    text = TEXT[start:] + TEXT * (1 + length // 20)
+    return engine.codec.encode(text)[:length]
+
+
+def pieces(ids: Sequence[int], size: int) -> list[Segment]:
+    """`ids` cut into literals."""
+    return [
+        Segment("literal", f"literal {i}", tuple(ids[i : i + size]))
+        for i in range(0, len(ids), size)
+    ]
+
+
+def call(capacity: int, *, shared: bool = False) -> Call:
+    """A call without a template; `shared` ones use the prefix cache and may work ahead."""
+    made = Call(
+        node="n",
+        template=Template(((),), (), "test"),
+        capacity=capacity,
+        namespace=next(_names),
+        priority=AHEAD if shared else 0,
+    )
+    return replace(made, reads_prefix=shared, feeds_prefix=shared)
+
+
+async def open_by(engine: Engine, how: str, made: Call) -> EngineSequence:
+    """A row, by one of three ways."""
+    if how == "enter":
+        return await engine.enter(made)
+    seq = engine.open(made) if how == "open" else engine.spare(made)
+    assert seq is not None
+    return seq
+
+
+async def decoded(seq: EngineSequence) -> list[Token]:
+    """All tokens of the answer."""
+    return [token async for token in seq.decode()]
+
+
+def texts(tokens: Sequence[Token]) -> list[int]:
+    """The ids, a final stop token left out."""
+    return [token.id for token in tokens if token.last != "stop"]
+
+
+async def answered(
+    engine: Engine, ids: Sequence[int], count: int, asked: Answer | None = None
+) -> list[int]:
+    """The answer to a prompt given at once."""
+    seq = await engine.enter(call(len(ids) + count))
+    try:
+        asked = asked or Answer(Sampling(max_tokens=count))
+        await seq.extend(pieces(ids, len(ids)), [COMPUTE], answer=asked)
+        return texts(await decoded(seq))
+    finally:
+        await seq.close()

@@ -1,0 +1,283 @@
+"""A small OpenAI-compatible server on loopback, over a local engine, that misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from kvcomm.background import Background
+from kvcomm.engine.base import Answer, Token
+from kvcomm.engine.local import LocalEngine
+from kvcomm.prompt import common_prefix
+from kvcomm.sampling import Sampling
+from tests.engine.support import COMPUTE, open_row, segment
+
+BLOCK = 16
+
+
+@dataclass
+class Manners:
+    """What the server does, and what it does to the next completions: one of `faults` each.
+
+    A fault is a status (429, 500), "drop" (the connection ends in the middle of an answer),
+    "drop-first" (before its first token), "early" (the answer just ends), "error" (an error in the
+    stream).
+    """
+
+    token_ids: bool = True
+    refuses_ids: bool = False
+    salts: bool = True
+    counts: bool = True
+    max_model_len: int | None = 8192
+    key: str = ""
+    models: tuple[str, ...] = ("tiny",)
+    retry_after: str = ""
+    repeats_key: bool = False
+    root: str = "random:llama-tiny"
+    pause_s: float = 0.0
+    fails_ahead: bool = False
+    faults: deque[int | str] = field(default_factory=deque)
+
+
+class FakeServer:
+    """Serves `engine`; `requests` are the bodies it got, `busiest` the most at once."""
+
+    def __init__(self, engine: LocalEngine, **manners: Any) -> None:
+        self.engine = engine
+        self.manners = Manners(**manners)
+        self.requests: list[dict[str, Any]] = []
+        self.now = self.busiest = 0
+        self._known: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._background = Background("fake-server")
+        handler = type("Bound", (Handler,), {"fake": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The address, without the path."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> FakeServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+        self._background.close()
+
+    def real(self) -> list[dict[str, Any]]:
+        """The requests for answers, without those that only work ahead or find out."""
+        return [body for body in self.requests if body.get("stream")]
+
+    def ahead(self) -> list[dict[str, Any]]:
+        """The requests that work ahead, and those that find out what the server can do."""
+        return [body for body in self.requests if not body.get("stream")]
+
+    def took(self, body: dict[str, Any]) -> None:
+        with self._lock:
+            self.requests.append(body)
+            self.now += 1
+            self.busiest = max(self.busiest, self.now)
+
+    def let_go(self) -> None:
+        with self._lock:
+            self.now -= 1
+
+    def held(self, ids: tuple[int, ...], salt: str) -> int:
+        """Tokens of whole blocks that the prefix cache held; from now on it holds `ids`."""
+        with self._lock:
+            known = self._known[salt]
+            longest = max((common_prefix(ids, other) for other in known), default=0)
+            known.append(ids)
+        return min(longest, len(ids) - 1) // BLOCK * BLOCK
+
+    def tokens(self, ids: tuple[int, ...], body: dict[str, Any]) -> Iterator[Token]:
+        """The model's own answer."""
+        sampling = Sampling(
+            temperature=body.get("temperature", 1.0),
+            top_p=body.get("top_p", 1.0),
+            max_tokens=body.get("max_tokens", 16),
+            stop=tuple(body.get("stop_token_ids", ())),
+        )
+        found: queue.Queue[Token | BaseException | None] = queue.Queue()
+
+        async def answer() -> None:
+            seq = open_row(self.engine, len(ids) + sampling.max_tokens)
+            try:
+                asked = Answer(sampling, body.get("seed", 0))
+                await seq.extend([segment(ids)], [COMPUTE], answer=asked)
+                async for token in seq.decode():
+                    found.put(token)
+                    if self.manners.pause_s:
+                        await asyncio.sleep(self.manners.pause_s)
+                found.put(None)
+            except BaseException as error:
+                found.put(error)
+                raise
+            finally:
+                await asyncio.shield(seq.close())
+
+        future = self._background.start(answer())
+        try:
+            while (item := found.get(timeout=20)) is not None:
+                if isinstance(item, BaseException):
+                    raise RuntimeError("the answer was cut off")
+                yield item
+        finally:
+            future.cancel()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    fake: FakeServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        """The models."""
+        if self._refuses_key():
+            return
+        entries = []
+        for name in self.fake.manners.models:
+            entry: dict[str, Any] = {"id": name, "object": "model", "root": self.fake.manners.root}
+            if self.fake.manners.max_model_len:
+                entry["max_model_len"] = self.fake.manners.max_model_len
+            entries.append(entry)
+        self._json(200, {"object": "list", "data": entries})
+
+    def do_POST(self) -> None:
+        """A completion."""
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self._refuses_key():
+            return
+        self.fake.took(body)
+        try:
+            self._complete(body)
+        except (BrokenPipeError, ConnectionResetError, RuntimeError):
+            self.close_connection = True
+        finally:
+            self.fake.let_go()
+
+    def _refuses_key(self) -> bool:
+        wanted = self.fake.manners.key
+        sent = self.headers.get("authorization", "")
+        if wanted and sent != f"Bearer {wanted}":
+            self._error(400 if self.fake.manners.repeats_key else 401, f"bad key {sent}")
+            return True
+        return False
+
+    def _complete(self, body: dict[str, Any]) -> None:
+        fake, manners = self.fake, self.fake.manners
+        fault = manners.faults.popleft() if manners.faults and body.get("stream") else None
+        if isinstance(fault, int):
+            headers = {"retry-after": manners.retry_after} if manners.retry_after else {}
+            self._error(fault, "not now", headers)
+            return
+        if manners.fails_ahead and not body.get("stream"):
+            self._error(500, "not ahead")
+            return
+        if body["model"] not in manners.models:
+            self._error(404, f"The model `{body['model']}` does not exist.")
+            return
+        for name, taken in (
+            ("cache_salt", manners.salts),
+            ("return_token_ids", not manners.refuses_ids),
+        ):
+            if name in body and not taken:
+                self._error(400, f"Unrecognized request argument supplied: {name}")
+                return
+        prompt = body["prompt"]
+        ids = tuple(fake.engine.codec.encode(prompt) if isinstance(prompt, str) else prompt)
+        if max(ids) >= fake.engine.config.vocab_size:
+            self._error(400, f"Token id {max(ids)} is out of vocabulary")
+            return
+        limit = manners.max_model_len or 8192
+        if len(ids) + body.get("max_tokens", 16) > limit:
+            self._error(400, f"This model's maximum context length is {limit} tokens.")
+            return
+        held = fake.held(ids, body.get("cache_salt", ""))
+        usage: dict[str, Any] = {"prompt_tokens": len(ids)}
+        if manners.counts:
+            usage["prompt_tokens_details"] = {"cached_tokens": held}
+        if body.get("stream"):
+            self._stream(fake.tokens(ids, body), body, usage, fault)
+        else:
+            tokens = list(fake.tokens(ids, body))
+            choice = self._choice(tokens, body)
+            if body.get("return_token_ids"):
+                choice["prompt_token_ids"] = list(ids)
+            self._json(200, {"choices": [choice], "usage": usage})
+
+    def _choice(self, tokens: list[Token], body: dict[str, Any]) -> dict[str, Any]:
+        ids = [token.id for token in tokens]
+        shown = [token.id for token in tokens if token.last != "stop"]
+        choice: dict[str, Any] = {
+            "index": 0,
+            "text": self.fake.engine.codec.decode(shown),
+            "finish_reason": tokens[-1].last,
+        }
+        if body.get("return_token_ids") and self.fake.manners.token_ids:
+            choice["token_ids"] = ids
+        return choice
+
+    def _stream(
+        self,
+        tokens: Iterator[Token],
+        body: dict[str, Any],
+        usage: dict[str, Any],
+        fault: int | str | None,
+    ) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for number, token in enumerate(tokens):
+            if (number, fault) in ((0, "drop-first"), (3, "drop")):
+                self.close_connection = True
+                self.connection.close()
+                return
+            if number == 3 and fault == "error":
+                self._event(json.dumps({"error": {"message": "the GPU is on fire"}}))
+                self.wfile.write(b"0\r\n\r\n")
+                return
+            if number == 3 and fault == "early":
+                self.wfile.write(b"0\r\n\r\n")
+                return
+            self._event(json.dumps({"choices": [self._choice([token], body)]}))
+        self._event(json.dumps({"choices": [], "usage": usage}))
+        self._event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, text: str) -> None:
+        data = f"data: {text}\n\n".encode()
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        self._json(status, {"error": {"message": message, "code": status}}, headers)
+
+    def _json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(data)

@@ -1,0 +1,26 @@
+"""The engine of last resort keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvcomm.engine.base import Engine
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+from tests.conformance.engine import EngineContract
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[LocalEngine]:
+    """A model of its own: `generate` and the loop must not run one at the same time."""
+    with load_engine("random:llama-tiny", device="cpu", dtype="float64") as local:
+        yield local
+
+
+class TestDense(EngineContract):
+    @pytest.fixture
+    def engine(self, loaded: LocalEngine) -> Iterator[Engine]:
+        with loaded.plain() as plain:
+            yield plain

@@ -1,0 +1,423 @@
+"""The engine over HTTP keeps the contract, and copes with servers that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcomm.engine.base import Answer, Engine
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_served
+from kvcomm.engine.served.books import Books
+from kvcomm.engine.served.gate import Gate
+from kvcomm.engine.served.sequence import BLOCK, GROWTH
+from kvcomm.errors import ContextOverflow, ModelError, ServerError
+from kvcomm.graphs import chain
+from kvcomm.sampling import Sampling
+from tests.conformance.engine import (
+    COMPUTE,
+    TASK,
+    EngineContract,
+    answered,
+    call,
+    check_books,
+    decoded,
+    pieces,
+    prompt,
+)
+from tests.conformance.fake_server import FakeServer
+from tests.engine.support import generate
+from tests.runtime.support import Events, agent, session
+
+
+@pytest.fixture(scope="module")
+def behind(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
+    return engine_of("random:llama-tiny", "float64")
+
+
+@pytest.fixture(scope="module")
+def shared(behind: LocalEngine) -> Iterator[Engine]:
+    # A tiny model is done before anybody can work ahead of it.
+    with FakeServer(behind, pause_s=0.002) as server, load_served(server.url) as engine:
+        yield engine
+
+
+class TestServed(EngineContract):
+    @pytest.fixture
+    def engine(self, shared: Engine) -> Engine:
+        return shared
+
+
+@pytest.fixture
+def server(behind: LocalEngine) -> Iterator[FakeServer]:
+    with FakeServer(behind) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcomm.engine.served.client.WAITS", (0.0, 0.0))
+    for name in ("OPENAI_API_KEY", "KVCOMM_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# What is sent.
+
+
+async def test_a_consumers_prompt_is_on_the_server_when_its_last_input_arrives(
+    server: FakeServer,
+) -> None:
+    graph = chain(agent("a", 190), agent("b", 20))
+    server.manners.pause_s = 0.003
+    with load_served(server.url) as engine, session(engine, "exact") as active:
+        probes = len(server.ahead())
+        result = await active.arun(graph, TASK)
+    final, ahead = server.real()[1], server.ahead()[probes:]
+    sizes = [len(body["prompt"]) for body in ahead]
+    assert len(sizes) >= 3
+    assert all(body["max_tokens"] == 1 for body in ahead)
+    assert all(
+        body["prompt"] == final["prompt"][:size] for body, size in zip(ahead, sizes, strict=True)
+    )
+    assert all(size % BLOCK == 0 for size in sizes)
+    assert all(b - a >= GROWTH for a, b in itertools.pairwise(sizes))
+    assert {body["cache_salt"] for body in (*ahead, final)} == {server.real()[0]["cache_salt"]}
+    done = result.call("b")
+    left = done.report.prompt_tokens - done.total("ahead")
+    closing = done.steps[-1].tokens
+    assert left <= closing + 2 * GROWTH + 3 * BLOCK
+    # It was computed for this very call, which does not call it a prefix.
+    assert done.total("computed") >= done.steps[-2].tokens
+    assert done.report.phases["forward"] > 0
+
+
+async def test_a_second_run_finds_its_prefix_and_another_namespace_does_not(
+    server: FakeServer,
+) -> None:
+    graph = chain(agent("a", 20), agent("b", 20))
+    with load_served(server.url) as engine:
+        for namespace, warm in (("x", False), ("x", True), ("y", False)):
+            with session(engine, "exact", namespace=namespace) as active:
+                result = await active.arun(graph, TASK)
+            check_books(result)
+            first = result.call("a")
+            expected = (first.report.prompt_tokens - 1) // BLOCK * BLOCK if warm else 0
+            assert first.total("prefix") == expected
+        with session(engine, "exact", namespace="x") as active:
+            step = (await active.arun(graph, TASK)).call("a").steps[0]
+        assert (step.way, step.reason) == ("prefix", "in the server's prefix cache")
+
+
+async def test_dense_calls_are_alone(server: FakeServer) -> None:
+    with load_served(server.url) as engine, session(engine, "dense") as active:
+        probes = len(server.requests)
+        for _ in range(2):
+            assert (
+                await active.arun(chain(agent("a"), agent("b")), TASK)
+            ).totals.reused_tokens == 0
+    sent = server.requests[probes:]
+    assert len(sent) == 4
+    assert len({body["cache_salt"] for body in sent}) == 4
+
+
+async def test_auto_is_exact_and_says_why(server: FakeServer) -> None:
+    with load_served(server.url) as engine, session(engine, "auto") as active:
+        call = (await active.arun(chain(agent("a"), agent("b")), TASK)).call("b")
+    assert call.report.mode == "exact"
+    assert call.report.gate == (
+        "exact, because its KV stays on the server, which reuses equal prefixes"
+    )
+
+
+async def test_sampling_is_sent_as_it_was_asked(server: FakeServer) -> None:
+    with load_served(server.url) as engine:
+        hot = Sampling(temperature=0.7, top_p=0.9, max_tokens=3, stop=(300,))
+        await answered(engine, [20, 21, 22], 3, Answer(hot, 11))
+    body = server.real()[0]
+    fields = ("prompt", "temperature", "top_p", "max_tokens", "seed", "stop_token_ids")
+    assert [body[name] for name in fields] == [[20, 21, 22], 0.7, 0.9, 3, 11, [300]]
+
+
+async def test_no_more_requests_are_under_way_than_the_gate_lets_through(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcomm.engine.served.engine.PARALLEL", 3)
+    server.manners.pause_s = 0.01
+    with load_served(server.url) as engine:
+        server.busiest = 0
+        await asyncio.gather(*(answered(engine, prompt(engine, 30), 4) for _ in range(10)))
+    assert server.busiest == 3
+
+
+async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
+    gate = Gate(4)
+    async with gate.spare() as first, gate.spare() as second, gate.spare() as third:
+        assert (first, second, third) == (True, True, False)  # half of the places at most
+    async with gate.ready() as place:
+        async with gate.spare() as free:
+            assert not free  # somebody waits for a first token
+        place.begun = True
+        async with gate.spare() as free:
+            assert free
+    one = Gate(1)
+    async with one.ready() as place:
+        place.begun = True
+        async with one.spare() as free:
+            assert not free  # there is no place
+    async with one.spare() as free:
+        assert free
+
+
+# Servers that can do less.
+
+
+async def test_without_token_ids_texts_are_encoded_again(
+    server: FakeServer, behind: LocalEngine
+) -> None:
+    server.manners.token_ids = False
+    with load_served(server.url) as engine:
+        assert "encoded again" in engine.capabilities.reason
+        ids = prompt(engine, 40)
+        expected = generate(behind, ids, 12)
+        text = engine.codec.decode(await answered(engine, ids, 12))
+        # Random weights write bytes that are no text: those are lost on the way.
+        assert text.encode("utf-8", "ignore")[:4] == behind.codec.decode(expected).encode()[:4]
+        with session(engine, "exact") as active:
+            result = await active.arun(chain(agent("a", 30), agent("b", 30)), TASK)
+    check_books(result)
+    assert "encoded again" in result.call("b").steps[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("manners", "said"),
+    [
+        ({"salts": False}, "refuses cache_salt"),
+        ({"counts": False}, "does not say what its prefix cache held"),
+        ({"refuses_ids": True}, "gives no token ids"),
+    ],
+)
+async def test_what_a_server_lacks_is_found_out_once_and_said(
+    server: FakeServer, manners: dict[str, bool], said: str
+) -> None:
+    for name, value in manners.items():
+        setattr(server.manners, name, value)
+    with load_served(server.url) as engine:
+        assert said in engine.capabilities.reason
+        with session(engine, "auto") as active:
+            result = await active.arun(chain(agent("a"), agent("b")), TASK)
+    check_books(result)
+    assert said in result.call("b").report.gate
+    fields = {"salts": "cache_salt", "refuses_ids": "return_token_ids"}
+    for name in manners:
+        if name in fields:
+            assert all(fields[name] not in body for body in server.real())
+
+
+# Servers that fail.
+
+
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop-first"])
+async def test_what_may_pass_is_tried_again(server: FakeServer, fault: int | str) -> None:
+    with load_served(server.url) as engine:
+        server.manners.faults.extend([fault, fault])
+        found = await answered(engine, prompt(engine, 30), 5)
+        assert found == await answered(engine, prompt(engine, 30), 5)
+    assert len(server.real()) == 4
+
+
+async def test_a_server_says_how_long_to_wait(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.manners.retry_after = "0.3"
+    with load_served(server.url) as engine:
+        server.manners.faults.append(429)
+        began = time.monotonic()
+        await answered(engine, prompt(engine, 30), 2)
+        assert time.monotonic() - began >= 0.3
+
+
+async def test_what_does_not_pass_is_told(server: FakeServer) -> None:
+    with load_served(server.url) as engine:
+        server.manners.faults.extend([503] * 9)
+        with pytest.raises(ServerError, match="answered 503: not now, after 3 attempts"):
+            await answered(engine, prompt(engine, 30), 5)
+    assert len(server.real()) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("drop", "in the middle of an answer"),
+        ("early", "ended an answer in the middle"),
+        ("error", "failed: the GPU is on fire"),
+    ],
+)
+async def test_an_answer_that_breaks_off_fails_its_attempt(
+    server: FakeServer, fault: str, said: str
+) -> None:
+    with load_served(server.url) as engine:
+        server.manners.faults.append(fault)
+        with pytest.raises(ServerError, match=said):
+            await answered(engine, prompt(engine, 30), 8)
+        # A node is tried again as its agent says, and its readers hear the second attempt only.
+        server.manners.faults.append(fault)
+        events = Events()
+        graph = chain(agent("a", retries=1, backoff_s=0.0), agent("b"))
+        with session(engine, "exact", listeners=(events,)) as active:
+            result = await active.arun(graph, TASK)
+            assert said in events.of("retry")[0].error
+            assert result.answer == (await active.arun(graph, TASK)).answer
+    check_books(result)
+
+
+async def test_nothing_depends_on_requests_ahead(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = chain(agent("a", 150), agent("b", 20))
+    with load_served(server.url) as engine:
+        with session(engine, "dense") as active:
+            expected = (await active.arun(graph, TASK)).answer
+        server.manners.fails_ahead = True
+        with session(engine, "exact") as active:
+            result = await active.arun(graph, TASK)
+    assert result.answer == expected
+    assert result.call("b").total("ahead") == 0
+    check_books(result)
+
+
+async def test_an_engine_that_is_closed_fails_its_open_rows(server: FakeServer) -> None:
+    server.manners.pause_s = 0.01
+    engine = load_served(server.url)
+    seq = engine.open(call(300))
+    await seq.extend(
+        pieces(prompt(engine, 30), 30), [COMPUTE], answer=Answer(Sampling(max_tokens=200))
+    )
+    closing = asyncio.get_running_loop().run_in_executor(None, engine.close)
+    with pytest.raises(ServerError, match="closed"):
+        await decoded(seq)
+    await closing
+    await seq.close()
+    engine.close()
+
+
+# What is said to people.
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelError, match=r"127.0.0.1:9/v1 cannot be reached: start it \(`vllm"):
+        load_served("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:8000", "write http://HOST:PORT/v1"),
+        ("", "write http://HOST:PORT/v1"),
+        ("http://me:secret@host/v1", "put the key in OPENAI_API_KEY"),
+    ],
+)
+def test_addresses_are_checked(url: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said) as raised:
+        load_served(url)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_model_is_chosen_where_there_are_several(server: FakeServer) -> None:
+    server.manners.models = ("one", "two")
+    with pytest.raises(ModelError, match="2 models: choose one with --served-model"):
+        load_served(server.url)
+    with pytest.raises(ModelError, match="no model 'three': choose one of one, two"):
+        load_served(server.url, served_model="three")
+    with load_served(server.url, served_model="two") as engine:
+        assert engine.model == "two"
+    server.manners.models = ()
+    with pytest.raises(ModelError, match="serves no model"):
+        load_served(server.url)
+
+
+def test_keys_come_from_the_environment_and_are_told_to_nobody(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.manners.key = "sesame-1234"
+    with pytest.raises(ModelError, match="wants a key: set OPENAI_API_KEY"):
+        load_served(server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong-5678")
+    with pytest.raises(ModelError, match="refuses the key in OPENAI_API_KEY") as raised:
+        load_served(server.url)
+    assert "wrong-5678" not in str(raised.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame-1234")
+    with load_served(server.url) as engine, session(engine, "exact", runs=tmp_path) as active:
+        result = active.run(chain(agent("a"), agent("b")), TASK)
+        server.manners.key = "another"
+        server.manners.repeats_key = True
+        with pytest.raises(ModelError) as raised:
+            active.run(chain(agent("a"), agent("b")), TASK)
+    assert "sesame" not in str(raised.value)
+    assert result.trace.path is not None
+    for file in tmp_path.rglob("*.jsonl"):
+        assert "sesame" not in file.read_text("utf-8")
+
+
+async def test_the_context_is_the_servers(server: FakeServer) -> None:
+    server.manners.max_model_len = 400
+    with load_served(server.url) as engine:
+        assert engine.max_context == 400
+        server.manners.max_model_len = 100  # it was restarted
+        with pytest.raises(ContextOverflow, match="context length is 100"):
+            await answered(engine, prompt(engine, 90), 20)
+    server.manners.max_model_len = None
+    with load_served(server.url) as engine:
+        assert engine.max_context == 8192  # the model's own
+
+
+def test_another_tokenizer_is_refused(server: FakeServer) -> None:
+    with pytest.raises(ModelError, match="another tokenizer"):
+        load_served(server.url, "smollm2-135m")
+    server.manners.root = "no such thing"
+    with pytest.raises(ModelError, match="name the folder or hub id of its tokenizer"):
+        load_served(server.url)
+
+
+# Bookkeeping.
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(0, 99), st.integers(0, 99) | st.none()),
+            st.tuples(st.just("cut"), st.integers(0, 99), st.none()),
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 99) | st.none(),
+)
+def test_the_books_add_up(steps: list[tuple[str, int, int | None]], cached: int | None) -> None:
+    books, plain = Books(), list[str]()
+    again = 0
+    for kind, tokens, held in (*steps, ("add", 100, cached)):
+        if kind == "cut":
+            again += plain[tokens:].count("computed")
+            del plain[tokens:]
+            books.truncate(tokens)
+        else:
+            held = None if held is None else min(held, tokens)
+            again += 0 if held is None else max(min(len(plain), tokens) - held, 0)
+            plain += [
+                "prefix" if i < (held or 0) else "computed" for i in range(len(plain), tokens)
+            ]
+            books.add(0.0, tokens, held)
+    found = [
+        what
+        for stretch in books.arrived
+        for what in ["prefix"] * stretch.prefix + ["computed"] * (stretch.tokens - stretch.prefix)
+    ]
+    assert found == plain
+    assert len(found) == 100
+    assert sum(stretch.again for stretch in books.arrived) >= again
