@@ -74,23 +74,22 @@ class ServedSequence(CollectedSequence):
         return [replace(piece, reason=reason) for piece in done]
 
     async def _work_ahead(self) -> None:
-        while (known := self.length // BLOCK * BLOCK) - self._books.sent >= GROWTH:
+        while self._answering is None:
+            known = self.length // BLOCK * BLOCK
+            if known - self._books.sent < GROWTH:
+                return
             began, ids = time.perf_counter(), tuple(self._ids[:known])
             try:
                 found = await asyncio.wrap_future(self._engine.prefill(ids, self._salt))
             except KvcommError:
                 return  # nothing depends on it, and the next piece is a new attempt
-            if self._done or (found is None and self._answering is not None):
-                return
             if found is None:
                 await asyncio.sleep(PAUSE_S)
-                continue
-            self.phases.add("forward", time.perf_counter() - began)
-            at, cached = found
-            # Meanwhile the end may have been taken back.
-            self._books.add(at, common_prefix(ids, self._ids), cached)
-            if self._answering is not None:
-                return
+            elif not self._done:
+                self.phases.add("forward", time.perf_counter() - began)
+                at, cached = found
+                # Meanwhile the end may have been taken back.
+                self._books.add(at, common_prefix(ids, self._ids), cached)
 
     def _ask(self, answer: Answer) -> None:
         self._prompt, self._asked = tuple(self._ids), time.perf_counter()
