@@ -30,7 +30,7 @@ from kvcomm.trace.events import (
 from kvcomm.trace.record import TRACE_FILE
 
 # In bytes; the longest lines hold a run's inputs.
-LONGEST = 1 << 26
+LONGEST = 1 << 25
 MOST = 1e100
 COUNTS = ("computed", "prefix", "realigned", "ahead")
 

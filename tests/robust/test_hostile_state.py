@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -35,13 +36,19 @@ def learned(template: str = "aa") -> Offsets:
     return offsets
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with the templates `aa`, which tests spoil, and `bb`, which stays."""
-    place = tmp_path / "state"
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The templates `aa` and `bb`."""
+    place = tmp_path_factory.mktemp("saved")
     for template in ("aa", "bb"):
         save_state(place, "tiny", "0123", learned(template))
     return place
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A folder with the templates `aa`, which tests spoil, and `bb`, which stays."""
+    return shutil.copytree(saved, tmp_path / "state")
 
 
 class Payload:

@@ -36,7 +36,7 @@ LINES: dict[str, tuple[bytes, int]] = {
         0,
     ),
     "binary": (bytes(range(11, 256)) * 40, 1),
-    "long": (b'{"kind": "error", "node": null, "error": "' + b"x" * 100_000_000 + b'"}', 1),
+    "long": (b'{"kind": "error", "node": null, "error": "' + b"x" * 40_000_000 + b'"}', 1),
 }
 COMMANDS = {
     "show": ("trace", "show", "RUN"),

@@ -27,7 +27,7 @@ def own(tmp_path: Path) -> None:
     """A graph and a suite that attack the terminal."""
     (tmp_path / "mine.py").write_text(GRAPH, encoding="utf-8")
     rows = [
-        {"id": ATTACK, "input": ATTACK, "target": ATTACK},
+        {"id": ATTACK, "input": ATTACK, "target": "x"},
         {"id": f"{ATTACK} long", "input": "x" * 50_000, "target": "x"},
     ]
     (tmp_path / f"s{ATTACK.replace('/', '')}.jsonl").write_text("\n".join(map(json.dumps, rows)))
