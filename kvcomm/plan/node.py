@@ -154,9 +154,11 @@ class Node:
             spare = self._replica.memory.spare(self._row(AHEAD), partial(me.interrupt, "room"))
             if spare is not None:
                 return spare
-        yield self._env.all_of(waits)
+        if waits:
+            yield self._env.all_of(waits)
         claim = self._replica.memory.enter(self._row(READY))
-        yield claim.admitted
+        if not claim.admitted.triggered:  # else at once: rows keep their order
+            yield claim.admitted
         return claim
 
     def _fill(self, row: Row) -> Waiting:
@@ -221,7 +223,9 @@ class Node:
         if last:
             computed = max(computed, 1)
         pending.clear()
-        yield self._env.timeout(self._call_s)
+        with self._replica.runtime.request() as turn:
+            yield turn
+            yield self._env.timeout(self._call_s)
         realigned = size - computed
         seconds = self._realigning(realigned)
         if seconds:

@@ -76,12 +76,16 @@ class Decoding:
 
 
 class Replica:
-    """One copy of the model. `busy` are its seconds in forwards, `computed` its prompt tokens."""
+    """One copy of the model. `busy` are its seconds in forwards, `computed` its prompt tokens.
+
+    `runtime` is the one thread that drives all its rows: one call after another gets to the loop.
+    """
 
     def __init__(self, env: simpy.Environment, hardware: Hardware, memory: Memory) -> None:
         self._env = env
         self._hardware = hardware
         self.memory = memory
+        self.runtime = simpy.Resource(env)
         self._works: list[Work] = []
         self._decodings: list[Decoding] = []
         self._tasks: deque[tuple[float, simpy.Event]] = deque()

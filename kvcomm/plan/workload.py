@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ from kvcomm.errors import UsageError
 from kvcomm.trace.events import SegmentStep, ToolFinished
 from kvcomm.trace.read import CallView, TraceRun
 
+SPECIAL = re.compile(r"<\|[^<>|]+\|>")
 LEARNING = ("auto", "kvcomm")
 
 
@@ -223,7 +225,7 @@ def _in_common(
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
     """Leading tokens that every two prompts share: within a graph, and across graphs."""
     steps = {name: sorted(views[name].steps, key=lambda step: step.index) for name in calls}
-    texts = {name: [run.text(step) for step in found] for name, found in steps.items()}
+    texts = {name: [_spelled(run.text(step)) for step in found] for name, found in steps.items()}
     shared: dict[tuple[str, str], int] = {}
     across: dict[tuple[str, str], int] = {}
     for one, other in itertools.product(calls, repeat=2):
@@ -238,6 +240,11 @@ def _in_common(
         shared[one, other] = common
         across[one, other] = min(common, calls[one].opening, calls[other].opening)
     return shared, across
+
+
+def _spelled(text: str | None) -> str | None:
+    """A text in which each special token is one character, so that it weighs as much as it is."""
+    return None if text is None else SPECIAL.sub("\0", text)
 
 
 def _tokens(steps: Sequence[SegmentStep], texts: Sequence[str | None], characters: int) -> int:

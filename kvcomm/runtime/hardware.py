@@ -20,11 +20,11 @@ from kvcomm.runtime.workload import text_of
 from kvcomm.sampling import Sampling
 
 COMPUTE = Step("compute", "benchmark")
-CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024)
+CHUNKS = (1, 2, 4, 8, 16, 64, 256, 1024, 2048)
 ROWS = (1, 2, 4, 8)
 # Tokens in front of what is measured: few, and many, where the model has room.
-NEAR, FAR = 64, 1024
-BEHIND = 64
+NEAR, FAR = 64, 2048
+BEHIND = 64  # one of the chunks
 STEPS = 12
 # Sampled hot, so that no row ends early.
 HOT = 2.0
@@ -32,19 +32,24 @@ HOT = 2.0
 
 @dataclass
 class Measured:
-    """Measures an engine in rounds that interleave everything; medians over rounds count."""
+    """Measures an engine in rounds that interleave everything; medians over rounds count.
+
+    `chunks` are lengths that are prefilled, `far` is the context behind which is measured.
+    """
 
     engine: LocalEngine
+    chunks: Sequence[int] = CHUNKS
+    far: int = FAR
     on_step: Callable[[str], None] = lambda what: None
     prefill: dict[int, list[float]] = field(default_factory=dict)
     behind: list[float] = field(default_factory=list)
     decode: dict[int, list[float]] = field(default_factory=dict)
-    far: list[float] = field(default_factory=list)
+    distant: list[float] = field(default_factory=list)
     calls: list[float] = field(default_factory=list)
 
     @property
     def _far(self) -> int:
-        return min(FAR, self.engine.max_context // 2)
+        return min(self.far, self.engine.max_context // 2)
 
     async def round(self) -> None:
         """Every length and number of rows once."""
@@ -52,7 +57,7 @@ class Measured:
         await self._chunks(ids)
         for rows in ROWS:
             self.decode.setdefault(rows, []).append(await self._decode(ids[:NEAR], rows))
-        self.far.append(await self._decode(ids[: self._far], 1))
+        self.distant.append(await self._decode(ids[: self._far], 1))
         self.on_step(
             f"prefill of {max(self.prefill):,} tokens {self.prefill[max(self.prefill)][-1]:.3f} s, "
             f"a step of one row {self.decode[1][-1]:.4f} s, of {max(ROWS)} {self.decode[8][-1]:.4f}"
@@ -65,9 +70,9 @@ class Measured:
         decode = {rows: statistics.median(found) for rows, found in self.decode.items()}
         far = self._far / 1000
         # On top of a chunk that attends to itself only.
-        attend = max(statistics.median(self.behind) / prefill[BEHIND] - 1, 0.0) * prefill[BEHIND]
+        attend = max(statistics.median(self.behind) - prefill[BEHIND], 0.0)
         attend_s = attend / BEHIND / far
-        read_s = max(statistics.median(self.far) - decode[1], 0.0) / (far - NEAR / 1000)
+        read_s = max(statistics.median(self.distant) - decode[1], 0.0) / (far - NEAR / 1000)
         weights = float(sum(part.nbytes for part in engine.network.parameters()))
         itself = {
             count: max(seconds - attend_s * count * count / 2000, seconds / 2)
@@ -91,7 +96,7 @@ class Measured:
     async def _chunks(self, ids: Sequence[int]) -> None:
         seq = self._open(len(ids) + BEHIND)
         try:
-            for count in (*CHUNKS, BEHIND):
+            for count in self.chunks:
                 if count <= len(ids):
                     spent = await self._compute(seq, ids[:count])
                     self.prefill.setdefault(count, []).append(spent)
@@ -138,6 +143,6 @@ class Measured:
         return self.engine.open(Call(node="hardware", template=template, capacity=capacity))
 
     def _ids(self) -> list[int]:
-        longest = min(max(CHUNKS), self.engine.max_context - BEHIND)
+        longest = min(max(*self.chunks, self.far), self.engine.max_context - BEHIND)
         text = text_of(self.engine.codec, longest + 8, random.Random(0))
         return self.engine.codec.encode(text)[:longest]
