@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvcomm.cli import bench, demo, eval, graph, models, run, tasks, trace
+from kvcomm.cli import bench, demo, eval, graph, models, plan, run, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
 
@@ -71,6 +71,7 @@ app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 app.add_typer(graph.app, name="graph")
 app.add_typer(trace.app, name="trace")
+app.command("plan")(plan.plan)
 app.add_typer(models.app, name="models")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
+from kvcomm.cli.bench_hardware import hardware
 from kvcomm.cli.bench_memory import memory
 from kvcomm.cli.bench_throughput import throughput
 from kvcomm.cli.bench_ttft import ttft
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure, beside the alternatives."
 app.command("ttft")(ttft)
 app.command("throughput")(throughput)
 app.command("memory")(memory)
+app.command("hardware")(hardware)
 
 
 @app.command("fidelity")

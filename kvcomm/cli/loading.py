@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def reusing(model: str, device: str | None, dtype: str | None) -> Iterator[LocalEngine]:
+def reusing(
+    model: str, device: str | None, dtype: str | None, memory: int | None = None
+) -> Iterator[LocalEngine]:
     """The engine of a model, closed at the end. Raises `ReuseRefused` for one that runs dense."""
     from kvcomm.engine.local import LocalEngine
     from kvcomm.engine.models import load_engine
 
     complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine:
+    with load_engine(model, device=device, dtype=dtype, memory=memory) as engine:
         if not isinstance(engine, LocalEngine):
             raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
         yield engine
