@@ -101,9 +101,10 @@ class Agent(Care):
             for name in named
             if name not in ("messages", "history")
         }
-        messages = [s for s in senders if s.name not in bound.values()]
+        taken = set(bound.values())
+        messages = [s for s in senders if s.name not in taken]
         history = [s for s in messages if s.own and "history" in named]
-        messages = [s for s in messages if s not in history]
+        messages = [s for s in messages if not (s.own and "history" in named)]
         if messages and "messages" not in named:
             raise GraphError(self._no_place(messages[0]))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvcomm.agents.agent import check_name
 from kvcomm.agents.care import Care
 from kvcomm.errors import KvcommError, UsageError
+from kvcomm.message import well_formed
 
 Run = Callable[[Mapping[str, str]], str | Sequence[str]]
 
@@ -47,11 +48,11 @@ class Tool(Care):
     def texts(self, found: str | Sequence[str]) -> dict[str, str]:
         """What `run` returned, by the name of each text. Raises `KvcommError` for another shape."""
         if not self.outputs and isinstance(found, str):
-            return {self.name: found}
+            return {self.name: well_formed(found)}
         if self.outputs and not isinstance(found, str) and len(found) == len(self.outputs):
             named = dict(zip(self.outputs, found, strict=True))
             if all(isinstance(text, str) for text in named.values()):
-                return named
+                return {name: well_formed(text) for name, text in named.items()}
         wanted = f"{len(self.outputs)} texts" if self.outputs else "a text"
         given = type(found).__name__ if isinstance(found, str) else f"{found!r:.60}"
         raise KvcommError(f"tool `{self.name}` must return {wanted}, not {given}")

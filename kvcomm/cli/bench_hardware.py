@@ -22,7 +22,9 @@ def hardware(
         Path | None,
         typer.Option(metavar="FILE.toml", help="Write it there.", show_default="stdout"),
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", help="Medians of N rounds.")] = 3,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="Medians of N rounds.")
+    ] = 3,
     model: options.Model = options.DEFAULT_MODEL,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -32,8 +34,6 @@ def hardware(
     """Measure prefill and decoding of a model on this machine, for `kvcomm plan --hardware`."""
     from kvcomm.runtime.hardware import Measured
 
-    if samples < 1:
-        raise UsageError("--samples needs 1 at least")
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {str(out)!r}: there is no folder {out.parent}/")
     with reusing(model, device, dtype, options.size(memory)) as engine:

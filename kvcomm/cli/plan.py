@@ -9,10 +9,12 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import console, number_table, print_json
-from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+# Of replicas and graphs: what is simulated in minutes.
+MOST = 100_000
 
 
 def plan(
@@ -24,14 +26,23 @@ def plan(
         typer.Option(metavar="H", help="A .toml or .json file, or a GPU: h200, h100, a100, l4, …"),
     ],
     replicas: Annotated[
-        int, typer.Option(metavar="N", help="Copies of the model, a graph on one of them.")
+        int,
+        typer.Option(
+            min=1, max=MOST, metavar="N", help="Copies of the model, a graph on one of them."
+        ),
     ] = 1,
     concurrent: Annotated[
-        int, typer.Option(metavar="M", help="Graphs in flight, over all replicas.")
+        int, typer.Option(min=1, max=MOST, metavar="M", help="Graphs in flight, over all replicas.")
     ] = 1,
     graphs: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Graphs in all.", show_default="4 times --concurrent"),
+        typer.Option(
+            min=1,
+            max=MOST,
+            metavar="N",
+            help="Graphs in all.",
+            show_default="4 times --concurrent",
+        ),
     ] = None,
     modes: Annotated[
         str | None,
@@ -39,7 +50,13 @@ def plan(
     ] = None,
     kv_bytes: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Bytes of a token's KV.", show_default="the file's"),
+        typer.Option(
+            min=1,
+            max=1 << 40,
+            metavar="N",
+            help="Bytes of a token's KV.",
+            show_default="the file's",
+        ),
     ] = None,
     parameters: Annotated[
         str | None,
@@ -59,8 +76,6 @@ def plan(
     from kvcomm.plan.workload import modes_of, read_work
     from kvcomm.trace.read import find_run, read_trace
 
-    if min(replicas, concurrent, 1 if graphs is None else graphs) < 1:
-        raise UsageError("--replicas, --concurrent and --graphs need 1 at least")
     limit = options.size(memory)
     trace = read_trace(find_run(run, runs))
     described = hardware_named(

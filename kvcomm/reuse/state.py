@@ -51,6 +51,8 @@ def check_folder(folder: Path, model: str, fingerprint: str) -> None:
             )
         return
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         manifest = json.loads(path.read_text(encoding="utf-8"))
         learned_by, known = str(manifest["model"]), str(manifest["fingerprint"])
         layout, library = str(manifest["format"]), str(manifest.get("library"))
@@ -104,6 +106,8 @@ def _age(path: Path) -> float:
 
 def _read(path: Path, offsets: Offsets, device: torch.device) -> dict[tuple[str, str], OffsetModel]:
     """The models of one template. Raises anything for a file that is damaged."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("is no file")
     tensors, _ = load_tensors(path, FORMAT, str(device))
     grouped: dict[tuple[str, str], dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -143,6 +147,8 @@ def load_audits(folder: Path, auto: Auto) -> str:
     if not path.exists():
         return ""
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:
             raise ValueError(f"not in the format {FORMAT}")

@@ -18,6 +18,7 @@ from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, StateError, UsageError
 from kvcomm.graphs import AgentGraph
+from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
 from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
 from kvcomm.reuse.recipe import LINEAR
@@ -207,6 +208,8 @@ class Session:
         plans: Mapping[str, Policy] | None,
         seed: int,
     ) -> Result:
+        if not -(2**63) <= seed < 2**63:
+            raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
         if plans and not self.engine.capabilities.reuse:
             raise ReuseRefused(
                 f"{self.engine.model} cannot reuse KV: {self.engine.capabilities.reason}; "
@@ -390,7 +393,7 @@ def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dic
             f"the graph `{graph.name}` has no input `{unknown[0]}`: it has "
             f"{', '.join(f'`{name}`' for name in graph.inputs)}"
         )
-    return given
+    return {name: well_formed(text) for name, text in given.items()}
 
 
 def _totals(calls: Sequence[Call], scheduler: Scheduler, wall_s: float) -> Totals:

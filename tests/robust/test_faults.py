@@ -40,7 +40,7 @@ def returns(value: object) -> Callable[[object], object]:
 
 FAULTS = {
     "raises": (raises, "RuntimeError: no luck"),
-    "hangs": (hangs, "took longer than its timeout of 0.4 s"),
+    "hangs": (hangs, "took longer than its timeout of 1 s"),
     "exits": (exits, "SystemExit: a post-processing must not end the program"),
     "returns nothing": (returns(None), "returned NoneType, not text"),
     "returns bytes": (returns(b"text"), "returned bytes, not text"),
@@ -52,7 +52,7 @@ def team(post: object, **care: object) -> AgentGraph:
     """b goes wrong; c hears a and b."""
     return fully_connected(
         agent("a", 10),
-        agent("b", 10, post=post, timeout_s=0.4, **care),
+        agent("b", 10, post=post, timeout_s=1.0 if post is hangs else None, **care),
         agent("c", 10),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -150,12 +151,14 @@ def test_a_tensor_that_does_not_fit(
     check_refused(folder, monkeypatch)
 
 
-@pytest.mark.parametrize("kind", ["link to nowhere", "endless", "folder"])
+@pytest.mark.parametrize("kind", ["link to nowhere", "endless", "folder", "pipe"])
 def test_what_is_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     path = folder / "aa.safetensors"
     path.unlink()
     if kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "endless" else "nowhere")
     check_refused(folder, monkeypatch)

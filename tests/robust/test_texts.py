@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from kvcomm.agents import Agent, Sampling, Tool
+from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import ContextOverflow, UsageError
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.message import outgoing, well_formed
 from kvcomm.trace import read_trace
 from kvcomm.trace.text import plain, shorten
 from tests.codecs import smol_codec
-from tests.runtime.support import agent, session
+from tests.runtime.support import TASK, agent, session
 
 MODES = ("dense", "exact", "kvcomm", "auto")
 TEXTS = {
@@ -127,3 +128,17 @@ def test_words_keep_their_joiners_and_lose_what_steers() -> None:
     assert plain(kept) == kept
     assert plain("\x1b[1m\x07\x9b\r\x7f\u202e\u2066\ud800") == "�[1m" + "�" * 7
     assert shorten("\x1b" + "a" * 50, 10) == "�aaaaaaaa…"
+
+
+def test_halves_of_characters_in_inputs_and_from_tools(tiny: LocalEngine, tmp_path: Path) -> None:
+    graph = AgentGraph([Tool("web", lambda texts: "found \udc00"), agent("a")], [("web", "a")])
+    with session(tiny, "exact") as active:
+        active.run(graph, "a\ud800", out=tmp_path)
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert trace.started.inputs == {"task": "a\ufffd"}
+    assert trace.tools[0].texts == {"web": "found \ufffd"}
+
+
+def test_a_seed_that_no_trace_could_hold_is_refused(tiny: LocalEngine) -> None:
+    with session(tiny, "exact", seed=2**64) as active, pytest.raises(UsageError, match="64 bits"):
+        active.run(GRAPH, TASK)
