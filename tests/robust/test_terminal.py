@@ -43,8 +43,9 @@ def check(ended: object, code: int = 0) -> None:
 
 
 def test_a_run_and_its_graph(cli: Callable, own: None) -> None:
-    check(cli("run", ATTACK, *MODEL, "--graph", "mine.py"))
-    check(cli("run", "x", *MODEL, "--graph", "mine.py", "--json"))
+    words = (*MODEL, "--graph", "mine.py", "--reuse", "exact")
+    check(cli("run", ATTACK, *words))
+    check(cli("run", "x", *words, "--json"))
     check(cli("graph", "show", "mine.py"))
 
 
