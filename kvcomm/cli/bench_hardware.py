@@ -37,7 +37,7 @@ def hardware(
     if out is not None and not out.parent.is_dir():
         raise UsageError(f"--out {str(out)!r}: there is no folder {out.parent}/")
     with reusing(model, device, dtype, options.size(memory)) as engine:
-        bench = Measured(engine, complain)
+        bench = Measured(engine, on_step=complain)
         asyncio.run(_rounds(bench, samples))
         found = bench.result()
     if out is not None:
