@@ -63,7 +63,6 @@ def test_what_is_wrong_is_said_in_one_line(cli, tmp_path: Path) -> None:
         "no trace at 'nowhere'": ["nowhere", "--hardware", "hw.toml"],
         "no hardware 'nothing'": ["it", "--hardware", "nothing"],
         "--parameters 8B": ["it", "--hardware", "h100"],
-        "--replicas": ["it", "--hardware", "hw.toml", "--replicas", "0"],
         "--reuse auto": ["it", "--hardware", "hw.toml", "--modes", "auto"],
         "--memory 'much'": ["it", "--hardware", "hw.toml", "--memory", "much"],
     }
