@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from kvcomm.version import VERSION
 
 if TYPE_CHECKING:
-    from kvcomm.engine.models import load_engine, load_served
+    from kvcomm.engine.models import load_engine, load_ray, load_served
     from kvcomm.runtime.session import Session
 
 __version__ = VERSION
-__all__ = ["Session", "__version__", "load_engine", "load_served"]
+__all__ = ["Session", "__version__", "load_engine", "load_ray", "load_served"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
         from kvcomm.runtime.session import Session
 
         return Session
-    if name in ("load_engine", "load_served"):
+    if name in ("load_engine", "load_ray", "load_served"):
         from kvcomm.engine import models
 
         return getattr(models, name)

@@ -91,3 +91,7 @@ class StartOver(KvcommError):
 
 class Preempted(KvcommError):
     """A row that worked ahead gave way to a call that was ready; it is opened again later."""
+
+
+class ReplicaLost(Preempted):
+    """A row is gone with the replica that held it; the call starts over on another one."""

@@ -61,6 +61,7 @@ def suite(
     engine: options.Engine = "local",
     base_url: options.BaseUrl = None,
     served_model: options.ServedModel = None,
+    replicas: options.Replicas = None,
     reuse: options.Reuse = "auto",
     compare: Annotated[
         str | None,
@@ -157,6 +158,7 @@ def suite(
         dtype=dtype,
         memory=options.size(memory),
         spill=spill,
+        replicas=replicas,
     )
     found, tasks = load_suite(name, data)
     tasks = select(tasks, limit, shuffle, ids)

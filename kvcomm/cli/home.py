@@ -1,4 +1,4 @@
-"""Where the model of a command runs: in this process, or on a server."""
+"""Where the model of a command runs: in this process, on replicas, or on a server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from kvcomm.cli.options import DEFAULT_MODEL
 from kvcomm.cli.output import complain
 from kvcomm.errors import UsageError
 
-ENGINES = ("local", "openai")
+ENGINES = ("local", "openai", "ray")
+# The options that only some engines have.
+BELONGS = {
+    "base_url": ("openai",),
+    "served_model": ("openai",),
+    "replicas": ("ray",),
+    "device": ("local", "ray"),
+    "dtype": ("local", "ray"),
+    "memory": ("local", "ray"),
+    "spill": ("local",),
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,15 @@ class Home:
     dtype: str | None
     memory: int | None
     spill: Path | None
+    replicas: int | None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
-        served = ("base_url", "served_model")
-        local = ("device", "dtype", "memory", "spill")
-        for name in served if self.engine == "local" else local:
-            if getattr(self, name) is not None:
+        for name, engines in BELONGS.items():
+            if self.engine not in engines and getattr(self, name) is not None:
                 option = "--" + name.replace("_", "-")
-                other = "openai" if self.engine == "local" else "local"
-                raise UsageError(f"{option} belongs to --engine {other}")
+                raise UsageError(f"{option} belongs to --engine {' or '.join(engines)}")
         if self.engine == "openai" and not self._url:
             raise UsageError(
                 "--engine openai needs the server's address: --base-url http://HOST:PORT/v1, "
@@ -50,13 +58,17 @@ class Home:
 
     def load(self) -> Any:
         """The engine, to be closed by a `with` statement. Raises `ModelError`."""
-        from kvcomm.engine.models import load_engine, load_served
+        from kvcomm.engine.models import load_engine, load_ray, load_served
 
         if self.engine == "openai":
             complain(f"asking the server at {urlsplit(self._url).hostname}")
             return load_served(self._url, self.model, served_model=self.served_model)
         model = self.model or DEFAULT_MODEL
         complain(f"loading {model}")
+        if self.engine == "ray":
+            return load_ray(
+                model, self.replicas, device=self.device, dtype=self.dtype, memory=self.memory
+            )
         return load_engine(
             model, device=self.device, dtype=self.dtype, memory=self.memory, spill=self.spill
         )

@@ -78,7 +78,17 @@ TeamModel = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option("--engine", metavar="E", help="local, or openai: a server with that API."),
+    typer.Option("--engine", metavar="E", help="local, ray, or openai: a server with that API."),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        "--replicas",
+        max=MOST_AGENTS,
+        metavar="N",
+        help="Copies of the model, for --engine ray.",
+        show_default="one a GPU, or one a machine",
+    ),
 ]
 BaseUrl = Annotated[
     str | None,

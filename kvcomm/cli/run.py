@@ -26,6 +26,7 @@ def run(
     engine: options.Engine = "local",
     base_url: options.BaseUrl = None,
     served_model: options.ServedModel = None,
+    replicas: options.Replicas = None,
     reuse: options.Reuse = "auto",
     state: Annotated[
         str | None,
@@ -95,6 +96,7 @@ def run(
         dtype=dtype,
         memory=options.size(memory),
         spill=spill,
+        replicas=replicas,
     )
     trace = None
     if replay is not None:

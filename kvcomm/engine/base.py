@@ -40,7 +40,8 @@ class Call:
     messages, the others carry inputs. `reads_prefix` and `feeds_prefix` say what it does with the
     prefix cache. `offsets` names the family of offset models it asks and teaches. `namespace` keeps
     tenants apart. Lower `priority` runs first; see `hurry`. `next_uses` are the engine's steps at
-    which another call will read the same input.
+    which another call will read the same input. `run` names the call's run, whose calls an engine
+    of several replicas keeps together.
     """
 
     node: str
@@ -53,6 +54,7 @@ class Call:
     namespace: str = ""
     priority: int = 0
     next_uses: Mapping[str, int] = field(default_factory=dict)
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,29 @@ def load_served(base_url: str, model: str | None = None, *, served_model: str | 
     return build_served(base_url, model, served_model)
 
 
+def load_ray(
+    name: str,
+    replicas: int | None = None,
+    *,
+    address: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    memory: int | None = None,
+) -> Any:
+    """The engine for `replicas` of a model as actors of Ray, a GPU or a share of the CPUs each.
+
+    Ray is started here, or joined at `address` (or `RAY_ADDRESS`; "auto" finds one on this
+    machine). By default there is one replica a GPU, or one a machine without them. `name` must
+    mean the same model on all machines. The other options are those of `load_engine`. Raises
+    `ModelError` (exit code 2).
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ModelError("ray is not installed: pip install 'kvcomm[ray]'")
+    from kvcomm.engine.replicas.load import build_replicas
+
+    return build_replicas(name, replicas, address, device, dtype, memory)
+
+
 def check_model(name: str, *, device: str | None = None, dtype: str | None = None) -> Check:
     """Load a model and report the verdict of its self-check."""
     from kvcomm.engine.load import check

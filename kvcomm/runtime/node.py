@@ -63,6 +63,7 @@ class Attempt:
     auditor: Auditor | None = None
     choice: Choice | None = None
     forced: tuple[int, ...] = ()
+    run_name: str = ""
     opened: float = 0.0
     sampled: int | None = None
 
@@ -82,6 +83,10 @@ class Attempt:
                 await self._finish(call, seq, filling, deadline, on_report)
                 return
             except (Preempted, StartOver):
+                if self.draft.sealed:
+                    raise  # it has answered: nothing is to be said twice
+                if self.draft.ids:
+                    self.draft.restart()
                 filling.drop()
             except NotANumber as error:
                 if not filling.reused or self.draft.sealed:
@@ -209,6 +214,7 @@ class Attempt:
             namespace=self.namespace,
             priority=AHEAD if self.policy.ahead and self._waits else READY,
             next_uses=self.next_uses,
+            run=self.run_name,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from bisect import bisect_right
 from collections import defaultdict
@@ -72,6 +73,7 @@ class Scheduler:
         self._on_token = on_token
         self._after = after
         self._forced = forced or {}
+        self._run = secrets.token_hex(8)
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
         self._texts = dict(inputs)
         self._templates = _templates(graph, engine)
@@ -265,6 +267,7 @@ class Scheduler:
             number=number,
             seed=call_seed(self._seed, self._sample, node.name, number),
             namespace=self._namespace,
+            run_name=self._run,
             started=self._begins(node),
             on_token=self._on_token,
             record=self._after is not None,

@@ -1,0 +1,210 @@
+"""The engine on Ray: replicas of one model, each with a store, a prefix cache and offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kvcomm.engine.base import Call, Learned
+from kvcomm.engine.bounded import Bounded
+from kvcomm.engine.replicas.actor import About
+from kvcomm.engine.replicas.replica import LOOK_S, PATIENCE_S, Replica
+from kvcomm.engine.replicas.sequence import ReplicaSequence
+from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.errors import KvcommError, ReplicaLost
+from kvcomm.message import Handle
+from kvcomm.prompt import Template
+from kvcomm.reuse.plan import Verdict
+
+# Runs whose replica is remembered. An older one that still goes on is placed once more.
+RUNS = 4096
+
+
+class RayEngine(Bounded):
+    """Spreads runs over replicas and drives their rows from here; made by `load_ray`.
+
+    All calls of a run go to one replica, where its messages' KV and its prefixes are: the one with
+    the fewest rows when the run makes its first call. Calls that name no run stay together. `stop`
+    ends what was started for this engine.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Replica], about: About, end: Callable[[], None] = lambda: None
+    ) -> None:
+        self.replicas = tuple(replicas)
+        self.model = about.model
+        self.device = about.device
+        self.dtype = about.dtype
+        self.fingerprint = about.fingerprint
+        self.max_context = about.max_context
+        self.capabilities = about.capabilities
+        self.stop = about.stop
+        self.codec = TokenizerCodec(about.tokenizer)
+        self.codec.most = about.max_context
+        self.steps = 0
+        self._homes: OrderedDict[str, Replica] = OrderedDict()
+        self._end = end
+        self._state: Path | None = None
+        self._read: dict[int, int] = {}  # the life in which a replica last read the state
+
+    def home(self, call: Call) -> Replica:
+        """The replica of a call. Raises `ReplicaLost` while none is up."""
+        home = self._homes.get(call.run)
+        if home is None or not home.look():
+            up = [replica for replica in self.replicas if replica.look()]
+            if not up:
+                raise ReplicaLost("no replica is up")
+            home = min(up, key=lambda r: (r.rows, r.runs))
+            home.runs += 1
+            self._homes[call.run] = home
+        self._homes.move_to_end(call.run)
+        while len(self._homes) > RUNS:
+            self._homes.popitem(last=False)
+        return home
+
+    def open(self, call: Call) -> ReplicaSequence:
+        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
+        self.check(call)
+        return ReplicaSequence(self, self.home(call), call, "open")
+
+    async def enter(self, call: Call) -> ReplicaSequence:
+        """A new sequence, when there is room for its row on a replica."""
+        self.check(call)
+        while True:
+            await self._any()
+            seq = ReplicaSequence(self, self.home(call), call, "enter")
+            try:
+                await seq.enter()
+            except ReplicaLost:
+                await seq.close()
+            except BaseException:
+                await asyncio.shield(seq.close())
+                raise
+            else:
+                return seq
+
+    def spare(self, call: Call) -> ReplicaSequence | None:
+        """A new sequence that gives way when it must, or None where there was no room lately."""
+        self.check(call)
+        try:
+            home = self.home(call)
+        except ReplicaLost:
+            return None
+        return None if home.full else ReplicaSequence(self, home, call, "spare")
+
+    async def _any(self) -> Replica:
+        """Wait until a replica is up, and return the one with the fewest rows."""
+        began = time.monotonic()
+        while True:
+            up = [replica for replica in self.replicas if replica.look()]
+            if up:
+                for replica in up:
+                    await self._remind(replica)
+                if any(replica.up for replica in up):
+                    return min((r for r in up if r.up), key=lambda r: r.rows)
+            if time.monotonic() - began > PATIENCE_S:
+                raise KvcommError(
+                    f"all {len(self.replicas)} replicas are lost, and none came back within "
+                    f"{PATIENCE_S:g} s: look at the cluster (`ray status`)"
+                )
+            await asyncio.sleep(LOOK_S)
+
+    async def _remind(self, replica: Replica) -> None:
+        """A replica that was started anew has forgotten what was read from the state folder."""
+        if self._state is None or self._read.get(replica.index) == replica.lives:
+            return
+        self._read[replica.index] = replica.lives
+        try:
+            await replica.call("load_state", str(self._state))
+        except ReplicaLost:
+            return
+
+    def here(self, handle: Handle | None, home: Replica) -> Handle | None:
+        """A handle as `home` knows it: with the key of its store, or none where it is not."""
+        if handle is None or "@" not in handle.key:
+            return handle
+        key, _, where = handle.key.partition("@")
+        return replace(handle, key=key) if where == f"{home.index}.{home.lives}" else None
+
+    def abroad(self, handle: Handle, home: Replica, life: int) -> Handle:
+        """A handle as the runtime knows it: its key says on which replica, and in which life."""
+        return replace(handle, key=f"{handle.key}@{home.index}.{life}")
+
+    async def release(self, handle: Handle, use: int) -> None:
+        """Undo the pin of a published handle; with a replica its pins are gone."""
+        _, _, where = handle.key.partition("@")
+        replica = self.replicas[int(where.partition(".")[0])]
+        here = self.here(handle, replica)
+        if here is not None and replica.up:
+            replica.send("ask", "release", here, use)
+
+    async def _ask(self, operation: str, *args: Any) -> Any:
+        """An operation that any replica can do."""
+        while True:
+            replica = await self._any()
+            try:
+                value, _ = await replica.call("ask", operation, *args)
+            except ReplicaLost:
+                continue
+            return value
+
+    async def _all(self, operation: str, *args: Any) -> list[Any]:
+        """The values of an operation on every replica that is up."""
+        found = []
+        for replica in self.replicas:
+            if replica.look():
+                try:
+                    found.append((await replica.call(operation, *args))[0])
+                except ReplicaLost:
+                    continue
+        return found
+
+    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
+        """What the offset models of a replica say of a template's placeholders."""
+        found: dict[str, Verdict] = await self._ask("outlook", template, offsets, namespace)
+        return found
+
+    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
+        """Nothing: a call makes base KV on its own replica when it is surveyed."""
+        return 0
+
+    async def state_bytes(self, offsets: str, namespace: str = "") -> int:
+        """The most bytes that a replica has learned."""
+        return max(await self._all("ask", "state_bytes", offsets, namespace), default=0)
+
+    async def load_state(self, folder: Path) -> Learned:
+        """Every replica reads what was learned; the folder has to be on all of their machines."""
+        self._state = folder
+        found: Learned | None = None
+        for replica in self.replicas:
+            if replica.look():
+                try:
+                    found, _ = await replica.call("load_state", str(folder))
+                except ReplicaLost:
+                    continue
+                self._read[replica.index] = replica.lives
+        return found or Learned(None, 0, 0, "no replica is up")
+
+    async def save_state(self, folder: Path) -> None:
+        """Write what was learned since."""
+        for replica in self.replicas:
+            if replica.look():
+                try:
+                    await replica.call("save_state", str(folder))
+                except ReplicaLost:
+                    continue
+
+    async def quiet(self) -> None:
+        """Wait until nothing is left to compute ahead or for a first token, on any replica."""
+        await self._all("ask", "quiet")
+
+    def close(self) -> None:
+        """End the replicas, and Ray where it was started for them."""
+        for replica in self.replicas:
+            replica.stop()
+        self._end()

@@ -1,0 +1,189 @@
+"""A row on a replica: the proxy that the runtime drives."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kvcomm.engine.base import (
+    Answer,
+    Call,
+    Divergence,
+    EngineSequence,
+    Extended,
+    Phases,
+    Survey,
+    Token,
+)
+from kvcomm.engine.replicas.actor import State
+from kvcomm.engine.replicas.replica import Replica
+from kvcomm.errors import Preempted, ReplicaLost
+from kvcomm.message import Handle, Outgoing
+from kvcomm.prompt import Segment
+from kvcomm.reuse.plan import Step
+
+if TYPE_CHECKING:
+    from kvcomm.engine.replicas.engine import RayEngine
+
+
+class ReplicaSequence:
+    """Operations are calls of the actor; see `kvcomm.engine.base.EngineSequence`.
+
+    A row to `open` or to `spare` is opened by its first operation: those are synchronous, the actor
+    is not. One to spare then raises `Preempted` where there is no room.
+    """
+
+    arrived = None
+
+    def __init__(self, engine: RayEngine, home: Replica, call: Call, how: str) -> None:
+        self.home = home
+        self.name = secrets.token_hex(8)
+        self.phases = Phases()
+        self.pilot_tokens = 0.0
+        self.length = 0
+        self.exact = True
+        self._engine = engine
+        self._call = call
+        self._how = how
+        self._priority = call.priority
+        self._life = home.lives
+        self._asked = self._closed = False
+        self._opened = asyncio.Event()
+        home.rows += 1
+
+    async def enter(self) -> None:
+        """Open the row on its replica, unless it is open."""
+        if self._opened.is_set():
+            return
+        self._asked = True
+        call = replace(self._call, priority=self._priority)
+        there, _ = await self.home.call("open", self.name, self._how, call, self._engine.steps)
+        if not there:
+            self.home.full = True
+            raise Preempted(f"replica {self.home.index} has no room for `{call.node}`")
+        self._opened.set()
+
+    async def _act(self, operation: str, *args: Any, **named: Any) -> Any:
+        await self.enter()
+        value, state = await self.home.call(
+            "act", self.name, self._priority, operation, args, named
+        )
+        self._mirror(state)
+        return value
+
+    def _mirror(self, state: State) -> None:
+        self.length, self.exact = state.length, state.exact
+        self.pilot_tokens, self.phases.seconds = state.pilot_tokens, state.seconds
+
+    async def survey(
+        self,
+        segments: Sequence[Segment],
+        *,
+        inputs: bool = True,
+        literals: bool = True,
+        last: bool = True,
+    ) -> Survey:
+        """Find base KV for every segment, and ask the offset models about them."""
+        await self.enter()
+        found: Survey = await self._act(
+            "survey", self._known(segments), inputs=inputs, literals=literals, last=last
+        )
+        return found
+
+    async def extend(
+        self,
+        segments: Sequence[Segment],
+        steps: Sequence[Step],
+        *,
+        pilot: int = 0,
+        settle: bool = True,
+        answer: Answer | None = None,
+    ) -> list[Extended]:
+        """Append segments: fill what is reused, then compute the rest in one go."""
+        done: list[Extended] = await self._act(
+            "extend", self._known(segments), list(steps), pilot=pilot, settle=settle, answer=answer
+        )
+        return done
+
+    def _known(self, segments: Sequence[Segment]) -> list[Segment]:
+        """The segments as the replica knows them: with the keys of its own store."""
+        return [replace(s, handle=self._engine.here(s.handle, self.home)) for s in segments]
+
+    async def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` slots."""
+        if capacity > self._call.capacity:
+            self._engine.check(replace(self._call, capacity=capacity))
+            await self._act("reserve", capacity)
+
+    async def settle(self) -> None:
+        """Everything in the row is final; on a replica that is gone there is nothing to settle."""
+        with suppress(ReplicaLost):
+            await self._act("settle")
+
+    async def truncate(self, length: int) -> None:
+        """Forget the slots from `length` on."""
+        await self._act("truncate", length)
+
+    async def decode(self) -> AsyncIterator[Token]:
+        """The answer's tokens as they arrive: `at` is the driver's clock, not the replica's."""
+        while True:
+            tokens, state = await self.home.call("tokens", self.name)
+            self._mirror(state)
+            now = time.perf_counter()
+            for token in tokens:
+                if token.last:
+                    self._engine.steps += 1
+                yield replace(token, at=now)
+                if token.last:
+                    return
+
+    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
+        """A handle whose key names the replica; None when that is gone."""
+        try:
+            handle: Handle | None = await self._act("publish", message, uses)
+        except ReplicaLost:
+            return None
+        return self._engine.abroad(handle, self.home, self._life) if handle else None
+
+    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
+        """Learn offsets from this computed row; what a replica would have learned goes with it."""
+        with suppress(ReplicaLost):
+            await self._act("observe", list(learn), offsets)
+
+    async def compare(self, dense: EngineSequence) -> Divergence:
+        """How far this row's prompt is from `dense`, on the same replica."""
+        assert isinstance(dense, ReplicaSequence)
+        await self.enter()
+        found, state = await self.home.call("compare", self.name, dense.name)
+        self._mirror(state)
+        return found  # type: ignore[no-any-return]
+
+    def hurry(self, priority: int) -> None:
+        """Change the sequence's priority."""
+        self._priority = priority
+        if self._opened.is_set() and self.home.up:
+            self.home.send("hurry", self.name, priority)
+
+    async def lost(self) -> None:
+        """Wait until the row has lost its room, or its replica. Only spare rows can."""
+        if self._how != "spare":
+            await asyncio.Event().wait()
+        await self._opened.wait()
+        await self.home.call("act", self.name, self._priority, "lost", (), {})
+
+    async def close(self) -> None:
+        """Give the row back."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._life == self.home.lives and self.home.up:
+            self.home.rows -= 1
+            self.home.full = False
+        if self._asked:
+            with suppress(ReplicaLost):
+                await self.home.call("close", self.name)
