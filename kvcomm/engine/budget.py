@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# The most that each of these may fill of the budget.
-STORE, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 50
+# The most that each of these may fill of the budget, and that whole rows may fill of the last.
+STORE, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 20
+WHOLE = 1 / 10
 
 
 def nothing() -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
-from kvcomm.engine.budget import Budget
+from kvcomm.engine.budget import WHOLE, Budget
 from kvcomm.engine.check import kv_shape, slot_bytes
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
@@ -74,7 +74,7 @@ class LocalEngine(LoadedEngine):
             self._lower_tiers(device, spill),
             lambda: self.steps,
         )
-        self.prefix = PrefixCache(self.budget.for_prefix)
+        self.prefix = PrefixCache(self.budget.for_prefix, WHOLE)
         self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets)
         self.room = Room(self.budget.for_rows)
         self.budget.rows = lambda: self.room.used

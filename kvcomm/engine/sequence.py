@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from kvcomm.engine.realign import Realigner
 from kvcomm.engine.room import Ticket
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
-from kvcomm.errors import NotANumber, Preempted
+from kvcomm.errors import KvcommError, NotANumber, Preempted
 from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
@@ -230,7 +231,9 @@ class LocalSequence:
         def move() -> None:
             slab = self.engine.new_slab(capacity)
             slab.copy_from(self._row.slab, 0, len(self._row))
+            self.engine.prefix.leave(self._row.slab, keep=False)
             self._row.slab = slab
+            self._offer()
             if self.ticket:
                 self.ticket.nbytes = max(self.ticket.nbytes, slab.nbytes)
 
@@ -241,9 +244,12 @@ class LocalSequence:
         await self.engine.call(self._settle)
 
     def _settle(self) -> None:
+        self._row.settled = len(self._row)
+        self._offer()
+
+    def _offer(self) -> None:
         row = self._row
-        row.settled = len(row)
-        held = row.exact_length
+        held = min(row.settled, row.exact_length)
         if self._call.feeds_prefix and held:
             self.engine.prefix.insert(
                 row.slab,
@@ -251,6 +257,7 @@ class LocalSequence:
                 exact=True,
                 namespace=self._call.namespace,
                 opening=len(self._call.template.literals[0]),
+                held=True,
             )
 
     async def truncate(self, length: int) -> None:
@@ -338,11 +345,15 @@ class LocalSequence:
         if self._message is not None and self._message in self.engine.store:
             key = self._message
             await self.engine.call(lambda: self.engine.store.get(key))
-        if self.ticket:
-            self.engine.room.leave(self.ticket)
         if self._decoding is not None:
             self._decoding.cancelled = True
             self.engine.loop.wake()
+        slab = self._row.slab
+        if self._call.feeds_prefix:
+            with suppress(KvcommError):  # the engine is closed, and its cache with it
+                self.engine.loop.submit(lambda: self.engine.prefix.leave(slab))
+        if self.ticket:
+            self.engine.room.leave(self.ticket)
         # These know this sequence. Left to the garbage collector, which sees a few small objects,
         # rows would stay for long.
         self.ticket = self._work = self._decoding = None

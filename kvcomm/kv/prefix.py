@@ -19,26 +19,39 @@ BLOCK = 16
 
 @dataclass(eq=False)
 class _Entry:
+    """`opening` tokens stay when the rest goes; of an entry that is an opening, none.
+
+    While a row holds the slab it costs the cache nothing, and letting go of it frees nothing.
+    """
+
     slab: Slab
     namespace: str
     opening: int
+    held: bool
     ids: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
+    only_opening: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.held else self.slab.nbytes
 
 
 class PrefixCache:
     """Longest exact prefix by token ids, per namespace, under a byte budget (LRU).
 
-    Who has to go leaves its opening, in a slab of its own: a prompt's end is rarely seen again, its
-    beginning with every task. Openings go in the same order.
+    The budget bounds the slabs that no open row holds, and `whole` is the share that whole rows may
+    fill of it. Who has to go leaves its opening, in a slab of its own: a prompt's end is rarely
+    seen again, its beginning with every task.
 
     Prefixes shorter than one block of 16 tokens are not found. Not thread-safe: the engine's
     thread owns it.
     """
 
-    def __init__(self, budget: Callable[[], int]) -> None:
+    def __init__(self, budget: Callable[[], int], whole: float = 1.0) -> None:
         self._budget = budget
-        self.nbytes = 0  # of all slabs held
+        self._whole = whole
+        self.nbytes = 0  # of all slabs that no row holds
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._blocks: dict[int, list[_Entry]] = {}
 
@@ -50,24 +63,35 @@ class PrefixCache:
         exact: bool,
         namespace: str = "",
         opening: int = 0,
+        held: bool = False,
     ) -> None:
         """Offer the first `len(ids)` slots of `slab`; called again as its row grows.
 
         `opening` of them are the template's beginning. Those slots must never be written again.
-        Raises `ValueError` for KV that is not exact.
+        A row that goes on has `held` its slab: tell `leave` when it ends. Raises `ValueError` for
+        KV that is not exact.
         """
         if not exact:
             raise ValueError("only exact KV may enter the prefix cache")
         entry = self._entries.get(id(slab))
         if entry is None:
-            if slab.nbytes > self._budget():
+            opening = opening // BLOCK * BLOCK
+            if 2 * opening > slab.capacity:  # not worth a copy
+                opening = 0
+            entry = _Entry(slab, namespace, opening, held)
+        self._enter(entry, ids)
+
+    def _enter(self, entry: _Entry, ids: Sequence[int]) -> None:
+        key = id(entry.slab)
+        if key not in self._entries:
+            if entry.nbytes > self._budget():
                 return
-            entry = self._entries[id(slab)] = _Entry(slab, namespace, opening)
-            self.nbytes += slab.nbytes
-        self._entries.move_to_end(id(slab))
+            self._entries[key] = entry
+            self.nbytes += entry.nbytes
+        self._entries.move_to_end(key)
         entry.ids = list(ids)
         for block in range(len(entry.chain), len(entry.ids) // BLOCK):
-            link = self._link(entry.chain, namespace, entry.ids, block)
+            link = self._link(entry.chain, entry.namespace, entry.ids, block)
             entry.chain.append(link)
             self._blocks.setdefault(link, []).append(entry)
         self.trim()
@@ -97,20 +121,43 @@ class PrefixCache:
         before: object = chain[block - 1] if block else namespace
         return hash((before, tuple(ids[block * BLOCK : (block + 1) * BLOCK])))
 
+    def leave(self, slab: Slab, *, keep: bool = True) -> None:
+        """The row of `slab` has ended: what is kept of it takes room from now on."""
+        entry = self._entries.get(id(slab))
+        if entry is None:
+            return
+        if not keep:
+            self._drop(entry)
+            return
+        self.nbytes -= entry.nbytes
+        entry.held = False
+        self.nbytes += entry.nbytes
+        self.trim()
+
     def trim(self) -> None:
         """Let go of what there is no room for any more."""
-        while self._entries and self.nbytes > self._budget():
-            entry = next(iter(self._entries.values()))
+        while entry := self._next_to_go():
             self._drop(entry)
-            ids = entry.ids[: entry.opening // BLOCK * BLOCK]
+            ids = entry.ids[: entry.opening]
+            if not ids:
+                continue
             known = self.match(ids, entry.namespace)
-            shrinks = 2 * len(ids) <= entry.slab.capacity
-            if ids and shrinks and (known is None or known[1] < len(ids)):
-                self.insert(entry.slab.head(len(ids)), ids, exact=True, namespace=entry.namespace)
+            if known is None or known[1] < len(ids):
+                slab = entry.slab.head(len(ids))
+                self._enter(_Entry(slab, entry.namespace, 0, False, only_opening=True), ids)
+
+    def _next_to_go(self) -> _Entry | None:
+        """The least recently used of those that take room, while they take too much."""
+        budget = self._budget()
+        free = [entry for entry in self._entries.values() if not entry.held]
+        rows = [entry for entry in free if not entry.only_opening]
+        if sum(entry.nbytes for entry in rows) > budget * self._whole:
+            return rows[0]
+        return free[0] if self.nbytes > budget else None
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry.slab)]
-        self.nbytes -= entry.slab.nbytes
+        self.nbytes -= entry.nbytes
         for link in entry.chain:
             entries = self._blocks[link]
             entries.remove(entry)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kvcomm.plan.replica import Row
 
 # As in the engine; a test compares them. Shares of all memory for KV, and the shortest prefix.
-STORE, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 50
+STORE, OFFSETS, PREFIX, WHOLE = 1 / 8, 1 / 4, 1 / 20, 1 / 10
 BLOCK = 16
 AHEAD = 1
 
@@ -84,6 +84,7 @@ class Memory:
         for claims in (self._held, self._waiting):
             if claim in claims:
                 claims.remove(claim)
+        self._trim()
         self._admit()
 
     def _admit(self) -> None:
@@ -114,16 +115,29 @@ class Memory:
         self._measure()
 
     def settle(self, row: Row) -> None:
-        """What is in the row is final: the prefix cache may hold it."""
-        room = min(self.limit * PREFIX, self.limit - self.rows - self._base - self._fixed)
-        if row.capacity * self._slot > room:
-            return
+        """What is in the row is final, and the prefix cache knows it."""
         self._prefixes[row] = row.length
         self._prefixes.move_to_end(row)
-        while sum(held.capacity for held in self._prefixes) * self._slot > room:
-            gone, _ = self._prefixes.popitem(last=False)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Rows that have ended leave their openings, the oldest first."""
+        left = self.limit - self.rows - self._base - self._fixed
+        room = max(min(self.limit * PREFIX, left), 0)
+        ended = self._ended()
+        while sum(row.capacity for row in ended) * self._slot > room * WHOLE:
+            gone = ended.pop(0)
+            del self._prefixes[gone]
+            self._openings.pop(gone.key[1], None)
             self._openings[gone.key[1]] = gone.opening // BLOCK * BLOCK
+        while sum(self._openings.values()) * self._slot > room:
+            del self._openings[next(iter(self._openings))]
         self._measure()
+
+    def _ended(self) -> list[Row]:
+        """Rows that the prefix cache holds and nobody else."""
+        open_rows = {claim.row for claim in self._held}
+        return [row for row in self._prefixes if row not in open_rows]
 
     def held(self, row: Row) -> int:
         """Leading tokens of the row's prompt that the prefix cache holds."""
@@ -138,9 +152,7 @@ class Memory:
         return found if found >= BLOCK else 0
 
     def _measure(self) -> None:
-        # Rows that are open lend their slabs to the prefix cache.
-        open_rows = {claim.row for claim in self._held}
-        kept = sum(row.capacity for row in self._prefixes if row not in open_rows) * self._slot
+        kept = sum(row.capacity for row in self._ended()) + sum(self._openings.values())
         # A learning mode's caches shrink for rows.
-        rest = min(kept + self._base + self._fixed, max(self.limit - self.rows, 0))
+        rest = min(kept * self._slot + self._base + self._fixed, max(self.limit - self.rows, 0))
         self.peak = max(self.peak, self.rows + rest)

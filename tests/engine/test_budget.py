@@ -20,9 +20,9 @@ GRAPHS = {
 def test_rows_come_first_and_caches_have_what_they_leave() -> None:
     budget = Budget(800)
     assert (budget.for_rows(), budget.for_store(), budget.for_offsets()) == (800, 100, 200)
-    assert budget.for_prefix() == 16
+    assert budget.for_prefix() == 40
     budget.rows = lambda: 750
-    assert (budget.for_store(), budget.for_offsets(), budget.for_prefix()) == (50, 50, 16)
+    assert (budget.for_store(), budget.for_offsets(), budget.for_prefix()) == (50, 50, 40)
     budget.store = lambda: 40
     assert (budget.for_offsets(), budget.for_prefix()) == (10, 10)
     budget.offsets = lambda: 10

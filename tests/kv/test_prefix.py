@@ -243,19 +243,65 @@ def test_who_has_to_go_leaves_its_opening() -> None:
     assert cache.nbytes <= budget[0]
 
 
-def test_an_opening_is_kept_once_and_goes_in_its_turn() -> None:
-    budget = [ROW + ROW // 2]
-    cache = PrefixCache(lambda: budget[0])
+def test_an_opening_is_kept_once() -> None:
+    cache = PrefixCache(lambda: ROW + ROW // 2)
     for tail in range(3, 7):
         cache.insert(slab(), ids(1, 2, tail), exact=True, opening=BLOCK)
     assert len(cache) == 1  # the last row holds the opening, too
     cache.insert(slab(), ids(7), exact=True)
     assert cache.match(ids(1)) is not None
     assert len(cache) == 2
-    budget[0] = ROW
-    cache.insert(slab(), ids(8), exact=True)
+
+
+def test_openings_stay_when_rows_go() -> None:
+    """Five templates in turns: the second time all openings are there, and no old row."""
+    cache = PrefixCache(lambda: 4 * ROW, 1 / 4)
+    for number in range(1, 6):
+        cache.insert(slab(), ids(number, 8, number), exact=True, opening=BLOCK)
+    assert [(cache.match(ids(n, 8, n)) or (0, 0))[1] for n in range(1, 6)] == 4 * [16] + [48]
+    assert cache.nbytes == 2 * ROW
+
+
+def test_openings_go_in_their_turn() -> None:
+    cache = PrefixCache(lambda: ROW, 1 / 4)
+    for number in range(1, 20):
+        cache.insert(slab(), ids(number, 30), exact=True, opening=BLOCK)
+        assert cache.nbytes <= ROW
+    assert [bool(cache.match(ids(n))) for n in range(1, 20)] == 15 * [False] + 4 * [True]
+
+
+# --- rows that go on ---
+
+
+def test_a_row_that_goes_on_costs_nothing_until_it_ends() -> None:
+    cache, rows = cache_of(1), [slab() for _ in range(3)]
+    for number, row in enumerate(rows):
+        cache.insert(row, ids(number), exact=True, held=True)
+    assert (len(cache), cache.nbytes) == (3, 0)
+    for number, row in enumerate(rows):
+        assert cache.match(ids(number)) == (row, BLOCK)
+    for row in rows:
+        cache.leave(row)
+        assert cache.nbytes <= ROW
     assert cache.match(ids(1)) is None
-    assert cache.nbytes <= budget[0]
+    assert cache.match(ids(2)) == (rows[2], BLOCK)
+    cache.leave(rows[0])  # it has gone already
+
+
+def test_what_a_row_holds_is_not_copied() -> None:
+    cache, closed, going_on = cache_of(1), slab(), slab()
+    cache.insert(going_on, ids(1, 2), exact=True, opening=BLOCK, held=True)
+    cache.insert(closed, ids(1, 3), exact=True, opening=BLOCK)
+    cache.insert(slab(), ids(4), exact=True)
+    assert cache.match(ids(1, 3)) == (going_on, BLOCK)
+    assert len(cache) == 2
+
+
+def test_a_slab_that_nobody_wants_any_more() -> None:
+    cache, row = cache_of(1), slab()
+    cache.insert(row, ids(1, 2), exact=True, opening=BLOCK, held=True)
+    cache.leave(row, keep=False)
+    assert (len(cache), cache.nbytes, cache.match(ids(1))) == (0, 0, None)
 
 
 def test_an_opening_that_is_most_of_its_slab_goes_with_it() -> None:
