@@ -1,0 +1,61 @@
+"""How fast KV moves between two replicas, and how fast one prefills: measured when first asked."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kvcomm.engine.base import Call
+from kvcomm.engine.replicas.costs import Rate
+from kvcomm.engine.replicas.replica import Replica
+from kvcomm.engine.replicas.sequence import ReplicaSequence
+from kvcomm.errors import ReplicaLost
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import Step
+
+if TYPE_CHECKING:
+    from kvcomm.engine.replicas.engine import RayEngine
+
+BYTES = (1 << 16, 1 << 22)
+CHUNKS = (16, 128)
+TIMES = 2
+PATIENCE_S = 10.0
+COMPUTE = Step("compute", "measured")
+
+
+async def moving(source: Replica, target: Replica) -> Rate:
+    """Seconds for bytes, the best of a few times each. Raises `ReplicaLost` without either."""
+    best = []
+    for nbytes in BYTES:
+        times = []
+        for _ in range(TIMES):
+            began = time.perf_counter()
+            ref = source.actor.blank.remote(nbytes)
+            arrived, _ = await target.call("weigh", [ref], PATIENCE_S)
+            if not arrived:
+                raise ReplicaLost(f"replica {source.index} was lost")
+            times.append(time.perf_counter() - began)
+        best.append((nbytes, min(times)))
+    return Rate.through(*best)
+
+
+async def prefill(engine: RayEngine, home: Replica) -> Rate:
+    """Seconds in forwards for tokens on an empty context. Raises `ReplicaLost`."""
+    template = Template(((), ()), ("text",), "measured")
+    chunks = [min(count, engine.max_context // 2) for count in CHUNKS]
+    call = Call(node="measured", template=template, capacity=max(chunks))
+    (token,) = engine.codec.encode("a")[:1]
+    seq = ReplicaSequence(engine, home, call, "open")
+    best = dict.fromkeys(chunks, float("inf"))
+    try:
+        for _ in range(TIMES):
+            for count in chunks:
+                before = seq.phases.seconds.get("forward", 0.0)
+                segment = Segment("placeholder", "text", (token,) * count)
+                await seq.extend([segment], [COMPUTE], settle=False)
+                spent = seq.phases.seconds["forward"] - before
+                best[count] = min(best[count], spent)
+                await seq.truncate(0)
+    finally:
+        await seq.close()
+    return Rate.through(*best.items())
