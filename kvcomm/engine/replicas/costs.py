@@ -22,12 +22,16 @@ class Rate:
     @classmethod
     def through(cls, small: tuple[int, float], large: tuple[int, float]) -> Rate:
         """The line through two measurements (amount, seconds); never one that falls."""
-        each = max(large[1] - small[1], 0.0) / (large[0] - small[0])
+        each = max(large[1] - small[1], 0.0) / max(large[0] - small[0], 1)
         return cls(max(small[1] - each * small[0], 0.0), each)
 
     def seconds(self, amount: int) -> float:
         """What the amount would take now."""
         return self.lately * self._usual(amount)
+
+    def more(self, amount: int) -> float:
+        """What the amount would add to something of the kind that is done anyway."""
+        return self.lately * self.each * amount
 
     def learn(self, amount: int, spent: float) -> None:
         """It took so long."""
@@ -56,9 +60,10 @@ class Choice:
 def choose(moving: Rate, computing: Rate, nbytes: int, tokens: int) -> Choice:
     """The faster way to `tokens` of a message, whose KV has `nbytes`.
 
-    Realigning itself and what is repaired of it are in neither.
+    The reader's prompt has a forward in any case, so computing counts only what it adds. Realigning
+    itself, and what is repaired of it, are in neither.
     """
-    move, compute = moving.seconds(nbytes), computing.seconds(tokens)
+    move, compute = moving.seconds(nbytes), computing.more(tokens)
     moves = move < compute
     if not moves:
         moving.fade()
