@@ -7,22 +7,22 @@ as data, because exceptions with constructors of their own do not survive pickli
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kvcomm.engine.base import Call, Capabilities, EngineSequence, Token
-from kvcomm.engine.replicas.parcel import Parcel, packed, unpacked
+from kvcomm.engine.replicas.exchange import Exchange
 from kvcomm.errors import KvcommError
-from kvcomm.kv import KV, store
 
 
 @dataclass(frozen=True)
 class About:
-    """What a replica says of itself; `tokenizer` is the codec's, for a codec in the driver."""
+    """What a replica says of itself; `tokenizer` is the codec's, for a codec in the driver.
+
+    `token_bytes` are those of one token's KV; 0 where KV is not handed on.
+    """
 
     model: str
     device: str
@@ -54,7 +54,6 @@ class Reply:
     raised: tuple[type[KvcommError], str] | None = None
 
 
-LOST = "lost"
 GONE = Reply()  # a row that this replica does not know: it was started anew meanwhile
 
 
@@ -68,7 +67,7 @@ class _Open:
     decoding: asyncio.Task[None] | None = None
 
 
-class Replica:
+class Replica(Exchange):
     """An engine behind calls whose arguments and results are plain data.
 
     Rows are named by the driver, so that one whose opening was cancelled can still be closed.
@@ -98,46 +97,6 @@ class Replica:
     async def ask(self, operation: str, *args: Any) -> Reply:
         """An operation of the engine itself."""
         return await _outcome(getattr(self.engine, operation)(*args))
-
-    async def export(self, key: str) -> Parcel | None:
-        """KV of the store, for another replica; None where it has left the store."""
-        kv = await self.engine.call(lambda: self.engine.store.get(key, check=True))
-        return None if kv is None else await asyncio.to_thread(packed, kv)
-
-    async def adopt(self, key: str, ref: list[Any], uses: Sequence[int], limit: float) -> Reply:
-        """Keep KV that another replica exports, pinned for `uses`; its bytes, or why not.
-
-        `ref` holds Ray's reference to it. More than `limit` seconds are not waited for.
-        """
-        try:
-            parcel = await _arriving(ref, limit)
-        except TimeoutError:
-            return Reply((0, f"it was not here after {limit:.1f} s"), State())
-        except Exception:  # whatever Ray says of a replica or a machine that died
-            return Reply((0, LOST), State())
-        if parcel is None:
-            return Reply((0, store.GONE), State())
-        try:
-            kv = await asyncio.to_thread(unpacked, parcel, self.engine.network.device)
-        except ValueError as error:
-            return Reply((0, str(error)), State())
-        if not await self.engine.call(lambda: self.engine.store.put(key, kv, uses)):
-            return Reply((0, "there was no room for its KV here"), State())
-        return Reply((kv.nbytes, ""), State())
-
-    async def blank(self, nbytes: int) -> Parcel:
-        """A parcel of so many bytes, to measure with."""
-        kv = KV(*torch.zeros(2, 1, 1, 1, nbytes // 2, dtype=torch.uint8))
-        return await asyncio.to_thread(packed, kv)
-
-    async def weigh(self, ref: list[Any], limit: float) -> Reply:
-        """Take a parcel in and throw it away; whether it came."""
-        try:
-            parcel = await _arriving(ref, limit)
-        except Exception:
-            return Reply(False, State())
-        await asyncio.to_thread(unpacked, parcel, self.engine.network.device)
-        return Reply(True, State())
 
     async def save_state(self, folder: str) -> Reply:
         """Write what was learned."""
@@ -234,12 +193,6 @@ class Replica:
         finally:
             row.tasks.discard(task)
         return Reply(reply.value, _state(row.seq), reply.raised)
-
-
-async def _arriving(ref: list[Any], limit: float) -> Any:
-    """What Ray's reference stands for. Raises `TimeoutError`, and Ray's own errors."""
-    # Shielded: Ray sets the results of futures that nobody waits for, too.
-    return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(ref[0].future())), limit)
 
 
 async def _outcome(operation: Coroutine[Any, Any, Any]) -> Reply:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kvcomm.engine.replicas import measure
-from kvcomm.engine.replicas.actor import LOST
 from kvcomm.engine.replicas.costs import Choice, Rate, choose, megabytes
+from kvcomm.engine.replicas.exchange import LOST
 from kvcomm.engine.replicas.replica import Replica
 from kvcomm.engine.replicas.sequence import Arrival
 from kvcomm.errors import ReplicaLost
@@ -107,7 +107,7 @@ class Moves:
         # In a list the reference stays one: the array goes from replica to replica, not here.
         ref = [source.actor.export.remote(here.key)]
         try:
-            (nbytes, why), _ = await home.call("adopt", here.key, ref, uses, limit)
+            nbytes, why = await home.call("adopt", here.key, ref, uses, limit)
         except ReplicaLost as error:
             return Arrival(None, str(error))
         if why:

@@ -25,7 +25,7 @@ class Parcel:
 @torch.inference_mode()
 def packed(kv: KV) -> Parcel:
     """A copy of `kv` in the host's memory."""
-    both = torch.stack((kv.keys, kv.values)).cpu()
+    both = torch.stack((kv.keys.cpu(), kv.values.cpu()))
     bits = both.view(torch.int16) if both.dtype == torch.bfloat16 else both
     return Parcel(bits.numpy(), both.dtype, kv.checksum())
 
