@@ -143,9 +143,7 @@ class ReplicaSequence:
     def _told(self, piece: Extended, segment: Segment) -> Extended:
         """What became of a segment, and where its KV came from if it came from elsewhere."""
         note = self._came.get(segment.handle.key) if segment.handle else None
-        if not note or not piece.realigned:
-            return piece
-        return replace(piece, reason=f"{piece.reason}; {note}")
+        return replace(piece, reason=f"{piece.reason}; {note}") if note else piece
 
     async def reserve(self, capacity: int) -> None:
         """Make room for `capacity` slots."""
