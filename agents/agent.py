@@ -60,8 +60,9 @@ class Agent(Care):
     puts the role text `system` in the system turn ("role-first", as the paper does) or behind the
     prompt ("shared-first"), where agents that share task and messages also share an exact prefix.
     `post` turns generated text into the message (default: cut a `<think>` block). An `exact`
-    agent is never given a realigned segment. What happens when a call fails is said by the options
-    of `Care`.
+    agent is never given a realigned segment. `replica` is the number, from 0, of the replica that
+    runs its calls, where the engine has several; without one they go where the run goes. What
+    happens when a call fails is said by the options of `Care`.
     """
 
     name: str
@@ -71,12 +72,17 @@ class Agent(Care):
     sampling: Sampling = field(default_factory=Sampling)
     post: Callable[[str], str] = strip_thinking
     exact: bool = False
+    replica: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
         if self.layout not in ("role-first", "shared-first"):
             raise UsageError(
                 f"layout {self.layout!r} is unknown: use 'role-first' or 'shared-first'"
+            )
+        if self.replica is not None and self.replica < 0:
+            raise UsageError(
+                f"agent `{self.name}`: there is no replica {self.replica}, they count from 0"
             )
         self.check_care(f"agent `{self.name}`")
         for source in (self.system, self.prompt):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import networkx as nx
@@ -215,6 +215,21 @@ class AgentGraph:
             inputs=self.inputs if inputs is None else inputs,
             rounds={name: node.round for name, node in self.nodes.items()},
         )
+
+    def spread(self, replicas: int) -> AgentGraph:
+        """The same graph with its agents placed on so many replicas in turn.
+
+        Nodes of one agent (its rounds) stay together; agents that are placed already stay there.
+        """
+        turns: dict[str, int] = {}
+
+        def place(agent: Agent) -> Agent:
+            if agent.replica is not None:
+                return agent
+            turn = turns.setdefault(agent.name, len(turns))
+            return replace(agent, replica=turn % replicas)
+
+        return self.with_agents(place)
 
     def template(self, node: str, codec: Codec) -> Template:
         """The token-level template of `node`. Raises `GraphError` for a tool: it has none."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kvcomm.cli.options import DEFAULT_MODEL
 from kvcomm.cli.output import complain
 from kvcomm.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcomm.graphs import AgentGraph
 
 ENGINES = ("local", "openai", "ray")
 # The options that only some engines have.
@@ -18,6 +21,7 @@ BELONGS = {
     "base_url": ("openai",),
     "served_model": ("openai",),
     "replicas": ("ray",),
+    "spread": ("ray",),
     "device": ("local", "ray"),
     "dtype": ("local", "ray"),
     "memory": ("local", "ray"),
@@ -38,6 +42,7 @@ class Home:
     memory: int | None
     spill: Path | None
     replicas: int | None
+    spread: bool | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -55,6 +60,10 @@ class Home:
     @property
     def _url(self) -> str:
         return self.base_url or os.environ.get("KVCOMM_BASE_URL", "")
+
+    def place(self, graph: AgentGraph, engine: Any) -> AgentGraph:
+        """The graph with its agents where the options want them."""
+        return graph.spread(len(engine.replicas)) if self.spread else graph
 
     def load(self) -> Any:
         """The engine, to be closed by a `with` statement. Raises `ModelError`."""

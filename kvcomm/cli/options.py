@@ -90,6 +90,10 @@ Replicas = Annotated[
         show_default="one a GPU, or one a machine",
     ),
 ]
+Spread = Annotated[
+    bool,
+    typer.Option("--spread", help="Place the agents on the replicas in turn, for --engine ray."),
+]
 BaseUrl = Annotated[
     str | None,
     typer.Option(

@@ -27,6 +27,7 @@ def run(
     base_url: options.BaseUrl = None,
     served_model: options.ServedModel = None,
     replicas: options.Replicas = None,
+    spread: options.Spread = False,
     reuse: options.Reuse = "auto",
     state: Annotated[
         str | None,
@@ -97,6 +98,7 @@ def run(
         memory=options.size(memory),
         spill=spill,
         replicas=replicas,
+        spread=spread or None,
     )
     trace = None
     if replay is not None:
@@ -120,7 +122,7 @@ def run(
             **quality,
         ) as session,
     ):
-        result = session.run(built, out=out, replay=trace, **inputs)
+        result = session.run(home.place(built, loaded), out=out, replay=trace, **inputs)
     for warning in result.warnings:
         complain(f"warning: {warning}")
     if json:

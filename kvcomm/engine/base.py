@@ -41,7 +41,8 @@ class Call:
     prefix cache. `offsets` names the family of offset models it asks and teaches. `namespace` keeps
     tenants apart. Lower `priority` runs first; see `hurry`. `next_uses` are the engine's steps at
     which another call will read the same input. `run` names the call's run, whose calls an engine
-    of several replicas keeps together.
+    of several replicas keeps together, but for those that ask for a `replica` by its number.
+    Engines without replicas have no use for either.
     """
 
     node: str
@@ -55,6 +56,7 @@ class Call:
     priority: int = 0
     next_uses: Mapping[str, int] = field(default_factory=dict)
     run: str = ""
+    replica: int | None = None
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,10 @@ class Engine(Protocol):
         """The model's tokenizer."""
 
     def check(self, call: Call) -> None:
-        """Raise `ContextOverflow` when the call may not fit the model's context."""
+        """Raise `ContextOverflow` when the call may not fit the model's context.
+
+        Raises `UsageError` for a call that asks for what the engine does not have.
+        """
 
     def open(self, call: Call) -> EngineSequence:
         """A new, empty row. Raises `ContextOverflow` when `capacity` exceeds the context."""
@@ -289,11 +294,11 @@ class Engine(Protocol):
     async def release(self, handle: Handle, use: int) -> None:
         """Undo the pin of a published handle for the reader at step `use`."""
 
-    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
-        """What the offset models say of a template's placeholders, whatever their texts."""
+    async def outlook(self, call: Call) -> dict[str, Verdict]:
+        """What offset models say of the placeholders of a call's template, whatever their texts."""
 
-    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
-        """Have the base KV of a standalone text in the store; returns the tokens computed."""
+    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
+        """Have the base KV of a call's standalone text in the store; returns tokens computed."""
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""

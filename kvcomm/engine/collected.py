@@ -23,7 +23,7 @@ from kvcomm.engine.base import (
 )
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Step, Verdict
 
 
@@ -38,11 +38,11 @@ class WithoutStore:
     async def quiet(self) -> None:
         """Nothing is computed ahead."""
 
-    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
+    async def outlook(self, call: Call) -> dict[str, Verdict]:
         """Nothing is known."""
         return {}
 
-    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
+    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
         """There is no store."""
         return 0
 

@@ -257,22 +257,22 @@ class LocalEngine(LoadedEngine):
         """Run `task` on the engine's thread; `idle`: when no call waits for its first token."""
         return await asyncio.wrap_future(self.loop.submit(task, idle=idle))
 
-    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
-        """What the offset models say of a template's placeholders, whatever their texts."""
-        stem = learned_by(template, namespace)
+    async def outlook(self, call: Call) -> dict[str, Verdict]:
+        """What offset models say of the placeholders of a call's template, whatever their texts."""
+        stem = learned_by(call.template, call.namespace)
         nothing = KV(*2 * [torch.empty(1, 1, 0, 1)])
 
         def ask() -> dict[str, Verdict]:
             return {
-                name: self.offsets.of(offsets, stem, name, number).verdict(nothing)
-                for number, name in enumerate(template.names)
+                name: self.offsets.of(call.offsets, stem, name, number).verdict(nothing)
+                for number, name in enumerate(call.template.names)
             }
 
         return await self.call(ask)
 
-    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
-        """Have the base KV of a standalone text in the store; returns the tokens computed."""
-        _, tokens = await self.text_base(ids, namespace, priority=priority)
+    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
+        """Have the base KV of a call's standalone text in the store; returns tokens computed."""
+        _, tokens = await self.text_base(ids, call.namespace, priority=priority)
         return tokens
 
     async def finish(self, work: Work) -> None:

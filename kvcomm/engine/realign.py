@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +117,7 @@ class Realigner:
             return None, [], f"computed, {why}; planned: {step.reason}"
         began = time.perf_counter()
         try:
-            offset = self._offset(segment, base) if step.corrected else None
+            offset = self._offset(len(row), segment, base) if step.corrected else None
         except ValueError as error:
             return None, [], f"computed, {error}; planned: {step.reason}"
         predicted = time.perf_counter()
@@ -134,8 +135,21 @@ class Realigner:
         self._phases.add("fill", time.perf_counter() - predicted - rotating)
         return sorted(computed), filled, step.reason
 
-    def _offset(self, segment: Segment, base: KV) -> KV | None:
-        index = next(i for i, known in enumerate(self.segments) if known is segment)
+    def _index(self, start: int, segment: Segment) -> int:
+        """Which surveyed segment goes in at slot `start`: of equal ones the nearest.
+
+        By value, because a replica's segments have come over a wire.
+        """
+        begins = accumulate(map(len, self.segments), initial=0)
+        found = [
+            (abs(b - start), i)
+            for i, (b, s) in enumerate(zip(begins, self.segments, strict=False))
+            if s == segment
+        ]
+        return min(found)[1]
+
+    def _offset(self, start: int, segment: Segment, base: KV) -> KV | None:
+        index = self._index(start, segment)
         if segment.kind == "placeholder":
             return self.model(index).predict(base)
         before = self.segments[index - 1] if index else None

@@ -29,7 +29,10 @@ def content_key(*parts: object) -> str:
 
 @dataclass
 class _Entry:
-    """`held` by the tier at `level`, or still a recipe. `uses` has the step of every pin."""
+    """`held` by the tier at `level`, or still a recipe. `uses` has the step of every pin.
+
+    A `passing` one goes with its last pin.
+    """
 
     nbytes: int
     held: object = None
@@ -38,6 +41,7 @@ class _Entry:
     level: int = 0
     uses: list[float] = field(default_factory=list)
     expected: float = NEVER
+    passing: bool = False
 
     @property
     def next_use(self) -> float:
@@ -75,10 +79,18 @@ class Store:
                     self._entries[key] = _Entry(nbytes, level=level)
                 self._make_room(level, 0)
 
-    def put(self, key: str, kv: KV) -> bool:
-        """Keep `kv` under `key`; False when pinned entries leave no room for it."""
+    def put(self, key: str, kv: KV, uses: Sequence[float] = ()) -> bool:
+        """Keep `kv` under `key`; False when pinned entries leave no room for it.
+
+        With `uses` it is pinned for them and goes with the last one, unless it was there before.
+        """
         with self._lock:
-            return self._admit(key, _Entry(kv.nbytes, held=kv, checksum=kv.checksum()))
+            if uses and key in self._entries:
+                self._entries[key].uses += uses
+                return True
+            entry = _Entry(kv.nbytes, held=kv, checksum=kv.checksum())
+            entry.uses, entry.passing = list(uses), bool(uses)
+            return self._admit(key, entry)
 
     def put_recipe(
         self, key: str, make: Callable[[], KV], nbytes: int, uses: Sequence[float]
@@ -215,6 +227,8 @@ class Store:
             entry.uses.remove(use if use in entry.uses else min(entry.uses))
             if not entry.uses and entry.make is not None:
                 del self._entries[key]
+            elif not entry.uses and entry.passing:
+                self._forget(key, GONE)
 
     def trim(self) -> None:
         """Move down what the device has no room for any more."""
@@ -267,5 +281,6 @@ class Store:
             assert self._used(level) <= tier.budget()
         for entry in self._entries.values():
             assert entry.make is None or (entry.uses and entry.held is None and not entry.level)
+            assert entry.uses or not entry.passing
             if isinstance(entry.held, KV):
                 assert entry.held.nbytes == entry.nbytes

@@ -112,7 +112,7 @@ class Kvcomm:
         if fact.tokens == 0:
             return None
         if not fact.covered:
-            return "no base KV"
+            return fact.absent
         if fact.verdict is None:
             return "no verdict"
         passes = fact.verdict.shareable if self.gated else fact.verdict.usable
@@ -125,7 +125,7 @@ class Kvcomm:
         if fact.tokens == 0:
             return Step("compute", "empty")
         if not fact.covered:
-            return Step("compute", "no base KV")
+            return Step("compute", fact.absent)
         if fact.kind == "placeholder":
             assert fact.verdict is not None
             reason = fact.verdict.reason

@@ -109,7 +109,7 @@ class Realign:
         if fact.kind == "literal":
             return self._literal(fact, before)
         if not fact.covered:
-            return Step("compute", "no base KV")
+            return Step("compute", fact.absent)
         if fact.tokens <= self.recipe.short:
             return Step("compute", f"short: at most {self.recipe.short} tokens")
         corrected = bool(self.offsets)
@@ -138,7 +138,7 @@ class Realign:
         if before is None or not self.literals:
             return Step("compute", "literal" if before else "first literal is exact")
         if not fact.covered:
-            return Step("compute", "no base KV")
+            return Step("compute", fact.absent)
         positions = (fact.tokens - 1,) if fact.last else ()
         known = self.offsets and before.verdict is not None and before.verdict.samples > 1
         reason = "offset of the placeholder before" if known else "rotated only"

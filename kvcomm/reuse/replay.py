@@ -58,7 +58,7 @@ class Replay:
         if planned.way != "realign":
             return Step("compute", "replayed: computed")
         if not fact.covered:
-            return Step("compute", "replayed: realigned, but no base KV now")
+            return Step("compute", f"replayed: realigned, but {fact.absent} now")
         known = fact.kind == "literal" or (fact.verdict is not None and fact.verdict.samples > 0)
         corrected = planned.corrected and known
         how = "offsets" if corrected else "rotated only"

@@ -65,18 +65,20 @@ class Auditor:
     audits: list[Audited] = field(default_factory=list)
     base_tokens: int = 0
 
-    async def choose(self, template: Template, tokens: int, steps: int, seed: int) -> Choice:
+    async def choose(self, call: Call, tokens: int, steps: int, seed: int) -> Choice:
         """The way of a call with up to `tokens` to compute and `steps` until its last input."""
-        verdicts = await self.engine.outlook(template, LINEAR.offsets, self.namespace)
-        key = self._key(template)
+        verdicts = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
+        key = self._key(call.template)
         return self.auto.choose(key, verdicts, tokens=tokens, steps=steps, seed=seed)
 
-    async def prepare(self, inputs: Mapping[str, tuple[int, ...]], priority: int) -> int:
+    async def prepare(
+        self, call: Call, inputs: Mapping[str, tuple[int, ...]], priority: int
+    ) -> int:
         """Make base KV of the shared inputs; returns the tokens computed."""
         made = 0
         for name, ids in inputs.items():
             if name in self.shared:
-                made += await self.engine.make_base(ids, self.namespace, priority)
+                made += await self.engine.make_base(call, ids, priority)
         return made
 
     async def after(self, done: Finished) -> None:
@@ -94,7 +96,7 @@ class Auditor:
                 for s in done.segments
                 if s.kind == "placeholder" and s.name not in call.messages
             }
-            self.base_tokens += await self.prepare(inputs, BACKGROUND)
+            self.base_tokens += await self.prepare(call, inputs, BACKGROUND)
             # Probes come before the lesson: the models must not have seen this very call.
             if not done.choice.used and done.choice.measured:
                 await self._probe(done)

@@ -219,12 +219,12 @@ class Fidelity:
         )
         inputs = {s.name: s.ids for s in segments if s.name in attempt.inputs}
         auditor.shared = frozenset(inputs)
-        choice = await auditor.choose(attempt.template, sum(map(len, segments)), 0, self.seen)
+        choice = await auditor.choose(call, sum(map(len, segments)), 0, self.seen)
         policy = choice.policy
         seq = self.engine.open(replace(call, offsets=LINEAR.offsets))
         try:
             if policy.realigns:
-                await auditor.prepare(inputs, READY)
+                await auditor.prepare(call, inputs, READY)
             survey = await surveyed(seq, segments, policy, inputs=False)
             plan = policy.plan(survey.facts)
             probed = bool(choice.measured) and not choice.used

@@ -180,12 +180,12 @@ class Attempt:
         call = self.engine_call()
         steps = max((draft.limit for draft in self.drafts.values()), default=0)
         tokens = call.capacity - self.agent.sampling.max_tokens
-        self.choice = await auditor.choose(self.template, tokens, steps, self.seed)
+        self.choice = await auditor.choose(call, tokens, steps, self.seed)
         self.policy = self.choice.policy
         self.record = bool(self.choice.measured) and not self.choice.used
         if self.policy.realigns and self.drafts:
             # While the producers write; a call without messages takes what is there.
-            self.base_tokens += await auditor.prepare(dict(self._read_inputs()), AHEAD)
+            self.base_tokens += await auditor.prepare(call, dict(self._read_inputs()), AHEAD)
 
     def _read_inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         return ((name, self.inputs[name]) for name in self.template.names if name in self.inputs)
@@ -215,6 +215,7 @@ class Attempt:
             priority=AHEAD if self.policy.ahead and self._waits else READY,
             next_uses=self.next_uses,
             run=self.run_name,
+            replica=self.agent.replica,
         )
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvcomm import __version__
-from kvcomm.agents import Tool
+from kvcomm.agents import Agent, Tool
 from kvcomm.background import NOTICE_S, Background
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
@@ -301,6 +301,7 @@ class Session:
                     senders=node.hears,
                     exact=node.agent.exact,
                     tool=isinstance(node.agent, Tool),
+                    replica=node.agent.replica if isinstance(node.agent, Agent) else None,
                 )
                 for node in graph.nodes.values()
             ],

@@ -22,7 +22,7 @@ class _Event(BaseModel):
 
 
 class NodeInfo(BaseModel):
-    """One node of the graph, as the run saw it."""
+    """One node of the graph, as the run saw it; `replica`: where it asked to run."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -32,6 +32,7 @@ class NodeInfo(BaseModel):
     senders: list[str] = []
     exact: bool = False
     tool: bool = False
+    replica: int | None = None
 
 
 class RunStarted(_Event):

@@ -219,3 +219,9 @@ def test_an_agent_cannot_be_changed() -> None:
 def test_holes_are_bound_to_nodes_not_agents() -> None:
     agent = Agent("me", prompt="{solver}")
     assert agent.resolve([Sender("solver@2", "solver")], [])[1] == (Hole("solver@2"),)
+
+
+def test_replicas_count_from_zero() -> None:
+    assert Agent("me", replica=0).replica == 0
+    with pytest.raises(UsageError, match="agent `me`: there is no replica -1, they count from 0"):
+        Agent("me", replica=-1)

@@ -109,6 +109,7 @@ def test_a_run_folder_is_not_overwritten(cli) -> None:
         (("--engine", "openai"), "--base-url http://HOST:PORT/v1"),
         (("--engine", "cloud"), "choose one of local, openai"),
         (("--base-url", "http://x"), "--base-url belongs to --engine openai"),
+        (("--spread",), "--spread belongs to --engine ray"),
         (
             ("--engine", "openai", "--base-url", "http://x", "--dtype", "float32"),
             "--dtype belongs to --engine local",

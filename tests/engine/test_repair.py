@@ -300,4 +300,4 @@ async def test_learning_waits_for_calls_on_their_way_to_a_first_token(tiny: Loca
 
     await asyncio.gather(extend(), learn())
     assert order == ["computed", "learned"]
-    assert (await tiny.outlook(TEMPLATE, "linear", ""))["text"].samples == 1
+    assert (await tiny.outlook(call()))["text"].samples == 1

@@ -306,3 +306,34 @@ class StoreMachine(RuleBasedStateMachine):
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrder = StoreMachine.TestCase
+
+
+# --- copies that pass ---
+
+
+def test_what_is_put_for_uses_goes_with_the_last_of_them() -> None:
+    store = store_of(4)
+    kv = random_kv(4)
+    assert store.put("copy", kv, uses=(3, 5))
+    assert not store.put("more", random_kv(1)), "it is pinned"
+    store.unpin("copy", 3)
+    assert store.get("copy") is kv
+    store.unpin("copy", 5)
+    assert "copy" not in store
+    store.check_integrity()
+
+
+def test_what_was_there_before_stays_when_its_uses_are_over() -> None:
+    store = store_of(4)
+    kv = random_kv(2)
+    store.put("own", kv)
+    assert store.put("own", random_kv(2), uses=(3,))
+    store.unpin("own", 3)
+    assert store.get("own") is kv
+
+
+def test_a_copy_without_room_is_refused() -> None:
+    store = store_of(4)
+    store.put("pinned", random_kv(3), uses=(1,))
+    assert not store.put("copy", random_kv(2), uses=(2,))
+    assert "copy" not in store

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import Call, Capabilities, EngineSequence, Token
+from kvcomm.engine.replicas.exchange import Exchange
 from kvcomm.errors import KvcommError
 
 
 @dataclass(frozen=True)
 class About:
-    """What a replica says of itself; `tokenizer` is the codec's, for a codec in the driver."""
+    """What a replica says of itself; `tokenizer` is the codec's, for a codec in the driver.
+
+    `token_bytes` are those of one token's KV; 0 where KV is not handed on.
+    """
 
     model: str
     device: str
@@ -28,6 +32,7 @@ class About:
     capabilities: Capabilities
     tokenizer: Any
     stop: frozenset[int]
+    token_bytes: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class _Open:
     decoding: asyncio.Task[None] | None = None
 
 
-class Replica:
+class Replica(Exchange):
     """An engine behind calls whose arguments and results are plain data.
 
     Rows are named by the driver, so that one whose opening was cancelled can still be closed.
@@ -86,6 +91,7 @@ class Replica:
             engine.capabilities,
             engine.codec.tokenizer,
             engine.stop,
+            getattr(engine, "slot_bytes", 0),
         )
 
     async def ask(self, operation: str, *args: Any) -> Reply:

@@ -6,19 +6,19 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import Call, Learned
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.replicas.actor import About
+from kvcomm.engine.replicas.moves import Moves
 from kvcomm.engine.replicas.replica import LOOK_S, PATIENCE_S, Replica
 from kvcomm.engine.replicas.sequence import ReplicaSequence
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.errors import KvcommError, ReplicaLost
+from kvcomm.errors import KvcommError, ReplicaLost, UsageError
 from kvcomm.message import Handle
-from kvcomm.prompt import Template
 from kvcomm.reuse.plan import Verdict
 
 # Runs whose replica is remembered. An older one that still goes on is placed once more.
@@ -29,8 +29,9 @@ class RayEngine(Bounded):
     """Spreads runs over replicas and drives their rows from here; made by `load_ray`.
 
     All calls of a run go to one replica, where its messages' KV and its prefixes are: the one with
-    the fewest rows when the run makes its first call. Calls that name no run stay together. `stop`
-    ends what was started for this engine.
+    the fewest rows when the run makes its first call. Calls that name no run stay together. A call
+    that asks for a replica goes there, as long as that is up. `end` ends what was started for this
+    engine.
     """
 
     def __init__(
@@ -44,16 +45,31 @@ class RayEngine(Bounded):
         self.max_context = about.max_context
         self.capabilities = about.capabilities
         self.stop = about.stop
+        self.token_bytes = about.token_bytes
         self.codec = TokenizerCodec(about.tokenizer)
         self.codec.most = about.max_context
         self.steps = 0
+        self.moves = Moves(self)
         self._homes: OrderedDict[str, Replica] = OrderedDict()
         self._end = end
         self._state: Path | None = None
         self._read: dict[int, int] = {}  # the life in which a replica last read the state
 
+    def check(self, call: Call) -> None:
+        """Raise `ContextOverflow`, or `UsageError` for a replica that does not exist."""
+        super().check(call)
+        count = len(self.replicas)
+        if call.replica is not None and call.replica >= count:
+            there = "there is only replica 0" if count == 1 else f"there are 0 to {count - 1}"
+            raise UsageError(
+                f"the agent of `{call.node}` asks for replica {call.replica}, but {there}: start "
+                "more of them (--replicas), or place it elsewhere"
+            )
+
     def home(self, call: Call) -> Replica:
         """The replica of a call. Raises `ReplicaLost` while none is up."""
+        if call.replica is not None and self.replicas[call.replica].look():
+            return self.replicas[call.replica]
         home = self._homes.get(call.run)
         if home is None or not home.look():
             up = [replica for replica in self.replicas if replica.look()]
@@ -124,34 +140,17 @@ class RayEngine(Bounded):
         except ReplicaLost:
             return
 
-    def here(self, handle: Handle | None, home: Replica) -> Handle | None:
-        """A handle as `home` knows it: with the key of its store, or none where it is not."""
-        if handle is None or "@" not in handle.key:
-            return handle
-        key, _, where = handle.key.partition("@")
-        return replace(handle, key=key) if where == f"{home.index}.{home.lives}" else None
-
-    def abroad(self, handle: Handle, home: Replica, life: int) -> Handle:
-        """A handle as the runtime knows it: its key says on which replica, and in which life."""
-        return replace(handle, key=f"{handle.key}@{home.index}.{life}")
-
     async def release(self, handle: Handle, use: int) -> None:
-        """Undo the pin of a published handle; with a replica its pins are gone."""
-        _, _, where = handle.key.partition("@")
-        replica = self.replicas[int(where.partition(".")[0])]
-        here = self.here(handle, replica)
-        if here is not None and replica.up:
-            replica.send("ask", "release", here, use)
+        """Undo the pin of a published handle, wherever its KV is by now."""
+        await self.moves.release(handle, use)
 
-    async def _ask(self, operation: str, *args: Any) -> Any:
-        """An operation that any replica can do."""
+    async def _ask(self, call: Call, operation: str, *args: Any) -> Any:
+        """An operation of the replica of a call."""
         while True:
-            replica = await self._any()
-            try:
-                value, _ = await replica.call("ask", operation, *args)
-            except ReplicaLost:
-                continue
-            return value
+            await self._any()
+            with suppress(ReplicaLost):
+                value, _ = await self.home(call).call("ask", operation, *args)
+                return value
 
     async def _all(self, operation: str, *args: Any) -> list[Any]:
         """The values of an operation on every replica that is up."""
@@ -164,14 +163,15 @@ class RayEngine(Bounded):
                     continue
         return found
 
-    async def outlook(self, template: Template, offsets: str, namespace: str) -> dict[str, Verdict]:
-        """What the offset models of a replica say of a template's placeholders."""
-        found: dict[str, Verdict] = await self._ask("outlook", template, offsets, namespace)
+    async def outlook(self, call: Call) -> dict[str, Verdict]:
+        """What the offset models of the call's replica say of its placeholders."""
+        found: dict[str, Verdict] = await self._ask(call, "outlook", call)
         return found
 
-    async def make_base(self, ids: tuple[int, ...], namespace: str, priority: int) -> int:
-        """Nothing: a call makes base KV on its own replica when it is surveyed."""
-        return 0
+    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
+        """Have base KV on the call's replica; returns the tokens computed."""
+        made: int = await self._ask(call, "make_base", call, ids, priority)
+        return made
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """The most bytes that a replica has learned."""

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvcomm.engine.base import (
@@ -29,6 +29,14 @@ from kvcomm.reuse.plan import Step
 
 if TYPE_CHECKING:
     from kvcomm.engine.replicas.engine import RayEngine
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A handle as a replica knows it, or none; and what a trace says of that."""
+
+    handle: Handle | None
+    note: str = ""
 
 
 class ReplicaSequence:
@@ -53,6 +61,7 @@ class ReplicaSequence:
         self._priority = call.priority
         self._life = home.lives
         self._asked = self._closed = False
+        self._came: dict[str, str] = {}  # notes on KV that came from elsewhere
         self._opened = asyncio.Event()
         home.rows += 1
 
@@ -90,10 +99,28 @@ class ReplicaSequence:
     ) -> Survey:
         """Find base KV for every segment, and ask the offset models about them."""
         await self.enter()
+        came = await asyncio.gather(*map(self._fetch, segments))
+        known = [
+            replace(s, handle=arrival.handle) for s, arrival in zip(segments, came, strict=True)
+        ]
         found: Survey = await self._act(
-            "survey", self._known(segments), inputs=inputs, literals=literals, last=last
+            "survey", known, inputs=inputs, literals=literals, last=last
         )
-        return found
+        facts = tuple(
+            replace(fact, absent=arrival.note) if arrival.note and not arrival.handle else fact
+            for fact, arrival in zip(found.facts, came, strict=True)
+        )
+        return replace(found, facts=facts)
+
+    async def _fetch(self, segment: Segment) -> Arrival:
+        """A segment's handle as the replica knows it, its KV moved there where that pays."""
+        handle = segment.handle
+        if handle is None or "@" not in handle.key:
+            return Arrival(handle)
+        arrival = await self._engine.moves.fetch(handle, self.home)
+        if arrival.handle:
+            self._came[arrival.handle.key] = arrival.note
+        return arrival
 
     async def extend(
         self,
@@ -105,14 +132,18 @@ class ReplicaSequence:
         answer: Answer | None = None,
     ) -> list[Extended]:
         """Append segments: fill what is reused, then compute the rest in one go."""
+        before = self.phases.seconds.get("forward", 0.0)
         done: list[Extended] = await self._act(
-            "extend", self._known(segments), list(steps), pilot=pilot, settle=settle, answer=answer
+            "extend", list(segments), list(steps), pilot=pilot, settle=settle, answer=answer
         )
-        return done
+        spent = self.phases.seconds.get("forward", 0.0) - before
+        self._engine.moves.computed(self.home, sum(piece.computed for piece in done), spent)
+        return [self._told(piece, s) for piece, s in zip(done, segments, strict=True)]
 
-    def _known(self, segments: Sequence[Segment]) -> list[Segment]:
-        """The segments as the replica knows them: with the keys of its own store."""
-        return [replace(s, handle=self._engine.here(s.handle, self.home)) for s in segments]
+    def _told(self, piece: Extended, segment: Segment) -> Extended:
+        """What became of a segment, and where its KV came from if it came from elsewhere."""
+        note = self._came.get(segment.handle.key) if segment.handle else None
+        return replace(piece, reason=f"{piece.reason}; {note}") if note else piece
 
     async def reserve(self, capacity: int) -> None:
         """Make room for `capacity` slots."""
@@ -148,7 +179,7 @@ class ReplicaSequence:
             handle: Handle | None = await self._act("publish", message, uses)
         except ReplicaLost:
             return None
-        return self._engine.abroad(handle, self.home, self._life) if handle else None
+        return self._engine.moves.publish(handle, self.home, self._life, uses) if handle else None
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Learn offsets from this computed row; what a replica would have learned goes with it."""
