@@ -124,6 +124,7 @@ class Sharing:
         return [replica for replica in self._replicas if replica.up]
 
     async def _level(self) -> list[Replica]:
+        """Have all replicas know the same; returns those that do."""
         self._lives = [replica.lives for replica in self._replicas]
         taken = await self._ask_all("take", self._up)
         knowing = [replica for replica, lessons in taken.items() if lessons is not None]
