@@ -15,6 +15,7 @@ pytest.importorskip("ray", reason="needs ray: pip install 'kvcomm[ray]'")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_changes_no_answer_and_loses_no_sample(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     command = ["--model", "random:llama-tiny", "--dtype", "float64", "--max-tokens", "8"]
