@@ -303,8 +303,12 @@ class LocalEngine(LoadedEngine):
 
     async def load_state(self, folder: Path) -> Learned:
         """Read what was learned for this model. Raises `StateError` for another model's folder."""
+        return await self.call(lambda: self.read_state(folder))
+
+    def read_state(self, folder: Path) -> Learned:
+        """`load_state`; runs on the engine's thread."""
         check_folder(folder, self.model, self.fingerprint)
-        loaded = await self.call(lambda: load_state(folder, self.offsets, self.network.device))
+        loaded = load_state(folder, self.offsets, self.network.device)
         reason = "read" if loaded.templates else "nothing saved yet"
         if loaded.refused:
             reason = "set aside: " + "; ".join(loaded.refused)

@@ -113,7 +113,7 @@ def _read(path: Path, offsets: Offsets, device: torch.device) -> dict[tuple[str,
     for name, tensor in tensors.items():
         family, label, rest = name.split("/", 2)
         grouped[family, label][rest] = tensor
-    models = {key: offsets.families[key[0]]() for key in grouped}
+    models = {key: offsets.new(key[0]) for key in grouped}
     for key, model in models.items():
         model.load_state(grouped[key])
     return models

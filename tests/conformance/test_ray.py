@@ -8,7 +8,6 @@ from kvcomm.engine.base import Engine
 from tests.conformance.engine import EngineContract
 
 
-@pytest.mark.slow
 class TestRay(EngineContract):
     @pytest.fixture
     def engine(self, replicas: Engine) -> Engine:

@@ -9,10 +9,12 @@ from kvcomm.kv import KV
 LAYERS, HEADS, DIM = 3, 2, 4
 
 
-def random_kv(tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> KV:
-    """Normal keys and values `[3, 2, tokens, 4]`."""
+def random_kv(
+    tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32, heads: int = HEADS
+) -> KV:
+    """Normal keys and values `[3, heads, tokens, 4]`."""
     generator = torch.Generator().manual_seed(seed)
-    both = torch.randn(2, LAYERS, HEADS, tokens, DIM, generator=generator, dtype=torch.float64)
+    both = torch.randn(2, LAYERS, heads, tokens, DIM, generator=generator, dtype=torch.float64)
     return KV(both[0].to(dtype), both[1].to(dtype))
 
 

@@ -7,6 +7,7 @@ class TestMine(OffsetModelContract):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,8 @@ class OffsetModelContract:
 
     def learned(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> OffsetModel:
         model = self.make()
-        for i in range(self.enough):
-            model.observe(
-                random_kv(TOKENS, seed + 3 * i, dtype),
-                random_kv(TOKENS, seed + 3 * i + 1, dtype),
-                random_kv(LITERAL, seed + 3 * i + 2, dtype),
-            )
+        for sample in samples(self.enough, seed, dtype):
+            model.observe(*sample)
         return model
 
     def test_knows_nothing_at_first(self) -> None:
@@ -142,6 +139,94 @@ class OffsetModelContract:
         assert other.samples == model.samples
         assert equal(other.predict(base), model.predict(base), 1e-4)
 
+    def test_merging_is_learning_all_of_it_in_one_place(self) -> None:
+        for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+            here, there = self.learned(dtype, seed=0), self.learned(dtype, seed=700)
+            both = self.learned(dtype, seed=0)
+            for sample in samples(self.enough, 700, dtype):
+                both.observe(*sample)
+            here.merge(copied(there.state()))
+            assert here.samples == both.samples
+            assert close(but_errors(here.state()), but_errors(both.state()), tolerance)
+            base = random_kv(TOKENS - 1, 99, dtype)
+            # One that learns bit by bit may predict by what it knew a little while ago.
+            whole = self.make()
+            whole.load_state(copied(both.state()))
+            assert equal(here.predict(base), whole.predict(base), 1e-6)
+            assert equal(
+                here.predict_literal(base, LITERAL), both.predict_literal(base, LITERAL), tolerance
+            )
+
+    def test_merging_into_nothing_gives_the_other(self) -> None:
+        model, other = self.learned(), self.make()
+        other.merge(copied(model.state()))
+        assert close(other.state(), model.state(), 0)
+        before = copied(model.state())
+        model.merge(self.make().state())
+        assert close(model.state(), before, 0)
+
+    def test_merging_takes_no_hold_of_what_it_is_given(self) -> None:
+        model, given = self.make(), copied(self.learned().state())
+        model.merge(given)
+        before = copied(given)
+        for sample in samples(3, 800):
+            model.observe(*sample)
+        assert close(given, before, 0)
+
+    def test_what_is_taken_was_observed_here_since_the_last_time(self) -> None:
+        model, other = self.make(), self.make()
+        assert model.take() == {}
+        for number, seed in enumerate((0, 700)):
+            for sample in samples(self.enough // 2, seed):
+                model.observe(*sample)
+            if number == 0:
+                model.merge(self.learned(seed=400).state())
+            alone = self.make()
+            for sample in samples(self.enough // 2, seed):
+                alone.observe(*sample)
+            taken = model.take()
+            other.merge(taken)
+            # Errors are those of the model itself, which knows more than one that begins here.
+            assert close(but_errors(taken), but_errors(alone.state()), 1e-12)
+        assert model.take() == {}
+        assert other.samples == 2 * (self.enough // 2)
+
+    def test_exchanging_what_was_taken_doubles_nothing(self) -> None:
+        pair, one = (self.make(), self.make()), self.make()
+        for model in pair:
+            model.take()
+        for seed in (0, 300, 600):
+            for index, model in enumerate(pair):
+                for sample in samples(2, seed + 30 * index):
+                    model.observe(*sample)
+                    one.observe(*sample)
+            taken = [model.take() for model in pair]
+            pair[0].merge(copied(taken[1]))
+            pair[1].merge(copied(taken[0]))
+        assert pair[0].samples == pair[1].samples == one.samples
+        self.same_knowledge(pair[0], one)
+        self.same_knowledge(pair[1], one)
+
+    def same_knowledge(self, model: OffsetModel, other: OffsetModel) -> None:
+        """Two models that learned the same, in another order."""
+        assert close(but_errors(model.state()), but_errors(other.state()), 1e-6)
+
+    def test_what_is_kept_to_be_taken_counts_as_memory(self) -> None:
+        model = self.make()
+        model.take()
+        for sample in samples(self.enough, 0):
+            model.observe(*sample)
+        before = model.nbytes
+        model.take()
+        assert self.learned().nbytes <= model.nbytes <= before
+
+    def test_a_state_that_does_not_fit_is_not_merged(self) -> None:
+        wide = self.make()
+        for i in range(self.enough):
+            wide.observe(*(random_kv(t, i, heads=3) for t in (TOKENS, TOKENS, LITERAL)))
+        with pytest.raises(ValueError):
+            self.learned().merge(wide.state())
+
     def test_a_state_with_a_part_missing_is_an_error(self) -> None:
         state = self.learned().state()
         for name in list(state):
@@ -150,6 +235,43 @@ class OffsetModelContract:
             part = {key: tensor for key, tensor in state.items() if key != name}
             with pytest.raises((KeyError, ValueError)):
                 self.make().load_state(part)
+
+
+def samples(
+    count: int, seed: int, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[KV, KV, KV]]:
+    """Base, offset, literal: always the same for a seed."""
+    for i in range(count):
+        base, offset = (random_kv(TOKENS, seed + 3 * i + part, dtype) for part in (0, 1))
+        yield base, offset, random_kv(LITERAL, seed + 3 * i + 2, dtype)
+
+
+State = dict[str, torch.Tensor]
+
+
+def copied(state: State) -> State:
+    """A state as it arrives elsewhere."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def close(state: State, other: State, tolerance: float) -> bool:
+    """Whether two states have the same tensors, up to a share of the largest number in each."""
+    return state.keys() == other.keys() and all(
+        tensor.shape == other[name].shape
+        and float((tensor - other[name]).abs().max())
+        <= tolerance * max(float(tensor.abs().max()), 1e-30)
+        for name, tensor in state.items()
+        if tensor.numel()
+    )
+
+
+def but_errors(state: State) -> State:
+    """A state without the running errors of a model that keeps them."""
+    return {
+        name: tensor[:2] if name == "counters" else tensor
+        for name, tensor in state.items()
+        if name != "uses"
+    }
 
 
 def above_zero(kv: KV) -> KV:

@@ -21,6 +21,12 @@ class TestContract(OffsetModelContract):
     def make(self) -> OffsetModel:
         return AnchorPool()
 
+    def same_knowledge(self, model: OffsetModel, other: OffsetModel) -> None:
+        assert isinstance(model, AnchorPool)
+        assert isinstance(other, AnchorPool)
+        found, expected = (sorted(a.base.checksum() for a in p.anchors) for p in (model, other))
+        assert found == expected
+
 
 def pool_of(*bases: KV, **options: float) -> AnchorPool:
     pool = AnchorPool(**options)
@@ -224,3 +230,34 @@ def test_a_damaged_state_changes_nothing() -> None:
 def test_bytes_are_those_of_base_offset_and_literal() -> None:
     a_token = 2 * 3 * 2 * 4 * 4  # keys and values, layers, heads, dimensions, float32
     assert pool_of(random_kv(6, 1), random_kv(2, 2)).nbytes == (6 + 6 + 3 + 2 + 2 + 3) * a_token
+
+
+# --- merge ---
+
+
+def test_a_merged_pool_is_that_of_one_who_saw_the_others_afterwards() -> None:
+    mine, theirs = ([random_kv(5, seed + i) for i in range(14)] for seed in (0, 100))
+    pool, other, one = pool_of(*mine), pool_of(*theirs), pool_of(*mine)
+    for index in (0, 2):  # used ones stay
+        for pools in (pool, one):
+            pools.anchors[index].uses = 3
+    pool.merge(other.state())
+    for anchor in other.anchors:
+        one.observe(anchor.base, anchor.offset, anchor.literal)
+    assert len(pool.anchors) == CAPACITY
+    assert [a.base.checksum() for a in pool.anchors] == [a.base.checksum() for a in one.anchors]
+    assert pool.anchors[0].uses == 3
+
+
+def test_anchors_bring_their_uses_along() -> None:
+    pool, other = pool_of(random_kv(5, 1)), pool_of(random_kv(5, 2))
+    other.anchors[0].uses = 7
+    pool.merge(other.state())
+    assert [anchor.uses for anchor in pool.anchors] == [0, 7]
+
+
+def test_an_anchor_that_is_also_kept_to_be_taken_is_counted_once() -> None:
+    pool, plain = AnchorPool(), pool_of(random_kv(5, 1))
+    pool.take()
+    pool.observe(random_kv(5, 1), random_kv(5, 1000), random_kv(LITERAL, 2000))
+    assert pool.nbytes == plain.nbytes

@@ -104,3 +104,46 @@ def test_the_bytes_of_a_kind_are_told_before_it_is_learned(heads: int, dim: int)
     model = LinearOffsets()
     model.observe(base, offset, base.slice(0, 0))
     assert model.nbytes == state_bytes(3, heads, dim)
+
+
+@pytest.mark.parametrize("heads", ["together", "apart"])
+def test_merged_sums_have_the_solution_of_one_model(heads: str) -> None:
+    one, here, there = (LinearOffsets(heads=heads) for _ in range(3))  # type: ignore[arg-type]
+    for seed in range(12):
+        base = kv(30 + seed, seed)
+        for model in (one, here if seed < 7 else there):
+            model.observe(base, law(base), kv(4, seed))
+    here.merge(there.state())
+    one._solve()
+    sums, merged = one._sums, here._sums
+    assert sums
+    assert merged
+    assert merged.count == sums.count
+    for mine, other in zip(merged.tensors, sums.tensors, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-10)
+    assert here._weights is not None
+    assert one._weights is not None
+    assert torch.allclose(here._weights, one._weights, rtol=1e-6, atol=1e-9)
+
+
+def test_a_merged_error_is_that_of_the_latest_samples_wherever_they_were_seen() -> None:
+    noise, lawful = LinearOffsets(), LinearOffsets()
+    for seed in range(40):
+        noise.observe(kv(20, seed), kv(20, 100 + seed), EMPTY)
+        base = kv(20, 200 + seed)
+        lawful.observe(base, law(base), EMPTY)
+    assert lawful.error < 0.5 < noise.error
+    noise.merge(lawful.state())
+    assert noise.error < 0.3
+
+
+def test_samples_kept_to_be_taken_have_the_errors_of_the_model() -> None:
+    model, other = LinearOffsets(), LinearOffsets()
+    for seed in range(40):
+        base = kv(20, seed)
+        model.observe(base, law(base), EMPTY)
+        if seed == 29:
+            model.take()
+    other.merge(model.take())
+    assert other.samples == 10
+    assert other.error == pytest.approx(model.error, abs=0.05)

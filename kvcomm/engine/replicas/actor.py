@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import Call, Capabilities, EngineSequence, Token
@@ -75,8 +74,11 @@ class Replica(Exchange):
 
     def __init__(self, model: str, device: str | None, dtype: str | None, memory: int | None):
         from kvcomm.engine.models import load_engine
+        from kvcomm.engine.replicas.lessons import Learner
 
         self.engine = load_engine(model, device=device, dtype=dtype, memory=memory)
+        if self.engine.capabilities.reuse:
+            self.learner = Learner(self.engine)
         self._rows: dict[str, _Open] = {}
 
     async def about(self) -> About:
@@ -98,13 +100,13 @@ class Replica(Exchange):
         """An operation of the engine itself."""
         return await _outcome(getattr(self.engine, operation)(*args))
 
-    async def save_state(self, folder: str) -> Reply:
-        """Write what was learned."""
-        return await _outcome(self.engine.save_state(Path(folder)))
-
-    async def load_state(self, folder: str) -> Reply:
-        """Read what was learned."""
-        return await _outcome(self.engine.load_state(Path(folder)))
+    async def learn(self, operation: str, *args: Any) -> Reply:
+        """An operation of the learner; one that breaks off leaves nobody knows what behind."""
+        try:
+            return await _outcome(getattr(self.learner, operation)(*args))
+        except BaseException:
+            self.learner.taught = False
+            raise
 
     async def open(self, name: str, how: str, call: Call, steps: int) -> Reply:
         """A row by `open`, `enter` or `spare`; the value says whether there was room.

@@ -1,4 +1,4 @@
-"""The engine on Ray: replicas of one model, each with a store, a prefix cache and offsets."""
+"""The engine on Ray: replicas of one model, each with a store and a prefix cache of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kvcomm.engine.replicas.actor import About
 from kvcomm.engine.replicas.moves import Moves
 from kvcomm.engine.replicas.replica import LOOK_S, PATIENCE_S, Replica
 from kvcomm.engine.replicas.sequence import ReplicaSequence
+from kvcomm.engine.replicas.sharing import Sharing
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError, ReplicaLost, UsageError
 from kvcomm.message import Handle
@@ -52,8 +53,7 @@ class RayEngine(Bounded):
         self.moves = Moves(self)
         self._homes: OrderedDict[str, Replica] = OrderedDict()
         self._end = end
-        self._state: Path | None = None
-        self._read: dict[int, int] = {}  # the life in which a replica last read the state
+        self.sharing = Sharing(self.replicas)
 
     def check(self, call: Call) -> None:
         """Raise `ContextOverflow`, or `UsageError` for a replica that does not exist."""
@@ -119,26 +119,14 @@ class RayEngine(Bounded):
         while True:
             up = [replica for replica in self.replicas if replica.look()]
             if up:
-                for replica in up:
-                    await self._remind(replica)
-                if any(replica.up for replica in up):
-                    return min((r for r in up if r.up), key=lambda r: r.rows)
+                self.sharing.look()
+                return min(up, key=lambda r: r.rows)
             if time.monotonic() - began > PATIENCE_S:
                 raise KvcommError(
                     f"all {len(self.replicas)} replicas are lost, and none came back within "
                     f"{PATIENCE_S:g} s: look at the cluster (`ray status`)"
                 )
             await asyncio.sleep(LOOK_S)
-
-    async def _remind(self, replica: Replica) -> None:
-        """A replica that was started anew has forgotten what was read from the state folder."""
-        if self._state is None or self._read.get(replica.index) == replica.lives:
-            return
-        self._read[replica.index] = replica.lives
-        try:
-            await replica.call("load_state", str(self._state))
-        except ReplicaLost:
-            return
 
     async def release(self, handle: Handle, use: int) -> None:
         """Undo the pin of a published handle, wherever its KV is by now."""
@@ -179,25 +167,14 @@ class RayEngine(Bounded):
 
     async def load_state(self, folder: Path) -> Learned:
         """Every replica reads what was learned; the folder has to be on all of their machines."""
-        self._state = folder
-        found: Learned | None = None
-        for replica in self.replicas:
-            if replica.look():
-                try:
-                    found, _ = await replica.call("load_state", str(folder))
-                except ReplicaLost:
-                    continue
-                self._read[replica.index] = replica.lives
-        return found or Learned(None, 0, 0, "no replica is up")
+        if not self.capabilities.reuse:
+            return Learned(None, 0, 0, self.capabilities.reason)
+        return await self.sharing.read(folder)
 
     async def save_state(self, folder: Path) -> None:
-        """Write what was learned since."""
-        for replica in self.replicas:
-            if replica.look():
-                try:
-                    await replica.call("save_state", str(folder))
-                except ReplicaLost:
-                    continue
+        """Write what all replicas have learned. Raises `StateError`."""
+        if self.capabilities.reuse:
+            await self.sharing.save(folder)
 
     async def quiet(self) -> None:
         """Wait until nothing is left to compute ahead or for a first token, on any replica."""
@@ -205,6 +182,7 @@ class RayEngine(Bounded):
 
     def close(self) -> None:
         """End the replicas, and Ray where it was started for them."""
+        self.sharing.close()
         for replica in self.replicas:
             replica.stop()
         self._end()

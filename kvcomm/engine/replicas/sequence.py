@@ -185,6 +185,7 @@ class ReplicaSequence:
         """Learn offsets from this computed row; what a replica would have learned goes with it."""
         with suppress(ReplicaLost):
             await self._act("observe", list(learn), offsets)
+            self._engine.sharing.observed()
 
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, on the same replica."""

@@ -45,6 +45,7 @@ class AnchorPool:
         self.capacity = CAPACITY if capacity is None else capacity
         self.gamma = GAMMA if gamma is None else gamma
         self.anchors: list[Anchor] = []
+        self._untaken: AnchorPool | None = None
 
     def verdict(self, base: KV) -> Verdict:
         """The length and entropy test: H(softmax(−‖V_φ − V_ψ‖)) ≤ γ·log |A|.
@@ -133,7 +134,13 @@ class AnchorPool:
         """Add an anchor; above capacity drop the least used of the oldest `OLDEST` before it."""
         if len(base) == 0:
             return
-        self.anchors.append(Anchor(base, offset, literal))
+        anchor = Anchor(base, offset, literal)
+        for pool in (self, self._untaken):
+            if pool is not None:
+                pool._add(anchor)
+
+    def _add(self, anchor: Anchor) -> None:
+        self.anchors.append(anchor)
         if len(self.anchors) > self.capacity:
             oldest = self.anchors[: min(OLDEST, self.capacity)]
             self.anchors.remove(min(oldest, key=lambda anchor: anchor.uses))
@@ -154,8 +161,9 @@ class AnchorPool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all anchors."""
-        return sum(anchor.nbytes for anchor in self.anchors)
+        """Bytes of all anchors, also of those that are only kept to be taken."""
+        only = self._untaken.anchors if self._untaken else []
+        return sum(anchor.nbytes for anchor in {*self.anchors, *only})
 
     def state(self) -> dict[str, torch.Tensor]:
         """Tensors by `INDEX.PART.keys|values`, and the use counters."""
@@ -169,18 +177,44 @@ class AnchorPool:
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Replace the pool by a saved one. Raises `ValueError` for tensors that do not fit."""
-        check_saved(tensors)
+        self.anchors = _anchors(tensors)[-self.capacity :]
 
-        def part(index: int, name: str) -> KV:
-            return KV(tensors[f"{index}.{name}.keys"], tensors[f"{index}.{name}.values"])
+    def merge(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Add the anchors of another pool one by one, the least used of the oldest giving way.
 
-        anchors = [
-            Anchor(part(i, "base"), part(i, "offset"), part(i, "literal"), int(uses))
-            for i, uses in enumerate(tensors["uses"].tolist())
-        ]
-        kvs = [kv.keys for anchor in anchors for kv in (anchor.base, anchor.literal)]
-        if len({(*keys.shape[:2], keys.shape[3]) for keys in kvs}) > 1 or any(
-            anchor.base.keys.shape != anchor.offset.keys.shape for anchor in anchors
-        ):
-            raise ValueError("anchors of several shapes")
-        self.anchors = anchors[-self.capacity :]
+        They stand behind those that are here, with the uses that they had there. Raises
+        `ValueError` for tensors that do not fit.
+        """
+        added = _anchors(tensors) if tensors else []
+        _check_shapes([*self.anchors, *added])
+        for anchor in added:
+            self._add(anchor)
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """The anchors observed here since the last `take`."""
+        taken, self._untaken = self._untaken, AnchorPool(self.capacity, self.gamma)
+        return taken.state() if taken and taken.anchors else {}
+
+
+def _anchors(tensors: dict[str, torch.Tensor]) -> list[Anchor]:
+    """The anchors that `state` wrote down. Raises `ValueError`."""
+    check_saved(tensors)
+
+    def part(index: int, name: str) -> KV:
+        return KV(tensors[f"{index}.{name}.keys"], tensors[f"{index}.{name}.values"])
+
+    anchors = [
+        Anchor(part(i, "base"), part(i, "offset"), part(i, "literal"), int(uses))
+        for i, uses in enumerate(tensors["uses"].tolist())
+    ]
+    _check_shapes(anchors)
+    return anchors
+
+
+def _check_shapes(anchors: list[Anchor]) -> None:
+    """Raise `ValueError` for anchors that cannot be of one pool."""
+    kvs = [kv.keys for anchor in anchors for kv in (anchor.base, anchor.literal)]
+    if len({(*keys.shape[:2], keys.shape[3]) for keys in kvs}) > 1 or any(
+        anchor.base.keys.shape != anchor.offset.keys.shape for anchor in anchors
+    ):
+        raise ValueError("anchors of several shapes")

@@ -43,6 +43,20 @@ class OffsetModel(Protocol):
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Replace what was learned by what `state` returned."""
 
+    def merge(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Add what another model learned from other observations: its `state`.
+
+        As if they had been observed here, after those already known. Raises `ValueError` for
+        tensors that do not fit.
+        """
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """What was observed here since the last `take`, as `state` would say it, for others.
+
+        Neither what was merged nor what was loaded. The first `take` returns nothing, and the model
+        keeps what it observes from then on.
+        """
+
     @property
     def samples(self) -> int:
         """How many observations the model can use."""
@@ -77,11 +91,12 @@ class Offsets:
     A family is a way to learn ("anchors", "linear", "mean"). Models are kept per (family,
     template, label): anchors for every placeholder of a template by its number, the others for
     every placeholder kind. What `budget` has no room for is forgotten template by template, the
-    least recently asked first.
+    least recently asked first. `shared`: what its models observe is kept apart, to be taken.
     """
 
     families: Mapping[str, Callable[[], OffsetModel]]
     budget: Callable[[], float] = lambda: math.inf
+    shared: bool = False
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
     _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
 
@@ -93,10 +108,17 @@ class Offsets:
         """The model with a label. Raises `KeyError` for an unknown family."""
         key = (family, template, label)
         if key not in self.models:
-            self.models[key] = self.families[family]()
+            self.models[key] = self.new(family)
         self._asked.pop(template, None)
         self._asked[template] = None
         return self.models[key]
+
+    def new(self, family: str) -> OffsetModel:
+        """A model that knows nothing yet."""
+        model = self.families[family]()
+        if self.shared:
+            model.take()
+        return model
 
     def trim(self) -> None:
         """Forget the templates that there is no room for."""

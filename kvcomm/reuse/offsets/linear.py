@@ -43,7 +43,33 @@ class _Sums:
     xy: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
-    count: int = 0
+    count: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor) -> _Sums:
+        """Those of features and targets, `[groups, tokens, width]` each."""
+        products = (x.mT @ x).double(), (x.mT @ y).double()
+        return cls(*products, x.double().sum(dim=1), y.double().sum(dim=1), x.shape[1])
+
+    def copy(self) -> _Sums:
+        """The same in tensors of their own."""
+        xx, xy, x, y = (tensor.clone() for tensor in self.tensors)
+        return _Sums(xx, xy, x, y, self.count)
+
+    def add(self, other: _Sums) -> None:
+        """Count what `other` has counted. Raises `ValueError` for another width."""
+        if self.x.shape != other.x.shape:
+            raise ValueError(
+                f"statistics of the shapes {tuple(self.x.shape)} and {tuple(other.x.shape)}"
+            )
+        for mine, more in zip(self.tensors, other.tensors, strict=True):
+            mine += more
+        self.count += other.count
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All but the count."""
+        return (self.xx, self.xy, self.x, self.y)
 
 
 class LinearOffsets:
@@ -66,6 +92,7 @@ class LinearOffsets:
         self._seen = 0
         self._left, self._total = 0.0, 0.0
         self._literal = LiteralMean()
+        self._untaken: LinearOffsets | None = None
 
     @property
     def samples(self) -> int:
@@ -111,30 +138,28 @@ class LinearOffsets:
         left = total
         if self._weights is not None and self._bias is not None:
             left = float((y - torch.baddbmm(self._bias, x, self._weights)).double().square().sum())
-        self._left = FORGET * self._left + left
-        self._total = FORGET * self._total + total
-        self._add(x, y)
-        self._literal.observe(literal)
-        self._seen += 1
+        one = LinearOffsets(self.ridge, self.heads)
+        one._sums, one._seen, one._left, one._total = _Sums.of(x, y), 1, left, total
+        one._literal.observe(literal)
+        for model in (self, self._untaken):
+            if model is not None:
+                model._add(one)
         if self.tokens >= GROWTH * self._solved_at:
             self._solve()
 
-    def _add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        groups, _, width = x.shape
+    def _add(self, other: LinearOffsets) -> None:
+        """Count what another model has counted, as if it had been observed here just now."""
+        if other._sums is None:
+            return
         if self._sums is None:
-            zeros = x.new_zeros
-            self._sums = _Sums(
-                zeros((groups, width, width), dtype=torch.float64),
-                zeros((groups, width, width), dtype=torch.float64),
-                zeros((groups, width), dtype=torch.float64),
-                zeros((groups, width), dtype=torch.float64),
-            )
-        sums = self._sums
-        sums.xx += (x.mT @ x).double()
-        sums.xy += (x.mT @ y).double()
-        sums.x += x.double().sum(dim=1)
-        sums.y += y.double().sum(dim=1)
-        sums.count += x.shape[1]
+            self._sums = other._sums.copy()
+        else:
+            self._sums.add(other._sums)
+        forget = FORGET**other._seen
+        self._left = forget * self._left + other._left
+        self._total = forget * self._total + other._total
+        self._literal.merge(other._literal)
+        self._seen += other._seen
 
     def _solve(self) -> None:
         sums = self._sums
@@ -181,8 +206,9 @@ class LinearOffsets:
         """Bytes of statistics, solution and literal means."""
         tensors = [self._weights, self._bias]
         if self._sums:
-            tensors += [self._sums.xx, self._sums.xy, self._sums.x, self._sums.y]
-        return sum(t.nbytes for t in tensors if t is not None) + self._literal.nbytes
+            tensors += self._sums.tensors
+        own = sum(t.nbytes for t in tensors if t is not None) + self._literal.nbytes
+        return own + (self._untaken.nbytes if self._untaken else 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Statistics and counters; the solution is found again from them."""
@@ -204,18 +230,38 @@ class LinearOffsets:
 
         Raises `ValueError` for tensors that do not fit.
         """
+        self._restore(tensors)
+        self._solve()
+
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
         check_saved(tensors)
-        count, seen, self._left, self._total = tensors["counters"].tolist()
+        count, seen, left, total = tensors["counters"].tolist()
         xx, xy, x, y = (tensors[name].clone() for name in ("xx", "xy", "x", "y"))
         groups, width = x.shape
         square = (groups, width, width)
         if not (xx.shape == xy.shape == square and y.shape == x.shape and count >= 1):
             raise ValueError(f"statistics of the shapes {[*map(tuple, (xx.shape, xy.shape))]}")
+        literal = LiteralMean()
+        literal.load_state(tensors)
         self._sums = _Sums(xx, xy, x, y, int(count))
-        self._seen = int(seen)
-        self._literal = LiteralMean()
-        self._literal.load_state(tensors)
-        self._solve()
+        self._seen, self._left, self._total, self._literal = int(seen), left, total, literal
+
+    def merge(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Add the statistics of another model: the sums, so the solution is that of one model.
+
+        The errors were found by the other one's own predictions. Raises `ValueError` for tensors
+        that do not fit.
+        """
+        if tensors:
+            other = LinearOffsets(self.ridge, self.heads)
+            other._restore(tensors)
+            self._add(other)
+            self._solve()
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Statistics and counters of what was observed here since the last `take`."""
+        taken, self._untaken = self._untaken, LinearOffsets(self.ridge, self.heads)
+        return taken.state() if taken else {}
 
 
 def state_bytes(layers: int, heads: int, dim: int) -> int:

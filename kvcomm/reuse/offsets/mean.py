@@ -54,6 +54,15 @@ class LiteralMean:
             if self._count < 1:
                 raise ValueError(f"a literal's mean over {self._count} samples")
 
+    def merge(self, other: LiteralMean) -> None:
+        """Count what another one counted. One of another length starts over."""
+        if other._sum is None:
+            return
+        if self._sum is None or len(self._sum) != len(other._sum):
+            self._sum, self._count = other._sum, other._count
+        else:
+            self._sum, self._count = self._sum + other._sum, self._count + other._count
+
 
 class MeanOffsets:
     """One offset for all tokens of a placeholder: the simplest model that learns anything."""
@@ -63,6 +72,7 @@ class MeanOffsets:
         self._tokens = 0
         self._seen = 0
         self._literal = LiteralMean()
+        self._untaken: MeanOffsets | None = None
 
     @property
     def samples(self) -> int:
@@ -90,19 +100,29 @@ class MeanOffsets:
         """Count the tokens of one computed placeholder."""
         if len(base) == 0:
             return
-        total = KV(
+        one = MeanOffsets()
+        one._sum = KV(
             offset.keys.sum(dim=2, keepdim=True),
             offset.values.sum(dim=2, keepdim=True),
         )
-        self._sum = total if self._sum is None else self._sum + total
-        self._tokens += len(base)
-        self._seen += 1
-        self._literal.observe(literal)
+        one._tokens, one._seen = len(base), 1
+        one._literal.observe(literal)
+        for model in (self, self._untaken):
+            if model is not None:
+                model._add(one)
+
+    def _add(self, other: MeanOffsets) -> None:
+        if other._sum is not None:
+            self._sum = other._sum if self._sum is None else self._sum + other._sum
+            self._tokens += other._tokens
+            self._seen += other._seen
+            self._literal.merge(other._literal)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the means."""
-        return (self._sum.nbytes if self._sum else 0) + self._literal.nbytes
+        own = (self._sum.nbytes if self._sum else 0) + self._literal.nbytes
+        return own + (self._untaken.nbytes if self._untaken else 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Sums and counters."""
@@ -127,3 +147,15 @@ class MeanOffsets:
             raise ValueError(f"a mean over {self._tokens} tokens")
         self._literal = LiteralMean()
         self._literal.load_state(tensors)
+
+    def merge(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Add what another model summed up. Raises `ValueError` for tensors that do not fit."""
+        if tensors:
+            other = MeanOffsets()
+            other.load_state(tensors)
+            self._add(other)
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Sums and counters of what was observed here since the last `take`."""
+        taken, self._untaken = self._untaken, MeanOffsets()
+        return taken.state() if taken else {}
