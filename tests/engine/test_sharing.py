@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.realign import belongs
 from kvcomm.errors import StateError
 from kvcomm.kv.files import load_tensors
 from kvcomm.reuse.state import FORMAT
@@ -81,10 +82,12 @@ async def all_of(replica: Replica) -> Lessons:
     return known  # type: ignore[no-any-return]
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """All models of a state folder, their running errors left out."""
+def read(folder: Path, namespace: str) -> dict[str, Any]:
+    """A namespace's models in a state folder, their running errors left out."""
     found = {}
     for path in folder.glob("*.safetensors"):
+        if not belongs(path.stem, namespace):
+            continue
         tensors, _ = load_tensors(path, FORMAT)
         found[path.stem] = {
             name: tensor[:2] if name.endswith("counters") else tensor
@@ -100,7 +103,7 @@ async def test_the_state_of_two_replicas_is_that_of_one_engine(
     for home, name in ((engine, "ray"), (tiny, "local")):
         await learn(home, "union", TASKS[:6], state=tmp_path / name)
     assert all(r.runs > before for r, before in zip(engine.replicas, runs, strict=True))
-    shared, alone = read(tmp_path / "ray"), read(tmp_path / "local")
+    shared, alone = (read(tmp_path / name, "union") for name in ("ray", "local"))
     assert len(alone) == len(GRAPH.nodes)
     assert shared.keys() == alone.keys()
     for template, tensors in alone.items():
@@ -152,7 +155,7 @@ async def test_a_death_that_nobody_noticed_is_found_by_the_exchange(engine: RayE
 
 async def test_when_all_died_the_folder_is_read_again(engine: RayEngine, tmp_path: Path) -> None:
     await learn(engine, "all", TASKS[:2], state=tmp_path)
-    saved = read(tmp_path)
+    saved = read(tmp_path, "all")
     assert saved
     for replica in engine.replicas:
         ray.kill(replica.actor, no_restart=False)
@@ -164,7 +167,7 @@ async def test_when_all_died_the_folder_is_read_again(engine: RayEngine, tmp_pat
         await engine.save_state(tmp_path)
     await up(engine)
     await engine.save_state(tmp_path)
-    for template, tensors in read(tmp_path).items():
+    for template, tensors in read(tmp_path, "all").items():
         assert close(tensors, saved[template], 0)
     first, second = [await bytes_of(replica, "all") for replica in engine.replicas]
     assert first == second > 0
