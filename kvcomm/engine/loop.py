@@ -26,10 +26,13 @@ from kvcomm.errors import KvcommError, OutOfMemory
 
 T = TypeVar("T")
 # Tokens of rows being extended in one step: enough to be efficient, and fewer beside decoding
-# rows, whose next token waits for the step.
+# rows, whose next token waits for the step, and in background steps, for which anybody may wait.
 STEP_TOKENS = 2048
 STEP_TOKENS_DECODING = 256
 SMALLEST_STEP = 16
+# Background work waits until nothing else was computed for so long: between a producer's end and
+# its reader's start there is a moment in which nothing is due, and a step cannot be interrupted.
+PAUSE_S = 0.05
 
 
 @dataclass(eq=False)
@@ -115,6 +118,7 @@ class Loop:
         self._orders = itertools.count()
         self._closed = False
         self.steps = 0
+        self._busy_until = 0.0  # when the last step ended that was not in the background
         self._thread = threading.Thread(target=self._run, name="kvcomm-engine", daemon=True)
         self._thread.start()
 
@@ -152,8 +156,8 @@ class Loop:
 
     @property
     def extending(self) -> bool:
-        """Whether rows wait to be extended."""
-        return bool(self._works)
+        """Whether rows wait to be extended, others than in the background."""
+        return any(work.priority() < BACKGROUND for work in list(self._works))
 
     def wake(self) -> None:
         """Look again at what is due (after a cancellation or a change of priority)."""
@@ -226,12 +230,15 @@ class Loop:
             decodings = list(self._decodings)
         # Background work (audits) runs when there is nothing else to do.
         priorities = [w.priority() for w in works] + [d.priority() for d in decodings]
-        if any(priority < BACKGROUND for priority in priorities):
+        urgent = any(priority < BACKGROUND for priority in priorities)
+        if urgent:
             works = [w for w in works if w.priority() < BACKGROUND]
             decodings = [d for d in decodings if d.priority() < BACKGROUND]
+        elif priorities and self._pause():
+            return
         pilot = works[0].layers if works else None
         due = [d for d in decodings if self._sample(d)] if pilot is None else []
-        budget = min(self._step_tokens, STEP_TOKENS_DECODING if due else STEP_TOKENS)
+        budget = min(self._step_tokens, STEP_TOKENS if urgent and not due else STEP_TOKENS_DECODING)
         chunks = self._chunks(works, budget, pilot)
         if not due and not chunks:
             return
@@ -245,6 +252,18 @@ class Loop:
                     raise OutOfMemory(f"computing {tokens} tokens")
         except Exception as error:  # a failed step fails its own rows, never the engine
             self._drop([work for work, _ in chunks], due, error)
+        if urgent:
+            self._busy_until = time.perf_counter()
+
+    def _pause(self) -> bool:
+        """Wait with background work until it is in nobody's way; True to look again what is due."""
+        left = self._busy_until + PAUSE_S - time.perf_counter()
+        if left <= 0:
+            return False
+        with self._condition:
+            if not (self._tasks or self._closed):
+                self._condition.wait(left)
+        return True
 
     def _fits(
         self,

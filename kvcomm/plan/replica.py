@@ -140,10 +140,11 @@ class Replica:
 
     def _step(self) -> Waiting:
         works = sorted(self._works, key=lambda work: (work.row.priority, work.order))
-        if self._decodings or any(work.row.priority < BACKGROUND for work in works):
+        urgent = self._decodings or any(work.row.priority < BACKGROUND for work in works)
+        if urgent:
             works = [work for work in works if work.row.priority < BACKGROUND]
         due = [decoding for decoding in list(self._decodings) if self._sample(decoding)]
-        chunks = self._chunks(works, STEP_TOKENS_DECODING if due else STEP_TOKENS)
+        chunks = self._chunks(works, STEP_TOKENS if urgent and not due else STEP_TOKENS_DECODING)
         if not due and not chunks:
             return
         contexts = [float(decoding.row.length) for decoding in due]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kvcomm.engine import loop as loop_module
+from kvcomm.engine.base import BACKGROUND
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import KvcommError
@@ -118,3 +119,33 @@ def test_a_closed_engine_fails_what_waits_and_what_comes() -> None:
             await seq.extend([segment([11, 12])], [COMPUTE])
 
     asyncio.run(go())
+
+
+async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An audit does not step between a producer's end and its reader's start."""
+    real, packs = loop_module.packed_forward, []
+
+    def seen(model: object, packed: list[int], *rest: object) -> torch.Tensor:
+        packs.append(len(packed))
+        return real(model, packed, *rest)
+
+    monkeypatch.setattr(loop_module, "packed_forward", seen)
+    monkeypatch.setattr(loop_module, "STEP_TOKENS_DECODING", 20)
+    monkeypatch.setattr(loop_module, "PAUSE_S", 60.0)
+    audit, ready = open_row(tiny, 100), open_row(tiny, 100)
+    audit.hurry(BACKGROUND)
+    await ready.extend([segment(random_ids(tiny, 90))], [COMPUTE])
+    waiting = asyncio.ensure_future(audit.extend([segment(random_ids(tiny, 50))], [COMPUTE]))
+    await asyncio.sleep(0.05)
+    assert packs == [90]
+    await tiny.quiet()  # background work is no reason to wait
+    await ready.extend([segment(random_ids(tiny, 5))], [COMPUTE])
+    assert packs == [90, 5]
+    monkeypatch.setattr(loop_module, "PAUSE_S", 0.0)
+    tiny.loop.wake()
+    await waiting
+    assert packs == [90, 5, 20, 20, 10]
+    await audit.close()
+    await ready.close()
