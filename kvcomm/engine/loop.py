@@ -228,13 +228,12 @@ class Loop:
             self._decodings = [d for d in self._decodings if not d.cancelled]
             works = sorted(self._works, key=lambda w: (w.priority(), w.order))
             decodings = list(self._decodings)
+            urgent = self._urgent()
         # Background work (audits) runs when there is nothing else to do.
-        priorities = [w.priority() for w in works] + [d.priority() for d in decodings]
-        urgent = any(priority < BACKGROUND for priority in priorities)
         if urgent:
             works = [w for w in works if w.priority() < BACKGROUND]
             decodings = [d for d in decodings if d.priority() < BACKGROUND]
-        elif priorities and self._pause():
+        elif (works or decodings) and self._pause():
             return
         pilot = works[0].layers if works else None
         due = [d for d in decodings if self._sample(d)] if pilot is None else []
@@ -261,9 +260,15 @@ class Loop:
         if left <= 0:
             return False
         with self._condition:
-            if not (self._tasks or self._closed):
+            # What came since this step began has told nobody who waits.
+            if not (self._tasks or self._idle or self._closed or self._urgent()):
                 self._condition.wait(left)
         return True
+
+    def _urgent(self) -> bool:
+        """Whether anything is due that is not in the background."""
+        due = [w.priority for w in self._works] + [d.priority for d in self._decodings]
+        return any(priority() < BACKGROUND for priority in due)
 
     def _fits(
         self,

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kvcomm.engine import loop as loop_module
-from kvcomm.engine.base import BACKGROUND
+from kvcomm.engine.base import BACKGROUND, READY, Phases
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.loop import Work
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import KvcommError
 from tests.engine.support import (
@@ -147,5 +148,38 @@ async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
     tiny.loop.wake()
     await waiting
     assert packs == [90, 5, 20, 20, 10]
+    await audit.close()
+    await ready.close()
+
+
+async def test_work_that_comes_just_before_a_pause_is_not_kept_waiting(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its notification came when nobody was waiting yet."""
+    monkeypatch.setattr(loop_module, "PAUSE_S", 60.0)
+    audit, ready = open_row(tiny, 100), open_row(tiny, 100)
+    audit.hurry(BACKGROUND)
+    await ready.extend([segment(random_ids(tiny, 9))], [COMPUTE])
+    pause, works = tiny.loop._pause, []
+
+    def late() -> bool:
+        if not works:
+            ready._row.ids += random_ids(tiny, 5)
+            places = range(9, 14)
+            works.append(
+                Work(ready._row, lambda: places, lambda: READY, 0, Phases(), lambda _: None)
+            )
+            tiny.loop.compute(works[0])
+        return pause()
+
+    monkeypatch.setattr(tiny.loop, "_pause", late)
+    waiting = asyncio.ensure_future(audit.extend([segment(random_ids(tiny, 50))], [COMPUTE]))
+    while not works:
+        await asyncio.sleep(0.01)
+    await asyncio.wait_for(asyncio.wrap_future(works[0].future), 10)
+    assert not waiting.done()
+    monkeypatch.setattr(loop_module, "PAUSE_S", 0.0)
+    tiny.loop.wake()
+    await waiting
     await audit.close()
     await ready.close()
