@@ -30,6 +30,7 @@ from kvcomm.kv import KV
 from kvcomm.prompt import Segment
 
 WRITTEN = 48
+ROOM = 4096
 # First tokens of a text that are computed: so many, and this share of it.
 REPAIRS = ((4, 0.0), (16, 0.15))
 CLOSING = "\n\nGive your own short solution, and end with the answer."
@@ -38,9 +39,8 @@ CLOSING = "\n\nGive your own short solution, and end with the answer."
 def texts_of(suite: str, row: dict) -> tuple[list[str], str]:
     """The texts that become placeholders, and the question behind them."""
     if suite == "hotpotqa":
-        return [f"{title}: {''.join(lines)}" for title, lines in row["context"][:6]], row[
-            "question"
-        ]
+        passages = [f"{title}: {''.join(lines)}" for title, lines in row["context"][:6]]
+        return passages, row["question"]
     return [row["question"]], "Solve this problem."
 
 
@@ -69,7 +69,7 @@ class Bench:
 
     def row(self, ids: Sequence[int] = ()) -> Row:
         """A row that holds `ids`, not computed."""
-        row = Row(self.engine.new_slab(self.room), self.engine.rope)
+        row = Row(self.engine.new_slab(ROOM), self.engine.rope)
         row.ids += ids
         return row
 
@@ -116,7 +116,6 @@ class Bench:
 
     def sample(self, texts: Sequence[str], question: str) -> dict[str, tuple[float, ...]]:
         """Divergence, at the first token too, and computed share, for every base and repair."""
-        self.room = 4096
         mine = self.prompt(solver().system, texts, question, ())
         first = self.row([i for segment in mine for i in segment.ids])
         prompt = len(first)

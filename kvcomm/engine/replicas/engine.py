@@ -72,7 +72,7 @@ class RayEngine(Bounded):
             return self.replicas[call.replica]
         home = self._homes.get(call.run)
         if home is None or not home.look():
-            up = [replica for replica in self.replicas if replica.look()]
+            up = self._up()
             if not up:
                 raise ReplicaLost("no replica is up")
             home = min(up, key=lambda r: (r.rows, r.runs))
@@ -92,7 +92,7 @@ class RayEngine(Bounded):
         """A new sequence, when there is room for its row on a replica."""
         self.check(call)
         while True:
-            await self._any()
+            await self._wait()
             seq = ReplicaSequence(self, self.home(call), call, "enter")
             try:
                 await seq.enter()
@@ -113,20 +113,21 @@ class RayEngine(Bounded):
             return None
         return None if home.full else ReplicaSequence(self, home, call, "spare")
 
-    async def _any(self) -> Replica:
-        """Wait until a replica is up, and return the one with the fewest rows."""
+    def _up(self) -> list[Replica]:
+        """The replicas that are up, or have come back."""
+        return [replica for replica in self.replicas if replica.look()]
+
+    async def _wait(self) -> None:
+        """Wait until a replica is up."""
         began = time.monotonic()
-        while True:
-            up = [replica for replica in self.replicas if replica.look()]
-            if up:
-                self.sharing.look()
-                return min(up, key=lambda r: r.rows)
+        while not self._up():
             if time.monotonic() - began > PATIENCE_S:
                 raise KvcommError(
                     f"all {len(self.replicas)} replicas are lost, and none came back within "
                     f"{PATIENCE_S:g} s: look at the cluster (`ray status`)"
                 )
             await asyncio.sleep(LOOK_S)
+        self.sharing.look()
 
     async def release(self, handle: Handle, use: int) -> None:
         """Undo the pin of a published handle, wherever its KV is by now."""
@@ -135,7 +136,7 @@ class RayEngine(Bounded):
     async def _ask(self, call: Call, operation: str, *args: Any) -> Any:
         """An operation of the replica of a call."""
         while True:
-            await self._any()
+            await self._wait()
             with suppress(ReplicaLost):
                 value, _ = await self.home(call).call("ask", operation, *args)
                 return value

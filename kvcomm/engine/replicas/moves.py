@@ -45,7 +45,7 @@ class Moves:
         self._sent: dict[str, _Sent] = {}
         self._numbers = itertools.count()
         self._moving: dict[tuple[int, ...], Rate] = {}
-        self._computing: dict[tuple[int, ...], Rate] = {}
+        self._computing: dict[tuple[int, int], Rate] = {}
 
     def publish(self, handle: Handle, home: Replica, life: int, uses: Sequence[int]) -> Handle:
         """A handle as the runtime knows it: its key says on which replica, and in which life."""
@@ -57,7 +57,7 @@ class Moves:
         """A handle as `home` knows it, moved there first where that is faster than computing."""
         source, life = self._source(handle)
         sent = self._sent.get(handle.key, _Sent([]))
-        copy = sent.copies.get((home.index, home.lives))
+        copy = sent.copies.get(home.life)
         if copy is None:
             if not source.look() or source.lives != life:
                 return Arrival(None, f"replica {source.index} was lost")
@@ -71,25 +71,25 @@ class Moves:
             if not choice.move or not sent.uses:
                 return Arrival(None, f"on replica {source.index}; {choice.reason}")
             # Another reader may have come to the same choice meanwhile.
-            copy = sent.copies.get((home.index, home.lives)) or asyncio.create_task(
+            copy = sent.copies.get(home.life) or asyncio.create_task(
                 self._move(_local(handle), tuple(sent.uses), source, home, choice.expected_s)
             )
-            sent.copies[home.index, home.lives] = copy
+            sent.copies[home.life] = copy
         # A reader that is cancelled leaves the copy to the others, or to `release`.
         return await asyncio.shield(copy)
 
     async def _choice(self, source: Replica, home: Replica, nbytes: int, tokens: int) -> Choice:
-        way = (source.index, source.lives, home.index, home.lives)
+        way = (*source.life, *home.life)
         if way not in self._moving:
             self._moving[way] = await measure.moving(source, home)
-        at = (home.index, home.lives)
+        at = home.life
         if at not in self._computing:
             self._computing[at] = await measure.prefill(self._engine, home)
         return choose(self._moving[way], self._computing[at], nbytes, tokens)
 
     def computed(self, home: Replica, tokens: int, spent: float) -> None:
         """So long a replica has just taken to prefill so much."""
-        rate = self._computing.get((home.index, home.lives))
+        rate = self._computing.get(home.life)
         if rate is not None and tokens >= min(measure.CHUNKS):
             rate.learn(tokens, spent)
 
@@ -101,7 +101,7 @@ class Moves:
         home: Replica,
         expected: float,
     ) -> Arrival:
-        way = (source.index, source.lives, home.index, home.lives)
+        way = (*source.life, *home.life)
         limit = PATIENCE * expected + LEAST_S
         began = time.perf_counter()
         # In a list the reference stays one: the array goes from replica to replica, not here.

@@ -34,6 +34,11 @@ class Replica:
         self.about: About | None = None
         self._back: Future[Any] | None = None
 
+    @property
+    def life(self) -> tuple[int, int]:
+        """This start of this replica: KV of an earlier one is gone."""
+        return self.index, self.lives
+
     async def call(self, operation: str, *args: Any) -> Any:
         """The value and state that an operation of the actor replies.
 

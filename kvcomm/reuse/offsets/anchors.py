@@ -177,7 +177,9 @@ class AnchorPool:
 
     def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Replace the pool by a saved one. Raises `ValueError` for tensors that do not fit."""
-        self.anchors = _anchors(tensors)[-self.capacity :]
+        anchors = _anchors(tensors)
+        _check_shapes(anchors)
+        self.anchors = anchors[-self.capacity :]
 
     def merge(self, tensors: dict[str, torch.Tensor]) -> None:
         """Add the anchors of another pool one by one, the least used of the oldest giving way.
@@ -197,18 +199,16 @@ class AnchorPool:
 
 
 def _anchors(tensors: dict[str, torch.Tensor]) -> list[Anchor]:
-    """The anchors that `state` wrote down. Raises `ValueError`."""
+    """The anchors that `state` wrote down; their shapes are not compared. Raises `ValueError`."""
     check_saved(tensors)
 
     def part(index: int, name: str) -> KV:
         return KV(tensors[f"{index}.{name}.keys"], tensors[f"{index}.{name}.values"])
 
-    anchors = [
+    return [
         Anchor(part(i, "base"), part(i, "offset"), part(i, "literal"), int(uses))
         for i, uses in enumerate(tensors["uses"].tolist())
     ]
-    _check_shapes(anchors)
-    return anchors
 
 
 def _check_shapes(anchors: list[Anchor]) -> None:
