@@ -4,9 +4,9 @@
 
 A second agent reads the same texts as the first, and what the first one wrote. Its prompt is
 realigned by rotating alone, with literals and the first tokens of every text computed. Base KV of
-the texts is that of a standalone prefill, as in the library, or is cut from the first agent's own
-prompt, where every text was read together with those before it. Base KV of the message is the
-same in both. What is reported is the divergence from dense, as audits measure it.
+the texts is that of a standalone prefill, as in `kvcomm`, or is cut from the first agent's own
+prompt, where every text was read together with those before it, as in `auto`. Base KV of the
+message is the same in both. What is reported is the divergence from dense, as audits measure it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Bench:
         return said, torch.stack(seen)
 
     def standalone(self, ids: Sequence[int]) -> KV:
-        """Base KV as the library makes it."""
+        """Base KV of a text alone."""
         header = self.engine._header
         row = self.row([*header, *ids])
         self.compute(row, range(len(row)))

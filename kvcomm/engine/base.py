@@ -37,8 +37,10 @@ class Call:
     """What a sequence is opened for.
 
     `capacity` slots hold the prompt and the answer. `messages` are the placeholders that carry
-    messages, the others carry inputs. `reads_prefix` and `feeds_prefix` say what it does with the
-    prefix cache. `offsets` names the family of offset models it asks and teaches. `namespace` keeps
+    messages, the others carry inputs. A call that `borrows` has base KV of an input only where its
+    segment has a handle on it, as another call read it; otherwise it is made, of the input alone.
+    `reads_prefix` and `feeds_prefix` say what it does with the prefix cache. `offsets` names the
+    family of offset models it asks and teaches. `namespace` keeps
     tenants apart. Lower `priority` runs first; see `hurry`. `next_uses` are the engine's steps at
     which another call will read the same input. `run` names the call's run, whose calls an engine
     of several replicas keeps together, but for those that ask for a `replica` by its number.
@@ -49,6 +51,7 @@ class Call:
     template: Template
     capacity: int
     messages: frozenset[str] = frozenset()
+    borrows: bool = False
     reads_prefix: bool = False
     feeds_prefix: bool = False
     offsets: str = ""
@@ -186,14 +189,14 @@ class EngineSequence(Protocol):
         self,
         segments: Sequence[Segment],
         *,
-        inputs: bool = True,
         literals: bool = True,
         last: bool = True,
     ) -> Survey:
         """Find base KV for every segment, and ask the offset models about them.
 
         The segments follow those surveyed before; `last` says that the prompt ends with them. Base
-        KV of `inputs` and `literals` that is not in the store is made, if asked.
+        KV of inputs, unless the call borrows it, and of `literals`, if asked, is made where it is
+        not in the store.
         """
 
     async def extend(
@@ -230,6 +233,12 @@ class EngineSequence(Protocol):
         """A handle on the KV of a message decoded here, pinned for the steps at which it is read.
 
         None when no token of it has KV, or the store has no room.
+        """
+
+    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
+        """A handle on the KV of a text in this prompt, pinned for the steps at which it is read.
+
+        None when one of its `tokens` slots from `start` on is not exact, or the store has no room.
         """
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
@@ -292,13 +301,10 @@ class Engine(Protocol):
         """
 
     async def release(self, handle: Handle, use: int) -> None:
-        """Undo the pin of a published handle for the reader at step `use`."""
+        """Undo the pin of a published or lent handle for the reader at step `use`."""
 
     async def outlook(self, call: Call) -> dict[str, Verdict]:
         """What offset models say of the placeholders of a call's template, whatever their texts."""
-
-    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
-        """Have the base KV of a call's standalone text in the store; returns tokens computed."""
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""

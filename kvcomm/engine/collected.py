@@ -42,10 +42,6 @@ class WithoutStore:
         """Nothing is known."""
         return {}
 
-    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
-        """There is no store."""
-        return 0
-
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Nothing is learned."""
         return 0
@@ -91,7 +87,6 @@ class CollectedSequence:
         self,
         segments: Sequence[Segment],
         *,
-        inputs: bool = True,
         literals: bool = True,
         last: bool = True,
     ) -> Survey:
@@ -133,6 +128,10 @@ class CollectedSequence:
 
     async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """Messages travel as text: there is no KV to hand out."""
+        return None
+
+    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
+        """There is no KV to lend."""
         return None
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:

@@ -182,18 +182,15 @@ class LocalEngine(LoadedEngine):
         self,
         ids: tuple[int, ...],
         namespace: str,
-        *,
-        make: bool = True,
-        priority: int = READY,
     ) -> tuple[str, int]:
         """Key of the base KV of a standalone text, and the tokens computed to make it."""
         key = content_key(self.fingerprint, namespace, "text", self._header, ids)
         row_ids = (*self._header, *ids)
         start = len(self._header)
-        if not (make and ids):
+        if not ids:
             return key, 0
         return key, await self._make_base(
-            key, row_ids, lambda row: [(key, range(start, len(row_ids)))], priority
+            key, row_ids, lambda row: [(key, range(start, len(row_ids)))]
         )
 
     async def template_base(self, template: Template, namespace: str) -> tuple[list[str], int]:
@@ -207,7 +204,8 @@ class LocalEngine(LoadedEngine):
             for key, literal in zip(keys, template.literals, strict=True):
                 spans.append((key, range(start, start + len(literal))))
                 start += len(literal)
-            self.prefix.insert(row.slab, template.literals[0], exact=True, namespace=namespace)
+            first = template.literals[0]
+            self.prefix.insert(row.slab, first, exact=True, namespace=namespace, opening=len(first))
             return spans
 
         return keys, await self._make_base(keys[-1], ids, pieces)
@@ -217,7 +215,6 @@ class LocalEngine(LoadedEngine):
         key: str,
         ids: tuple[int, ...],
         pieces: Callable[[Row], list[tuple[str, range]]],
-        priority: int = READY,
     ) -> int:
         """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
         while True:
@@ -241,7 +238,7 @@ class LocalEngine(LoadedEngine):
             work = Work(
                 row,
                 begin=lambda: range(len(ids)),
-                priority=lambda: priority,
+                priority=lambda: READY,
                 logits=0,
                 phases=Phases(),
                 done=keep,
@@ -264,16 +261,17 @@ class LocalEngine(LoadedEngine):
 
         def ask() -> dict[str, Verdict]:
             return {
-                name: self.offsets.of(call.offsets, stem, name, number).verdict(nothing)
+                name: self.offsets.of(
+                    call.offsets,
+                    stem,
+                    name,
+                    number,
+                    read=call.borrows and name not in call.messages,
+                ).verdict(nothing)
                 for number, name in enumerate(call.template.names)
             }
 
         return await self.call(ask)
-
-    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
-        """Have the base KV of a call's standalone text in the store; returns tokens computed."""
-        _, tokens = await self.text_base(ids, call.namespace, priority=priority)
-        return tokens
 
     async def finish(self, work: Work) -> None:
         """Wait for `work`; a cancelled wait takes it out of the loop."""
@@ -285,7 +283,7 @@ class LocalEngine(LoadedEngine):
             raise
 
     async def release(self, handle: Handle, use: int) -> None:
-        """Undo the pin of a published handle for the reader at step `use`."""
+        """Undo the pin of a published or lent handle for the reader at step `use`."""
         self.store.unpin(handle.key, use)
         self.room.look()
 

@@ -6,6 +6,7 @@ first. Everything that touches rows, store or prefix cache runs on this thread, 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -83,13 +85,15 @@ class Work:
 class Decoding:
     """A row that gets one token a step. `logits` are those of its last filled slot.
 
-    `record`, where there is one, gets the logits behind the first `SAME_TEXT` sampled tokens.
+    What was sampled, or an error, is put into `told` on the event loop `running`. `record`, where
+    there is one, gets the logits behind the first `SAME_TEXT` sampled tokens.
     """
 
     row: Row
     sampler: Sampler
     stop: frozenset[int]
-    emit: Callable[[Token | BaseException], None]
+    running: asyncio.AbstractEventLoop
+    told: asyncio.Queue[Token | BaseException]
     phases: Phases
     priority: Callable[[], int] = lambda: READY
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -146,7 +150,7 @@ class Loop:
         return work
 
     def decode(self, decoding: Decoding) -> None:
-        """Start decoding; its `emit` is called on the loop's thread for every token."""
+        """Start decoding."""
         with self._condition:
             if self._closed:
                 raise KvcommError("the engine is closed")
@@ -216,8 +220,7 @@ class Loop:
         """Fail these rows and take them out of the loop."""
         for work in works:
             _fail(work.future, error)
-        for decoding in decodings:
-            decoding.emit(error)
+        _tell([(decoding, error) for decoding in decodings])
         with self._condition:
             self._works = [w for w in self._works if w not in works]
             self._decodings = [d for d in self._decodings if d not in decodings]
@@ -236,7 +239,7 @@ class Loop:
         elif (works or decodings) and self._pause():
             return
         pilot = works[0].layers if works else None
-        due = [d for d in decodings if self._sample(d)] if pilot is None else []
+        due = self._sampled(decodings) if pilot is None else []
         budget = min(self._step_tokens, STEP_TOKENS if urgent and not due else STEP_TOKENS_DECODING)
         chunks = self._chunks(works, budget, pilot)
         if not due and not chunks:
@@ -298,14 +301,27 @@ class Loop:
                 left -= len(chunk)
         return fewer
 
-    def _sample(self, decoding: Decoding) -> bool:
-        """Draw the row's next token; True when the row goes on and needs a forward for it."""
+    def _sampled(self, decodings: Sequence[Decoding]) -> list[Decoding]:
+        """Draw the next token of every row; returns the rows that need a forward for it.
+
+        They are told together: who waits for several rows that end in one step finds all of them
+        at their end.
+        """
+        told = [(d, token) for d in decodings if (token := self._sample(d))]
+        _tell(told)
+        ended = [decoding for decoding, token in told if token.last]
+        with self._condition:
+            self._decodings = [d for d in self._decodings if d not in ended]
+        return [decoding for decoding, token in told if not token.last]
+
+    def _sample(self, decoding: Decoding) -> Token | None:
+        """Draw the row's next token; None when that failed."""
         sampling = decoding.sampler.sampling
         try:
             token = decoding.sampler.draw(decoding.logits)
         except Exception as error:
             self._drop([], [decoding], error)
-            return False
+            return None
         decoding.sampled += 1
         if decoding.record is not None and len(decoding.record) < SAME_TEXT:
             decoding.record.append(decoding.logits.clone())
@@ -313,16 +329,11 @@ class Loop:
         if decoding.sampled == 1:
             decoding.phases.add("first token", now - decoding.began)
         if token in decoding.stop:
-            decoding.emit(Token(token, now, "stop"))
-        elif decoding.sampled >= sampling.max_tokens:
-            decoding.emit(Token(token, now, "length"))
-        else:
-            decoding.row.ids.append(token)
-            decoding.emit(Token(token, now))
-            return True
-        with self._condition:
-            self._decodings.remove(decoding)
-        return False
+            return Token(token, now, "stop")
+        if decoding.sampled >= sampling.max_tokens:
+            return Token(token, now, "length")
+        decoding.row.ids.append(token)
+        return Token(token, now)
 
     def _chunks(
         self, works: Sequence[Work], budget: int, layers: int | None
@@ -397,6 +408,29 @@ class Loop:
         self._remove(finished)
         for work in finished:
             work.finish()
+
+
+def _tell(told: Sequence[tuple[Decoding, Token | BaseException]]) -> None:
+    """Hand out what was sampled: to every event loop at once."""
+    waiting: dict[asyncio.AbstractEventLoop, list[tuple[Decoding, Token | BaseException]]] = {}
+    for decoding, item in told:
+        waiting.setdefault(decoding.running, []).append((decoding, item))
+    for running, items in waiting.items():
+        post(running, partial(_hand_out, items))
+
+
+def _hand_out(items: Sequence[tuple[Decoding, Token | BaseException]]) -> None:
+    for decoding, item in items:
+        decoding.told.put_nowait(item)
+
+
+def post(running: asyncio.AbstractEventLoop, task: Callable[[], object]) -> None:
+    """Have the event loop do something; one that has closed meanwhile listens no longer."""
+    try:
+        running.call_soon_threadsafe(task)
+    except RuntimeError:
+        if not running.is_closed():
+            raise
 
 
 def _fail(future: Future[Any], error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from kvcomm.reuse.plan import Fact, Step
 if TYPE_CHECKING:
     from kvcomm.engine.local import LocalEngine
 
+NOT_LENT = "no earlier reader lent its KV"
+
 
 class Realigner:
     """Finds base KV for the segments of one call, predicts their offsets, and learns from truth.
@@ -34,10 +37,8 @@ class Realigner:
         self._phases = phases
         self.segments: list[Segment] = []
 
-    async def survey(
-        self, segments: Sequence[Segment], *, inputs: bool, literals: bool, last: bool
-    ) -> Survey:
-        """Handles on base KV, made where asked, and what the offset models say.
+    async def survey(self, segments: Sequence[Segment], *, literals: bool, last: bool) -> Survey:
+        """Handles on base KV, made where it is not borrowed, and what the offset models say.
 
         The segments follow those surveyed before; `last` says that the prompt ends with them.
         """
@@ -51,8 +52,8 @@ class Realigner:
             if segment.kind == "literal" and keys:
                 index = int(segment.name.rpartition(" ")[2])
                 handle = _whole(keys[index], len(segment))
-            elif segment.kind == "placeholder" and segment.name not in self._call.messages:
-                key, tokens = await engine.text_base(segment.ids, space, make=inputs)
+            elif self._is_input(segment) and not self._call.borrows:
+                key, tokens = await engine.text_base(segment.ids, space)
                 engine.store.expect(key, self._call.next_uses.get(segment.name, NEVER))
                 cost += tokens
                 handle = _whole(key, len(segment))
@@ -61,6 +62,9 @@ class Realigner:
         self.segments += found
         facts = await engine.call(lambda: self._facts(first, last))
         return Survey(tuple(found), facts, cost)
+
+    def _is_input(self, segment: Segment) -> bool:
+        return segment.kind == "placeholder" and segment.name not in self._call.messages
 
     def _facts(self, first: int, ends: bool) -> tuple[Fact, ...]:
         began = time.perf_counter()
@@ -75,10 +79,17 @@ class Realigner:
                 verdict = self.model(index).verdict(kv)
             tokens = len(segment)
             prefix = min(max(held - start, 0), tokens)
-            last = ends and index == len(self.segments) - 1
-            facts.append(
-                Fact(segment.kind, segment.name, tokens, covered, verdict, prefix, last=last)
+            borrowed = self._call.borrows and self._is_input(segment)
+            fact = Fact(
+                segment.kind,
+                segment.name,
+                tokens,
+                covered,
+                verdict,
+                prefix,
+                last=ends and index == len(self.segments) - 1,
             )
+            facts.append(replace(fact, absent=NOT_LENT) if borrowed else fact)
             start += tokens
         self._phases.add("offsets", time.perf_counter() - began)
         return tuple(facts)
@@ -95,8 +106,11 @@ class Realigner:
         """The offset model of the placeholder at `index`."""
         number = sum(s.kind == "placeholder" for s in self.segments[:index])
         template = learned_by(self._call.template, self._call.namespace)
-        name = self.segments[index].name
-        return self._engine.offsets.of(family or self._call.offsets, template, name, number)
+        segment = self.segments[index]
+        read = self._call.borrows and self._is_input(segment)
+        return self._engine.offsets.of(
+            family or self._call.offsets, template, segment.name, number, read=read
+        )
 
     def _base(self, segment: Segment, *, check: bool = False) -> KV | None:
         handle = segment.handle

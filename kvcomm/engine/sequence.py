@@ -25,7 +25,7 @@ from kvcomm.engine.base import (
     Token,
 )
 from kvcomm.engine.divergence import divergence
-from kvcomm.engine.loop import Decoding, Work
+from kvcomm.engine.loop import Decoding, Work, post
 from kvcomm.engine.placement import Piece, Placement
 from kvcomm.engine.realign import Realigner
 from kvcomm.engine.room import Ticket
@@ -61,7 +61,7 @@ class LocalSequence:
         self._realigner = Realigner(engine, call, self.phases)
         self._prompt = 0  # where the prompt ends and the answer begins
         self._decoding: Decoding | None = None
-        self._message: str | None = None  # the key under which its KV was published
+        self._lent: list[str] = []  # the keys under which its KV is read by others
 
     @property
     def length(self) -> int:
@@ -88,7 +88,7 @@ class LocalSequence:
         """
         self._gave_way = True
         self.engine.loop.submit(self._stop)
-        _post(running, self._lost.set)
+        post(running, self._lost.set)
 
     async def lost(self) -> None:
         """Wait until the row has lost its room."""
@@ -106,12 +106,11 @@ class LocalSequence:
         self,
         segments: Sequence[Segment],
         *,
-        inputs: bool = True,
         literals: bool = True,
         last: bool = True,
     ) -> Survey:
         """Find base KV for every segment, and ask the offset models about them."""
-        return await self._realigner.survey(segments, inputs=inputs, literals=literals, last=last)
+        return await self._realigner.survey(segments, literals=literals, last=last)
 
     async def extend(
         self,
@@ -211,12 +210,12 @@ class LocalSequence:
         self.engine.loop.compute(first)
 
     def _prepare(self, answer: Answer) -> Decoding:
-        running, tokens = asyncio.get_running_loop(), self._tokens
         return Decoding(
             self._row,
             Sampler(answer.sampling, answer.seed),
             self.engine.stop | frozenset(answer.sampling.stop),
-            lambda item: _post(running, lambda: tokens.put_nowait(item)),
+            asyncio.get_running_loop(),
+            self._tokens,
             self.phases,
             lambda: self._priority,
             record=[] if answer.record else None,
@@ -300,12 +299,28 @@ class LocalSequence:
         key = content_key(
             self.engine.fingerprint, self._call.namespace, "message", row.ids, slots, lineage
         )
-        nbytes = self.engine.slot_bytes * len(slots)
-        kept = self.engine.store.put_recipe(key, lambda: row.position_free(slots), nbytes, uses)
-        if not kept:
+        if not self._offer_kv(key, slots, uses):
             return None
-        self._message = key
         return Handle(key, len(message.ids), tuple(spans), row.exact)
+
+    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
+        """A handle on the KV of a text in this prompt, pinned for the steps at which it is read."""
+        row, slots = self._row, range(start, start + tokens)
+        if not slots or slots.stop > row.exact_length:
+            return None
+        before = row.ids[: slots.stop]
+        key = content_key(self.engine.fingerprint, self._call.namespace, "read", before, start)
+        if not self._offer_kv(key, slots, uses):
+            return None
+        return Handle(key, tokens, ((0, tokens),), exact=True)
+
+    def _offer_kv(self, key: str, slots: Sequence[int], uses: Sequence[int]) -> bool:
+        """Have the store know how to make the KV at these slots; False when it has no room."""
+        row, nbytes = self._row, self.engine.slot_bytes * len(slots)
+        kept = self.engine.store.put_recipe(key, lambda: row.position_free(slots), nbytes, uses)
+        if kept:
+            self._lent.append(key)
+        return kept
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Learn offsets from this computed row, for the surveyed segments at these indices."""
@@ -341,10 +356,10 @@ class LocalSequence:
         return await self.engine.call(lambda: divergence(wanted, found[0]))
 
     async def close(self) -> None:
-        """Give the row back. A message that is still wanted is copied out of it."""
-        if self._message is not None and self._message in self.engine.store:
-            key = self._message
-            await self.engine.call(lambda: self.engine.store.get(key))
+        """Give the row back. KV of it that is still wanted is copied."""
+        wanted = [key for key in self._lent if key in self.engine.store]
+        if wanted:
+            await self.engine.call(lambda: [self.engine.store.get(key) for key in wanted])
         if self._decoding is not None:
             self._decoding.cancelled = True
             self.engine.loop.wake()
@@ -357,12 +372,3 @@ class LocalSequence:
         # These know this sequence. Left to the garbage collector, which sees a few small objects,
         # rows would stay for long.
         self.ticket = self._work = self._decoding = None
-
-
-def _post(running: asyncio.AbstractEventLoop, task: Callable[[], object]) -> None:
-    """Have the event loop do something; one that has closed meanwhile listens no longer."""
-    try:
-        running.call_soon_threadsafe(task)
-    except RuntimeError:
-        if not running.is_closed():
-            raise

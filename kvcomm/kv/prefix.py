@@ -75,10 +75,11 @@ class PrefixCache:
             raise ValueError("only exact KV may enter the prefix cache")
         entry = self._entries.get(id(slab))
         if entry is None:
+            alone = opening >= len(ids) and not held  # nothing else will ever be in it
             opening = opening // BLOCK * BLOCK
             if 2 * opening > slab.capacity:  # not worth a copy
                 opening = 0
-            entry = _Entry(slab, namespace, opening, held)
+            entry = _Entry(slab, namespace, opening, held, only_opening=alone)
         self._enter(entry, ids)
 
     def _enter(self, entry: _Entry, ids: Sequence[int]) -> None:

@@ -52,8 +52,8 @@ class Store:
     """Keeps KV under its key until its tiers need the room.
 
     An entry may be put as a recipe (`make`) and is materialised when somebody first asks for it:
-    a message that nobody realigns costs nothing. A recipe that was never needed goes with its last
-    pin, because it holds on to its producer's row.
+    a message that nobody realigns costs nothing. Needed or not it goes with its last pin: it holds
+    on to its producer's row, or is a copy that nobody else will ask for.
 
     Uses are steps of the engine's clock `now`, one for every answered call: a pin says at which
     step its reader is due. When a tier is full, entries go down to the next one: those without
@@ -100,7 +100,8 @@ class Store:
             if key in self._entries:
                 self._entries[key].uses += uses
                 return True
-            return bool(uses) and self._admit(key, _Entry(nbytes, make=make, uses=list(uses)))
+            entry = _Entry(nbytes, make=make, uses=list(uses), passing=True)
+            return bool(uses) and self._admit(key, entry)
 
     def _admit(self, key: str, entry: _Entry) -> bool:
         old = self._entries.get(key)
@@ -225,9 +226,7 @@ class Store:
             if entry is None or not entry.uses:
                 return
             entry.uses.remove(use if use in entry.uses else min(entry.uses))
-            if not entry.uses and entry.make is not None:
-                del self._entries[key]
-            elif not entry.uses and entry.passing:
+            if not entry.uses and entry.passing:
                 self._forget(key, GONE)
 
     def trim(self) -> None:

@@ -7,19 +7,21 @@ be used when its bound meets the target:
     from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 30)
 
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
-those to come: hence the 2. error is the share of squared offset error that the offset models leave.
+those to come: hence the 2. error is the share of squared offset error that the offset models leave,
+1 while they know too little to be used: then a level only rotates.
+
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
-lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, t the 95 %
-quantile of Student's t with n − 1 degrees of freedom. An audit is out of date when the models have
-seen twice as much since: then new ones are made, and count alone from five on. The bound is looked
-at before every call, and the call at which it first falls below the target is a lucky one: so it is
-never less than the mean of what was delivered, and calls whose bound is over half the target are
-all audited.
+lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, none of
+them below that of a twentieth of the target, t the 95 % quantile of Student's t with n − 1 degrees
+of freedom. An audit is out of date when the models have seen twice as much since: then new ones are
+made, and count alone from five on. The bound is looked at before every call, and the call at which
+it first falls below the target is a lucky one: so it is never less than the mean of what was
+delivered, and calls whose bound is over half the target are all audited.
 
 Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
-levels are probed on it: realigned beside it, after the answer, and compared. So the first calls are
-exact, and what is delivered approximately was bounded or measured before. A realigned call is
-audited until its level is known, then at a rate, and as long as a cheaper level may do as well.
+levels are probed on it: realigned beside it, after the answer, and compared. So what is delivered
+approximately was bounded or measured before, on the first call too. A realigned call is audited
+until its level is known, then at a rate, and as long as a cheaper level may do as well.
 
 Pure: no tensors, no clock, no randomness but seeded.
 """
@@ -43,8 +45,9 @@ AUDIT_RATE = 0.1
 ENOUGH = 5
 SAFETY = 2.0
 WINDOW = 30
-# Divergences below this are as good as none; their logarithms would say otherwise.
-FLOOR = 1e-4
+# Divergences below this share of the target count as so much. That bounds the mean from above, and
+# tiny ones, whose logarithms are far apart, would make it look as if anything could come.
+FLOOR = 0.05
 # One-sided 95 % quantiles of Student's t for 4 to 18 degrees of freedom; behind, it hardly falls.
 T95 = (2.13, 2.02, 1.94, 1.90, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1.75, 1.74, 1.73)
 # A bound over this share of the target is watched on every call.
@@ -52,9 +55,9 @@ NEAR = 0.5
 
 # Cheapest first.
 LEVELS = (
-    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.02),
-    replace(LINEAR, name="medium"),
-    replace(LINEAR, name="heavy", first=16, leading=0.15, deviating=0.12),
+    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.02, unknown="rotate"),
+    replace(LINEAR, name="medium", unknown="rotate"),
+    replace(LINEAR, name="heavy", first=16, leading=0.15, deviating=0.12, unknown="rotate"),
 )
 
 
@@ -124,19 +127,18 @@ class Auto:
     ) -> Choice:
         """The way of a call.
 
-        `verdicts` are those of its placeholders. It may have `tokens` to compute, and up to `steps`
-        decoding steps are taken before its last input is complete. `seed` is the call's own.
+        `verdicts` are those of the placeholders that come with base KV. It may have `tokens` to
+        compute, and up to `steps` decoding steps are taken before its last input is complete.
+        `seed` is the call's own.
         """
         if self.target == 0:
             return Choice(Exact("auto: exact, the target is 0"))
-        ready = [v for v in verdicts.values() if v.shareable]
-        if not ready:
-            reasons = dict.fromkeys(v.reason for v in verdicts.values())
-            why = "; ".join(reasons) if reasons else "no message or passage to realign"
-            return Choice(Exact(f"auto: exact, {why}"))
+        if not verdicts:
+            return Choice(Exact("auto: exact, no message, and no text that others read before"))
         if 0 < tokens <= self.spare * steps:
             return Choice(Exact("auto: exact, computing ahead is free here"))
-        error, samples = max(v.error for v in ready), min(v.samples for v in ready)
+        error = max(v.error if v.shareable else 1.0 for v in verdicts.values())
+        samples = min(v.samples for v in verdicts.values())
         bounds = {x.name: self.bound(template, x, error, samples) for x in self.levels}
         unknown = [x for x in self.levels if len(self._fresh(template, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
@@ -149,10 +151,11 @@ class Auto:
                 cheaper = [x for x in self.levels[:index] if self._undecided(template, x)]
                 near = bound > NEAR * self.target
                 audited = drawn or near or level in unknown or cheaper
-                policy = Realign(level, reason, self.budget)
+                policy = Realign(level, reason, self.budget, borrows=True)
                 return Choice(policy, True, (level, *cheaper) if audited else (), bounds, samples)
         known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
-        exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known})")
+        why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
+        exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known}){why}")
         probed = unknown or (self.levels if drawn else [])
         return Choice(exact, False, tuple(probed), bounds, samples)
 
@@ -164,7 +167,10 @@ class Auto:
             return max(prior, statistics.fmean(seen)) if seen else prior
         audits = self.audits[template, level.name]
         delivered = [audit.divergence for audit in audits if audit.used]
-        return max(_upper(seen), *(statistics.fmean(group) for group in (seen, delivered) if group))
+        floor = FLOOR * self.target
+        return max(
+            _upper(seen, floor), *(statistics.fmean(group) for group in (seen, delivered) if group)
+        )
 
     def record(
         self, template: str, level: str, divergence: float, samples: int, *, used: bool
@@ -213,9 +219,9 @@ class Auto:
         self.audits = audits
 
 
-def _upper(values: Sequence[float]) -> float:
+def _upper(values: Sequence[float], floor: float) -> float:
     """The upper 95 % bound on the mean of a lognormal distribution, by Cox's method."""
-    logs = [math.log(max(value, FLOOR)) for value in values]
+    logs = [math.log(max(value, floor)) for value in values]
     count, variance = len(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
     return math.exp(

@@ -17,7 +17,8 @@ class Policy(Protocol):
     `ahead`: rows grow before the last input is complete, so `plan` sees a prompt piece by piece.
     `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `hands_over`: messages
     carry a handle on their KV. `realigns`: the policy wants base KV, of literals too if `literals`,
-    and verdicts of the family `offsets`.
+    and verdicts of the family `offsets`. `borrows`: base KV of inputs is that of an earlier reader,
+    and not made of the input alone.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Policy(Protocol):
     feeds_prefix: bool
     hands_over: bool
     realigns: bool
+    borrows: bool
     literals: bool
     offsets: str
 
@@ -38,7 +40,7 @@ class Dense:
 
     name, ahead = "dense", False
     reads_prefix, feeds_prefix = False, False
-    realigns, literals, offsets = False, False, ""
+    realigns, borrows, literals, offsets = False, False, False, ""
 
     def __init__(self, reason: str = "dense mode", *, hands_over: bool = False) -> None:
         self.reason = reason
@@ -54,7 +56,7 @@ class Exact:
 
     name, ahead = "exact", True
     reads_prefix, feeds_prefix = True, True
-    realigns, literals, offsets = False, False, ""
+    realigns, borrows, literals, offsets = False, False, False, ""
 
     def __init__(
         self, reason: str = "exact: prefix hits and work ahead", *, hands_over: bool = True
@@ -82,7 +84,7 @@ class Kvcomm:
     name, ahead, hands_over = "kvcomm", True, True
     # Only the literals before the first placeholder are kept, as the paper does.
     reads_prefix, feeds_prefix = True, False
-    realigns, literals, offsets = True, True, "anchors"
+    realigns, borrows, literals, offsets = True, False, True, "anchors"
 
     def __init__(self, *, gated: bool = True) -> None:
         self.gated = gated

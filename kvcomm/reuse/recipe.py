@@ -25,8 +25,9 @@ class Recipe:
     or moved too. Placeholders of up to `short` tokens are computed: little would be saved, and they
     often carry the question. Of every other one are computed: the `first` tokens, but no more than
     the share `leading`, and the share `deviating` of its tokens that deviate most, by the size of
-    the predicted offset or, with `pilot` layers, as measured there. A `gated` recipe computes
-    placeholders whose offsets cannot be predicted yet; otherwise they are rotated only.
+    the predicted offset or, with `pilot` layers, as measured there. Where the offset model says
+    that it cannot predict, `unknown` placeholders are computed, or only rotated, or predicted all
+    the same from what little there is.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Recipe:
     leading: float = 1.0
     deviating: float = 0.0
     pilot: int = 0
-    gated: bool = True
+    unknown: Literal["compute", "rotate", "predict"] = "compute"
 
     def repaired(self, tokens: int, limit: int) -> tuple[int, int]:
         """Of `tokens`, how many leading and how many deviating ones are computed."""
@@ -68,7 +69,7 @@ METHODS = {
     recipe.name: recipe
     for recipe in (
         Recipe("rotate", literals="move"),
-        Recipe("anchors", offsets="anchors", literals="move", gated=False),
+        Recipe("anchors", offsets="anchors", literals="move", unknown="predict"),
         Recipe("repair", short=24, first=16),
         Recipe("cacheblend", short=24, deviating=0.15, pilot=2),
         LINEAR,
@@ -77,14 +78,25 @@ METHODS = {
 
 
 class Realign:
-    """Realigns what a recipe can and computes the rest, prefix hits first."""
+    """Realigns what a recipe can and computes the rest, prefix hits first.
+
+    With `borrows` base KV of inputs is that of their first reader.
+    """
 
     ahead, realigns, hands_over = True, True, True
     reads_prefix, feeds_prefix = True, True
 
-    def __init__(self, recipe: Recipe, reason: str = "", budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        reason: str = "",
+        budget: Budget | None = None,
+        *,
+        borrows: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.budget = budget
+        self.borrows = borrows
         self.name = recipe.name
         self.offsets = recipe.offsets
         self.literals = recipe.literals == "move"
@@ -112,17 +124,21 @@ class Realign:
             return Step("compute", fact.absent)
         if fact.tokens <= self.recipe.short:
             return Step("compute", f"short: at most {self.recipe.short} tokens")
-        corrected = bool(self.offsets)
-        reason = "rotated only"
-        if corrected:
+        corrected, reason = False, "rotated only"
+        if self.offsets:
             assert fact.verdict is not None
-            reason = fact.verdict.reason
-            if not fact.verdict.shareable and self.recipe.gated:
+            corrected, reason = fact.verdict.shareable, fact.verdict.reason
+            if not corrected and self.recipe.unknown == "compute":
                 return Step("compute", reason)
-            if not fact.verdict.usable:
-                corrected, reason = False, f"rotated only: {reason}"
+            if not corrected and self.recipe.unknown == "predict":
+                corrected = fact.verdict.usable
+            if not corrected:
+                reason = f"rotated only: {reason}"
         limit = self.budget.limit(fact.tokens) if self.budget else fact.tokens
         first, deviating = self.recipe.repaired(fact.tokens, limit)
+        if not (corrected or self.recipe.pilot):
+            # Nothing says which tokens deviate: most often it is the leading ones.
+            first, deviating = first + deviating, 0
         positions = set(range(first)) | (set(range(fact.tokens)) - set(fact.covered))
         if fact.last:
             positions.add(fact.tokens - 1)

@@ -13,7 +13,8 @@ from kvcomm.reuse.plan import Fact, Plan, Step, Way
 class Planned:
     """What an earlier call did with one segment.
 
-    `positions` are the `[start, end)` ranges that were computed of a realigned one.
+    `positions` are the `[start, end)` ranges that were computed of a realigned one. `borrowed`: its
+    base KV was that of an earlier reader.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Planned:
     way: Way
     positions: tuple[tuple[int, int], ...] = ()
     corrected: bool = False
+    borrowed: bool = False
 
 
 class Replay:
@@ -36,6 +38,7 @@ class Replay:
     def __init__(self, planned: Sequence[Planned], offsets: str) -> None:
         self.planned = tuple(planned)
         self.offsets = offsets
+        self.borrows = any(step.borrowed for step in planned)
         self.literals = any(
             step.way == "realign" and step.name.startswith("literal ") for step in planned
         )

@@ -7,7 +7,7 @@ computed row teaches the offset models. All of it waits until no call needs the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.engine.base import (
@@ -51,35 +51,25 @@ class Finished:
 
 @dataclass
 class Auditor:
-    """One run's part of `auto`. `shared` are the inputs that several nodes read.
-
-    Their base KV pays: the others are only realigned where it is in the store already.
-    `base_tokens` were computed for base KV behind calls.
-    """
+    """One run's part of `auto`."""
 
     engine: Engine
     auto: Auto
-    shared: frozenset[str]
     recorder: Recorder
     namespace: str = ""
     audits: list[Audited] = field(default_factory=list)
-    base_tokens: int = 0
 
-    async def choose(self, call: Call, tokens: int, steps: int, seed: int) -> Choice:
-        """The way of a call with up to `tokens` to compute and `steps` until its last input."""
-        verdicts = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
+    async def choose(
+        self, call: Call, borrowed: Collection[str], *, tokens: int, steps: int, seed: int
+    ) -> Choice:
+        """The way of a call that reads messages and the `borrowed` inputs.
+
+        It has up to `tokens` to compute, and `steps` are taken until its last input is complete.
+        """
+        outlook = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
+        verdicts = {n: v for n, v in outlook.items() if n in call.messages or n in borrowed}
         key = self._key(call.template)
         return self.auto.choose(key, verdicts, tokens=tokens, steps=steps, seed=seed)
-
-    async def prepare(
-        self, call: Call, inputs: Mapping[str, tuple[int, ...]], priority: int
-    ) -> int:
-        """Make base KV of the shared inputs; returns the tokens computed."""
-        made = 0
-        for name, ids in inputs.items():
-            if name in self.shared:
-                made += await self.engine.make_base(call, ids, priority)
-        return made
 
     async def after(self, done: Finished) -> None:
         """Measure what was chosen and learn; a failure is recorded and harms nobody."""
@@ -91,12 +81,6 @@ class Auditor:
                 if done.choice.measured:
                     await self._audit(done)
                 return
-            inputs = {
-                s.name: s.ids
-                for s in done.segments
-                if s.kind == "placeholder" and s.name not in call.messages
-            }
-            self.base_tokens += await self.prepare(call, inputs, BACKGROUND)
             # Probes come before the lesson: the models must not have seen this very call.
             if not done.choice.used and done.choice.measured:
                 await self._probe(done)
@@ -134,8 +118,8 @@ class Auditor:
         # What an exact prefix holds is no test of the level.
         beside = self._row(replace(done.call, reads_prefix=False, feeds_prefix=False))
         try:
-            policy = Realign(level, budget=self.auto.budget)
-            survey = await surveyed(beside, done.segments, policy, inputs=False)
+            policy = Realign(level, budget=self.auto.budget, borrows=True)
+            survey = await surveyed(beside, done.segments, policy)
             plan = policy.plan(survey.facts)
             if plan.dense:
                 return
@@ -198,7 +182,7 @@ class Auditor:
 
 async def _learn(seq: EngineSequence, segments: Sequence[Segment]) -> None:
     """Teach the offset models every placeholder whose base KV is known, from a computed row."""
-    survey = await seq.survey(segments, inputs=False, literals=False)
+    survey = await seq.survey(segments, literals=False)
     await seq.observe(taught_by(survey.facts))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.engine.base import READY, Divergence, Engine, EngineSequence, Extended
+from kvcomm.engine.base import Divergence, Engine, EngineSequence, Extended
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.prompt import Segment
@@ -109,13 +109,13 @@ class Fidelity:
         self.seen = 0
         self.methods = [
             Method(name, policy, "" if policy.realigns else f"fidelity-{name}")
-            for name, policy in (methods or policies()).items()
+            for name, policy in (policies() if methods is None else methods).items()
         ]
         self.auto: Method | None = None
         self._auditor: Auditor | None = None
         if auto is not None:
             self.auto = Method("auto", Realign(LINEAR), AUTO_SPACE)
-            self._auditor = Auditor(engine, auto, frozenset(), Recorder(None), AUTO_SPACE)
+            self._auditor = Auditor(engine, auto, Recorder(None), AUTO_SPACE)
         named = {method.policy.offsets for method in self.methods}
         self._taught = sorted(named - {""})
         self._passages = passages
@@ -141,6 +141,7 @@ class Fidelity:
                 inputs=inputs,
                 seed=0,
                 after=self._look,
+                lends=self.auto is not None,
             )
             await scheduler.run(Recorder(None), [])
         if self.seen < self.wanted:
@@ -215,17 +216,19 @@ class Fidelity:
     ) -> Measured:
         """One call as `auto` does it: choice, prompt, and what it measures and learns behind it."""
         call = replace(
-            attempt.engine_call(), namespace=AUTO_SPACE, reads_prefix=True, feeds_prefix=True
+            attempt.engine_call(),
+            borrows=True,
+            namespace=AUTO_SPACE,
+            reads_prefix=True,
+            feeds_prefix=True,
         )
-        inputs = {s.name: s.ids for s in segments if s.name in attempt.inputs}
-        auditor.shared = frozenset(inputs)
-        choice = await auditor.choose(call, sum(map(len, segments)), 0, self.seen)
+        choice = await auditor.choose(
+            call, attempt.loans, tokens=sum(map(len, segments)), steps=0, seed=self.seen
+        )
         policy = choice.policy
         seq = self.engine.open(replace(call, offsets=LINEAR.offsets))
         try:
-            if policy.realigns:
-                await auditor.prepare(call, inputs, READY)
-            survey = await surveyed(seq, segments, policy, inputs=False)
+            survey = await surveyed(seq, segments, policy)
             plan = policy.plan(survey.facts)
             probed = bool(choice.measured) and not choice.used
             answer = GREEDY if probed else None

@@ -13,6 +13,7 @@ from kvcomm.reuse.plan import Fact, Plan
 from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.account import Account
 from kvcomm.runtime.draft import Draft
+from kvcomm.runtime.loan import Loan
 
 # Chunks behind a message that is being written. Fine ones keep little for the moment when the
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
@@ -24,9 +25,9 @@ COARSE = 64
 class Filling:
     """One prompt on its way into rows: into another one, from the start, when a row was lost.
 
-    `room` is kept for the answer. A `patient` filling waits until the whole prompt is known. With
-    `makes_bases` the engine makes base KV of inputs when it is asked about them. `on_ready` is
-    called when the last input is complete.
+    `room` is kept for the answer. A `patient` filling waits until the whole prompt is known.
+    `on_ready` is called when the last input is complete. KV of inputs comes by `loans`, if the
+    policy borrows it, and goes by `lends`.
     """
 
     template: Template
@@ -35,8 +36,9 @@ class Filling:
     drafts: Mapping[str, Draft]
     answer: Answer
     room: int
-    makes_bases: bool
     on_ready: Callable[[], None]
+    loans: Mapping[str, Loan] = field(default_factory=dict)
+    lends: Mapping[str, Loan] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
     plans: list[Plan] = field(default_factory=list)
     base_tokens: int = 0
@@ -76,11 +78,15 @@ class Filling:
             if isinstance(slot, Segment):
                 pending.append((index, slot))
             elif slot in self.inputs:
-                pending.append((index, Segment("placeholder", slot, self.inputs[slot])))
+                loan = self.loans.get(slot) if self.policy.borrows else None
+                if loan and not loan.settled:
+                    await self._flush_ahead(seq, pending)
+                handle = await loan.given() if loan else None
+                pending.append((index, Segment("placeholder", slot, self.inputs[slot], handle)))
             elif self.policy.realigns or not self.policy.ahead:
                 draft = self.drafts[slot]
-                if draft.message is None and pending and self.policy.ahead and not self.patient:
-                    await self._flush(seq, pending)
+                if draft.message is None:
+                    await self._flush_ahead(seq, pending)
                 message = await draft.delivered()
                 segment = Segment("placeholder", slot, message.ids, message.handle)
                 pending.append((index, segment))
@@ -129,6 +135,11 @@ class Filling:
             else:
                 await draft.change()
 
+    async def _flush_ahead(self, seq: EngineSequence, pending: list[tuple[int, Segment]]) -> None:
+        """There is time until the next input comes: do what is known, if that is wanted."""
+        if pending and self.policy.ahead and not self.patient:
+            await self._flush(seq, pending)
+
     async def _flush(
         self,
         seq: EngineSequence,
@@ -142,7 +153,6 @@ class Filling:
             seq,
             [segment for _, segment in pending],
             self.policy,
-            inputs=self.makes_bases,
             last=last,
         )
         segments = survey.segments
@@ -154,11 +164,22 @@ class Filling:
         self.plans.append(plan)
         await seq.reserve(seq.length + sum(map(len, segments)) + self.room)
         ending = self.answer if last else None
+        start = seq.length
         done = await seq.extend(
             segments, plan.steps, pilot=plan.pilot, settle=settle, answer=ending
         )
         self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
+        if settle:
+            await self._lend(seq, segments, start)
         pending.clear()
+
+    async def _lend(self, seq: EngineSequence, segments: Sequence[Segment], start: int) -> None:
+        """Lend what was just read, from slot `start` on, unless an earlier attempt has."""
+        for segment in segments:
+            loan = self.lends.get(segment.name) if segment.kind == "placeholder" else None
+            if loan and not loan.settled:
+                loan.settle(await seq.lend(start, len(segment), loan.uses))
+            start += len(segment)
 
     async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
         await seq.truncate(seq.length - tokens)
@@ -170,11 +191,10 @@ async def surveyed(
     segments: Sequence[Segment],
     policy: Policy,
     *,
-    inputs: bool = True,
     last: bool = True,
 ) -> Survey:
     """What `policy` needs to plan these segments: base KV and verdicts only if it realigns."""
     if policy.realigns:
-        return await seq.survey(segments, inputs=inputs, literals=policy.literals, last=last)
+        return await seq.survey(segments, literals=policy.literals, last=last)
     facts = tuple(Fact(s.kind, s.name, len(s)) for s in segments)
     return Survey(tuple(segments), facts, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.filling import FINE, Filling
+from kvcomm.runtime.loan import Loan
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
 from kvcomm.trace.record import Recorder
@@ -38,7 +39,7 @@ class Attempt:
     """Runs a node once. Inputs are texts as ids, or drafts of predecessors' messages.
 
     `uses` are the engine's steps at which the message will be read, `next_uses` those at which
-    others will read the same inputs.
+    others will read the same inputs. KV of inputs comes by `loans`, and goes by `lends`.
     """
 
     engine: Engine
@@ -51,13 +52,14 @@ class Attempt:
     draft: Draft
     uses: tuple[int, ...]
     next_uses: Mapping[str, int]
+    loans: Mapping[str, Loan]
+    lends: Mapping[str, Loan]
     recorder: Recorder
     number: int
     seed: int
     namespace: str
     started: float
     on_token: Callable[[str, int], None] | None = None
-    base_tokens: int = 0
     record: bool = False
     after: After | None = None
     auditor: Auditor | None = None
@@ -121,9 +123,9 @@ class Attempt:
             self.drafts,
             answer=engine_base.Answer(first, self.seed, record=self.record),
             room=sampling.max_tokens,
-            makes_bases=self.auditor is None,
             on_ready=lambda: self._start_deadline(deadline),
-            base_tokens=self.base_tokens,
+            loans=self.loans,
+            lends=self.lends,
         )
 
     async def _open(
@@ -136,6 +138,8 @@ class Attempt:
         if seq is None:
             for draft in self.drafts.values():
                 await draft.delivered()
+            for loan in self._borrowed.values():
+                await loan.given()
             self._start_deadline(deadline)
             call = self.engine_call()
             seq = await self.engine.enter(call)
@@ -180,15 +184,16 @@ class Attempt:
         call = self.engine_call()
         steps = max((draft.limit for draft in self.drafts.values()), default=0)
         tokens = call.capacity - self.agent.sampling.max_tokens
-        self.choice = await auditor.choose(call, tokens, steps, self.seed)
+        self.choice = await auditor.choose(
+            call, self.loans.keys(), tokens=tokens, steps=steps, seed=self.seed
+        )
         self.policy = self.choice.policy
         self.record = bool(self.choice.measured) and not self.choice.used
-        if self.policy.realigns and self.drafts:
-            # While the producers write; a call without messages takes what is there.
-            self.base_tokens += await auditor.prepare(call, dict(self._read_inputs()), AHEAD)
 
-    def _read_inputs(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        return ((name, self.inputs[name]) for name in self.template.names if name in self.inputs)
+    @property
+    def _borrowed(self) -> Mapping[str, Loan]:
+        """The loans that the prompt is filled with."""
+        return self.loans if self.policy.borrows else {}
 
     @property
     def _greedy(self) -> bool:
@@ -208,6 +213,8 @@ class Attempt:
             template=self.template,
             capacity=room + self.agent.sampling.max_tokens,
             messages=frozenset(name for name, draft in self.drafts.items() if draft.spoken),
+            # Where all is computed, too, levels are probed and offsets learned with what was lent.
+            borrows=self.policy.borrows or self.auditor is not None,
             reads_prefix=self.policy.reads_prefix,
             feeds_prefix=self.policy.feeds_prefix,
             offsets=self.policy.offsets or (LINEAR.offsets if self.auditor else ""),
@@ -220,14 +227,18 @@ class Attempt:
 
     @property
     def _waits(self) -> bool:
-        """Whether an input is still being written."""
-        return any(draft.message is None for draft in self.drafts.values())
+        """Whether an input is still being written, or read by the one who lends its KV."""
+        written = all(draft.message for draft in self.drafts.values())
+        return not (written and all(loan.settled for loan in self._borrowed.values()))
 
     async def segments(self) -> list[Segment]:
-        """The whole prompt, messages with their handles. Waits for the inputs."""
+        """The whole prompt, messages and loans with their handles. Waits for both."""
         messages = {name: await draft.delivered() for name, draft in self.drafts.items()}
         ids = dict(self.inputs) | {name: message.ids for name, message in messages.items()}
         handles = {name: m.handle for name, m in messages.items() if m.handle}
+        for name, loan in self.loans.items():
+            if handle := await loan.given():
+                handles[name] = handle
         return self.template.fill(ids, handles)
 
     @property
@@ -315,7 +326,7 @@ class Attempt:
                 node=self.node.name,
                 attempt=self.number,
                 index=index,
-                **entry.fields(ready),
+                **{**entry.fields(ready), **self._lent(entry)},
                 text=self._text(entry, opening=index == 0),
             )
             for index, entry in sorted(filling.account.entries.items())
@@ -348,6 +359,14 @@ class Attempt:
             phases=seq.phases.seconds,
         )
         return Call(report=report, steps=steps, message=sent)
+
+    def _lent(self, entry: Entry) -> dict[str, str]:
+        """What a step says of a loan that was used."""
+        loan = self._borrowed.get(entry.name) if entry.realigned else None
+        if loan is None:
+            return {}
+        reason = f"{entry.reason}; KV from the prompt of {loan.lender}"
+        return {"lender": loan.lender, "reason": reason}
 
     def _text(self, entry: Entry, *, opening: bool) -> int | None:
         ids = tuple(entry.ids)

@@ -1,6 +1,7 @@
 """What `auto` must know of a model on a device before it has seen a call: measured once, cached.
 
-Priors: how far each level is from dense when base KV is only rotated, on a few short exchanges.
+Priors: how far each level is from dense when base KV is only rotated, on a few short exchanges in
+which a second agent reads what a first one read and wrote.
 Time: how many tokens a forward carries beside a decoding row at no cost, and how many for the time
 of a second row.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence
 from kvcomm.engine.models import cache_dir
 from kvcomm.kv.files import replace_file
+from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.plan import Step
@@ -24,7 +26,7 @@ from kvcomm.reuse.recipe import Budget, Realign, Recipe
 from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
 
-FORMAT = "kvcomm-profile-1"
+FORMAT = "kvcomm-profile-2"
 NAMESPACE = "kvcomm profile"
 # A forward is as fast as that of one token when it takes at most this many times as long.
 AS_FAST = 1.1
@@ -32,24 +34,42 @@ TWICE = 2.0
 CHUNKS = (1, 4, 8, 16, 32, 64)
 CONTEXT = 256
 COMPARED = 12
+# Who reads the KV of an exchange reads it at once.
+USE = 0
 COMPUTE = Step("compute", "profile")
 
 EXCHANGES = (
     (
-        "A baker makes 48 rolls in the morning and sells three quarters of them. In the afternoon "
-        "she bakes another 20. How many rolls does she have in the evening?",
-        "Three quarters of 48 are 36, so 48 - 36 = 12 rolls are left at noon. With the 20 from the "
-        "afternoon she has 12 + 20 = 32 rolls.",
+        "A baker makes 48 rolls in the morning and sells three quarters of them before noon. "
+        "In the afternoon she bakes another 20, gives 5 of them to her neighbour, and sells "
+        "half of all that is left at 2 dollars each. How many rolls does she have in the "
+        "evening, and how much did she earn in the afternoon?",
+        "Three quarters of 48 are 36, so 48 - 36 = 12 rolls are left at noon. With the 20 from "
+        "the afternoon she has 12 + 20 = 32 rolls, and 32 - 5 = 27 after the gift. Half of 27 "
+        "is 13.5; she can only sell whole rolls, so she sells 13 and keeps 14. At 2 dollars "
+        "each she earns 13 * 2 = 26 dollars in the afternoon.",
     ),
     (
-        "Why does the moon show the same face to the earth all the time?",
-        "The moon turns once about its axis in the time of one orbit. Tides in its body slowed its "
-        "spin until both took equally long, which is called tidal locking.",
+        "The Moon orbits the Earth once in 27.3 days and turns about its own axis in exactly "
+        "the same time. Billions of years ago it turned faster. The Earth's gravity raises "
+        "tides in the body of the Moon, two bulges that point to the Earth and away from it. "
+        "Question: why do we see the same face of the Moon all the time, and has this always "
+        "been so?",
+        "The Moon turns once about its axis in the time of one orbit, so the same half always "
+        "faces us. It has not always been so: it turned faster once. While it did, its tidal "
+        "bulges were carried away from the line to the Earth, and the Earth's pull on them "
+        "slowed the spin until both periods were equal. This is called tidal locking.",
     ),
     (
-        "Write a Python function that returns the words of a text that occur more than once.",
-        "def repeated(text):\n    seen, twice = set(), set()\n    for word in text.split():\n"
-        "        (twice if word in seen else seen).add(word)\n    return sorted(twice)",
+        "Write a Python function that takes a text and returns the words that occur more than "
+        "once in it, without regard to upper and lower case, in alphabetical order. "
+        "Punctuation at the edges of a word does not belong to it. An empty text gives an "
+        "empty list.",
+        "def repeated(text):\n    seen, twice = set(), set()\n"
+        "    for word in text.lower().split():\n        word = word.strip('.,;:!?')\n"
+        "        if not word:\n            continue\n"
+        "        (twice if word in seen else seen).add(word)\n    return sorted(twice)\n\n"
+        "The first set holds what was seen once, the second what came again.",
     ),
 )
 
@@ -115,7 +135,12 @@ async def _compute(seq: EngineSequence, ids: Sequence[int]) -> None:
 
 async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
     """The largest divergence of each level over the exchanges, base KV only rotated."""
-    template = compile_template(
+    solver = compile_template(
+        engine.codec,
+        [Text("You solve problems step by step.")],
+        [Hole("question"), Text("\n\nWrite down how you solve it.")],
+    )
+    checker = compile_template(
         engine.codec,
         [Text("You check the work of others.")],
         [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
@@ -124,8 +149,13 @@ async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
     for question, answer in EXCHANGES:
         texts = {"question": question, "answer": answer}
         ids = {name: tuple(engine.codec.encode(text)) for name, text in texts.items()}
-        segments = template.fill(ids)
-        call = _call(template, sum(map(len, segments)) + COMPARED)
+        handles = await _handles(engine, solver, ids)
+        segments = checker.fill(ids, handles)
+        call = replace(
+            _call(checker, sum(map(len, segments)) + COMPARED),
+            messages=frozenset({"answer"}),
+            borrows=True,
+        )
         dense = engine.open(call)
         try:
             greedy = Answer(Sampling(max_tokens=COMPARED), record=True)
@@ -137,7 +167,29 @@ async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
                 worst[level.name] = max(worst[level.name], found)
         finally:
             await dense.close()
+            for handle in handles.values():
+                await engine.release(handle, USE)
     return worst
+
+
+async def _handles(
+    engine: Engine, template: Template, ids: Mapping[str, tuple[int, ...]]
+) -> dict[str, Handle]:
+    """The KV of texts, as a first agent reads the question and writes the answer."""
+    segments = [*template.fill(ids), Segment("placeholder", "answer", ids["answer"])]
+    seq = engine.open(_call(template, sum(map(len, segments))))
+    handles, start = {}, 0
+    try:
+        await seq.extend(segments, [COMPUTE] * len(segments))
+        for segment in segments:
+            if segment.kind == "placeholder":
+                handle = await seq.lend(start, len(segment), [USE])
+                if handle is not None:
+                    handles[segment.name] = handle
+            start += len(segment)
+    finally:
+        await seq.close()
+    return handles
 
 
 async def _apart(
@@ -149,7 +201,7 @@ async def _apart(
 ) -> float:
     seq = engine.open(call)
     try:
-        policy = Realign(recipe)
+        policy = Realign(recipe, borrows=True)
         survey = await surveyed(seq, segments, policy)
         plan = policy.plan(survey.facts)
         await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)

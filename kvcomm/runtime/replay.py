@@ -33,7 +33,14 @@ def _policy(view: CallView) -> Policy:
     assert view.call is not None
     if any(step.way == "realign" for step in view.steps):
         planned = [
-            Planned(step.name, step.tokens, step.way, tuple(step.positions), step.corrected)
+            Planned(
+                step.name,
+                step.tokens,
+                step.way,
+                tuple(step.positions),
+                step.corrected,
+                bool(step.lender),
+            )
             for step in sorted(view.steps, key=lambda step: step.index)
         ]
         return Replay(planned, view.call.offsets)

@@ -22,6 +22,7 @@ from kvcomm.reuse.policy import Exact, Policy
 from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audit import Auditor
 from kvcomm.runtime.draft import Draft
+from kvcomm.runtime.loan import Loan
 from kvcomm.runtime.node import After, Attempt
 from kvcomm.runtime.result import Call
 from kvcomm.sampling import call_seed
@@ -40,7 +41,8 @@ class Scheduler:
     `after` is awaited behind every call's message, with its row still open and its answer's logits
     recorded. With `auto`, that chooses each call's policy, and `audits` is what was measured of it;
     `plans` are the policies of single nodes. `forced` are answers given in advance, computed and
-    not decoded (for benchmarks).
+    not decoded (for benchmarks). KV of inputs that several nodes read is lent by the first of them
+    to the others, where a policy borrows it, or if `lends` says so.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Scheduler:
         on_token: Callable[[str, int], None] | None = None,
         after: After | None = None,
         forced: Mapping[str, tuple[int, ...]] | None = None,
+        lends: bool = False,
     ) -> None:
         self._engine = engine
         self._graph = graph
@@ -86,13 +89,16 @@ class Scheduler:
             name: _draft(node, name) for node in graph.nodes.values() for name in node.texts
         }
         self._early = _early(graph)
+        lends = lends or (auto is not None and auto.target > 0)
+        lends = lends or any(plan.borrows for plan in (policy, *self._plans.values()))
         # When every node is expected to run, by the engine's clock, and who reads an input when.
         self._step = {name: engine.steps + i for i, name in enumerate(graph.order)}
-        self._readers: dict[str, list[int]] = defaultdict(list)
+        self._readers: dict[str, list[str]] = defaultdict(list)
         for name in graph.order:
             if name in self._templates:
                 for text in set(self._templates[name].names):
-                    self._readers[text].append(self._step[name])
+                    self._readers[text].append(name)
+        self._loans = self._lent() if lends else {}
         self._started = time.perf_counter()
         self._released: set[str] = set()
         self._check_context()
@@ -103,17 +109,12 @@ class Scheduler:
             if isinstance(node.agent, Agent):
                 self._engine.check(self._attempt(node, node.agent, 1).engine_call())
 
-    @property
-    def base_tokens(self) -> int:
-        """Tokens computed for base KV behind calls."""
-        return self._auditor.base_tokens if self._auditor else 0
-
     async def run(self, recorder: Recorder, calls: list[Call]) -> None:
         """Run every node; `calls` gets their reports in the order in which they finish."""
         self._recorder = recorder
         if self._auto is not None:
             self._auditor = Auditor(
-                self._engine, self._auto, self._shared(), recorder, self._namespace, self.audits
+                self._engine, self._auto, recorder, self._namespace, self.audits
             )
         self._started = time.perf_counter()
         tasks = [
@@ -135,13 +136,25 @@ class Scheduler:
 
         return note
 
-    def _shared(self) -> frozenset[str]:
-        """The inputs, and early tools' texts, that at least two nodes read."""
-        return frozenset(
-            name for name in (*self._inputs, *self._early) if len(self._readers[name]) > 1
-        )
+    def _lent(self) -> dict[str, Loan]:
+        """A loan for every input, and early tool's text, that at least two nodes read."""
+        readers = {name: self._readers[name] for name in (*self._inputs, *self._early)}
+        return {
+            name: Loan(first, [self._step[other] for other in others])
+            for name, (first, *others) in readers.items()
+            if others
+        }
 
     async def _node(self, node: Node, calls: list[Call]) -> None:
+        try:
+            await self._attempts(node, calls)
+        finally:
+            for loan in self._loans.values():
+                if loan.lender == node.name:
+                    loan.settle(None)  # if nothing was lent, nothing will be
+        await self._release(node)
+
+    async def _attempts(self, node: Node, calls: list[Call]) -> None:
         for number in range(1, node.agent.retries + 2):
             try:
                 async with asyncio.timeout(None) as deadline:
@@ -159,7 +172,6 @@ class Scheduler:
                 again = number <= node.agent.retries and not isinstance(failure, UsageError)
                 if not again or any(draft.sealed for draft in drafts):
                     self._give_up(node, number, failure)
-                    await self._release(node)
                     return
                 for draft in drafts:
                     draft.restart()
@@ -169,7 +181,6 @@ class Scheduler:
                 )
                 await asyncio.sleep(wait)
             else:
-                await self._release(node)
                 return
 
     def _give_up(self, node: Node, number: int, failure: Exception) -> None:
@@ -250,6 +261,9 @@ class Scheduler:
         policy, auditor = self._plans.get(node.name, self._policy), self._auditor
         if agent.exact and (policy.realigns or auditor):
             policy, auditor = Exact("the agent is exact"), None
+        known = {n: loan for n in template.names if (loan := self._loans.get(n))}
+        lends = {n: loan for n, loan in known.items() if loan.lender == node.name}
+        loans = {n: loan for n, loan in known.items() if n not in lends}
         return Attempt(
             engine=self._engine,
             node=node,
@@ -263,6 +277,8 @@ class Scheduler:
             draft=self._drafts[node.name],
             uses=tuple(self._step[name] for name in self._graph.successors(node.name)),
             next_uses=self._next_uses(node, template),
+            loans=loans,
+            lends=lends,
             recorder=self._recorder,
             number=number,
             seed=call_seed(self._seed, self._sample, node.name, number),
@@ -280,7 +296,7 @@ class Scheduler:
         """When the inputs of a node will be read again, by another one."""
         found = {}
         for name in set(template.names) & self._inputs.keys():
-            readers = self._readers[name]
+            readers = [self._step[reader] for reader in self._readers[name]]
             after = bisect_right(readers, self._step[node.name])
             if after < len(readers):
                 found[name] = readers[after]
@@ -294,13 +310,19 @@ class Scheduler:
     async def _release(self, node: Node) -> None:
         """The node has used its inputs: let go of one pin on each of their handles."""
         self._released.add(node.name)
-        for sender in node.senders:
-            message = self._drafts[sender.name].message
-            if message and message.handle:
-                await self._engine.release(message.handle, self._step[node.name])
+        messages = [self._drafts[sender.name].message for sender in node.senders]
+        handles = [message.handle for message in messages if message]
+        for name, loan in self._loans.items():
+            if node.name in self._readers[name] and node.name != loan.lender:
+                handles.append(await loan.given())
+        for handle in handles:
+            if handle:
+                await self._engine.release(handle, self._step[node.name])
 
     async def _release_all(self) -> None:
         """After a failure: nodes that never finished still hold their inputs."""
+        for loan in self._loans.values():
+            loan.settle(None)  # a node that never began says nothing
         for node in self._graph.nodes.values():
             if node.name not in self._released:
                 with suppress(Exception):

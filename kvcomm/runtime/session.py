@@ -21,7 +21,6 @@ from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
 from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
-from kvcomm.reuse.recipe import LINEAR
 from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.profile import inform
@@ -308,11 +307,8 @@ class Session:
         }
 
     async def _controller(self) -> Auto | None:
-        """The controller of `auto`, with what was measured of the model and device.
-
-        That takes seconds the first time, so it waits until something was learned.
-        """
-        if self._auto is not None and await self.engine.state_bytes(LINEAR.offsets, self.namespace):
+        """The controller of `auto`, with what was measured of the model and device."""
+        if self._auto is not None:
             await inform(self._auto, self.engine, budget=not self._fixed_budget)
         return self._auto
 
@@ -405,7 +401,7 @@ def _totals(calls: Sequence[Call], scheduler: Scheduler, wall_s: float) -> Total
         computed_tokens=computed,
         reused_tokens=prompt - computed,
         extra={
-            "base": sum(call.report.base_tokens for call in calls) + scheduler.base_tokens,
+            "base": sum(call.report.base_tokens for call in calls),
             "pilot": round(sum(call.report.pilot_tokens for call in calls)),
             "audit": sum(audit.tokens for audit in scheduler.audits),
             "redone": sum(call.report.redone_tokens for call in calls),

@@ -97,7 +97,8 @@ class SegmentStep(_Event):
 
     `ahead` counts the tokens that were in the row before the last input was complete. Of a
     realigned segment `positions` are the `[start, end)` ranges that were computed, and `corrected`
-    says whether offsets were added to base KV or it was only rotated. `text` is the id of a
+    says whether offsets were added to base KV or it was only rotated. That KV is of the prompt of
+    `lender`, where this is not empty. `text` is the id of a
     `PromptText`: the texts of a call's steps, one behind the other, are its prompt.
     """
 
@@ -116,6 +117,7 @@ class SegmentStep(_Event):
     reason: str
     positions: list[tuple[int, int]] = []
     corrected: bool = False
+    lender: str = ""
     text: int | None = None
 
     @property

@@ -23,6 +23,7 @@ from kvcomm.errors import ContextOverflow, ReuseRefused
 from kvcomm.graphs import AgentGraph, chain, debate
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Step
+from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
 from kvcomm.sampling import Sampling
 from tests.engine.support import generate
@@ -234,7 +235,8 @@ class EngineContract:
         with session(reference, "dense", namespace=next(_names)) as active:
             expected = await active.arun(graph, self.task)
         # A namespace of its own: no earlier run has left anything to reuse.
-        with session(engine, mode, namespace=next(_names)) as active:
+        options = {"target_divergence": 0.0} if mode == "auto" else {}
+        with session(engine, mode, namespace=next(_names), **options) as active:
             result = await active.arun(graph, self.task)
         assert {c.node: c.text for c in result.calls} == {c.node: c.text for c in expected.calls}
         check_books(result)
@@ -243,6 +245,21 @@ class EngineContract:
             assert all(not c.total("ahead") for c in result.calls if c.node != "a")
         elif mode == "exact":
             assert result.calls[-1].total("ahead") > 0
+
+    async def test_what_one_agent_has_read_is_lent_to_the_others(self, engine: Engine) -> None:
+        if not engine.capabilities.reuse:
+            seq = engine.open(call(60))
+            await seq.extend(pieces(prompt(engine, 40), 20), [COMPUTE, COMPUTE])
+            assert await seq.lend(0, 20, [0]) is None
+            await seq.close()
+            return
+        policy = Realign(Recipe("rotate"), borrows=True)
+        with session(engine, policy, namespace=next(_names)) as active:
+            result = await active.arun(graphs(self.tokens)["chain"], self.task)
+        check_books(result)
+        lenders = [step.lender for c in result.calls for step in c.steps if step.name == "task"]
+        assert lenders == ["", "a", "a"]
+        assert result.totals.extra["base"] == 0
 
 
 def refused(engine: Engine) -> set[str]:

@@ -183,3 +183,22 @@ async def test_work_that_comes_just_before_a_pause_is_not_kept_waiting(
     await waiting
     await audit.close()
     await ready.close()
+
+
+async def test_rows_of_one_step_are_told_together(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who waits for both computes what the first one wrote before it knows of the second."""
+    posted = []
+    hand_out = loop_module._hand_out
+    monkeypatch.setattr(
+        loop_module, "_hand_out", lambda items: (posted.append(len(items)), hand_out(items))
+    )
+    rows = [open_row(tiny, 60) for _ in range(3)]
+    for seed, row in enumerate(rows):
+        await row.extend([segment(random_ids(tiny, 20, seed=seed))], [COMPUTE])
+    last = segment(random_ids(tiny, 1))
+    await asyncio.gather(*(row.extend([last], [COMPUTE], answer=answer(9)) for row in rows))
+    answers = [len(tokens) for tokens in await asyncio.gather(*map(decode, rows))]
+    assert sum(posted) == sum(answers)
+    assert len(posted) <= max(answers) + 2  # rows may join one step after another

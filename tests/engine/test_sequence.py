@@ -13,6 +13,7 @@ import torch
 
 from kvcomm.engine.base import Call
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.realign import NOT_LENT
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.errors import ContextOverflow
 from kvcomm.kv import Slab
@@ -186,6 +187,70 @@ def test_a_message_that_nobody_realigns_leaves_no_kv_behind(tiny: LocalEngine) -
         assert handle.key in tiny.store
         await tiny.release(handle, 0)
         assert handle.key not in tiny.store
+
+    asyncio.run(go())
+
+
+def lent(engine: LocalEngine, segments: list[Segment], steps: list[Step], index: int):  # type: ignore[no-untyped-def]
+    """What a row lends of the segment at `index` when its prompt is there; surveyed segments."""
+
+    async def go():  # type: ignore[no-untyped-def]
+        seq = engine.open(call())
+        survey = await seq.survey(segments)
+        await seq.extend(survey.segments, steps)
+        start = sum(map(len, segments[:index]))
+        handle = await seq.lend(start, len(segments[index]), [3])
+        await seq.close()
+        return handle
+
+    return go()
+
+
+def test_lent_kv_in_the_same_place_is_the_truth(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        segments = await prompt_of(tiny)
+        handle = await lent(tiny, segments, [COMPUTE] * len(segments), 1)
+        assert (handle.covered, handle.exact) == (((0, len(segments[1])),), True)
+        again = [replace(s, handle=handle) if i == 1 else s for i, s in enumerate(segments)]
+        seq = tiny.open(call(borrows=True, reads_prefix=False))
+        survey = await seq.survey(again)
+        assert survey.base_tokens == 0
+        assert survey.facts[1].covered
+        steps = [COMPUTE, Step("realign", "", corrected=False), *[COMPUTE] * (len(segments) - 2)]
+        done = await seq.extend(survey.segments, steps, answer=answer(12))
+        assert done[1].realigned == len(segments[1])
+        tokens = ids_of(await decode(seq))
+        assert tokens == generate(tiny, whole(segments), 12)
+        await tiny.release(handle, 3)
+        assert handle.key not in tiny.store
+
+    asyncio.run(go())
+
+
+def test_only_exact_kv_is_lent(tiny: LocalEngine) -> None:
+    """Behind a realigned message everything is approximate: it is lent to nobody."""
+
+    async def go() -> None:
+        segments = await prompt_of(tiny)
+        steps = [COMPUTE] * len(segments)
+        steps[3] = Step("realign", "", (len(segments[3]) - 1,), corrected=False)
+        assert await lent(tiny, segments, steps, 1) is not None
+        assert await lent(tiny, segments, steps, 3) is None
+        assert await lent(tiny, segments, steps, 4) is None
+        empty = tiny.open(call())
+        assert await empty.lend(0, 1, [3]) is None
+        assert await empty.lend(0, 0, [3]) is None
+
+    asyncio.run(go())
+
+
+def test_who_borrows_has_base_kv_of_its_own_of_nothing(tiny: LocalEngine) -> None:
+    async def go() -> None:
+        segments = [replace(s, handle=None) for s in await prompt_of(tiny)]
+        survey = await tiny.open(call(borrows=True)).survey(segments, literals=False)
+        task = next(fact for fact in survey.facts if fact.name == "task")
+        assert (task.covered, task.absent) == ((), NOT_LENT)
+        assert survey.base_tokens == 0
 
     asyncio.run(go())
 

@@ -262,6 +262,14 @@ def test_openings_stay_when_rows_go() -> None:
     assert cache.nbytes == 2 * ROW
 
 
+def test_a_row_of_an_opening_alone_stays_when_rows_go() -> None:
+    cache = PrefixCache(lambda: 3 * ROW, 1 / 4)
+    cache.insert(slab(), ids(1, 2, 3), exact=True, opening=3 * BLOCK)
+    cache.insert(slab(), ids(4, 5), exact=True)
+    assert (cache.match(ids(1, 2, 3)) or (0, 0))[1] == 3 * BLOCK
+    assert cache.match(ids(4, 5)) is None
+
+
 def test_openings_go_in_their_turn() -> None:
     cache = PrefixCache(lambda: ROW, 1 / 4)
     for number in range(1, 20):

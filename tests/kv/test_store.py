@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvcomm.kv import KV, Store, content_key
+from kvcomm.kv.store import GONE
 from tests.reuse.kvs import equal, random_kv
 
 TOKEN = random_kv(1).nbytes
@@ -143,12 +144,16 @@ def test_a_recipe_nobody_needed_goes_with_its_last_pin() -> None:
     assert ("a" in store, store.nbytes) == (False, 0)
 
 
-def test_a_recipe_that_was_made_stays_without_pins() -> None:
+def test_a_recipe_that_was_made_goes_with_its_last_pin() -> None:
     store = store_of(4)
-    store.put_recipe("a", lambda: random_kv(2), 2 * TOKEN, uses=[0])
+    store.put_recipe("a", lambda: random_kv(2), 2 * TOKEN, uses=[0, 1])
     store.get("a")
     store.unpin("a", 0)
-    assert "a" in store
+    assert store.get("a") is not None
+    store.unpin("a", 1)
+    assert "a" not in store
+    assert store.nbytes == 0
+    assert store.why("a") == GONE
 
 
 def test_a_recipe_without_consumers_is_not_kept() -> None:
@@ -234,12 +239,12 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = store_of(8)
-        self.entries: list[dict] = []  # key, tokens, pins, made
+        self.entries: list[dict] = []  # key, tokens, pins, passing
 
     def find(self, key: str) -> dict | None:
         return next((entry for entry in self.entries if entry["key"] == key), None)
 
-    def admit(self, key: str, tokens: int, pins: int, made: bool) -> bool:
+    def admit(self, key: str, tokens: int, pins: int, passing: bool) -> bool:
         old = self.find(key)
         kept = [entry for entry in self.entries if entry is not old]
         if sum(entry["tokens"] for entry in kept if entry["pins"]) + tokens > 8:
@@ -247,12 +252,12 @@ class StoreMachine(RuleBasedStateMachine):
         while sum(entry["tokens"] for entry in kept) + tokens > 8:
             kept.remove(next(entry for entry in kept if not entry["pins"]))
         pins += old["pins"] if old else 0
-        self.entries = [*kept, {"key": key, "tokens": tokens, "pins": pins, "made": made}]
+        self.entries = [*kept, {"key": key, "tokens": tokens, "pins": pins, "passing": passing}]
         return True
 
     @rule(key=KEYS, tokens=st.integers(1, 9))
     def put(self, key: str, tokens: int) -> None:
-        assert self.store.put(key, random_kv(tokens)) == self.admit(key, tokens, 0, True)
+        assert self.store.put(key, random_kv(tokens)) == self.admit(key, tokens, 0, False)
 
     @rule(key=KEYS, tokens=st.integers(1, 9), pins=st.integers(0, 2))
     def put_recipe(self, key: str, tokens: int, pins: int) -> None:
@@ -261,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
             old["pins"] += pins
             expected = True
         else:
-            expected = pins > 0 and self.admit(key, tokens, pins, False)
+            expected = pins > 0 and self.admit(key, tokens, pins, True)
         make = lambda: random_kv(tokens)  # noqa: E731
         assert self.store.put_recipe(key, make, tokens * TOKEN, [0] * pins) == expected
 
@@ -271,7 +276,6 @@ class StoreMachine(RuleBasedStateMachine):
         assert (kv is None) == (entry is None)
         if entry is not None and kv is not None:
             assert len(kv) == entry["tokens"]
-            entry["made"] = True
             self.entries.remove(entry)
             self.entries.append(entry)
 
@@ -287,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.unpin(key, 0)
         if entry := self.find(key):
             entry["pins"] = max(entry["pins"] - 1, 0)
-            if not entry["pins"] and not entry["made"]:
+            if not entry["pins"] and entry["passing"]:
                 self.entries.remove(entry)
 
     @precondition(lambda self: self.entries)

@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -50,12 +51,32 @@ def test_it_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_first_calls_are_exact_and_say_why() -> None:
+def test_the_first_calls_are_exact_where_rotating_alone_would_err_too_much() -> None:
     choice = auto().choose("t", {"solver": UNKNOWN})
     assert isinstance(choice.policy, Exact)
-    assert choice.policy.reason == "auto: exact, too little learned: 0 samples"
-    assert not choice.measured
-    assert "no message or passage" in auto().choose("t", {}).policy.reason
+    assert "no bound" in choice.policy.reason
+    assert [level.name for level in choice.measured] == [level.name for level in LEVELS]
+    assert "no message" in auto().choose("t", {}).policy.reason
+
+
+def test_the_first_call_is_realigned_where_rotating_alone_is_known_to_be_enough() -> None:
+    small = auto()
+    small.priors = dict.fromkeys(small.priors, small.target / 2)
+    choice = small.choose("t", {"solver": UNKNOWN})
+    assert isinstance(choice.policy, Realign)
+    assert choice.used
+    assert choice.policy.borrows
+    assert choice.policy.reason == "auto: light, bound 0.0200 (prior) ≤ 0.02"
+    assert choice.measured[0] == LEVELS[0]
+
+
+def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
+    def bounds(**verdicts: Verdict) -> object:
+        return auto().choose("t", verdicts).bounds
+
+    early = replace(UNKNOWN, error=0.1)
+    assert bounds(solver=early) == bounds(solver=UNKNOWN)
+    assert bounds(solver=known(error=0.1), critic=early) == bounds(critic=UNKNOWN)
 
 
 def test_what_is_unknown_is_probed_beside_exact_calls() -> None:
@@ -154,7 +175,7 @@ def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
     made = auto()
     for value in values:
         made.record("t", CHEAP, value, 10, used=False)
-    logs = [math.log(value) for value in values]
+    logs = [math.log(max(value, 0.001)) for value in values]
     mean, variance = statistics.fmean(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
     expected = math.exp(mean + variance / 2 + t * error)
@@ -171,6 +192,17 @@ def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
             made.record("t", CHEAP, math.exp(draw.gauss(-5, 1.3)), 10, used=False)
         covered += made.bound("t", LEVELS[0], 0.5, 10) >= true
     assert covered >= 335
+
+
+def test_tiny_divergences_do_not_make_the_others_look_worse() -> None:
+    tiny, none = auto(), auto()
+    for value in (0.004, 0.006, 0.003, 0.009):
+        tiny.record("t", CHEAP, value, 10, used=False)
+        none.record("t", CHEAP, value, 10, used=False)
+    tiny.record("t", CHEAP, 0.02 / 20, 10, used=False)
+    none.record("t", CHEAP, 1e-12, 10, used=False)
+    bound = tiny.bound("t", LEVELS[0], 0.5, 10)
+    assert bound == none.bound("t", LEVELS[0], 0.5, 10) < 0.02
 
 
 @given(st.lists(st.floats(0, 1), min_size=ENOUGH, max_size=WINDOW))

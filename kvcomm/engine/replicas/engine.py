@@ -157,11 +157,6 @@ class RayEngine(Bounded):
         found: dict[str, Verdict] = await self._ask(call, "outlook", call)
         return found
 
-    async def make_base(self, call: Call, ids: tuple[int, ...], priority: int) -> int:
-        """Have base KV on the call's replica; returns the tokens computed."""
-        made: int = await self._ask(call, "make_base", call, ids, priority)
-        return made
-
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """The most bytes that a replica has learned."""
         return max(await self._all("ask", "state_bytes", offsets, namespace), default=0)

@@ -93,7 +93,6 @@ class ReplicaSequence:
         self,
         segments: Sequence[Segment],
         *,
-        inputs: bool = True,
         literals: bool = True,
         last: bool = True,
     ) -> Survey:
@@ -103,9 +102,7 @@ class ReplicaSequence:
         known = [
             replace(s, handle=arrival.handle) for s, arrival in zip(segments, came, strict=True)
         ]
-        found: Survey = await self._act(
-            "survey", known, inputs=inputs, literals=literals, last=last
-        )
+        found: Survey = await self._act("survey", known, literals=literals, last=last)
         facts = tuple(
             replace(fact, absent=arrival.note) if arrival.note and not arrival.handle else fact
             for fact, arrival in zip(found.facts, came, strict=True)
@@ -179,6 +176,13 @@ class ReplicaSequence:
             handle: Handle | None = await self._act("publish", message, uses)
         except ReplicaLost:
             return None
+        return self._known(handle, uses)
+
+    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
+        """A handle whose key names the replica."""
+        return self._known(await self._act("lend", start, tokens, uses), uses)
+
+    def _known(self, handle: Handle | None, uses: Sequence[int]) -> Handle | None:
         return self._engine.moves.publish(handle, self.home, self._life, uses) if handle else None
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:

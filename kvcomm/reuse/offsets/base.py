@@ -76,6 +76,7 @@ def check_saved(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 NUMBER = re.compile(r"(@\d+)?$")
+READ = "~read"
 TAIL = re.compile(r"[_-]?\d+$")
 
 
@@ -90,8 +91,9 @@ class Offsets:
 
     A family is a way to learn ("anchors", "linear", "mean"). Models are kept per (family,
     template, label): anchors for every placeholder of a template by its number, the others for
-    every placeholder kind. What `budget` has no room for is forgotten template by template, the
-    least recently asked first. `shared`: what its models observe is kept apart, to be taken.
+    every placeholder kind. Base KV that was `read` in another prompt has other offsets than that of
+    the text alone. What `budget` has no room for is forgotten template by template, the least
+    recently asked first. `shared`: what its models observe is kept apart, to be taken.
     """
 
     families: Mapping[str, Callable[[], OffsetModel]]
@@ -100,9 +102,12 @@ class Offsets:
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
     _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
 
-    def of(self, family: str, template: str, name: str, number: int) -> OffsetModel:
+    def of(
+        self, family: str, template: str, name: str, number: int, *, read: bool = False
+    ) -> OffsetModel:
         """The model of the placeholder called `name`, the `number`-th of its template."""
-        return self.named(family, template, str(number) if family == ANCHORS else kind_of(name))
+        label = str(number) if family == ANCHORS else kind_of(name)
+        return self.named(family, template, label + READ if read else label)
 
     def named(self, family: str, template: str, label: str) -> OffsetModel:
         """The model with a label. Raises `KeyError` for an unknown family."""
