@@ -45,6 +45,8 @@ AUDIT_RATE = 0.1
 ENOUGH = 5
 SAFETY = 2.0
 WINDOW = 30
+# Behind the names of templates whose offsets are not known yet: other audits.
+ROTATED = ", rotated"
 # Divergences below this share of the target count as so much. That bounds the mean from above, and
 # tiny ones, whose logarithms are far apart, would make it look as if anything could come.
 FLOOR = 0.05
@@ -53,11 +55,13 @@ T95 = (2.13, 2.02, 1.94, 1.90, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1
 # A bound over this share of the target is watched on every call.
 NEAR = 0.5
 
-# Cheapest first.
+# Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
+# saw least of what stood before the text.
+AUTO = replace(LINEAR, first=512, unknown="rotate")
 LEVELS = (
-    replace(LINEAR, name="light", first=4, leading=0.05, deviating=0.02, unknown="rotate"),
-    replace(LINEAR, name="medium", unknown="rotate"),
-    replace(LINEAR, name="heavy", first=16, leading=0.15, deviating=0.12, unknown="rotate"),
+    replace(AUTO, name="light", leading=0.05, deviating=0.02),
+    replace(AUTO, name="medium", leading=0.08, deviating=0.05),
+    replace(AUTO, name="heavy", leading=0.15, deviating=0.12),
 )
 
 
@@ -68,7 +72,7 @@ class Choice:
     `used`: the call is realigned; if it is audited, `measured` begins with its level, and goes on
     with cheaper ones that may do as well. Otherwise the call is exact, and the levels are probed
     beside it. `bounds` holds what is expected at most of each, `samples` what the offset models had
-    seen.
+    seen; audits are kept under `key`.
     """
 
     policy: Exact | Realign
@@ -76,6 +80,7 @@ class Choice:
     measured: tuple[Recipe, ...] = ()
     bounds: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,27 +142,31 @@ class Auto:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
         if 0 < tokens <= self.spare * steps:
             return Choice(Exact("auto: exact, computing ahead is free here"))
-        error = max(v.error if v.shareable else 1.0 for v in verdicts.values())
+        learned = all(v.shareable for v in verdicts.values())
+        key = template if learned else template + ROTATED
+        error = max(v.error for v in verdicts.values()) if learned else 1.0
         samples = min(v.samples for v in verdicts.values())
-        bounds = {x.name: self.bound(template, x, error, samples) for x in self.levels}
-        unknown = [x for x in self.levels if len(self._fresh(template, x, samples)) < ENOUGH]
+        bounds = {x.name: self.bound(key, x, error, samples) for x in self.levels}
+        unknown = [x for x in self.levels if len(self._fresh(key, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
         for index, level in enumerate(self.levels):
             bound = bounds[level.name]
             if bound <= self.target:
-                count = len(self._seen(template, level, samples))
+                count = len(self._seen(key, level, samples))
                 basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-                cheaper = [x for x in self.levels[:index] if self._undecided(template, x)]
+                cheaper = [x for x in self.levels[:index] if self._undecided(key, x)]
                 near = bound > NEAR * self.target
                 audited = drawn or near or level in unknown or cheaper
                 policy = Realign(level, reason, self.budget, borrows=True)
-                return Choice(policy, True, (level, *cheaper) if audited else (), bounds, samples)
+                measured = (level, *cheaper) if audited else ()
+                return Choice(policy, True, measured, bounds, samples, key)
         known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known}){why}")
-        probed = unknown or (self.levels if drawn else [])
-        return Choice(exact, False, tuple(probed), bounds, samples)
+        # What rotating alone would have done is soon of no interest.
+        probed = (unknown or (self.levels if drawn else [])) if learned else []
+        return Choice(exact, False, tuple(probed), bounds, samples, key)
 
     def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:
         """What the divergence of a level stays below on average, as far as is known."""

@@ -20,7 +20,7 @@ from kvcomm.engine.base import (
     EngineSequence,
 )
 from kvcomm.errors import KvcommError
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import Auto, Choice
 from kvcomm.reuse.plan import Fact, Step
 from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
@@ -68,7 +68,7 @@ class Auditor:
         """
         outlook = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
         verdicts = {n: v for n, v in outlook.items() if n in call.messages or n in borrowed}
-        key = self._key(call.template)
+        key = f"{self.namespace}/{call.template.fingerprint}"
         return self.auto.choose(key, verdicts, tokens=tokens, steps=steps, seed=seed)
 
     async def after(self, done: Finished) -> None:
@@ -156,9 +156,9 @@ class Auditor:
         used: bool = False,
         error: str = "",
     ) -> None:
-        choice, key = done.choice, self._key(done.call.template)
+        choice = done.choice
         if found:
-            self.auto.record(key, level.name, found.mean, choice.samples, used=used)
+            self.auto.record(choice.key, level.name, found.mean, choice.samples, used=used)
         event = self.recorder.write(
             Audited,
             node=done.call.node,
@@ -175,9 +175,6 @@ class Auditor:
             error=error,
         )
         self.audits.append(event)
-
-    def _key(self, template: Template) -> str:
-        return f"{self.namespace}/{template.fingerprint}"
 
 
 async def _learn(seq: EngineSequence, segments: Sequence[Segment]) -> None:

@@ -171,7 +171,8 @@ class Attempt:
             on_report(self._report(seq, filling, tokens, sent))
         deadline.reschedule(None)
         if self.auditor is not None and self.choice is not None:
-            recorded = self.record and self._greedy
+            # Of an answer that was given in advance only the first token was sampled.
+            recorded = self.record and self._greedy and not self.forced
             segments = await self.segments()
             await self.auditor.after(
                 Finished(seq, call, segments, self.choice, recorded, self.number)

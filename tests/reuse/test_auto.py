@@ -55,7 +55,8 @@ def test_the_first_calls_are_exact_where_rotating_alone_would_err_too_much() -> 
     choice = auto().choose("t", {"solver": UNKNOWN})
     assert isinstance(choice.policy, Exact)
     assert "no bound" in choice.policy.reason
-    assert [level.name for level in choice.measured] == [level.name for level in LEVELS]
+    assert UNKNOWN.reason in choice.policy.reason
+    assert not choice.measured  # it will soon do more than rotate
     assert "no message" in auto().choose("t", {}).policy.reason
 
 
@@ -68,6 +69,16 @@ def test_the_first_call_is_realigned_where_rotating_alone_is_known_to_be_enough(
     assert choice.policy.borrows
     assert choice.policy.reason == "auto: light, bound 0.0200 (prior) ≤ 0.02"
     assert choice.measured[0] == LEVELS[0]
+
+
+def test_audits_of_rotating_alone_say_nothing_of_offsets() -> None:
+    made = auto(prior=0.01)
+    first = made.choose("t", {"solver": UNKNOWN})
+    assert first.used
+    for _ in range(ENOUGH):
+        made.record(first.key, CHEAP, 0.5, first.samples, used=True)
+    assert made.choose("t", {"solver": UNKNOWN}).bounds[CHEAP] >= 0.5
+    assert made.choose("t", {"solver": known(error=0.5)}).bounds[CHEAP] == pytest.approx(0.01)
 
 
 def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
