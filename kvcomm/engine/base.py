@@ -40,11 +40,11 @@ class Call:
     messages, the others carry inputs. A call that `borrows` has base KV of an input only where its
     segment has a handle on it, as another call read it; otherwise it is made, of the input alone.
     `reads_prefix` and `feeds_prefix` say what it does with the prefix cache. `offsets` names the
-    family of offset models it asks and teaches. `namespace` keeps
-    tenants apart. Lower `priority` runs first; see `hurry`. `next_uses` are the engine's steps at
-    which another call will read the same input. `run` names the call's run, whose calls an engine
-    of several replicas keeps together, but for those that ask for a `replica` by its number.
-    Engines without replicas have no use for either.
+    family of offset models it asks and teaches. `namespace` keeps tenants apart. Lower `priority`
+    runs first; see `hurry`. `next_uses` are the engine's steps at which another call will read the
+    same input. `run` names the call's run, whose calls an engine of several replicas keeps
+    together, but for those that ask for a `replica` by its number. Engines without replicas have no
+    use for either.
     """
 
     node: str
@@ -60,6 +60,10 @@ class Call:
     next_uses: Mapping[str, int] = field(default_factory=dict)
     run: str = ""
     replica: int | None = None
+
+    def borrowed(self, name: str) -> bool:
+        """Whether base KV of the placeholder `name` is that of another call that read it."""
+        return self.borrows and name not in self.messages
 
 
 @dataclass(frozen=True)

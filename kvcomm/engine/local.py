@@ -178,11 +178,7 @@ class LocalEngine(LoadedEngine):
         at = text.index(MARK)
         return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
 
-    async def text_base(
-        self,
-        ids: tuple[int, ...],
-        namespace: str,
-    ) -> tuple[str, int]:
+    async def text_base(self, ids: tuple[int, ...], namespace: str) -> tuple[str, int]:
         """Key of the base KV of a standalone text, and the tokens computed to make it."""
         key = content_key(self.fingerprint, namespace, "text", self._header, ids)
         row_ids = (*self._header, *ids)
@@ -211,10 +207,7 @@ class LocalEngine(LoadedEngine):
         return keys, await self._make_base(keys[-1], ids, pieces)
 
     async def _make_base(
-        self,
-        key: str,
-        ids: tuple[int, ...],
-        pieces: Callable[[Row], list[tuple[str, range]]],
+        self, key: str, ids: tuple[int, ...], pieces: Callable[[Row], list[tuple[str, range]]]
     ) -> int:
         """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
         while True:
@@ -262,11 +255,7 @@ class LocalEngine(LoadedEngine):
         def ask() -> dict[str, Verdict]:
             return {
                 name: self.offsets.of(
-                    call.offsets,
-                    stem,
-                    name,
-                    number,
-                    read=call.borrows and name not in call.messages,
+                    call.offsets, stem, name, number, read=call.borrowed(name)
                 ).verdict(nothing)
                 for number, name in enumerate(call.template.names)
             }

@@ -42,7 +42,7 @@ class Realigner:
 
         The segments follow those surveyed before; `last` says that the prompt ends with them.
         """
-        engine, space, cost = self._engine, self._call.namespace, 0
+        engine, call, space, cost = self._engine, self._call, self._call.namespace, 0
         keys: list[str] = []
         if literals:
             keys, cost = await engine.template_base(self._call.template, space)
@@ -52,7 +52,11 @@ class Realigner:
             if segment.kind == "literal" and keys:
                 index = int(segment.name.rpartition(" ")[2])
                 handle = _whole(keys[index], len(segment))
-            elif self._is_input(segment) and not self._call.borrows:
+            elif (
+                segment.kind == "placeholder"
+                and segment.name not in call.messages
+                and not call.borrows
+            ):
                 key, tokens = await engine.text_base(segment.ids, space)
                 engine.store.expect(key, self._call.next_uses.get(segment.name, NEVER))
                 cost += tokens
@@ -62,9 +66,6 @@ class Realigner:
         self.segments += found
         facts = await engine.call(lambda: self._facts(first, last))
         return Survey(tuple(found), facts, cost)
-
-    def _is_input(self, segment: Segment) -> bool:
-        return segment.kind == "placeholder" and segment.name not in self._call.messages
 
     def _facts(self, first: int, ends: bool) -> tuple[Fact, ...]:
         began = time.perf_counter()
@@ -79,7 +80,6 @@ class Realigner:
                 verdict = self.model(index).verdict(kv)
             tokens = len(segment)
             prefix = min(max(held - start, 0), tokens)
-            borrowed = self._call.borrows and self._is_input(segment)
             fact = Fact(
                 segment.kind,
                 segment.name,
@@ -89,10 +89,13 @@ class Realigner:
                 prefix,
                 last=ends and index == len(self.segments) - 1,
             )
-            facts.append(replace(fact, absent=NOT_LENT) if borrowed else fact)
+            facts.append(replace(fact, absent=NOT_LENT) if self._borrowed(segment) else fact)
             start += tokens
         self._phases.add("offsets", time.perf_counter() - began)
         return tuple(facts)
+
+    def _borrowed(self, segment: Segment) -> bool:
+        return segment.kind == "placeholder" and self._call.borrowed(segment.name)
 
     def _prefix(self) -> int:
         """The tokens from the prompt's start that the prefix cache holds."""
@@ -106,10 +109,9 @@ class Realigner:
         """The offset model of the placeholder at `index`."""
         number = sum(s.kind == "placeholder" for s in self.segments[:index])
         template = learned_by(self._call.template, self._call.namespace)
-        segment = self.segments[index]
-        read = self._call.borrows and self._is_input(segment)
+        name = self.segments[index].name
         return self._engine.offsets.of(
-            family or self._call.offsets, template, segment.name, number, read=read
+            family or self._call.offsets, template, name, number, read=self._call.borrowed(name)
         )
 
     def _base(self, segment: Segment, *, check: bool = False) -> KV | None:

@@ -77,7 +77,7 @@ class PrefixCache:
         if entry is None:
             alone = opening >= len(ids) and not held  # nothing else will ever be in it
             opening = opening // BLOCK * BLOCK
-            if 2 * opening > slab.capacity:  # not worth a copy
+            if alone or 2 * opening > slab.capacity:  # not worth a copy
                 opening = 0
             entry = _Entry(slab, namespace, opening, held, only_opening=alone)
         self._enter(entry, ids)

@@ -39,7 +39,7 @@ def _policy(view: CallView) -> Policy:
                 step.way,
                 tuple(step.positions),
                 step.corrected,
-                bool(step.lender),
+                borrowed=bool(step.lender),
             )
             for step in sorted(view.steps, key=lambda step: step.index)
         ]

@@ -140,10 +140,16 @@ class Scheduler:
         """A loan for every input, and early tool's text, that at least two nodes read."""
         readers = {name: self._readers[name] for name in (*self._inputs, *self._early)}
         return {
-            name: Loan(first, [self._step[other] for other in others])
-            for name, (first, *others) in readers.items()
-            if others
+            name: Loan(found[0], [self._step[other] for other in found[1:]])
+            for name, found in readers.items()
+            if len(found) > 1
         }
+
+    def _loans_of(self, node: Node) -> dict[str, Loan]:
+        """The loans whose texts the node reads, its own too."""
+        template = self._templates.get(node.name)
+        names = template.names if template else ()
+        return {name: self._loans[name] for name in names if name in self._loans}
 
     async def _node(self, node: Node, calls: list[Call]) -> None:
         try:
@@ -261,7 +267,7 @@ class Scheduler:
         policy, auditor = self._plans.get(node.name, self._policy), self._auditor
         if agent.exact and (policy.realigns or auditor):
             policy, auditor = Exact("the agent is exact"), None
-        known = {n: loan for n in template.names if (loan := self._loans.get(n))}
+        known = self._loans_of(node)
         lends = {n: loan for n, loan in known.items() if loan.lender == node.name}
         loans = {n: loan for n, loan in known.items() if n not in lends}
         return Attempt(
@@ -296,10 +302,10 @@ class Scheduler:
         """When the inputs of a node will be read again, by another one."""
         found = {}
         for name in set(template.names) & self._inputs.keys():
-            readers = [self._step[reader] for reader in self._readers[name]]
-            after = bisect_right(readers, self._step[node.name])
+            readers = self._readers[name]
+            after = bisect_right(readers, self._step[node.name], key=self._step.__getitem__)
             if after < len(readers):
-                found[name] = readers[after]
+                found[name] = self._step[readers[after]]
         return found
 
     def _begins(self, node: Node) -> float:
@@ -312,8 +318,8 @@ class Scheduler:
         self._released.add(node.name)
         messages = [self._drafts[sender.name].message for sender in node.senders]
         handles = [message.handle for message in messages if message]
-        for name, loan in self._loans.items():
-            if node.name in self._readers[name] and node.name != loan.lender:
+        for loan in self._loans_of(node).values():
+            if loan.lender != node.name:
                 handles.append(await loan.given())
         for handle in handles:
             if handle:

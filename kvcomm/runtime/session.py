@@ -215,7 +215,7 @@ class Session:
                 "run it without a replay"
             )
         learned = await self._read_state()
-        auto = None if plans else await self._controller()
+        auto = None if plans else await self._controller(graph)
         scheduler = Scheduler(
             self.engine,
             graph,
@@ -306,9 +306,12 @@ class Session:
             ],
         }
 
-    async def _controller(self) -> Auto | None:
-        """The controller of `auto`, with what was measured of the model and device."""
-        if self._auto is not None:
+    async def _controller(self, graph: AgentGraph) -> Auto | None:
+        """The controller of `auto`, with what was measured of the model and device.
+
+        That takes seconds the first time, and one agent alone has nothing to realign.
+        """
+        if self._auto is not None and len(graph.nodes) > 1:
             await inform(self._auto, self.engine, budget=not self._fixed_budget)
         return self._auto
 

@@ -263,3 +263,19 @@ def test_what_a_namespace_learned_can_be_forgotten(tiny: LocalEngine) -> None:
         assert "0 samples" in active.run(GRAPH, TASKS[0]).call("b").report.gate
     with auto(tiny, **LEARNED, namespace="two") as active:
         assert not active.run(GRAPH, TASKS[9]).call("b").report.exact
+
+
+def test_a_model_is_measured_where_something_can_be_realigned(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    async def inform(*args: object, **options: object) -> None:
+        asked.append(args)
+
+    monkeypatch.setattr("kvcomm.runtime.session.inform", inform)
+    with session(tiny, "auto") as active:
+        active.run(chain(agent("a", 4)), TASK)
+        assert not asked
+        active.run(chain(agent("a", 4), agent("b", 4)), TASK)
+    assert len(asked) == 1

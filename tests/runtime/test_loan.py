@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from kvcomm.agents import Agent
+from kvcomm.agents import Agent, Tool
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.realign import NOT_LENT
 from kvcomm.errors import NodeFailed
-from kvcomm.graphs import chain, debate
+from kvcomm.graphs import AgentGraph, chain, debate
 from kvcomm.message import Handle
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.loan import Loan
@@ -188,3 +188,15 @@ def test_texts_of_early_tools_are_lent(tiny: LocalEngine) -> None:
     with session(tiny, ROTATE) as active:
         result = active.run(READERS, TASK)
     assert steps_of(result, "passage1")["b"].lender == "a"
+
+
+def test_texts_that_only_tools_read_are_lent_to_nobody(tiny: LocalEngine) -> None:
+    found = Tool("found", lambda texts: "Spiders have eight legs.")
+    told = Tool("told", lambda texts: texts["found"].upper())
+    graph = AgentGraph(
+        [found, told, agent("a"), agent("b")],
+        [("found", "told"), ("told", "a"), ("told", "b"), ("a", "b")],
+    )
+    with session(tiny, ROTATE) as active:
+        result = active.run(graph, TASK)
+    assert steps_of(result, "told")["b"].lender == "a"
