@@ -104,15 +104,24 @@ def parse_template(source: str) -> tuple[Piece, ...]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A literal or a filled placeholder: `ids` in the consumer's prompt, in order."""
+    """A literal or a filled placeholder: `ids` in the consumer's prompt, in order.
+
+    The first `done` of them are in its row already, computed ahead.
+    """
 
     kind: Kind["literal", "placeholder"]
     name: str
     ids: tuple[int, ...]
     handle: Handle | None = None
+    done: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The ids that are still to come."""
+        return self.ids[self.done :]
 
 
 @dataclass(frozen=True)

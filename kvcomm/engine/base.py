@@ -80,10 +80,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Extended:
-    """What became of one segment: `computed + prefix + realigned` = its tokens.
+    """What became of one segment: `computed + prefix + realigned` = the tokens that were appended.
 
-    `positions` are those computed of a realigned one; the others are `corrected` by offsets, or
-    only rotated.
+    `positions` are those computed of a realigned one, what was done ahead with them; the others are
+    `corrected` by offsets, or only rotated.
     """
 
     way: Way
@@ -212,7 +212,7 @@ class EngineSequence(Protocol):
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
-        """Append segments: fill what is reused, then compute the rest in one go.
+        """Append what is not done of segments: fill what is reused, compute the rest in one go.
 
         With `settle` the tokens are final, and the row is offered to the prefix cache once they
         are computed. `answer` ends the prompt: its last token is computed, and sampling begins at

@@ -105,9 +105,9 @@ class CollectedSequence:
         """Append the segments' ids."""
         self._answer = answer
         for segment in segments:
-            self._ids += segment.ids
+            self._ids += segment.rest
         return [
-            Extended("compute", len(segment), 0, 0, step.reason)
+            Extended("compute", len(segment.rest), 0, 0, step.reason)
             for segment, step in zip(segments, steps, strict=True)
         ]
 

@@ -32,6 +32,8 @@ T = TypeVar("T")
 STEP_TOKENS = 2048
 STEP_TOKENS_DECODING = 256
 SMALLEST_STEP = 16
+# A step with as many tokens is efficient: further rows would only keep it from being over.
+FULL_STEP = 256
 # Background work waits until nothing else was computed for so long: between a producer's end and
 # its reader's start there is a moment in which nothing is due, and a step cannot be interrupted.
 PAUSE_S = 0.05
@@ -338,11 +340,17 @@ class Loop:
     def _chunks(
         self, works: Sequence[Work], budget: int, layers: int | None
     ) -> list[tuple[Work, Sequence[int]]]:
-        """The most urgent positions within the budget; less urgent rows wait for urgent ones."""
+        """The most urgent positions within the budget; less urgent rows wait for urgent ones.
+
+        Rows share a step while it is not full; after that the first to come is the first to go.
+        """
         chunks: list[tuple[Work, Sequence[int]]] = []
         urgent: int | None = None
+        taken = 0
         for work in works:
-            if budget <= 0 or (urgent is not None and work.priority() > urgent):
+            if taken >= min(budget, FULL_STEP):
+                break
+            if urgent is not None and work.priority() > urgent:
                 break
             if work.layers != layers:
                 continue
@@ -352,11 +360,11 @@ class Loop:
                 except Exception as error:
                     self._drop([work], [], error)
                     continue
-            positions = work.positions[work.computed : work.computed + budget]
+            positions = work.positions[work.computed : work.computed + budget - taken]
             if positions:
                 urgent = work.priority()
                 chunks.append((work, positions))
-                budget -= len(positions)
+                taken += len(positions)
             else:  # a prefix held all of it
                 self._remove([work])
                 work.finish()

@@ -15,7 +15,7 @@ from kvcomm.reuse.plan import Way
 
 @dataclass
 class Piece:
-    """One segment in the row.
+    """One segment in the row, from slot `start` on; its first `done` tokens came before.
 
     `positions` are computed of a realigned one (None: all of it), `filled` hold realigned KV,
     `corrected` by offsets or only rotated, and `deviating` of them are computed too once a pilot
@@ -25,6 +25,7 @@ class Piece:
     start: int
     size: int
     reason: str
+    done: int = 0
     positions: list[int] | None = None
     filled: list[int] = field(default_factory=list)
     deviating: int = 0
@@ -51,7 +52,7 @@ class Placement:
         found: list[int] = []
         for piece in self.pieces:
             if piece.positions is None:
-                begin = max(piece.start, self.adopted)
+                begin = max(piece.start + piece.done, self.adopted)
                 found += range(begin, piece.start + piece.size)
             else:
                 found += [piece.start + position for position in piece.positions]
@@ -105,6 +106,7 @@ class Placement:
         """What became of each segment."""
         done: list[Extended] = []
         for piece in self.pieces:
+            rest = piece.size - piece.done
             if piece.positions is not None:
                 count = len(piece.positions)
                 done.append(
@@ -112,17 +114,17 @@ class Placement:
                         "realign",
                         count,
                         0,
-                        piece.size - count,
+                        rest - count,
                         piece.reason,
-                        tuple(piece.positions),
+                        (*range(piece.done), *piece.positions),
                         piece.corrected,
                     )
                 )
                 continue
-            hit = min(max(self.adopted - piece.start, 0), piece.size)
-            way: Way = "prefix" if 0 < hit == piece.size else "compute"
+            hit = min(max(self.adopted - piece.start - piece.done, 0), rest)
+            way: Way = "prefix" if 0 < hit == rest else "compute"
             reason = piece.reason
             if hit:
                 reason = "in the prefix cache" if way == "prefix" else "in part in the prefix cache"
-            done.append(Extended(way, piece.size - hit, hit, 0, reason))
+            done.append(Extended(way, rest - hit, hit, 0, reason))
         return done

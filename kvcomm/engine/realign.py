@@ -88,6 +88,7 @@ class Realigner:
                 verdict,
                 prefix,
                 last=ends and index == len(self.segments) - 1,
+                done=segment.done,
             )
             facts.append(replace(fact, absent=NOT_LENT) if self._borrowed(segment) else fact)
             start += tokens
@@ -121,35 +122,37 @@ class Realigner:
     def fill(
         self, row: Row, segment: Segment, step: Step, measured: bool
     ) -> tuple[list[int] | None, list[int], str]:
-        """Append a segment, realigned where it is covered and not computed.
+        """Append the rest of a segment, realigned where it is covered and not computed.
 
         Deviating positions are those of the largest predicted offset, unless they will be measured.
         Returns the positions to compute, the positions that were filled, and the reason; None and
         why when the segment can no longer be realigned, and then nothing was written.
         """
+        done = segment.done
         base = self._base(segment, check=True)
         if base is None or segment.handle is None:
             why = self._engine.store.why(segment.handle.key) if segment.handle else "it has no KV"
             return None, [], f"computed, {why}; planned: {step.reason}"
         began = time.perf_counter()
         try:
-            offset = self._offset(len(row), segment, base) if step.corrected else None
+            offset = self._offset(len(row) - done, segment, base) if step.corrected else None
         except ValueError as error:
             return None, [], f"computed, {error}; planned: {step.reason}"
         predicted = time.perf_counter()
         self._phases.add("offsets", predicted - began)
         covered = segment.handle.positions
-        computed = set(step.positions or ()) | set(range(len(segment))).difference(covered)
+        there = set(range(done))
+        computed = there.union(step.positions or (), set(range(len(segment))).difference(covered))
         if step.deviating and offset is not None and not measured:
             computed |= _most(_size(offset), covered, computed, step.deviating)
         keep = [i for i, position in enumerate(covered) if position not in computed]
         moved = base if offset is None else base + offset
         kv = moved if len(keep) == len(base) else moved.take(keep)
         filled = [covered[i] for i in keep]
-        rotating = row.fill(segment.ids, filled, kv)
+        rotating = row.fill(segment.rest, [position - done for position in filled], kv)
         self._phases.add("rotate", rotating)
         self._phases.add("fill", time.perf_counter() - predicted - rotating)
-        return sorted(computed), filled, step.reason
+        return sorted(computed - there), filled, step.reason
 
     def _index(self, start: int, segment: Segment) -> int:
         """Which surveyed segment goes in at slot `start`: of equal ones the nearest.

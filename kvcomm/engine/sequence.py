@@ -147,7 +147,8 @@ class LocalSequence:
         adopts = self._call.reads_prefix and row.exact
         placement = Placement(row, len(row), answers)
         for segment, step in zip(segments, steps, strict=True):
-            piece = Piece(len(row), len(segment), step.reason)
+            start = len(row) - segment.done
+            piece = Piece(start, len(segment), step.reason, segment.done)
             if step.way == "realign":
                 piece.positions, piece.filled, piece.reason = self._realigner.fill(
                     row, segment, step, measured=pilot > 0
@@ -155,7 +156,7 @@ class LocalSequence:
                 piece.deviating = step.deviating if pilot else 0
                 piece.corrected = step.corrected
             if piece.positions is None:
-                row.ids += segment.ids
+                row.ids += segment.rest
             placement.pieces.append(piece)
         if answers or self._decoding is None:
             self._prompt = len(row)

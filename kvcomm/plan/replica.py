@@ -15,7 +15,7 @@ from kvcomm.plan.memory import Memory
 
 # As in the engine (which cannot be imported here: it needs torch); a test compares them.
 READY, AHEAD, BACKGROUND = 0, 1, 2
-STEP_TOKENS, STEP_TOKENS_DECODING = 2048, 256
+STEP_TOKENS, STEP_TOKENS_DECODING, FULL_STEP = 2048, 256, 256
 
 Waiting = Generator[simpy.Event, Any, Any]
 
@@ -167,17 +167,23 @@ class Replica:
         return decoding.left > 0
 
     def _chunks(self, works: list[Work], budget: int) -> list[tuple[Work, int]]:
-        """The most urgent tokens within the budget; less urgent rows wait for urgent ones."""
+        """The most urgent tokens within the budget; less urgent rows wait for urgent ones.
+
+        Rows share a step while it is not full.
+        """
         chunks: list[tuple[Work, int]] = []
+        taken = 0
         for work in works:
-            if budget <= 0 or (chunks and work.row.priority > chunks[-1][0].row.priority):
+            if taken >= min(budget, FULL_STEP):
+                break
+            if chunks and work.row.priority > chunks[-1][0].row.priority:
                 break
             if not work.begun:
                 self._begin(work)
-            count = min(work.left, budget)
+            count = min(work.left, budget - taken)
             if count:
                 chunks.append((work, count))
-                budget -= count
+                taken += count
             else:  # a prefix held all of it
                 self._finish(work)
         return chunks

@@ -57,7 +57,7 @@ NEAR = 0.5
 
 # Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
 # saw least of what stood before the text.
-AUTO = replace(LINEAR, first=512, unknown="rotate")
+AUTO = replace(LINEAR, first=512)
 LEVELS = (
     replace(AUTO, name="light", leading=0.05, deviating=0.02),
     replace(AUTO, name="medium", leading=0.08, deviating=0.05),
@@ -146,16 +146,17 @@ class Auto:
         key = template if learned else template + ROTATED
         error = max(v.error for v in verdicts.values()) if learned else 1.0
         samples = min(v.samples for v in verdicts.values())
-        bounds = {x.name: self.bound(key, x, error, samples) for x in self.levels}
-        unknown = [x for x in self.levels if len(self._fresh(key, x, samples)) < ENOUGH]
+        levels = self.levels if learned else [replace(x, offsets="") for x in self.levels]
+        bounds = {x.name: self.bound(key, x, error, samples) for x in levels}
+        unknown = [x for x in levels if len(self._fresh(key, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
-        for index, level in enumerate(self.levels):
+        for index, level in enumerate(levels):
             bound = bounds[level.name]
             if bound <= self.target:
                 count = len(self._seen(key, level, samples))
                 basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-                cheaper = [x for x in self.levels[:index] if self._undecided(key, x)]
+                cheaper = [x for x in levels[:index] if self._undecided(key, x)]
                 near = bound > NEAR * self.target
                 audited = drawn or near or level in unknown or cheaper
                 policy = Realign(level, reason, self.budget, borrows=True)

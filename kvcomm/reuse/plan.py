@@ -52,8 +52,8 @@ class Fact:
     `covered` are the segment's positions with base KV in the store (empty: none). `verdict` is
     the offset model's, for placeholders with base KV. `prefix` counts the tokens that the exact
     prefix cache holds, from the prompt's start without a gap. `last` marks the prompt's final
-    segment, whose last token is always computed. `absent` says why there is no base KV, where there
-    is none.
+    segment, whose last token is always computed. `done` leading tokens are in the row already, they
+    were computed ahead. `absent` says why there is no base KV, where there is none.
     """
 
     kind: Literal["literal", "placeholder"]
@@ -63,6 +63,7 @@ class Fact:
     verdict: Verdict | None = None
     prefix: int = 0
     last: bool = False
+    done: int = 0
     absent: str = "no base KV"
 
 

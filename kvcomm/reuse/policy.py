@@ -14,7 +14,8 @@ MODES = ("auto", "exact", "kvcomm", "dense")
 class Policy(Protocol):
     """How a call's segments are obtained.
 
-    `ahead`: rows grow before the last input is complete, so `plan` sees a prompt piece by piece.
+    `ahead`: rows grow before the last input is complete, so `plan` sees a prompt piece by piece,
+    and of a message that is still being written, `leading` tokens are computed.
     `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `hands_over`: messages
     carry a handle on their KV. `realigns`: the policy wants base KV, of literals too if `literals`,
     and verdicts of the family `offsets`. `borrows`: base KV of inputs is that of an earlier reader,
@@ -31,6 +32,9 @@ class Policy(Protocol):
     literals: bool
     offsets: str
 
+    def leading(self, tokens: int) -> int:
+        """How many leading tokens of a message are computed once it has `tokens`, or more."""
+
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """One step for each fact, in order."""
 
@@ -45,6 +49,10 @@ class Dense:
     def __init__(self, reason: str = "dense mode", *, hands_over: bool = False) -> None:
         self.reason = reason
         self.hands_over = hands_over
+
+    def leading(self, tokens: int) -> int:
+        """Nothing: it waits for all inputs."""
+        return 0
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """Compute everything."""
@@ -63,6 +71,10 @@ class Exact:
     ) -> None:
         self.reason = reason
         self.hands_over = hands_over
+
+    def leading(self, tokens: int) -> int:
+        """All."""
+        return tokens
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """Compute what no exact prefix holds."""
@@ -88,6 +100,10 @@ class Kvcomm:
 
     def __init__(self, *, gated: bool = True) -> None:
         self.gated = gated
+
+    def leading(self, tokens: int) -> int:
+        """None: all of a message is realigned."""
+        return 0
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """All or nothing, as published; of a piece of a prompt, all so far or nothing."""

@@ -26,8 +26,8 @@ class Recipe:
     often carry the question. Of every other one are computed: the `first` tokens, but no more than
     the share `leading`, and the share `deviating` of its tokens that deviate most, by the size of
     the predicted offset or, with `pilot` layers, as measured there. Where the offset model says
-    that it cannot predict, `unknown` placeholders are computed, or only rotated, or predicted all
-    the same from what little there is.
+    that it cannot predict, `unknown` placeholders are computed, or predicted all the same from what
+    little there is.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Recipe:
     leading: float = 1.0
     deviating: float = 0.0
     pilot: int = 0
-    unknown: Literal["compute", "rotate", "predict"] = "compute"
+    unknown: Literal["compute", "predict"] = "compute"
 
     def repaired(self, tokens: int, limit: int) -> tuple[int, int]:
         """Of `tokens`, how many leading and how many deviating ones are computed."""
@@ -102,6 +102,10 @@ class Realign:
         self.literals = recipe.literals == "move"
         self.reason = reason or recipe.name
 
+    def leading(self, tokens: int) -> int:
+        """What is sure to be computed of a message, whatever its offsets."""
+        return self._repaired(tokens, known=bool(self.offsets))[0]
+
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """A step for each segment, by itself: what cannot be realigned is computed."""
         before = (None, *facts[:-1])
@@ -130,16 +134,13 @@ class Realign:
             corrected, reason = fact.verdict.shareable, fact.verdict.reason
             if not corrected and self.recipe.unknown == "compute":
                 return Step("compute", reason)
-            if not corrected and self.recipe.unknown == "predict":
+            if not corrected:
                 corrected = fact.verdict.usable
             if not corrected:
                 reason = f"rotated only: {reason}"
-        limit = self.budget.limit(fact.tokens) if self.budget else fact.tokens
-        first, deviating = self.recipe.repaired(fact.tokens, limit)
-        if not (corrected or self.recipe.pilot):
-            # Nothing says which tokens deviate: most often it is the leading ones.
-            first, deviating = first + deviating, 0
-        positions = set(range(first)) | (set(range(fact.tokens)) - set(fact.covered))
+        first, deviating = self._repaired(fact.tokens, known=corrected)
+        positions = set(range(max(first, fact.done)))
+        positions |= set(range(fact.tokens)) - set(fact.covered)
         if fact.last:
             positions.add(fact.tokens - 1)
         count = len(positions) + deviating
@@ -149,6 +150,15 @@ class Realign:
         repair += [f"{deviating} deviating"] if deviating else []
         reason += f"; computed: {', '.join(repair)}" if repair else ""
         return Step("realign", reason, tuple(sorted(positions)), deviating, corrected)
+
+    def _repaired(self, tokens: int, *, known: bool) -> tuple[int, int]:
+        """How many leading, and how many deviating tokens are computed."""
+        limit = self.budget.limit(tokens) if self.budget else tokens
+        first, deviating = self.recipe.repaired(tokens, limit)
+        if known or self.recipe.pilot:
+            return first, deviating
+        # Nothing says which tokens deviate: most often it is the leading ones.
+        return first + deviating, 0
 
     def _literal(self, fact: Fact, before: Fact | None) -> Step:
         if before is None or not self.literals:

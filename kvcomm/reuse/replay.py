@@ -43,6 +43,10 @@ class Replay:
             step.way == "realign" and step.name.startswith("literal ") for step in planned
         )
 
+    def leading(self, tokens: int) -> int:
+        """Nothing: what was planned holds for a whole message."""
+        return 0
+
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """The recorded steps, where the segments are still the same."""
         pairs = zip_longest(facts, self.planned[: len(facts)])

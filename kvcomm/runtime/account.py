@@ -116,7 +116,7 @@ class Account:
     ) -> None:
         """Count pieces that entered the row together."""
         for index, segment, done in zip(indices, segments, extended, strict=True):
-            self.entry(index, segment.kind, segment.name).add(segment.ids, done, clock)
+            self.entry(index, segment.kind, segment.name).add(segment.rest, done, clock)
 
     def restate(self, arrived: Sequence[Arrived]) -> None:
         """Count the prompt once more, as is known by now of its stretches from left to right."""

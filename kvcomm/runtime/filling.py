@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kvcomm.engine.base import READY, Answer, EngineSequence, Survey
 from kvcomm.errors import StartOver
 from kvcomm.prompt import Segment, Template, common_prefix
-from kvcomm.reuse.plan import Fact, Plan
+from kvcomm.reuse.plan import Fact, Plan, Step
 from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.account import Account
 from kvcomm.runtime.draft import Draft
@@ -19,6 +19,7 @@ from kvcomm.runtime.loan import Loan
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
 FINE = 16
 COARSE = 64
+FOLLOWED = Step("compute", "followed while it was written")
 
 
 @dataclass
@@ -68,9 +69,9 @@ class Filling:
     async def run(self, seq: EngineSequence) -> None:
         """Extend the row as inputs become known.
 
-        A computed message is followed while it is written; one that may be realigned is taken when
-        it is done, and everything before it meanwhile. Raises `StartOver` when what is in the row
-        turns out to be of no use; then the filling is patient.
+        A message is followed while it is written: what is sure to be computed of it is, and the
+        rest is taken when it is done. Raises `StartOver` when what is in the row turns out to be of
+        no use; then the filling is patient.
         """
         pending: list[tuple[int, Segment]] = []
         slots = self.template.slots()
@@ -79,20 +80,16 @@ class Filling:
                 pending.append((index, slot))
             elif slot in self.inputs:
                 loan = self.loans.get(slot) if self.policy.borrows else None
-                if loan and not loan.settled:
-                    await self._flush_ahead(seq, pending)
+                if loan and not loan.settled and pending and self._early:
+                    await self._flush(seq, pending)
                 handle = await loan.given() if loan else None
                 pending.append((index, Segment("placeholder", slot, self.inputs[slot], handle)))
-            elif self.policy.realigns or not self.policy.ahead:
-                draft = self.drafts[slot]
-                if draft.message is None:
-                    await self._flush_ahead(seq, pending)
-                message = await draft.delivered()
-                segment = Segment("placeholder", slot, message.ids, message.handle)
-                pending.append((index, segment))
             else:
-                rest = await self._follow(seq, index, slot, pending, slots[index + 1 :])
-                pending.append((index, Segment("placeholder", slot, rest)))
+                draft = self.drafts[slot]
+                done = await self._follow(seq, index, slot, pending, slots[index + 1 :])
+                handle = (await draft.delivered()).handle if self.policy.realigns else None
+                ids = tuple(draft.ids)
+                pending.append((index, Segment("placeholder", slot, ids, handle, done)))
         self.on_ready()
         self.ahead_s = sum(seq.phases.seconds.values())
         seq.hurry(READY)
@@ -105,11 +102,10 @@ class Filling:
         name: str,
         pending: list[tuple[int, Segment]],
         later: list[Segment | str],
-    ) -> tuple[int, ...]:
-        """Compute a message while it is written; returns the ids that are left when it is done.
+    ) -> int:
+        """Compute leading tokens of a message while it is written; returns how many there are.
 
-        What was computed is checked against the draft at every turn, and taken back where the
-        draft has changed.
+        They are checked against the draft at every turn, and taken back where it has changed.
         """
         draft, done = self.drafts[name], list[int]()
         while True:
@@ -119,34 +115,30 @@ class Filling:
                 if keep < len(done):
                     await self._take_back(seq, index, len(done) - keep)
                     del done[keep:]
-                fresh = len(draft.ids) - len(done)
+                fresh = self.policy.leading(len(draft.ids)) - len(done)
             if draft.sealed:
-                return tuple(draft.ids[len(done) :])
-            if pending:
+                return len(done)
+            if pending and self._early:
                 await self._flush(seq, pending)
                 continue
             open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
             arrives_last = all(draft.remaining >= other.remaining for other in open_later)
             chunk = FINE if arrives_last else COARSE
-            if fresh >= chunk:
+            if fresh >= chunk and self._early:
                 piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
-                await self._flush(seq, [(index, Segment("placeholder", name, piece))], settle=False)
+                segment = Segment("placeholder", name, piece)
+                await self._extend(seq, [(index, segment)], [FOLLOWED], settle=False)
                 done += piece
             else:
                 await draft.change()
 
-    async def _flush_ahead(self, seq: EngineSequence, pending: list[tuple[int, Segment]]) -> None:
-        """There is time until the next input comes: do what is known, if that is wanted."""
-        if pending and self.policy.ahead and not self.patient:
-            await self._flush(seq, pending)
+    @property
+    def _early(self) -> bool:
+        """Whether what is known goes into the row before the last input has come."""
+        return self.policy.ahead and not self.patient
 
     async def _flush(
-        self,
-        seq: EngineSequence,
-        pending: list[tuple[int, Segment]],
-        *,
-        last: bool = False,
-        settle: bool = True,
+        self, seq: EngineSequence, pending: list[tuple[int, Segment]], *, last: bool = False
     ) -> None:
         """Extend the row by everything that is known, and empty `pending`."""
         survey = await surveyed(
@@ -155,23 +147,34 @@ class Filling:
             self.policy,
             last=last,
         )
-        segments = survey.segments
         self.base_tokens += survey.base_tokens
         plan = self.policy.plan(survey.facts)
         if plan.whole and not (last and seq.length == 0):
             self.patient = True
             raise StartOver
         self.plans.append(plan)
-        await seq.reserve(seq.length + sum(map(len, segments)) + self.room)
-        ending = self.answer if last else None
+        pieces = [(index, s) for (index, _), s in zip(pending, survey.segments, strict=True)]
         start = seq.length
-        done = await seq.extend(
-            segments, plan.steps, pilot=plan.pilot, settle=settle, answer=ending
-        )
-        self.account.add([index for index, _ in pending], segments, done, time.perf_counter())
-        if settle:
-            await self._lend(seq, segments, start)
+        ending = self.answer if last else None
+        await self._extend(seq, pieces, plan.steps, pilot=plan.pilot, answer=ending)
+        await self._lend(seq, survey.segments, start)
         pending.clear()
+
+    async def _extend(
+        self,
+        seq: EngineSequence,
+        pieces: Sequence[tuple[int, Segment]],
+        steps: Sequence[Step],
+        *,
+        pilot: int = 0,
+        settle: bool = True,
+        answer: Answer | None = None,
+    ) -> None:
+        """Put pieces of the slots at their indices into the row, and into the books."""
+        segments = [segment for _, segment in pieces]
+        await seq.reserve(seq.length + sum(len(s.rest) for s in segments) + self.room)
+        done = await seq.extend(segments, steps, pilot=pilot, settle=settle, answer=answer)
+        self.account.add([index for index, _ in pieces], segments, done, time.perf_counter())
 
     async def _lend(self, seq: EngineSequence, segments: Sequence[Segment], start: int) -> None:
         """Lend what was just read, from slot `start` on, unless an earlier attempt has."""
@@ -179,7 +182,7 @@ class Filling:
             loan = self.lends.get(segment.name) if segment.kind == "placeholder" else None
             if loan and not loan.settled:
                 loan.settle(await seq.lend(start, len(segment), loan.uses))
-            start += len(segment)
+            start += len(segment.rest)
 
     async def _take_back(self, seq: EngineSequence, index: int, tokens: int) -> None:
         await seq.truncate(seq.length - tokens)

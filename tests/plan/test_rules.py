@@ -15,6 +15,7 @@ def test_planning_has_the_engines_numbers() -> None:
     assert memory.AHEAD == base.AHEAD
     assert replica.STEP_TOKENS == loop.STEP_TOKENS
     assert replica.STEP_TOKENS_DECODING == loop.STEP_TOKENS_DECODING
+    assert replica.FULL_STEP == loop.FULL_STEP
     names = ("STORE", "OFFSETS", "PREFIX", "WHOLE")
     assert [getattr(memory, n) for n in names] == [getattr(budget, n) for n in names]
     assert memory.BLOCK == prefix.BLOCK
