@@ -61,7 +61,7 @@ class Realigner:
                 engine.store.expect(key, self._call.next_uses.get(segment.name, NEVER))
                 cost += tokens
                 handle = _whole(key, len(segment))
-            found.append(Segment(segment.kind, segment.name, segment.ids, handle))
+            found.append(replace(segment, handle=handle))
         first = len(self.segments)
         self.segments += found
         facts = await engine.call(lambda: self._facts(first, last))

@@ -8,7 +8,8 @@ be used when its bound meets the target:
 
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
 those to come: hence the 2. error is the share of squared offset error that the offset models leave,
-1 while they know too little to be used: then a level only rotates.
+1 while they know too little to be used: then a level only rotates. Of long texts rotated KV errs
+several times less: so there are levels that realign these and compute the others.
 
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
 lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, none of
@@ -58,10 +59,13 @@ NEAR = 0.5
 # Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
 # saw least of what stood before the text.
 AUTO = replace(LINEAR, first=512)
-LEVELS = (
-    replace(AUTO, name="light", leading=0.05, deviating=0.02),
-    replace(AUTO, name="medium", leading=0.08, deviating=0.05),
-    replace(AUTO, name="heavy", leading=0.15, deviating=0.12),
+SHARES = (("light", 0.05, 0.02), ("medium", 0.08, 0.05), ("heavy", 0.15, 0.12))
+# The longer a text is, the less its KV errs. The last levels realign texts of so many tokens only.
+LONG = 512
+LEVELS = tuple(
+    replace(AUTO, name=prefix + name, short=short, leading=leading, deviating=deviating)
+    for prefix, short in (("", AUTO.short), ("long-", LONG - 1))
+    for name, leading, deviating in SHARES
 )
 
 
@@ -126,15 +130,16 @@ class Auto:
         template: str,
         verdicts: Mapping[str, Verdict],
         *,
+        longest: int = LONG - 1,
         tokens: int = 0,
         steps: int = 0,
         seed: int = 0,
     ) -> Choice:
         """The way of a call.
 
-        `verdicts` are those of the placeholders that come with base KV. It may have `tokens` to
-        compute, and up to `steps` decoding steps are taken before its last input is complete.
-        `seed` is the call's own.
+        `verdicts` are those of the placeholders that come with base KV, and the `longest` of them
+        may have so many tokens. The call may have `tokens` to compute, and up to `steps` decoding
+        steps are taken before its last input is complete. `seed` is the call's own.
         """
         if self.target == 0:
             return Choice(Exact("auto: exact, the target is 0"))
@@ -146,7 +151,11 @@ class Auto:
         key = template if learned else template + ROTATED
         error = max(v.error for v in verdicts.values()) if learned else 1.0
         samples = min(v.samples for v in verdicts.values())
-        levels = self.levels if learned else [replace(x, offsets="") for x in self.levels]
+        levels = [x for x in self.levels if x.short < longest]
+        if not levels:
+            return Choice(Exact(f"auto: exact, no text is longer than {longest} tokens"))
+        if not learned:
+            levels = [replace(x, offsets="") for x in levels]
         bounds = {x.name: self.bound(key, x, error, samples) for x in levels}
         unknown = [x for x in levels if len(self._fresh(key, x, samples)) < ENOUGH]
         drawn = random.Random(seed).random() < self.rate
@@ -166,7 +175,7 @@ class Auto:
         why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known}){why}")
         # What rotating alone would have done is soon of no interest.
-        probed = (unknown or (self.levels if drawn else [])) if learned else []
+        probed = [x for x in levels if learned and (drawn or x in unknown)]
         return Choice(exact, False, tuple(probed), bounds, samples, key)
 
     def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:

@@ -32,8 +32,8 @@ class Policy(Protocol):
     literals: bool
     offsets: str
 
-    def leading(self, tokens: int) -> int:
-        """How many leading tokens of a message are computed once it has `tokens`, or more."""
+    def leading(self, tokens: int, most: int) -> int:
+        """How many leading tokens of a message are computed once it has `tokens` of `most`."""
 
     def plan(self, facts: Sequence[Fact]) -> Plan:
         """One step for each fact, in order."""
@@ -50,7 +50,7 @@ class Dense:
         self.reason = reason
         self.hands_over = hands_over
 
-    def leading(self, tokens: int) -> int:
+    def leading(self, tokens: int, most: int) -> int:
         """Nothing: it waits for all inputs."""
         return 0
 
@@ -72,7 +72,7 @@ class Exact:
         self.reason = reason
         self.hands_over = hands_over
 
-    def leading(self, tokens: int) -> int:
+    def leading(self, tokens: int, most: int) -> int:
         """All."""
         return tokens
 
@@ -101,7 +101,7 @@ class Kvcomm:
     def __init__(self, *, gated: bool = True) -> None:
         self.gated = gated
 
-    def leading(self, tokens: int) -> int:
+    def leading(self, tokens: int, most: int) -> int:
         """None: all of a message is realigned."""
         return 0
 

@@ -102,8 +102,10 @@ class Realign:
         self.literals = recipe.literals == "move"
         self.reason = reason or recipe.name
 
-    def leading(self, tokens: int) -> int:
+    def leading(self, tokens: int, most: int) -> int:
         """What is sure to be computed of a message, whatever its offsets."""
+        if most <= self.recipe.short:
+            return tokens
         return self._repaired(tokens, known=bool(self.offsets))[0]
 
     def plan(self, facts: Sequence[Fact]) -> Plan:

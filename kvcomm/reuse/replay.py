@@ -43,7 +43,7 @@ class Replay:
             step.way == "realign" and step.name.startswith("literal ") for step in planned
         )
 
-    def leading(self, tokens: int) -> int:
+    def leading(self, tokens: int, most: int) -> int:
         """Nothing: what was planned holds for a whole message."""
         return 0
 

@@ -7,7 +7,7 @@ computed row teaches the offset models. All of it waits until no call needs the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.engine.base import (
@@ -60,16 +60,23 @@ class Auditor:
     audits: list[Audited] = field(default_factory=list)
 
     async def choose(
-        self, call: Call, borrowed: Collection[str], *, tokens: int, steps: int, seed: int
+        self, call: Call, sizes: Mapping[str, int], *, tokens: int, steps: int, seed: int
     ) -> Choice:
-        """The way of a call that reads messages and the `borrowed` inputs.
+        """The way of a call that reads messages and borrowed inputs of at most these `sizes`.
 
         It has up to `tokens` to compute, and `steps` are taken until its last input is complete.
         """
         outlook = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
-        verdicts = {n: v for n, v in outlook.items() if n in call.messages or n in borrowed}
+        verdicts = {name: outlook[name] for name in sizes if name in outlook}
         key = f"{self.namespace}/{call.template.fingerprint}"
-        return self.auto.choose(key, verdicts, tokens=tokens, steps=steps, seed=seed)
+        return self.auto.choose(
+            key,
+            verdicts,
+            longest=max(map(sizes.__getitem__, verdicts), default=0),
+            tokens=tokens,
+            steps=steps,
+            seed=seed,
+        )
 
     async def after(self, done: Finished) -> None:
         """Measure what was chosen and learn; a failure is recorded and harms nobody."""
@@ -81,8 +88,9 @@ class Auditor:
                 if done.choice.measured:
                     await self._audit(done)
                 return
-            # Probes come before the lesson: the models must not have seen this very call.
-            if not done.choice.used and done.choice.measured:
+            # Probes come before the lesson: the models must not have seen this very call. Where a
+            # level had nothing to realign, it is probed with the others.
+            if done.choice.measured:
                 await self._probe(done)
             await _learn(done.seq, done.segments)
         except Exception as error:
@@ -95,8 +103,7 @@ class Auditor:
         level, *cheaper = done.choice.measured
         try:
             self._record(done, level, await done.seq.compare(shadow), tokens, used=True)
-            for other in cheaper:
-                await self._realign(done, other, shadow, 0)
+            await self._realign(done, cheaper, shadow, 0)
             await _learn(shadow, done.segments)
         finally:
             await shadow.close()
@@ -105,29 +112,37 @@ class Auditor:
         """Realign an exact call's prompt beside it, once for each level, and compare."""
         shadow, tokens = (None, 0) if done.recorded else await self._shadow(done)
         try:
-            for level in done.choice.measured:
-                await self._realign(done, level, shadow or done.seq, tokens)
-                tokens = 0
+            await self._realign(done, done.choice.measured, shadow or done.seq, tokens)
         finally:
             if shadow:
                 await shadow.close()
 
     async def _realign(
-        self, done: Finished, level: Recipe, dense: EngineSequence, tokens: int
+        self, done: Finished, levels: Sequence[Recipe], dense: EngineSequence, tokens: int
     ) -> None:
+        """Realign the prompt once for each level, and compare with `dense`, which cost `tokens`.
+
+        Levels that come to the same plan are measured together.
+        """
+        known: dict[tuple[Step, ...], Divergence] = {}
         # What an exact prefix holds is no test of the level.
-        beside = self._row(replace(done.call, reads_prefix=False, feeds_prefix=False))
-        try:
-            policy = Realign(level, budget=self.auto.budget, borrows=True)
-            survey = await surveyed(beside, done.segments, policy)
-            plan = policy.plan(survey.facts)
-            if plan.dense:
-                return
-            pieces = await beside.extend(survey.segments, plan.steps, pilot=plan.pilot)
-            tokens += sum(piece.computed for piece in pieces) + round(beside.pilot_tokens)
-            self._record(done, level, await beside.compare(dense), tokens)
-        finally:
-            await beside.close()
+        call = replace(done.call, reads_prefix=False, feeds_prefix=False)
+        for level in levels:
+            beside = self._row(call)
+            try:
+                policy = Realign(level, budget=self.auto.budget, borrows=True)
+                survey = await surveyed(beside, done.segments, policy)
+                plan = policy.plan(survey.facts)
+                if plan.dense:
+                    continue
+                if plan.steps not in known:
+                    pieces = await beside.extend(survey.segments, plan.steps, pilot=plan.pilot)
+                    tokens += sum(piece.computed for piece in pieces) + round(beside.pilot_tokens)
+                    known[plan.steps] = await beside.compare(dense)
+                self._record(done, level, known[plan.steps], tokens)
+                tokens = 0
+            finally:
+                await beside.close()
 
     async def _shadow(self, done: Finished) -> tuple[EngineSequence, int]:
         """The prompt in a computed row, answered greedily, and what that cost in tokens."""

@@ -51,6 +51,11 @@ class Draft:
         self._notify()
 
     @property
+    def most(self) -> int:
+        """The most tokens it will have."""
+        return len(self.ids) if self.sealed else self.limit
+
+    @property
     def remaining(self) -> int:
         """The most tokens that may still come: a guess at which of several drafts ends last."""
         return 0 if self.sealed else max(self.limit - len(self.ids), 1)

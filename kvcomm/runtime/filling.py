@@ -115,7 +115,7 @@ class Filling:
                 if keep < len(done):
                     await self._take_back(seq, index, len(done) - keep)
                     del done[keep:]
-                fresh = self.policy.leading(len(draft.ids)) - len(done)
+                fresh = self.policy.leading(len(draft.ids), draft.most) - len(done)
             if draft.sealed:
                 return len(done)
             if pending and self._early:

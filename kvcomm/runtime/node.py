@@ -185,11 +185,11 @@ class Attempt:
         call = self.engine_call()
         steps = max((draft.limit for draft in self.drafts.values()), default=0)
         tokens = call.capacity - self.agent.sampling.max_tokens
-        self.choice = await auditor.choose(
-            call, self.loans.keys(), tokens=tokens, steps=steps, seed=self.seed
-        )
+        sizes = {name: len(self.inputs[name]) for name in self.loans}
+        sizes |= {name: self.drafts[name].most for name in call.messages}
+        self.choice = await auditor.choose(call, sizes, tokens=tokens, steps=steps, seed=self.seed)
         self.policy = self.choice.policy
-        self.record = bool(self.choice.measured) and not self.choice.used
+        self.record = bool(self.choice.measured)
 
     @property
     def _borrowed(self) -> Mapping[str, Loan]:
@@ -204,9 +204,7 @@ class Attempt:
         """Room for literals, inputs, the producers' longest messages, and the answer."""
         known = sum(len(self.inputs[name]) for name in self.template.names if name in self.inputs)
         messages = sum(
-            len(draft.ids) if draft.sealed else draft.limit
-            for name in self.template.names
-            if (draft := self.drafts.get(name))
+            draft.most for name in self.template.names if (draft := self.drafts.get(name))
         )
         room = self.template.literal_tokens() + known + messages
         return engine_base.Call(

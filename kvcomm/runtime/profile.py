@@ -1,7 +1,7 @@
 """What `auto` must know of a model on a device before it has seen a call: measured once, cached.
 
-Priors: how far each level is from dense when base KV is only rotated, on a few short exchanges in
-which a second agent reads what a first one read and wrote.
+Priors: how far each level is from dense when base KV is only rotated, on a few exchanges in which a
+second agent reads what a first one read and wrote.
 Time: how many tokens a forward carries beside a decoding row at no cost, and how many for the time
 of a second row.
 """
@@ -20,13 +20,14 @@ from kvcomm.engine.models import cache_dir
 from kvcomm.kv.files import replace_file
 from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
-from kvcomm.reuse.auto import Auto
+from kvcomm.reuse.auto import LONG, Auto
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.recipe import Budget, Realign, Recipe
+from kvcomm.runtime.exchanges import EXCHANGES
 from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
 
-FORMAT = "kvcomm-profile-2"
+FORMAT = "kvcomm-profile-3"
 NAMESPACE = "kvcomm profile"
 # A forward is as fast as that of one token when it takes at most this many times as long.
 AS_FAST = 1.1
@@ -37,41 +38,6 @@ COMPARED = 12
 # Who reads the KV of an exchange reads it at once.
 USE = 0
 COMPUTE = Step("compute", "profile")
-
-EXCHANGES = (
-    (
-        "A baker makes 48 rolls in the morning and sells three quarters of them before noon. "
-        "In the afternoon she bakes another 20, gives 5 of them to her neighbour, and sells "
-        "half of all that is left at 2 dollars each. How many rolls does she have in the "
-        "evening, and how much did she earn in the afternoon?",
-        "Three quarters of 48 are 36, so 48 - 36 = 12 rolls are left at noon. With the 20 from "
-        "the afternoon she has 12 + 20 = 32 rolls, and 32 - 5 = 27 after the gift. Half of 27 "
-        "is 13.5; she can only sell whole rolls, so she sells 13 and keeps 14. At 2 dollars "
-        "each she earns 13 * 2 = 26 dollars in the afternoon.",
-    ),
-    (
-        "The Moon orbits the Earth once in 27.3 days and turns about its own axis in exactly "
-        "the same time. Billions of years ago it turned faster. The Earth's gravity raises "
-        "tides in the body of the Moon, two bulges that point to the Earth and away from it. "
-        "Question: why do we see the same face of the Moon all the time, and has this always "
-        "been so?",
-        "The Moon turns once about its axis in the time of one orbit, so the same half always "
-        "faces us. It has not always been so: it turned faster once. While it did, its tidal "
-        "bulges were carried away from the line to the Earth, and the Earth's pull on them "
-        "slowed the spin until both periods were equal. This is called tidal locking.",
-    ),
-    (
-        "Write a Python function that takes a text and returns the words that occur more than "
-        "once in it, without regard to upper and lower case, in alphabetical order. "
-        "Punctuation at the edges of a word does not belong to it. An empty text gives an "
-        "empty list.",
-        "def repeated(text):\n    seen, twice = set(), set()\n"
-        "    for word in text.lower().split():\n        word = word.strip('.,;:!?')\n"
-        "        if not word:\n            continue\n"
-        "        (twice if word in seen else seen).add(word)\n    return sorted(twice)\n\n"
-        "The first set holds what was seen once, the second what came again.",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -134,7 +100,11 @@ async def _compute(seq: EngineSequence, ids: Sequence[int]) -> None:
 
 
 async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
-    """The largest divergence of each level over the exchanges, base KV only rotated."""
+    """The largest divergence of each level over the exchanges, base KV only rotated.
+
+    Texts are cut to the shortest that levels for long texts realign. A level that has nothing to
+    realign in any exchange has no prior.
+    """
     solver = compile_template(
         engine.codec,
         [Text("You solve problems step by step.")],
@@ -145,26 +115,27 @@ async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
         [Text("You check the work of others.")],
         [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
     )
-    worst = {level.name: 0.0 for level in levels}
+    worst: dict[str, float] = {}
     for question, answer in EXCHANGES:
         texts = {"question": question, "answer": answer}
-        ids = {name: tuple(engine.codec.encode(text)) for name, text in texts.items()}
+        ids = {name: tuple(engine.codec.encode(text))[:LONG] for name, text in texts.items()}
+        room = sum(map(len, ids.values())) + checker.literal_tokens() + COMPARED
+        if room > engine.max_context:
+            continue
         handles = await _handles(engine, solver, ids)
         segments = checker.fill(ids, handles)
-        call = replace(
-            _call(checker, sum(map(len, segments)) + COMPARED),
-            messages=frozenset({"answer"}),
-            borrows=True,
-        )
+        call = replace(_call(checker, room), messages=frozenset({"answer"}), borrows=True)
         dense = engine.open(call)
         try:
             greedy = Answer(Sampling(max_tokens=COMPARED), record=True)
             await dense.extend(segments, [COMPUTE] * len(segments), answer=greedy)
             async for _ in dense.decode():
                 pass
+            known: dict[tuple[Step, ...], float] = {}
             for level in levels:
-                found = await _apart(engine, call, segments, replace(level, offsets=""), dense)
-                worst[level.name] = max(worst[level.name], found)
+                steps = await _apart(engine, call, segments, level, dense, known)
+                if steps:
+                    worst[level.name] = max(worst.get(level.name, 0.0), known[steps])
         finally:
             await dense.close()
             for handle in handles.values():
@@ -196,16 +167,25 @@ async def _apart(
     engine: Engine,
     call: Call,
     segments: Sequence[Segment],
-    recipe: Recipe,
+    level: Recipe,
     dense: EngineSequence,
-) -> float:
+    known: dict[tuple[Step, ...], float],
+) -> tuple[Step, ...]:
+    """The steps that a level comes to without offsets; how far they are from dense is `known`.
+
+    No steps when all is computed.
+    """
     seq = engine.open(call)
     try:
-        policy = Realign(recipe, borrows=True)
+        policy = Realign(replace(level, offsets=""), borrows=True)
         survey = await surveyed(seq, segments, policy)
         plan = policy.plan(survey.facts)
-        await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)
-        return (await seq.compare(dense)).mean
+        if plan.dense:
+            return ()
+        if plan.steps not in known:
+            await seq.extend(survey.segments, plan.steps)
+            known[plan.steps] = (await seq.compare(dense)).mean
+        return plan.steps
     finally:
         await seq.close()
 

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvcomm.engine.base import Answer, Engine
@@ -35,9 +35,8 @@ MODES = (
     "auto",
     "auto-warm",
 )
-# Passes over other samples before a mode that learns or caches counts as warm. Anchors serve texts
-# of their own length only; linear offsets any, so auto learns from texts a quarter as long.
-WARM = {"exact-warm": 1, "kvcomm": 2, "auto-warm": 10}
+# Passes over other samples before a mode that learns or caches counts as warm.
+WARM = {"exact-warm": 1, "kvcomm": 2, "auto-warm": 3}
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class Ttft:
                 await inform(mode.auto, self.engine)
         for mode in self.modes:
             for number in range(WARM.get(mode.name, 0)):
-                await self._pass(mode, -1 - number, short=mode.auto is not None)
+                await self._pass(mode, -1 - number)
         for sample in range(samples):
             turn = sample % len(self.modes)
             for mode in (*self.modes[turn:], *self.modes[:turn]):
@@ -190,12 +189,10 @@ class Ttft:
         """A mode that keeps nothing finds nothing: every sample has a namespace of its own."""
         return f"ttft {mode.name}" if mode.keeps else f"ttft {mode.name} {sample}"
 
-    async def _pass(self, mode: Mode, sample: int, *, short: bool = False) -> Pass:
+    async def _pass(self, mode: Mode, sample: int) -> Pass:
         began = time.perf_counter()
         codec, work = self.engine.codec, self.workload
-        if short:
-            work = replace(work, input=max(work.input // 4, 1), output=max(work.output // 4, 2))
-        forced = {} if self._decode and not short else work.answers(codec, mode.graph, sample)
+        forced = {} if self._decode else work.answers(codec, mode.graph, sample)
         scheduler = Scheduler(
             mode.engine,
             mode.graph,
