@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from typing import Annotated, Any
@@ -39,11 +40,28 @@ def end_on_signals() -> None:
             signal.signal(number, end)
 
 
+class Notices(logging.Handler):
+    """What the library has to say while it works, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        complain(record.getMessage())
+
+
+def show_notices() -> None:
+    """Show what the library logs. A program that imports it decides by itself."""
+    log = logging.getLogger("kvcomm")
+    if not any(isinstance(handler, Notices) for handler in log.handlers):
+        log.addHandler(Notices(logging.INFO))
+        log.setLevel(logging.INFO)
+
+
 class Reporting(TyperGroup):
     """Ends a command that failed with one line and the error's exit code, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; 130 is what shells expect after Ctrl-C."""
+        show_notices()
         try:
             return super().invoke(ctx)
         except KvcommError as error:

@@ -21,7 +21,7 @@ class Draft:
 
     def __init__(self, env: simpy.Environment, size: int, limit: int, follow: bool = True) -> None:
         self._env = env
-        self._size = size
+        self.size = size
         self._limit = limit
         self._follow = follow
         self._written = 0
@@ -33,8 +33,8 @@ class Draft:
     def known(self) -> int:
         """Tokens that its readers may take."""
         if self.done.triggered:
-            return self._size
-        return min(self._written, self._size) if self._follow else 0
+            return self.size
+        return min(self._written, self.size) if self._follow else 0
 
     @property
     def remaining(self) -> int:
@@ -44,7 +44,7 @@ class Draft:
     @property
     def room(self) -> int:
         """Slots that a reader's row keeps for it."""
-        return self._size if self.done.triggered else max(self._limit, self._size)
+        return self.size if self.done.triggered else max(self._limit, self.size)
 
     def append(self) -> None:
         """One more token was sampled."""
@@ -174,26 +174,33 @@ class Node:
             draft = heard.get(piece.sender or "")
             if draft is None:
                 pending.append((piece.tokens, piece.computed))
-            elif self._way != "exact":
-                if not draft.done.triggered and pending and self._way == "realigned":
-                    yield from self._flush(row, pending)
+            elif self._way == "dense":
                 yield draft.done
                 pending.append((piece.tokens, piece.computed))
             else:
                 later = [
                     heard[p.sender] for p in self._call.pieces[index + 1 :] if p.sender in heard
                 ]
-                left = yield from self._follow(row, draft, pending, later)
-                pending.append((left, left))
+                lead = piece.tokens if self._way == "exact" else piece.leading
+                done = yield from self._follow(row, draft, lead, pending, later)
+                pending.append((piece.tokens - done, piece.computed - done))
         finished = [draft.finished_at for draft in heard.values()]
         self.books.ready_at = max([self._began, *finished])
         row.priority = READY
         yield from self._flush(row, pending, last=True)
 
     def _follow(
-        self, row: Row, draft: Draft, pending: list[tuple[int, int]], later: list[Draft]
+        self,
+        row: Row,
+        draft: Draft,
+        lead: int,
+        pending: list[tuple[int, int]],
+        later: list[Draft],
     ) -> Waiting:
-        """Compute a message while it is written; returns the tokens left when it is done."""
+        """Compute `lead` tokens of a message while it is written, in step with the whole.
+
+        Returns how many there are when it is done.
+        """
         done = 0
         while not draft.done.triggered:
             if pending:
@@ -201,13 +208,13 @@ class Node:
                 continue
             last = all(draft.remaining >= other.remaining for other in later)
             chunk = FINE if last else COARSE
-            fresh = (draft.known - done) // chunk * chunk
+            fresh = (draft.known * lead // max(draft.size, 1) - done) // chunk * chunk
             if fresh:
                 yield from self._flush(row, [(fresh, fresh)], settle=False)
                 done += fresh
             else:
                 yield draft.change()
-        return draft.known - done
+        return done
 
     def _flush(
         self,

@@ -20,13 +20,15 @@ LEARNING = ("auto", "kvcomm")
 class Piece:
     """A segment of a prompt. `sender` is the text it waits for, `computed` what the trace computed.
 
-    A literal stands in the same place of every graph's prompt; other texts are each graph's own.
+    Of a realigned one these are `leading` tokens, and others. A literal stands in the same place of
+    every graph's prompt; other texts are each graph's own.
     """
 
     tokens: int
     computed: int
     literal: bool
     sender: str | None = None
+    leading: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def _call(run: TraceRun, view: CallView, said: set[str], before: Mapping[str, Ca
             step.computed,
             step.segment == "literal",
             step.name if step.segment == "placeholder" and step.name in said else None,
+            next((end for start, end in step.positions[:1] if start == 0), 0),
         )
         for step in steps
     )

@@ -222,8 +222,10 @@ class Fidelity:
             reads_prefix=True,
             feeds_prefix=True,
         )
+        reused = attempt.loans.keys() | call.messages
+        sizes = {s.name: len(s) for s in segments if s.kind == "placeholder" and s.name in reused}
         choice = await auditor.choose(
-            call, attempt.loans, tokens=sum(map(len, segments)), steps=0, seed=self.seen
+            call, sizes, tokens=sum(map(len, segments)), steps=0, seed=self.seen
         )
         policy = choice.policy
         seq = self.engine.open(replace(call, offsets=LINEAR.offsets))

@@ -9,6 +9,7 @@ of a second row.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from kvcomm.reuse.recipe import Budget, Realign, Recipe
 from kvcomm.runtime.exchanges import EXCHANGES
 from kvcomm.runtime.filling import surveyed
 from kvcomm.sampling import Sampling
+
+log = logging.getLogger(__name__)
 
 FORMAT = "kvcomm-profile-3"
 NAMESPACE = "kvcomm profile"
@@ -59,6 +62,7 @@ async def profile(engine: Engine, levels: Sequence[Recipe]) -> Profile:
             return Profile(**known)
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    log.info("measuring how well %s can reuse KV on this device, once", engine.model)
     measured = Profile(*await _times(engine), await _priors(engine, levels))
     _write(path, json.dumps({"key": key, **asdict(measured)}, indent=1))
     return measured

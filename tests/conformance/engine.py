@@ -261,6 +261,40 @@ class EngineContract:
         assert lenders == ["", "a", "a"]
         assert result.totals.extra["base"] == 0
 
+    async def test_what_is_computed_of_a_message_is_computed_while_it_is_written(
+        self, engine: Engine
+    ) -> None:
+        if not engine.capabilities.reuse:
+            seq = engine.open(call(60))
+            (rest,) = pieces(prompt(engine, 40), 40)
+            await seq.extend([replace(rest, ids=rest.ids[:30])], [COMPUTE], settle=False)
+            (done,) = await seq.extend([replace(rest, done=30)], [COMPUTE])
+            assert (seq.length, done.computed) == (40, 10)
+            await seq.close()
+            return
+
+        class Late(Realign):
+            def leading(self, tokens: int, most: int) -> int:
+                return 0
+
+        recipe, found = Recipe("lead", first=40), []
+        for policy in (Late(recipe, borrows=True), Realign(recipe, borrows=True)):
+            with session(engine, policy, namespace=next(_names)) as active:
+                found.append(await active.arun(graphs(self.tokens)["chain"], self.task))
+        late, early = found
+        check_books(early)
+        assert [c.text for c in early.calls] == [c.text for c in late.calls]
+        for slow, fast in zip(late.calls[1:], early.calls[1:], strict=True):
+            heard, same = (
+                [s for s in c.steps if s.way == "realign" and s.tokens > 60][-1]
+                for c in (slow, fast)
+            )
+            assert heard.positions == same.positions
+            assert same.positions[0] == (0, 40)
+            assert heard.computed == same.computed < same.tokens
+            assert (heard.ahead, same.ahead) == (0, 32)  # in chunks of 16
+            assert fast.report.prompt_tokens == slow.report.prompt_tokens
+
 
 def refused(engine: Engine) -> set[str]:
     """The modes that the engine cannot follow."""

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.auto import ENOUGH, LEVELS, WINDOW, Auto, controller
-from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.auto import ENOUGH, LEVELS, LONG, SHARES, WINDOW, Auto, controller
+from kvcomm.reuse.plan import Fact, Verdict
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import Realign
 
-CHEAP, MIDDLE, DEAR = (level.name for level in LEVELS)
+ANY = [level for level in LEVELS if level.short < LONG - 1]
+CHEAP, MIDDLE, DEAR = (level.name for level in ANY)
 
 
 def known(samples: int = 10, error: float = 0.5) -> Verdict:
@@ -69,6 +70,28 @@ def test_the_first_call_is_realigned_where_rotating_alone_is_known_to_be_enough(
     assert choice.policy.borrows
     assert choice.policy.reason == "auto: light, bound 0.0200 (prior) ≤ 0.02"
     assert choice.measured[0] == replace(LEVELS[0], offsets="")
+
+
+def test_long_texts_have_levels_of_their_own() -> None:
+    made = auto()
+    made.priors["long-medium"] = 0.009
+    names = [name for name, *_ in SHARES]
+    assert list(made.choose("t", {"a": UNKNOWN}, longest=LONG - 1).bounds) == names
+    choice = made.choose("t", {"a": UNKNOWN}, longest=LONG)
+    assert set(choice.bounds) == {level.name for level in LEVELS}
+    assert isinstance(choice.policy, Realign)
+    assert choice.policy.reason == "auto: long-medium, bound 0.0180 (prior) ≤ 0.02"
+    facts = [Fact("placeholder", "a", size, tuple(range(size)), UNKNOWN) for size in (511, 512)]
+    assert [step.way for step in choice.policy.plan(facts).steps] == ["compute", "realign"]
+    # All levels that realign more may do as well.
+    assert [x.name for x in choice.measured] == ["long-medium", *names, "long-light"]
+
+
+def test_where_no_text_is_worth_it_the_call_is_exact() -> None:
+    choice = auto(prior=0.0).choose("t", {"a": UNKNOWN}, longest=24)
+    assert isinstance(choice.policy, Exact)
+    assert choice.policy.reason == "auto: exact, no text is longer than 24 tokens"
+    assert not choice.measured
 
 
 def test_audits_of_rotating_alone_say_nothing_of_offsets() -> None:
@@ -258,7 +281,7 @@ def test_exact_calls_of_known_levels_are_probed_at_the_rate() -> None:
     made = auto(rate=1.0)
     for level in LEVELS:
         audited(made, level.name, 0.5)
-    assert len(made.choose("t", {"a": known()}).measured) == len(LEVELS)
+    assert len(made.choose("t", {"a": known()}).measured) == len(ANY)
     made.rate = 0.0
     assert not made.choose("t", {"a": known()}).measured
 

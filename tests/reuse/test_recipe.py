@@ -178,3 +178,27 @@ def test_a_prompt_of_literals_is_computed(name: str) -> None:
     made = Realign(METHODS[name]).plan([literal(last=True)])
     assert made.dense
     assert "nothing to realign" in made.gate
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.booleans(), st.booleans())
+def test_what_leads_a_message_is_computed_in_the_end(
+    some: int, more: int, known: bool, budget: bool
+) -> None:
+    recipe = Recipe("r", offsets="linear" * known, short=20, first=90, leading=0.2, deviating=0.1)
+    policy = Realign(recipe, budget=Budget(0.25) if budget else None)
+    whole = some + more
+    lead = policy.leading(some, 1000)
+    assert lead <= some
+    verdict = Verdict(True, "known", 10, 0.5)
+    fact = Fact("placeholder", "a", whole, tuple(range(whole)), verdict, done=lead)
+    step = policy.plan([fact]).steps[0]
+    assert step.positions is None or set(range(lead)) <= set(step.positions)
+    # What is computed ahead is no more than is computed anyway.
+    late = policy.plan([replace(fact, done=0)]).steps[0]
+    assert late == step
+
+
+def test_a_message_that_stays_short_is_computed_as_it_is_written() -> None:
+    policy = Realign(Recipe("r", short=100, first=8))
+    assert policy.leading(60, 100) == 60
+    assert policy.leading(60, 101) == 8

@@ -52,8 +52,27 @@ async def test_a_damaged_profile_is_measured_again(
 
 async def test_more_repair_has_a_smaller_prior_on_a_trained_model(smol: LocalEngine) -> None:
     found = (await profile(smol, LEVELS)).priors
-    light, medium, heavy = (found[level.name] for level in LEVELS)
-    assert light > medium > heavy
+    assert found["light"] > found["medium"] > found["heavy"]
+    for name in ("medium", "heavy"):
+        assert found[f"long-{name}"] < found[name] / 2
+
+
+async def test_exchanges_beyond_the_context_give_no_priors(
+    tiny: LocalEngine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny, "max_context", 600)
+    assert not (await profile(tiny, LEVELS)).priors  # its tokens are characters
+
+
+async def test_measuring_a_profile_is_said(
+    tiny: LocalEngine, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "kvcomm"):
+        await profile(tiny, LEVELS)
+        await profile(tiny, LEVELS)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"measuring how well {tiny.model} can reuse KV on this device, once"
+    ]
 
 
 async def test_a_controller_is_informed_once(
