@@ -1,0 +1,130 @@
+"""How far rotated base KV is from dense by the length of texts: why there are levels for long ones.
+
+    python benchmarks/text_length.py --data DIR
+
+A second agent reads what a first one read and wrote, two texts of the same length, cut from rows of
+a suite that are put together. Literals and leading tokens are computed, the rest is rotated to its
+place, as levels of `auto` do before anything is learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from context_base import Bench
+
+from kvcomm.engine.base import COMPARED
+from kvcomm.engine.divergence import divergence
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import hardware, load_engine
+from kvcomm.prompt import Hole, Segment, Text, compile_template
+from kvcomm.reuse.auto import SHARES
+
+LENGTHS = (64, 128, 256, 512, 1024)
+# A suite, and the fields of its rows that are read and written.
+KINDS = {
+    "hotpotqa": ("context", "context"),
+    "math500": ("problem", "solution"),
+    "humaneval": ("prompt", "canonical_solution"),
+    "gsm8k": ("question", "answer"),
+}
+
+
+def texts(folder: Path, suite: str, field: str) -> list[str]:
+    """One field of all rows; of passages, one text each."""
+    lines = (folder / f"{suite}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line)[field] for line in lines]
+    if suite != "hotpotqa":
+        return found
+    return [f"{title}: {''.join(said)}" for row in found for title, said in row]
+
+
+def apart(
+    bench: Bench, question: Sequence[int], answer: Sequence[int], share: Sequence[float]
+) -> list[float]:
+    """The divergence of the second agent's prompt for each share of leading tokens."""
+    codec = bench.engine.codec
+    solver = compile_template(
+        codec,
+        [Text("You solve problems step by step.")],
+        [Hole("question"), Text("\n\nWrite down how you solve it.")],
+    )
+    checker = compile_template(
+        codec,
+        [Text("You check the work of others.")],
+        [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
+    )
+    ids = {"question": tuple(question), "answer": tuple(answer)}
+    read = [*solver.fill(ids), Segment("placeholder", "answer", ids["answer"])]
+    row = bench.row([i for segment in read for i in segment.ids])
+    bench.compute(row, range(len(row)))
+    bases, at = {}, 0
+    for segment in read:
+        if segment.kind == "placeholder":
+            # The last token of an answer was sampled and never computed.
+            end = at + len(segment) - (segment.name == "answer")
+            bases[segment.name] = row.position_free(range(at, end))
+        at += len(segment)
+    segments = checker.fill(ids)
+    prompt = [i for segment in segments for i in segment.ids]
+    said, dense = bench.answer(bench.row(prompt), COMPARED)
+    found = []
+    for leading in share:
+        row, left = bench.realigned(segments, bases, 0, leading)
+        logits = bench.compute(row, left)
+        row.ids += said[:-1]
+        rest = bench.compute(row, range(len(prompt), len(row)), len(said) - 1)
+        found.append(divergence(dense, torch.cat([logits, rest])).mean)
+    return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    levels = {name: leading + deviating for name, leading, deviating in SHARES}
+    results: dict[str, dict] = {}
+    with load_engine("smollm2-135m") as engine, torch.inference_mode():
+        assert isinstance(engine, LocalEngine)
+        bench = Bench(engine)
+
+        def cut(rows: list[str], length: int, seed: str) -> list[int]:
+            draw, ids = random.Random(seed), list[int]()
+            while len(ids) < length:
+                ids += engine.codec.encode(draw.choice(rows) + "\n\n")
+            return ids[:length]
+
+        for length in LENGTHS:
+            for suite, (question, answer) in KINDS.items():
+                read, wrote = (texts(options.data, suite, f) for f in (question, answer))
+                samples = [
+                    apart(
+                        bench,
+                        cut(read, length, f"{number} read"),
+                        cut(wrote, length, f"{number} wrote"),
+                        list(levels.values()),
+                    )
+                    for number in range(options.samples)
+                ]
+                found = {
+                    name: {"mean": statistics.fmean(values), "largest": max(values)}
+                    for name, values in zip(levels, zip(*samples, strict=True), strict=True)
+                }
+                results.setdefault(str(length), {})[suite] = found
+                print(length, suite, {n: round(v["mean"], 4) for n, v in found.items()}, flush=True)
+        value = {"hardware": hardware(engine), "samples": options.samples, "tokens": results}
+    if options.out:
+        options.out.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
