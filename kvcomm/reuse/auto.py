@@ -147,10 +147,13 @@ class Auto:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
         if 0 < tokens <= self.spare * steps:
             return Choice(Exact("auto: exact, computing ahead is free here"))
-        learned = all(v.shareable for v in verdicts.values())
+        # Levels with offsets compute what is not known yet: a text that hardly ever comes, or is too
+        # short to be learned from, keeps nobody from realigning the others.
+        known = [v for v in verdicts.values() if v.shareable]
+        learned = bool(known)
         key = template if learned else template + ROTATED
-        error = max(v.error for v in verdicts.values()) if learned else 1.0
-        samples = min(v.samples for v in verdicts.values())
+        error = max((v.error for v in known), default=1.0)
+        samples = min(v.samples for v in known or verdicts.values())
         levels = [x for x in self.levels if x.short < longest]
         if not levels:
             return Choice(Exact(f"auto: exact, no text is longer than {longest} tokens"))
@@ -171,9 +174,9 @@ class Auto:
                 policy = Realign(level, reason, self.budget, borrows=True)
                 measured = (level, *cheaper) if audited else ()
                 return Choice(policy, True, measured, bounds, samples, key)
-        known = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
+        listed = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
-        exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({known}){why}")
+        exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
         # What rotating alone would have done is soon of no interest.
         probed = [x for x in levels if learned and (drawn or x in unknown)]
         return Choice(exact, False, tuple(probed), bounds, samples, key)

@@ -110,7 +110,19 @@ def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
 
     early = replace(UNKNOWN, error=0.1)
     assert bounds(solver=early) == bounds(solver=UNKNOWN)
-    assert bounds(solver=known(error=0.1), critic=early) == bounds(critic=UNKNOWN)
+    assert bounds(solver=known(error=0.1), critic=early) == bounds(solver=known(error=0.1))
+
+
+def test_what_is_not_known_yet_keeps_nobody_from_realigning_the_rest() -> None:
+    made = auto(prior=0.01)
+    choice = made.choose("t", {"solver": known(), "critic": UNKNOWN})
+    assert isinstance(choice.policy, Realign)
+    facts = [
+        Fact("placeholder", name, 60, tuple(range(60)), verdict)
+        for name, verdict in (("solver", known()), ("critic", UNKNOWN))
+    ]
+    assert [step.way for step in choice.policy.plan(facts).steps] == ["realign", "compute"]
+    assert choice.key == "t"
 
 
 def test_what_is_unknown_is_probed_beside_exact_calls() -> None:
