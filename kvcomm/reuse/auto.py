@@ -58,7 +58,7 @@ NEAR = 0.5
 
 # Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
 # saw least of what stood before the text.
-AUTO = replace(LINEAR, first=512)
+AUTO = replace(LINEAR, first=512, unknown="rotate")
 SHARES = (("light", 0.05, 0.02), ("medium", 0.08, 0.05), ("heavy", 0.15, 0.12))
 # The longer a text is, the less its KV errs. The last levels realign texts of so many tokens only.
 LONG = 512
@@ -147,13 +147,11 @@ class Auto:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
         if 0 < tokens <= self.spare * steps:
             return Choice(Exact("auto: exact, computing ahead is free here"))
-        # Levels with offsets compute what is not known yet: a text that hardly ever comes, or is too
-        # short to be learned from, keeps nobody from realigning the others.
-        known = [v for v in verdicts.values() if v.shareable]
-        learned = bool(known)
+        # What is not known is only rotated; of some texts no offset is ever predictable.
+        learned = any(v.shareable for v in verdicts.values())
         key = template if learned else template + ROTATED
-        error = max((v.error for v in known), default=1.0)
-        samples = min(v.samples for v in known or verdicts.values())
+        error = max(v.error if v.shareable else 1.0 for v in verdicts.values())
+        samples = min(v.samples for v in verdicts.values())
         levels = [x for x in self.levels if x.short < longest]
         if not levels:
             return Choice(Exact(f"auto: exact, no text is longer than {longest} tokens"))
@@ -177,8 +175,9 @@ class Auto:
         listed = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
-        # What rotating alone would have done is soon of no interest.
-        probed = [x for x in levels if learned and (drawn or x in unknown)]
+        # What rotating alone would have done is of no interest where offsets will soon be known.
+        settled = learned or samples >= ENOUGH
+        probed = [x for x in levels if settled and (drawn or x in unknown)]
         return Choice(exact, False, tuple(probed), bounds, samples, key)
 
     def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:

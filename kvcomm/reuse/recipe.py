@@ -26,8 +26,8 @@ class Recipe:
     often carry the question. Of every other one are computed: the `first` tokens, but no more than
     the share `leading`, and the share `deviating` of its tokens that deviate most, by the size of
     the predicted offset or, with `pilot` layers, as measured there. Where the offset model says
-    that it cannot predict, `unknown` placeholders are computed, or predicted all the same from what
-    little there is.
+    that it cannot predict, `unknown` placeholders are computed, or only rotated, or predicted all
+    the same from what little there is.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Recipe:
     leading: float = 1.0
     deviating: float = 0.0
     pilot: int = 0
-    unknown: Literal["compute", "predict"] = "compute"
+    unknown: Literal["compute", "rotate", "predict"] = "compute"
 
     def repaired(self, tokens: int, limit: int) -> tuple[int, int]:
         """Of `tokens`, how many leading and how many deviating ones are computed."""
@@ -136,7 +136,7 @@ class Realign:
             corrected, reason = fact.verdict.shareable, fact.verdict.reason
             if not corrected and self.recipe.unknown == "compute":
                 return Step("compute", reason)
-            if not corrected:
+            if not corrected and self.recipe.unknown == "predict":
                 corrected = fact.verdict.usable
             if not corrected:
                 reason = f"rotated only: {reason}"

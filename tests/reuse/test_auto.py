@@ -110,19 +110,30 @@ def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
 
     early = replace(UNKNOWN, error=0.1)
     assert bounds(solver=early) == bounds(solver=UNKNOWN)
-    assert bounds(solver=known(error=0.1), critic=early) == bounds(solver=known(error=0.1))
+    assert bounds(solver=known(error=0.1), critic=early) == bounds(critic=UNKNOWN)
 
 
 def test_what_is_not_known_yet_keeps_nobody_from_realigning_the_rest() -> None:
-    made = auto(prior=0.01)
-    choice = made.choose("t", {"solver": known(), "critic": UNKNOWN})
+    choice = auto(prior=0.01).choose("t", {"solver": known(), "critic": UNKNOWN})
     assert isinstance(choice.policy, Realign)
     facts = [
         Fact("placeholder", name, 60, tuple(range(60)), verdict)
         for name, verdict in (("solver", known()), ("critic", UNKNOWN))
     ]
-    assert [step.way for step in choice.policy.plan(facts).steps] == ["realign", "compute"]
+    steps = choice.policy.plan(facts).steps
+    assert [step.way for step in steps] == ["realign", "realign"]
+    assert [step.corrected for step in steps] == [True, False]
     assert choice.key == "t"
+
+
+def test_offsets_that_are_never_predictable_are_done_without() -> None:
+    never = Verdict(False, "offsets not predictable: 5 samples, error left 1.00", ENOUGH)
+    made = auto()
+    choice = made.choose("t", {"a": never})
+    assert [level.name for level in choice.measured] == [CHEAP, MIDDLE, DEAR]
+    for _ in range(ENOUGH):
+        made.record(choice.key, CHEAP, 0.004, choice.samples, used=False)
+    assert made.choose("t", {"a": never}).used
 
 
 def test_what_is_unknown_is_probed_beside_exact_calls() -> None:

@@ -147,7 +147,7 @@ def test_a_budget_trims_the_repair() -> None:
         first=st.integers(0, 40),
         leading=st.floats(0, 1),
         deviating=st.floats(0, 1),
-        unknown=st.sampled_from(["compute", "predict"]),
+        unknown=st.sampled_from(["compute", "rotate", "predict"]),
     ),
     st.integers(0, 100),
     st.integers(0, 100),
