@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -150,6 +151,41 @@ async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
     assert packs == [90, 5, 20, 20, 10]
     await audit.close()
     await ready.close()
+
+
+async def test_prompts_share_a_step_only_while_it_is_small(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of several long ones has its first token before the others are computed."""
+    real, packs = loop_module.packed_forward, []
+
+    def seen(model: object, packed: list[int], *rest: object) -> torch.Tensor:
+        packs.append(len(packed))
+        return real(model, packed, *rest)
+
+    monkeypatch.setattr(loop_module, "packed_forward", seen)
+    monkeypatch.setattr(loop_module, "FULL_STEP", 30)
+    seqs = [open_row(tiny, 100) for _ in range(4)]
+    sizes = (20, 20, 60, 40)
+    started, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        go.wait()
+
+    # All four are queued before the loop looks at them.
+    held = asyncio.ensure_future(tiny.call(hold))
+    await asyncio.to_thread(started.wait)
+    tasks = [
+        asyncio.ensure_future(seq.extend([segment(random_ids(tiny, size))], [COMPUTE]))
+        for seq, size in zip(seqs, sizes, strict=True)
+    ]
+    await asyncio.sleep(0.05)
+    go.set()
+    await asyncio.gather(held, *tasks)
+    assert packs == [20 + 20, 60, 40]
+    for seq in seqs:
+        await seq.close()
 
 
 async def test_work_that_comes_just_before_a_pause_is_not_kept_waiting(
