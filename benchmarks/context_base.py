@@ -21,7 +21,7 @@ import torch
 
 from kvcomm.agents import critic, solver
 from kvcomm.engine.attention import Pack, Part, packed_forward
-from kvcomm.engine.base import COMPARED
+from kvcomm.engine.base import COMPARED, Divergence
 from kvcomm.engine.divergence import divergence
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import hardware, load_engine
@@ -114,6 +114,31 @@ class Bench:
             left += [*range(start, start + skip), *range(start + len(base), start + size)]
         return row, left
 
+    def read(self, row: Row, segments: Sequence[Segment]) -> dict[str, KV]:
+        """KV of the placeholders of a computed prompt, by name."""
+        found, at = {}, 0
+        for segment in segments:
+            if segment.kind == "placeholder":
+                found[segment.name] = row.position_free(range(at, at + len(segment)))
+            at += len(segment)
+        return found
+
+    def apart(
+        self,
+        segments: Sequence[Segment],
+        bases: dict[str, KV],
+        repair: tuple[int, float],
+        said: Sequence[int],
+        dense: torch.Tensor,
+    ) -> tuple[Divergence, float]:
+        """How far a prompt with rotated base KV is from dense's answer, and its computed share."""
+        row, left = self.realigned(segments, bases, *repair)
+        prompt = len(row)
+        logits = self.compute(row, left)
+        row.ids += said[:-1]
+        rest = self.compute(row, range(prompt, len(row)), len(said) - 1)
+        return divergence(dense, torch.cat([logits, rest])), len(left) / prompt
+
     def sample(self, texts: Sequence[str], question: str) -> dict[str, tuple[float, ...]]:
         """Divergence, at the first token too, and computed share, for every base and repair."""
         mine = self.prompt(solver().system, texts, question, ())
@@ -121,24 +146,16 @@ class Bench:
         prompt = len(first)
         heard, _ = self.answer(first, WRITTEN)
         message = first.position_free(range(prompt, prompt + WRITTEN))
-        alone, read, at = {"message": message}, {"message": message}, 0
-        for segment in mine:
-            if segment.kind == "placeholder":
-                alone[segment.name] = self.standalone(segment.ids)
-                read[segment.name] = first.position_free(range(at, at + len(segment)))
-            at += len(segment)
+        read = self.read(first, mine) | {"message": message}
+        alone = {s.name: self.standalone(s.ids) for s in mine if s.kind == "placeholder"}
+        alone["message"] = message
         theirs = self.prompt(critic().system, texts, question, heard)
         ids = [i for segment in theirs for i in segment.ids]
         said, dense = self.answer(self.row(ids), COMPARED)
         found = {}
         for name, bases in (("standalone", alone), ("read by another", read)):
             for repair in REPAIRS:
-                row, left = self.realigned(theirs, bases, *repair)
-                logits = self.compute(row, left)
-                row.ids += said[:-1]
-                rest = self.compute(row, range(len(ids), len(row)), len(said) - 1)
-                apart = divergence(dense, torch.cat([logits, rest]))
-                share = len(left) / len(ids)
+                apart, share = self.apart(theirs, bases, repair, said, dense)
                 found[f"{name}, first {repair[0]}"] = apart.mean, apart.first, share
         return found
 

@@ -20,11 +20,11 @@ import torch
 from context_base import Bench
 
 from kvcomm.engine.base import COMPARED
-from kvcomm.engine.divergence import divergence
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import hardware, load_engine
-from kvcomm.prompt import Hole, Segment, Text, compile_template
+from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import SHARES
+from kvcomm.runtime.exchanges import templates
 
 LENGTHS = (64, 128, 256, 512, 1024)
 # A suite, and the fields of its rows that are read and written.
@@ -49,39 +49,19 @@ def apart(
     bench: Bench, question: Sequence[int], answer: Sequence[int], share: Sequence[float]
 ) -> list[float]:
     """The divergence of the second agent's prompt for each share of leading tokens."""
-    codec = bench.engine.codec
-    solver = compile_template(
-        codec,
-        [Text("You solve problems step by step.")],
-        [Hole("question"), Text("\n\nWrite down how you solve it.")],
-    )
-    checker = compile_template(
-        codec,
-        [Text("You check the work of others.")],
-        [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
-    )
+    solver, checker = templates(bench.engine.codec)
     ids = {"question": tuple(question), "answer": tuple(answer)}
     read = [*solver.fill(ids), Segment("placeholder", "answer", ids["answer"])]
     row = bench.row([i for segment in read for i in segment.ids])
     bench.compute(row, range(len(row)))
-    bases, at = {}, 0
-    for segment in read:
-        if segment.kind == "placeholder":
-            # The last token of an answer was sampled and never computed.
-            end = at + len(segment) - (segment.name == "answer")
-            bases[segment.name] = row.position_free(range(at, end))
-        at += len(segment)
+    bases = bench.read(row, read)
+    # The last token of an answer was sampled and never computed.
+    bases["answer"] = bases["answer"].slice(0, len(answer) - 1)
     segments = checker.fill(ids)
     prompt = [i for segment in segments for i in segment.ids]
     said, dense = bench.answer(bench.row(prompt), COMPARED)
-    found = []
-    for leading in share:
-        row, left = bench.realigned(segments, bases, 0, leading)
-        logits = bench.compute(row, left)
-        row.ids += said[:-1]
-        rest = bench.compute(row, range(len(prompt), len(row)), len(said) - 1)
-        found.append(divergence(dense, torch.cat([logits, rest])).mean)
-    return found
+    found = [bench.apart(segments, bases, (0, leading), said, dense) for leading in share]
+    return [divergence.mean for divergence, _ in found]
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from kvcomm.engine.base import (
     BACKGROUND,
@@ -23,8 +24,8 @@ from kvcomm.errors import KvcommError
 from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import Auto, Choice
 from kvcomm.reuse.plan import Fact, Step
-from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
-from kvcomm.runtime.filling import surveyed
+from kvcomm.reuse.recipe import LINEAR, Recipe
+from kvcomm.runtime.beside import beside
 from kvcomm.sampling import Sampling
 from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
@@ -120,29 +121,13 @@ class Auditor:
     async def _realign(
         self, done: Finished, levels: Sequence[Recipe], dense: EngineSequence, tokens: int
     ) -> None:
-        """Realign the prompt once for each level, and compare with `dense`, which cost `tokens`.
-
-        Levels that come to the same plan are measured together.
-        """
-        known: dict[tuple[Step, ...], Divergence] = {}
+        """Realign the prompt for each level, and compare with `dense`, which cost `tokens`."""
         # What an exact prefix holds is no test of the level.
         call = replace(done.call, reads_prefix=False, feeds_prefix=False)
-        for level in levels:
-            beside = self._row(call)
-            try:
-                policy = Realign(level, budget=self.auto.budget, borrows=True)
-                survey = await surveyed(beside, done.segments, policy)
-                plan = policy.plan(survey.facts)
-                if plan.dense:
-                    continue
-                if plan.steps not in known:
-                    pieces = await beside.extend(survey.segments, plan.steps, pilot=plan.pilot)
-                    tokens += sum(piece.computed for piece in pieces) + round(beside.pilot_tokens)
-                    known[plan.steps] = await beside.compare(dense)
-                self._record(done, level, known[plan.steps], tokens)
-                tokens = 0
-            finally:
-                await beside.close()
+        found = beside(partial(self._row, call), done.segments, levels, dense, self.auto.budget)
+        async for level, divergence, spent in found:
+            self._record(done, level, divergence, tokens + spent)
+            tokens = 0
 
     async def _shadow(self, done: Finished) -> tuple[EngineSequence, int]:
         """The prompt in a computed row, answered greedily, and what that cost in tokens."""

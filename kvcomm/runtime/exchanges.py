@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvcomm.prompt import Codec, Hole, Template, Text, compile_template
+
 EXCHANGES = (
     (
         "A baker makes 48 rolls in the morning and sells three quarters of them before noon. "
@@ -112,3 +114,18 @@ EXCHANGES = (
         "not take a side on what is written here alone.",
     ),
 )
+
+
+def templates(codec: Codec) -> tuple[Template, Template]:
+    """The prompt of the agent that reads a question, and of one that reads its answer, too."""
+    solver = compile_template(
+        codec,
+        [Text("You solve problems step by step.")],
+        [Hole("question"), Text("\n\nWrite down how you solve it.")],
+    )
+    checker = compile_template(
+        codec,
+        [Text("You check the work of others.")],
+        [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
+    )
+    return solver, checker

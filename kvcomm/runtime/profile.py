@@ -14,18 +14,19 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence
 from kvcomm.engine.models import cache_dir
 from kvcomm.kv.files import replace_file
 from kvcomm.message import Handle
-from kvcomm.prompt import Hole, Segment, Template, Text, compile_template
+from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import LONG, Auto
 from kvcomm.reuse.plan import Step
-from kvcomm.reuse.recipe import Budget, Realign, Recipe
-from kvcomm.runtime.exchanges import EXCHANGES
-from kvcomm.runtime.filling import surveyed
+from kvcomm.reuse.recipe import Budget, Recipe
+from kvcomm.runtime.beside import beside
+from kvcomm.runtime.exchanges import EXCHANGES, templates
 from kvcomm.sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -109,16 +110,7 @@ async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
     Texts are cut to the shortest that levels for long texts realign. A level that has nothing to
     realign in any exchange has no prior.
     """
-    solver = compile_template(
-        engine.codec,
-        [Text("You solve problems step by step.")],
-        [Hole("question"), Text("\n\nWrite down how you solve it.")],
-    )
-    checker = compile_template(
-        engine.codec,
-        [Text("You check the work of others.")],
-        [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
-    )
+    solver, checker = templates(engine.codec)
     worst: dict[str, float] = {}
     for question, answer in EXCHANGES:
         texts = {"question": question, "answer": answer}
@@ -135,11 +127,11 @@ async def _priors(engine: Engine, levels: Sequence[Recipe]) -> dict[str, float]:
             await dense.extend(segments, [COMPUTE] * len(segments), answer=greedy)
             async for _ in dense.decode():
                 pass
-            known: dict[tuple[Step, ...], float] = {}
-            for level in levels:
-                steps = await _apart(engine, call, segments, level, dense, known)
-                if steps:
-                    worst[level.name] = max(worst.get(level.name, 0.0), known[steps])
+            rotated = [replace(level, offsets="") for level in levels]
+            async for level, found, _ in beside(
+                partial(engine.open, call), segments, rotated, dense
+            ):
+                worst[level.name] = max(worst.get(level.name, 0.0), found.mean)
         finally:
             await dense.close()
             for handle in handles.values():
@@ -165,33 +157,6 @@ async def _handles(
     finally:
         await seq.close()
     return handles
-
-
-async def _apart(
-    engine: Engine,
-    call: Call,
-    segments: Sequence[Segment],
-    level: Recipe,
-    dense: EngineSequence,
-    known: dict[tuple[Step, ...], float],
-) -> tuple[Step, ...]:
-    """The steps that a level comes to without offsets; how far they are from dense is `known`.
-
-    No steps when all is computed.
-    """
-    seq = engine.open(call)
-    try:
-        policy = Realign(replace(level, offsets=""), borrows=True)
-        survey = await surveyed(seq, segments, policy)
-        plan = policy.plan(survey.facts)
-        if plan.dense:
-            return ()
-        if plan.steps not in known:
-            await seq.extend(survey.segments, plan.steps)
-            known[plan.steps] = (await seq.compare(dense)).mean
-        return plan.steps
-    finally:
-        await seq.close()
 
 
 def _call(template: Template, capacity: int) -> Call:

@@ -123,17 +123,23 @@ def test_a_closed_engine_fails_what_waits_and_what_comes() -> None:
     asyncio.run(go())
 
 
-async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An audit does not step between a producer's end and its reader's start."""
-    real, packs = loop_module.packed_forward, []
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of every forward."""
+    real, found = loop_module.packed_forward, list[int]()
 
     def seen(model: object, packed: list[int], *rest: object) -> torch.Tensor:
-        packs.append(len(packed))
+        found.append(len(packed))
         return real(model, packed, *rest)
 
     monkeypatch.setattr(loop_module, "packed_forward", seen)
+    return found
+
+
+async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, packs: list[int]
+) -> None:
+    """An audit does not step between a producer's end and its reader's start."""
     monkeypatch.setattr(loop_module, "STEP_TOKENS_DECODING", 20)
     monkeypatch.setattr(loop_module, "PAUSE_S", 60.0)
     audit, ready = open_row(tiny, 100), open_row(tiny, 100)
@@ -154,16 +160,9 @@ async def test_background_work_goes_in_small_steps_when_nothing_else_is_due(
 
 
 async def test_prompts_share_a_step_only_while_it_is_small(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, packs: list[int]
 ) -> None:
     """The first of several long ones has its first token before the others are computed."""
-    real, packs = loop_module.packed_forward, []
-
-    def seen(model: object, packed: list[int], *rest: object) -> torch.Tensor:
-        packs.append(len(packed))
-        return real(model, packed, *rest)
-
-    monkeypatch.setattr(loop_module, "packed_forward", seen)
     monkeypatch.setattr(loop_module, "FULL_STEP", 30)
     seqs = [open_row(tiny, 100) for _ in range(4)]
     sizes = (20, 20, 60, 40)
