@@ -15,9 +15,9 @@ from transformers.utils import logging
 from kvcomm.engine.base import Engine
 from kvcomm.engine.check import Verdict, kv_shape, self_check, slot_bytes
 from kvcomm.engine.dense import DenseEngine
-from kvcomm.engine.few_rows import use_few_rows
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
+from kvcomm.engine.onednn import use_onednn
 from kvcomm.engine.shapes import SHAPES, random_model
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ModelError, UsageError
@@ -99,7 +99,7 @@ def _load(
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
     if place.type == "cpu" and kind == torch.float32:
-        use_few_rows(model)
+        use_onednn(model)
     verdict, rope = self_check(model)
     return _engine(name, model, tokenizer, verdict, rope, memory, spill), verdict
 
