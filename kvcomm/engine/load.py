@@ -16,6 +16,7 @@ from kvcomm.engine.base import Engine
 from kvcomm.engine.check import Verdict, kv_shape, self_check, slot_bytes
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.memory import release_unused
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
 from kvcomm.engine.onednn import use_onednn
 from kvcomm.engine.shapes import SHAPES, random_model
@@ -101,7 +102,9 @@ def _load(
     if place.type == "cpu" and kind == torch.float32:
         use_onednn(model)
     verdict, rope = self_check(model)
-    return _engine(name, model, tokenizer, verdict, rope, memory, spill), verdict
+    engine = _engine(name, model, tokenizer, verdict, rope, memory, spill)
+    release_unused(place)
+    return engine, verdict
 
 
 def _engine(

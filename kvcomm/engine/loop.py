@@ -21,7 +21,7 @@ import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
 from kvcomm.engine.base import BACKGROUND, READY, SAME_TEXT, Phases, Token
-from kvcomm.engine.memory import out_of_memory
+from kvcomm.engine.memory import out_of_memory, release_unused
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
 from kvcomm.errors import KvcommError, OutOfMemory
@@ -401,6 +401,8 @@ class Loop:
             positions += chunk
         logits = packed_forward(self._model, ids, positions, wanted, Pack(parts), layers)
         self.steps += 1
+        if len(ids) > FULL_STEP and self._model.device.type == "cpu":
+            release_unused(self._model.device)
         spent = time.perf_counter() - started
         for index, decoding in enumerate(due):
             decoding.logits = logits[index]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
+from functools import cache
+from typing import Any
 
 import psutil
 import torch
@@ -35,8 +38,23 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give memory that PyTorch keeps for later back to the device."""
+    """Give memory that is kept for later back to the device.
+
+    On a CPU it is the C library that keeps it: up to 64 MB of what a large forward needed, until it
+    is asked. That takes 4 ms.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """glibc's function for that, or None in other C libraries."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None

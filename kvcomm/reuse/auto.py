@@ -20,9 +20,9 @@ it first falls below the target is a lucky one: so it is never less than the mea
 delivered, and calls whose bound is over half the target are all audited.
 
 Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
-levels are probed on it: realigned beside it, after the answer, and compared. So what is delivered
-approximately was bounded or measured before, on the first call too. A realigned call is audited
-until its level is known, then at a rate, and as long as a cheaper level may do as well.
+levels that may still do are probed on it: realigned beside it, after the answer, and compared. So
+what is delivered approximately was bounded or measured before, on the first call too. A realigned
+call is audited until its level is known, then at a rate, and as long as a cheaper level may do.
 
 Pure: no tensors, no clock, no randomness but seeded.
 """
@@ -166,7 +166,7 @@ class Auto:
                 count = len(self._seen(key, level, samples))
                 basis = "prior" if level in unknown else f"{count} audits"
                 reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-                cheaper = [x for x in levels[:index] if self._undecided(key, x)]
+                cheaper = [x for x in levels[:index] if self._undecided(key, x, samples)]
                 near = bound > NEAR * self.target
                 audited = drawn or near or level in unknown or cheaper
                 policy = Realign(level, reason, self.budget, borrows=True)
@@ -177,7 +177,8 @@ class Auto:
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
         # What rotating alone would have done is of no interest where offsets will soon be known.
         settled = learned or samples >= ENOUGH
-        probed = [x for x in levels if settled and (drawn or x in unknown)]
+        open_ = [x for x in levels if x in unknown or self._undecided(key, x, samples)]
+        probed = (levels if drawn else open_) if settled else []
         return Choice(exact, False, tuple(probed), bounds, samples, key)
 
     def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:
@@ -200,9 +201,9 @@ class Auto:
         key = (template, level)
         self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples, used))
 
-    def _undecided(self, template: str, level: Recipe) -> bool:
+    def _undecided(self, template: str, level: Recipe, samples: int) -> bool:
         """Whether more audits may show that the level meets the target: its mean does."""
-        seen = [audit.divergence for audit in self.audits.get((template, level.name), ())]
+        seen = self._seen(template, level, samples)
         return len(seen) < WINDOW and (not seen or statistics.fmean(seen) <= self.target)
 
     def _fresh(self, template: str, level: Recipe, samples: int) -> list[float]:

@@ -309,6 +309,19 @@ def test_exact_calls_of_known_levels_are_probed_at_the_rate() -> None:
     assert not made.choose("t", {"a": known()}).measured
 
 
+def test_levels_that_may_still_do_are_probed_beside_exact_calls() -> None:
+    made = auto()
+    for divergence in (0.001, 0.001, 0.001, 0.04, 0.05):
+        made.record("t", CHEAP, divergence, 10, used=False)  # mean 0.019, bound above
+    audited(made, MIDDLE, 0.03)
+    audited(made, DEAR, 0.03)
+    choice = made.choose("t", {"a": known()})
+    assert isinstance(choice.policy, Exact)
+    assert [level.name for level in choice.measured] == [CHEAP]
+    audited(made, CHEAP, 0.019, count=WINDOW)
+    assert made.choose("t", {"a": known()}).used
+
+
 def test_where_computing_ahead_is_free_exact_wins() -> None:
     made = auto(spare=16)
     audited(made, CHEAP, 0.001)
