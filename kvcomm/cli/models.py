@@ -114,6 +114,7 @@ def _print(report: Check, sizes: dict[str, int] | None) -> None:
     rows = [
         ("model", report.model),
         ("reuse", f"yes: {report.reason}" if report.reuse_ok else f"refused: {report.reason}"),
+        ("attention", report.attention),
         ("layers", f"{report.layers}"),
         ("context", f"{report.context:,} tokens"),
         ("KV", f"{report.kv_bytes_per_token:,} bytes a token"),

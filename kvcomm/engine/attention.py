@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from kvcomm.engine.flash import bounds, flash_attention
 from kvcomm.kv import Slab
 
 NAME = "kvcomm_packed"
@@ -40,10 +41,59 @@ class Part:
 
 
 @dataclass(eq=False)
+class Lone:
+    """The next token of one row, with all that changes from token to token in tensors."""
+
+    slab: Slab
+    slot: torch.Tensor  # [1]
+    used: torch.Tensor  # [1], int32: the slots that are filled with it
+    first: torch.Tensor  # [1]: the pack's only token
+    limits: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(cls, slab: Slab) -> Lone:
+        """A row in `slab`; say which slot by `at`."""
+        device = slab.keys.device
+        slot, used, first = (
+            torch.zeros(1, dtype=kind, device=device)
+            for kind in (torch.long, torch.int32, torch.long)
+        )
+        return cls(slab, slot, used, first, bounds(1, slab.capacity, device))
+
+    def at(self, slot: int) -> None:
+        """The token stands in `slot`."""
+        self.slot.fill_(slot)
+        self.used.fill_(slot + 1)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        window: int | None,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Write the token's KV and attend to the row: shapes as in `packed_attention`."""
+        keys, values = self.slab.keys[layer], self.slab.values[layer]
+        keys.index_copy_(1, self.slot, key[0])
+        values.index_copy_(1, self.slot, value[0])
+        return flash_attention(
+            query, keys, values, self.limits, window=window, scaling=scaling, used=self.used
+        )
+
+
+@dataclass(eq=False)
 class Pack:
-    """One packed forward: its parts, and what all layers share."""
+    """One packed forward: its parts, and what all layers share.
+
+    With `flash` neighbouring tokens are computed by `flash_attention`. A `lone` token has no parts.
+    """
 
     parts: list[Part]
+    flash: bool = False
+    lone: Lone | None = None
+    limits: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     slots: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -62,6 +112,15 @@ class Pack:
             mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
             self.masks[key] = mask.masked_fill_(hidden, float("-inf"))
         return self.masks[key]
+
+    def bounds(
+        self, queries: int, slots: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `flash_attention` wants to know of so many queries behind so many slots."""
+        key = (queries, slots)
+        if key not in self.limits:
+            self.limits[key] = bounds(queries, slots, device)
+        return self.limits[key]
 
     def index(self, index: int, device: torch.device) -> torch.Tensor:
         """Slots of a part whose positions are scattered."""
@@ -97,6 +156,8 @@ def packed_attention(
     if pack is None:
         raise ValueError("its attention layers are not given the row layout")
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if pack.lone is not None:
+        return pack.lone.attend(layer, query, key, value, sliding_window, scaling), None
     total = query.shape[2]
     out = (
         None
@@ -117,7 +178,16 @@ def packed_attention(
             values.index_copy_(1, slots, value[0, :, start:stop])
         first = first_slot(part, sliding_window)
         known = keys[None, :, first:top], values[None, :, first:top]
-        if count == 1:
+        if pack.flash and part.contiguous:
+            result = flash_attention(
+                query[:, :, start:stop],
+                keys[:, first:top],
+                values[:, first:top],
+                pack.bounds(count, top - first, query.device),
+                window=sliding_window,
+                scaling=scaling,
+            )
+        elif count == 1:
             result = _one_token(query[:, :, start], *known, scaling)
         else:
             causal = low == 0 and top == count and not (sliding_window and sliding_window < count)
@@ -171,15 +241,28 @@ def packed_forward(
     if every is not None:
         decoder.layers = every[:layers]
     try:
-        out = model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
-            use_cache=False,
-            pack=pack,
+        return model_forward(
+            model,
+            torch.tensor([ids], device=device),
+            torch.tensor([positions], device=device),
+            torch.tensor(wanted, dtype=torch.long, device=device),
+            pack,
         )
     finally:
         if every is not None:
             decoder.layers = every
+
+
+def model_forward(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, pack: Pack
+) -> torch.Tensor:
+    """`packed_forward` of tensors: `ids` and `positions` are `[1, total]`, `wanted` `[n]`."""
+    out = model(
+        input_ids=ids,
+        position_ids=positions,
+        logits_to_keep=wanted,
+        use_cache=False,
+        pack=pack,
+    )
     logits: torch.Tensor = out.logits[0]
     return logits

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from kvcomm.engine import flash
 from kvcomm.engine.attention import NAME, Pack, Part, packed_forward
 from kvcomm.engine.rows import Row
 from kvcomm.kv import Rope, Slab
@@ -31,13 +32,17 @@ LENGTH = 48
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether KV may be reused, why not, and the measured relative errors."""
+    """Whether KV may be reused, why not, and the measured relative errors.
+
+    `flash`: neighbouring tokens are computed by `flash_attention`, and the errors are its.
+    """
 
     ok: bool
     reason: str
     key_error: float | None = None
     compose_error: float | None = None
     interleaved: bool = False
+    flash: bool = False
 
 
 def refusal(config: Any, model_class: Any) -> str | None:
@@ -112,13 +117,18 @@ def _measure(model: Any, rope: Rope) -> tuple[Verdict, Rope]:
 
     plain = model(input_ids=ids[None].to(model.device), logits_to_keep=8, use_cache=False).logits[0]
     model.set_attn_implementation(NAME)
-    composed = _compose(model, rope, ids.tolist())
-    compose_error = _relative(composed, plain)
-    if not compose_error <= tolerance:
-        reason = f"a composed prompt differs from a plain one (relative error {compose_error:.1e})"
-        return Verdict(False, reason, key_error, compose_error), rope
-    reason = "keys move exactly and a composed prompt equals a plain one"
-    return Verdict(True, reason, key_error, compose_error, interleaved), rope
+    for fast in (True, False) if flash.usable(model.device, model.dtype) else (False,):
+        try:
+            compose_error = _relative(_compose(model, rope, ids.tolist(), fast), plain)
+        except RuntimeError:
+            if not fast:
+                raise
+            continue  # the kernel does not take these heads
+        if compose_error <= tolerance:
+            reason = "keys move exactly and a composed prompt equals a plain one"
+            return Verdict(True, reason, key_error, compose_error, interleaved, fast), rope
+    reason = f"a composed prompt differs from a plain one (relative error {compose_error:.1e})"
+    return Verdict(False, reason, key_error, compose_error), rope
 
 
 def _keys(model: Any, ids: torch.Tensor, shift: int) -> torch.Tensor:
@@ -129,24 +139,25 @@ def _keys(model: Any, ids: torch.Tensor, shift: int) -> torch.Tensor:
     return torch.stack([layer.keys[0] for layer in cache.layers])
 
 
-def _compose(model: Any, rope: Rope, ids: list[int]) -> torch.Tensor:
+def _compose(model: Any, rope: Rope, ids: list[int], fast: bool) -> torch.Tensor:
     """Logits of the last 8 of `ids`, in a row built of chunks and a piece that was moved away
     and back."""
     row = Row(_slab(model, len(ids)), rope)
     third = len(ids) // 3
-    _compute(model, row, ids[:third])
-    _compute(model, row, ids[third : 2 * third])
+    _compute(model, row, ids[:third], fast)
+    _compute(model, row, ids[third : 2 * third], fast)
     piece = row.position_free(range(third, 2 * third))
     del row.ids[third:]
     row.fill(ids[third : 2 * third], range(third), piece)
-    _compute(model, row, ids[2 * third : -8])
-    return _compute(model, row, ids[-8:])
+    _compute(model, row, ids[2 * third : -8], fast)
+    return _compute(model, row, ids[-8:], fast)
 
 
-def _compute(model: Any, row: Row, ids: list[int]) -> torch.Tensor:
+def _compute(model: Any, row: Row, ids: list[int], fast: bool) -> torch.Tensor:
     slots = range(len(row), len(row) + len(ids))
     row.ids += ids
-    return packed_forward(model, ids, slots, range(len(ids)), Pack([Part(row.slab, 0, slots)]))
+    pack = Pack([Part(row.slab, 0, slots)], fast)
+    return packed_forward(model, ids, slots, range(len(ids)), pack)
 
 
 def _slab(model: Any, capacity: int) -> Slab:

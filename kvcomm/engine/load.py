@@ -59,6 +59,7 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
             layers,
             per_token,
             offsets,
+            "flash kernel" if verdict.flash else "scaled dot product" if verdict.ok else "its own",
         )
     finally:
         engine.close()
@@ -142,6 +143,7 @@ def _engine(
         stop=stop,
         memory=memory,
         spill=spill,
+        flash=verdict.flash,
     )
 
 

@@ -13,8 +13,9 @@ import torch
 
 from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
 from kvcomm.engine.budget import WHOLE, Budget
-from kvcomm.engine.check import kv_shape, slot_bytes
+from kvcomm.engine.check import TOLERANCE, kv_shape, slot_bytes
 from kvcomm.engine.dense import DenseEngine
+from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
 from kvcomm.engine.memory import free_memory, out_of_memory, release_unused
@@ -42,7 +43,8 @@ class LocalEngine(LoadedEngine):
 
     `memory` is the budget for all KV, in bytes: by default half of what is free once the model is
     loaded. What has to leave an accelerator goes to the host, as far as a quarter of its free
-    memory takes it. `spill` is a folder for base KV that leaves memory.
+    memory takes it. `spill` is a folder for base KV that leaves memory. `flash` is what the
+    self-check found of `flash_attention`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class LocalEngine(LoadedEngine):
         stop: frozenset[int],
         memory: int | None = None,
         spill: Path | None = None,
+        flash: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -83,7 +86,8 @@ class LocalEngine(LoadedEngine):
         self.budget.offsets = lambda: self.offsets.nbytes
         self.budget.prefix = lambda: self.prefix.nbytes
         self.rope = rope.to(device)
-        self.loop = Loop(model, self.relieve)
+        graphs = Graphs(model, TOLERANCE[model.dtype]) if flash else None
+        self.loop = Loop(model, self.relieve, flash=flash, graphs=graphs)
         self.slot_bytes = slot_bytes(model.config, model.dtype)
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}

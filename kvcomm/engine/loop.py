@@ -21,6 +21,7 @@ import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
 from kvcomm.engine.base import BACKGROUND, READY, SAME_TEXT, Phases, Token
+from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.memory import out_of_memory, release_unused
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sampling import Sampler
@@ -109,11 +110,21 @@ class Loop:
     """Runs packed forwards of one model on a thread of its own.
 
     When a forward runs out of memory, `relieve` is called to free some, and it is tried again with
-    fewer tokens of rows being extended, once.
+    fewer tokens of rows being extended, once. `flash` says which attention is used,
+    `graphs` play the steps of rows that decode alone.
     """
 
-    def __init__(self, model: Any, relieve: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        relieve: Callable[[], None],
+        *,
+        flash: bool = False,
+        graphs: Graphs | None = None,
+    ) -> None:
         self._model = model
+        self._flash = flash
+        self._graphs = graphs
         self._relieve = relieve
         self._step_tokens = STEP_TOKENS
         self._condition = threading.Condition()
@@ -399,7 +410,15 @@ class Loop:
             counts.append(len(asked))
             ids += [work.row.ids[slot] for slot in chunk]
             positions += chunk
-        logits = packed_forward(self._model, ids, positions, wanted, Pack(parts), layers)
+
+        def compute() -> torch.Tensor:
+            pack = Pack(parts, self._flash)
+            return packed_forward(self._model, ids, positions, wanted, pack, layers)
+
+        if self._graphs is not None and len(due) == 1 and not chunks:
+            logits = self._graphs.step(due[0].row, compute)
+        else:
+            logits = compute()
         self.steps += 1
         if len(ids) > FULL_STEP and self._model.device.type == "cpu":
             release_unused(self._model.device)

@@ -62,6 +62,7 @@ class Check:
     layers: int
     kv_bytes_per_token: int
     offset_bytes: int
+    attention: str
 
 
 def cache_dir() -> Path:

@@ -59,7 +59,7 @@ NEAR = 0.5
 # Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
 # saw least of what stood before the text.
 AUTO = replace(LINEAR, first=512, unknown="rotate")
-SHARES = (("light", 0.05, 0.02), ("medium", 0.08, 0.05), ("heavy", 0.15, 0.12))
+SHARES = (("light", 0.06, 0.03), ("medium", 0.1, 0.06), ("heavy", 0.15, 0.12))
 # The longer a text is, the less its KV errs. The last levels realign texts of so many tokens only.
 LONG = 512
 LEVELS = tuple(

@@ -98,7 +98,6 @@ def test_placeholders_of_one_kind_learn_together() -> None:
 
 @pytest.mark.parametrize(("heads", "dim"), [(2, 4), (8, 40)])
 def test_the_bytes_of_a_kind_are_told_before_it_is_learned(heads: int, dim: int) -> None:
-    """For heads together (16 features) and apart (640 would be too wide)."""
     shape = (3, heads, 20, dim)
     base, offset = (KV(torch.randn(shape), torch.randn(shape)) for _ in range(2))
     model = LinearOffsets()

@@ -1,8 +1,8 @@
 """Linear offsets: one online ridge regression a layer, from a token's base KV to its offset.
 
-For every layer above 0 the features of a token are the base keys and values of that layer's heads
-(all of them together, or each head by itself), the target is the offset at the same token. Only
-sufficient statistics are kept, so memory does not grow with what was seen and texts of any length
+For every layer above 0 and each of its KV heads, the features of a token are the base keys and
+values of that head, the target is the head's offset at the same token. (All heads of a layer
+together err no less, for state that grows with the square of their number.) Only sufficient statistics are kept, so memory does not grow with what was seen and texts of any length
 are predicted. With n tokens, features x, targets y:
 
     C = E[xx'] - E[x]E[x]',  c = E[xy'] - E[x]E[y]',  s = sqrt(diag C)
@@ -26,8 +26,6 @@ from kvcomm.reuse.plan import Verdict
 
 RIDGE = 0.03
 PRIOR_TOKENS = 250.0
-# One regression over all heads is more accurate; its state grows with the square of its width.
-WIDEST_LAYER = 512
 # The share of the old running error that one more observation leaves.
 FORGET = 0.9
 # Solve again when this much more was seen than at the last solution.
@@ -75,14 +73,12 @@ class _Sums:
 class LinearOffsets:
     """Ridge regressions for one placeholder kind of one template; see the module's text.
 
-    `heads` is "together", "apart", or None to choose by width. `error` is the model's confidence:
+    `heads` "together" makes one regression of all heads of a layer. `error` is the model's confidence:
     the running share of squared offset error that is left on samples it had not seen (1: no better
     than rotating alone).
     """
 
-    def __init__(
-        self, ridge: float = RIDGE, heads: Literal["together", "apart"] | None = None
-    ) -> None:
+    def __init__(self, ridge: float = RIDGE, heads: Literal["apart", "together"] = "apart") -> None:
         self.ridge = ridge
         self.heads = heads
         self._sums: _Sums | None = None
@@ -181,25 +177,20 @@ class LinearOffsets:
         """`[groups, tokens, width]` of layers 1 and up: keys and values side by side."""
         layers, heads, tokens, dim = kv.keys.shape
         both = torch.stack([kv.keys[1:], kv.values[1:]], dim=3)  # [layers-1, heads, tokens, 2, dim]
-        if self._together(heads, dim):
+        if self.heads == "together":
             return both.permute(0, 2, 1, 3, 4).reshape(layers - 1, tokens, heads * 2 * dim)
         return both.reshape((layers - 1) * heads, tokens, 2 * dim)
 
     def _unpack(self, y: torch.Tensor, like: KV) -> KV:
         """The inverse of `_features`, with zeros for layer 0."""
         layers, heads, tokens, dim = like.keys.shape
-        if self._together(heads, dim):
+        if self.heads == "together":
             both = y.reshape(layers - 1, tokens, heads, 2, dim).permute(0, 2, 1, 3, 4)
         else:
             both = y.reshape(layers - 1, heads, tokens, 2, dim)
         keys, values = torch.zeros_like(like.keys), torch.zeros_like(like.values)
         keys[1:], values[1:] = both[..., 0, :], both[..., 1, :]
         return KV(keys, values)
-
-    def _together(self, heads: int, dim: int) -> bool:
-        if self.heads is None:
-            return _narrow(heads, dim)
-        return self.heads == "together"
 
     @property
     def nbytes(self) -> int:
@@ -266,14 +257,7 @@ class LinearOffsets:
 
 def state_bytes(layers: int, heads: int, dim: int) -> int:
     """Bytes that one placeholder kind comes to, statistics and solution, literals apart."""
-    groups, width = layers - 1, 2 * heads * dim
-    if not _narrow(heads, dim):
-        groups, width = groups * heads, 2 * dim
+    width = 2 * dim
     statistics = 8 * (2 * width * width + 2 * width)
     solution = 4 * (width * width + width)
-    return groups * (statistics + solution)
-
-
-def _narrow(heads: int, dim: int) -> bool:
-    """Whether one regression over all heads of a layer is small enough."""
-    return 2 * heads * dim <= WIDEST_LAYER
+    return (layers - 1) * heads * (statistics + solution)

@@ -1,0 +1,269 @@
+"""The way to PyTorch's flash kernel, with a plain product in the kernel's place (no GPU here)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from kvcomm.engine import flash, graphs
+from kvcomm.engine.attention import Pack, Part, packed_forward
+from kvcomm.engine.graphs import PATIENCE, Graphs, Recording
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+from tests.engine.support import (
+    COMPUTE,
+    answer,
+    decode,
+    generate,
+    ids_of,
+    open_row,
+    random_ids,
+    segment,
+)
+from tests.support import TINY
+
+
+class Kernel:
+    """`varlen_attn` as documented: packed sequences, queries aligned with their last slots."""
+
+    def __init__(self, wrong_by: float = 0.0) -> None:
+        self.calls = 0
+        self.wrong_by = wrong_by
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+        seqused_k: torch.Tensor | None,
+    ) -> torch.Tensor:
+        self.calls += 1
+        assert cu_seq_q.tolist() == [0, max_q]
+        assert cu_seq_k.tolist() == [0, max_k]
+        assert (query.shape[0], key.shape[0]) == (max_q, max_k)
+        if seqused_k is not None:
+            assert seqused_k.dtype == torch.int32
+            max_k = int(seqused_k.item())
+        assert enable_gqa == (query.shape[1] != key.shape[1])
+        out = torch.empty_like(query)
+        left, right = window_size
+        for head in range(query.shape[1]):
+            of = head // (query.shape[1] // key.shape[1])
+            for i in range(max_q):
+                at = max_k - max_q + i
+                first = 0 if left < 0 else max(0, at - left)
+                seen = slice(first, at + right + 1)
+                scores = (key[seen, of] @ query[i, head]) * (scale or query.shape[2] ** -0.5)
+                out[i, head] = scores.softmax(0) @ value[seen, of] + self.wrong_by
+        return out
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Loads an engine with this kernel in the place of PyTorch's."""
+    engines: list[LocalEngine] = []
+
+    def load(name: str, kernel: Any) -> LocalEngine:
+        monkeypatch.setattr(flash, "usable", lambda device, dtype: True)
+        monkeypatch.setattr(flash, "varlen_attn", kernel)
+        engines.append(load_engine(name, dtype="float64", device="cpu"))
+        return engines[-1]
+
+    yield load
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_every_model_answers_as_without_it(loaded: Any, shape: str) -> None:
+    kernel = Kernel()
+    engine = loaded(f"random:{shape}", kernel)
+    assert engine.loop._flash
+    before = kernel.calls
+    prompts = [random_ids(engine, size, seed=size) for size in (1, 30, 41)]
+
+    async def go() -> list[list[int]]:
+        async def one(ids: list[int]) -> list[int]:
+            seq = open_row(engine, len(ids) + 5)
+            await seq.extend([segment(ids)], [COMPUTE], answer=answer(5))
+            return ids_of(await decode(seq))
+
+        return await asyncio.gather(*map(one, prompts))
+
+    found = asyncio.run(go())
+    assert kernel.calls > before
+    assert found == [generate(engine, ids, 5) for ids in prompts]
+
+
+def test_a_kernel_that_is_wrong_for_a_model_is_not_used(loaded: Any) -> None:
+    engine = loaded("random:llama-tiny", Kernel(wrong_by=0.01))
+    assert engine.capabilities.reuse
+    assert not engine.loop._flash
+
+
+def test_a_kernel_that_refuses_the_heads_is_not_used(loaded: Any) -> None:
+    def refuses(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("head_dim should be a multiple of 8")
+
+    engine = loaded("random:llama-tiny", refuses)
+    assert engine.capabilities.reuse
+    assert not engine.loop._flash
+
+
+class Recorder:
+    """In the place of CUDA graphs: playing runs the same again, into the same tensor."""
+
+    def __init__(self, wrong_by: float = 0.0, broken: bool = False) -> None:
+        self.recorded = self.played = 0
+        self.wrong_by = wrong_by
+        self.broken = broken
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Recording:
+        if self.broken:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.recorded += 1
+        out = run()
+
+        def play() -> None:
+            self.played += 1
+            out.copy_(run() + self.wrong_by)
+
+        return play, out
+
+
+def lone(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
+    """The answer of a row that decodes alone."""
+
+    async def go() -> list[int]:
+        seq = open_row(engine, prompt + tokens)
+        ids = segment(random_ids(engine, prompt, seed=1))
+        await seq.extend([ids], [COMPUTE], answer=answer(tokens))
+        found = ids_of(await decode(seq))
+        await seq.close()
+        return found
+
+    return asyncio.run(go())
+
+
+def expected(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
+    return generate(engine, random_ids(engine, prompt, seed=1), tokens)
+
+
+@pytest.fixture
+def playing(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Loads an engine whose lone rows play steps that `recorder` has recorded."""
+
+    def load(shape: str, recorder: Recorder) -> LocalEngine:
+        engine: LocalEngine = loaded(f"random:{shape}", Kernel())
+        engine.loop._graphs = Graphs(engine.network, 1e-6, recorder)
+        # Playing is no faster here.
+        monkeypatch.setattr(graphs, "_seconds", lambda run: float(run().sum()) * 0)
+        return engine
+
+    return load
+
+
+@pytest.mark.parametrize("shape", TINY)
+def test_a_row_that_decodes_alone_plays_a_recorded_step(playing: Any, shape: str) -> None:
+    recorder = Recorder()
+    engine = playing(shape, recorder)
+    tokens = PATIENCE + 12
+    assert lone(engine, 40, tokens) == expected(engine, 40, tokens)
+    assert recorder.recorded == 1
+    assert recorder.played > 10
+    assert not engine.loop._graphs.off
+    gc.collect()
+    assert not engine.loop._graphs._steps  # gone with the row
+
+
+def test_a_row_may_decode_alone_then_with_another_and_alone_again(playing: Any) -> None:
+    recorder = Recorder()
+    engine = playing("llama-tiny", recorder)
+    sizes = ((9, 60), (20, 15))
+    prompts = [random_ids(engine, size, seed=size) for size, _ in sizes]
+
+    async def one(ids: list[int], tokens: int, behind: int) -> list[int]:
+        while recorder.played < behind:
+            await asyncio.sleep(0.001)
+        seq = open_row(engine, len(ids) + tokens)
+        await seq.extend([segment(ids)], [COMPUTE], answer=answer(tokens))
+        return ids_of(await decode(seq))
+
+    async def go() -> list[list[int]]:
+        return await asyncio.gather(one(prompts[0], 60, 0), one(prompts[1], 15, 5))
+
+    found = asyncio.run(go())
+    steps = zip(prompts, sizes, strict=True)
+    assert found == [generate(engine, ids, tokens) for ids, (_, tokens) in steps]
+    assert recorder.recorded == 1
+    assert 5 < recorder.played < 60 - 10
+
+
+def test_a_step_recorded_for_another_slab_is_not_played(playing: Any) -> None:
+    recorder = Recorder()
+    engine = playing("llama-tiny", recorder)
+    row = engine.new_row(80)
+    row.ids += random_ids(engine, 20, seed=1)
+
+    def plain() -> torch.Tensor:
+        slots = range(len(row))
+        pack = Pack([Part(row.slab, 0, slots)])
+        return packed_forward(engine.network, row.ids, slots, [len(row) - 1], pack)
+
+    with torch.inference_mode():
+        for _ in range(PATIENCE):
+            engine.loop._graphs.step(row, plain)
+        played = recorder.played
+        row.slab = engine.new_slab(100)
+        wanted = plain()
+        found = engine.loop._graphs.step(row, plain)
+    assert recorder.recorded == 2
+    assert torch.equal(found, wanted)
+    assert recorder.played > played  # compared once more
+
+
+@pytest.mark.parametrize(
+    ("recorder", "why"),
+    [
+        (Recorder(wrong_by=0.1), "differs from a plain one"),
+        (Recorder(broken=True), "recording failed: operation not permitted"),
+    ],
+)
+def test_what_cannot_be_played_right_is_never_played(
+    playing: Any, recorder: Recorder, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = playing("llama-tiny", recorder)
+    tokens = PATIENCE + 5
+    for _ in range(2):
+        assert lone(engine, 30, tokens) == expected(engine, 30, tokens)
+    assert why in engine.loop._graphs.off
+    assert caplog.text.count(why) == 1
+
+
+def test_what_is_not_faster_is_not_played(playing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    engine = playing("llama-tiny", recorder)
+    times = iter((1.0, 2.0))
+    monkeypatch.setattr(graphs, "_seconds", lambda run: next(times))
+    assert lone(engine, 30, PATIENCE + 5) == expected(engine, 30, PATIENCE + 5)
+    assert "takes 2000.0 ms, a plain one 1000.0" in engine.loop._graphs.off
+
+
+def test_it_is_for_half_precision_on_cuda() -> None:
+    assert not flash.usable(torch.device("cpu"), torch.bfloat16)
+    assert not flash.usable(torch.device("cuda"), torch.float32)
+    assert flash.varlen_attn is not None
+    assert flash.usable(torch.device("cuda"), torch.bfloat16)
