@@ -13,7 +13,7 @@ from kvcomm.plan.replica import AHEAD, BACKGROUND, READY, Decoding, Replica, Row
 from kvcomm.plan.workload import Call, ToolUse
 
 # As in the runtime; a test compares them. Chunks of a message that is followed.
-FINE, COARSE = 16, 64
+FINE, COARSE, LEADING = 16, 64, 8
 
 
 class Draft:
@@ -207,7 +207,8 @@ class Node:
                 yield from self._flush(row, pending)
                 continue
             last = all(draft.remaining >= other.remaining for other in later)
-            chunk = FINE if last else COARSE
+            fine = FINE if lead == draft.size else LEADING
+            chunk = fine if last else COARSE
             fresh = (draft.known * lead // max(draft.size, 1) - done) // chunk * chunk
             if fresh:
                 yield from self._flush(row, [(fresh, fresh)], settle=False)

@@ -58,14 +58,18 @@ NEAR = 0.5
 
 # Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
 # saw least of what stood before the text.
-AUTO = replace(LINEAR, first=512, unknown="rotate")
+AUTO = replace(LINEAR, first=512, deviating=0.0, unknown="rotate")
 SHARES = (("light", 0.06, 0.03), ("medium", 0.1, 0.06), ("heavy", 0.15, 0.12))
 # The longer a text is, the less its KV errs. The last levels realign texts of so many tokens only.
+# Of these all that is computed is leading, so that it can be while a message is written: deviating
+# tokens are known at its end.
 LONG = 512
-LEVELS = tuple(
-    replace(AUTO, name=prefix + name, short=short, leading=leading, deviating=deviating)
-    for prefix, short in (("", AUTO.short), ("long-", LONG - 1))
-    for name, leading, deviating in SHARES
+LEVELS = (
+    *(replace(AUTO, name=name, leading=first, deviating=most) for name, first, most in SHARES),
+    *(
+        replace(AUTO, name=f"long-{name}", short=LONG - 1, leading=first + most)
+        for name, first, most in SHARES
+    ),
 )
 
 

@@ -19,6 +19,8 @@ from kvcomm.runtime.loan import Loan
 # last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
 FINE = 16
 COARSE = 64
+# Of a message that is realigned only leading tokens are computed, so there are few chunks.
+LEADING = 8
 FOLLOWED = Step("compute", "followed while it was written")
 
 
@@ -123,7 +125,8 @@ class Filling:
                 continue
             open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
             arrives_last = all(draft.remaining >= other.remaining for other in open_later)
-            chunk = FINE if arrives_last else COARSE
+            fine = LEADING if self.policy.realigns else FINE
+            chunk = fine if arrives_last else COARSE
             if fresh >= chunk and self._early:
                 piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
                 segment = Segment("placeholder", name, piece)
