@@ -2,8 +2,9 @@
 
 For every layer above 0 and each of its KV heads, the features of a token are the base keys and
 values of that head, the target is the head's offset at the same token. (All heads of a layer
-together err no less, for state that grows with the square of their number.) Only sufficient statistics are kept, so memory does not grow with what was seen and texts of any length
-are predicted. With n tokens, features x, targets y:
+together err no less, for state that grows with the square of their number.) Only sufficient
+statistics are kept, so memory does not grow with what was seen and texts of any length are
+predicted. With n tokens, features x, targets y:
 
     C = E[xx'] - E[x]E[x]',  c = E[xy'] - E[x]E[y]',  s = sqrt(diag C)
     W = S^-1 (S^-1 C S^-1 + λI)^-1 S^-1 c,  b = E[y] - W'E[x]         (S = diag s)
@@ -73,9 +74,9 @@ class _Sums:
 class LinearOffsets:
     """Ridge regressions for one placeholder kind of one template; see the module's text.
 
-    `heads` "together" makes one regression of all heads of a layer. `error` is the model's confidence:
-    the running share of squared offset error that is left on samples it had not seen (1: no better
-    than rotating alone).
+    `heads` "together" makes one regression of all heads of a layer. `error` is the model's
+    confidence: the running share of squared offset error that is left on samples it had not seen
+    (1: no better than rotating alone).
     """
 
     def __init__(self, ridge: float = RIDGE, heads: Literal["apart", "together"] = "apart") -> None:
