@@ -290,7 +290,7 @@ class EngineContract:
         assert heard.positions == same.positions
         assert same.positions[0] == (0, 40)
         assert heard.computed == same.computed < same.tokens
-        assert (heard.ahead, same.ahead) == (0, 32)  # in chunks of 16
+        assert (heard.ahead, same.ahead) == (0, 40)  # in chunks of 8
 
 
 def refused(engine: Engine) -> set[str]:
