@@ -7,6 +7,7 @@ computed row teaches the offset models. All of it waits until no call needs the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,13 +53,14 @@ class Finished:
 
 @dataclass
 class Auditor:
-    """One run's part of `auto`."""
+    """One run's part of `auto`. Calls are measured one after another: each takes rows of its own."""
 
     engine: Engine
     auto: Auto
     recorder: Recorder
     namespace: str = ""
     audits: list[Audited] = field(default_factory=list)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def choose(
         self, call: Call, sizes: Mapping[str, int], *, tokens: int, steps: int, seed: int
@@ -84,19 +86,23 @@ class Auditor:
         done.seq.hurry(BACKGROUND)
         call = replace(done.call, offsets=LINEAR.offsets, priority=BACKGROUND)
         done = replace(done, call=call)
-        try:
-            if not done.seq.exact:
-                if done.choice.measured:
-                    await self._audit(done)
-                return
-            # Probes come before the lesson: the models must not have seen this very call. Where a
-            # level had nothing to realign, it is probed with the others.
+        async with self._turn:
+            try:
+                await self._measure(done)
+            except Exception as error:
+                for level in done.choice.measured:
+                    self._record(done, level, None, 0, error=f"{type(error).__name__}: {error}")
+
+    async def _measure(self, done: Finished) -> None:
+        if not done.seq.exact:
             if done.choice.measured:
-                await self._probe(done)
-            await _learn(done.seq, done.segments)
-        except Exception as error:
-            for level in done.choice.measured:
-                self._record(done, level, None, 0, error=f"{type(error).__name__}: {error}")
+                await self._audit(done)
+            return
+        # Probes come before the lesson: the models must not have seen this very call. Where a level
+        # had nothing to realign, it is probed with the others.
+        if done.choice.measured:
+            await self._probe(done)
+        await _learn(done.seq, done.segments)
 
     async def _audit(self, done: Finished) -> None:
         """Compare a realigned row with a computed one, try cheaper levels, and learn from that."""

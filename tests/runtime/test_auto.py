@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from kvcomm.engine.realign import NOT_LENT
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph, chain, fully_connected
+from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import ENOUGH, SHARES
 from kvcomm.reuse.offsets.linear import MIN_SAMPLES
+from kvcomm.runtime import audit as auditing
+from kvcomm.runtime.audit import Auditor, Finished
 from tests.runtime.support import GRAPH, TASK, TASKS, Events, agent, auto, runs, session
 from tests.support import TINY
 
@@ -103,6 +106,32 @@ def test_an_audit_is_the_divergence_of_the_delivered_row(
     assert audit.used
     assert (audit.divergence, audit.first_divergence) == (found.mean, found.first)
     assert (audit.top1_agreement, audit.same_text) == (found.top1, found.same_text)
+
+
+def test_calls_of_a_run_are_measured_one_after_another(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a row for the shadow and one for every level: together they would take many."""
+    open_, most = set[str](), 0
+    shadow, learn = Auditor._shadow, auditing._learn
+
+    async def begins(self: Auditor, done: Finished) -> tuple[EngineSequence, int]:
+        nonlocal most
+        open_.add(done.call.node)
+        most = max(most, len(open_))
+        return await shadow(self, done)
+
+    async def ends(seq: EngineSequence, segments: Sequence[Segment]) -> None:
+        await learn(seq, segments)
+        open_.clear()
+
+    monkeypatch.setattr(Auditor, "_shadow", begins)
+    monkeypatch.setattr(auditing, "_learn", ends)
+    graph = fully_connected(*(agent(name, 20) for name in "abcd"))
+    with auto(tiny, **LEARNED) as active:
+        result = runs(active, MIN_SAMPLES + 1, graph)[-1]
+    assert {a.node for a in result.audits if a.used} == {"b", "c", "d"}
+    assert most == 1
 
 
 @pytest.mark.parametrize("shape", TINY)
