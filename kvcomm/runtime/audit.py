@@ -53,7 +53,7 @@ class Finished:
 
 @dataclass
 class Auditor:
-    """One run's part of `auto`. Calls are measured one after another: each takes rows of its own."""
+    """One run's part of `auto`. Calls are measured in turns: each takes rows of its own."""
 
     engine: Engine
     auto: Auto
