@@ -13,7 +13,7 @@ from kvcomm.plan.replica import AHEAD, BACKGROUND, READY, Decoding, Replica, Row
 from kvcomm.plan.workload import Call, ToolUse
 
 # As in the runtime; a test compares them. Chunks of a message that is followed.
-FINE, COARSE, LEADING, BULK = 16, 64, 8, 256
+FINE, COARSE, LEADING = 16, 64, 8
 
 
 class Draft:
@@ -35,11 +35,6 @@ class Draft:
         if self.done.triggered:
             return self.size
         return min(self._written, self.size) if self._follow else 0
-
-    @property
-    def begun(self) -> bool:
-        """Whether any of it is written."""
-        return self._written > 0
 
     @property
     def remaining(self) -> int:
@@ -208,14 +203,14 @@ class Node:
         """
         done = 0
         while not draft.done.triggered:
-            last = all(draft.remaining >= other.remaining for other in later)
-            if pending and ((last and draft.begun) or sum(tokens for tokens, _ in pending) >= BULK):
+            if pending:
                 yield from self._flush(row, pending)
                 continue
+            last = all(draft.remaining >= other.remaining for other in later)
             fine = FINE if lead == draft.size else LEADING
             chunk = fine if last else COARSE
             fresh = (draft.known * lead // max(draft.size, 1) - done) // chunk * chunk
-            if fresh and not pending:
+            if fresh:
                 yield from self._flush(row, [(fresh, fresh)], settle=False)
                 done += fresh
             else:

@@ -21,8 +21,6 @@ FINE = 16
 COARSE = 64
 # Of a message that is realigned only leading tokens are computed, so there are few chunks.
 LEADING = 8
-# While inputs behind it are open, what is known waits until it is worth a step.
-BULK = 256
 FOLLOWED = Step("compute", "followed while it was written")
 
 
@@ -122,27 +120,20 @@ class Filling:
                 fresh = self.policy.leading(len(draft.ids), draft.most) - len(done)
             if draft.sealed:
                 return len(done)
-            open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
-            arrives_last = all(draft.remaining >= other.remaining for other in open_later)
-            # Before it begins, nothing says which of several will be the last.
-            begun = bool(draft.ids) or not draft.spoken
-            if pending and self._early and ((arrives_last and begun) or self._worth(pending)):
+            if pending and self._early:
                 await self._flush(seq, pending)
                 continue
+            open_later = [self.drafts[s] for s in later if isinstance(s, str) and s in self.drafts]
+            arrives_last = all(draft.remaining >= other.remaining for other in open_later)
             fine = LEADING if self.policy.realigns else FINE
             chunk = fine if arrives_last else COARSE
-            if fresh >= chunk and self._early and not pending:
+            if fresh >= chunk and self._early:
                 piece = tuple(draft.ids[len(done) : len(done) + fresh // chunk * chunk])
                 segment = Segment("placeholder", name, piece)
                 await self._extend(seq, [(index, segment)], [FOLLOWED], settle=False)
                 done += piece
             else:
                 await draft.change()
-
-    def _worth(self, pending: Sequence[tuple[int, Segment]]) -> bool:
-        """Whether what is known is worth a step of its own, or others wait for it."""
-        lent = any(s.kind == "placeholder" and s.name in self.lends for _, s in pending)
-        return lent or sum(len(s.rest) for _, s in pending) >= BULK
 
     @property
     def _early(self) -> bool:

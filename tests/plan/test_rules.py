@@ -19,6 +19,6 @@ def test_planning_has_the_engines_numbers() -> None:
     names = ("STORE", "OFFSETS", "PREFIX", "WHOLE")
     assert [getattr(memory, n) for n in names] == [getattr(budget, n) for n in names]
     assert memory.BLOCK == prefix.BLOCK
-    for name in ("FINE", "COARSE", "LEADING", "BULK"):
+    for name in ("FINE", "COARSE", "LEADING"):
         assert getattr(node, name) == getattr(filling, name)
     assert {*workload.LEARNING, "dense", "exact"} == set(MODES)
