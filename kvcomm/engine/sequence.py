@@ -357,10 +357,15 @@ class LocalSequence:
         return await self.engine.call(lambda: divergence(wanted, found[0]))
 
     async def close(self) -> None:
-        """Give the row back. KV of it that is still wanted is copied."""
+        """Give the row back, also when this is cancelled. KV that is still wanted is copied."""
         wanted = [key for key in self._lent if key in self.engine.store]
-        if wanted:
-            await self.engine.call(lambda: [self.engine.store.get(key) for key in wanted])
+        try:
+            if wanted:
+                await self.engine.call(lambda: [self.engine.store.get(key) for key in wanted])
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         if self._decoding is not None:
             self._decoding.cancelled = True
             self.engine.loop.wake()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -393,3 +394,28 @@ def test_a_closed_row_is_freed_at_once(tiny: LocalEngine) -> None:
         assert [ref() for ref in slabs] == [None]
     finally:
         gc.enable()
+
+
+def test_a_row_is_given_back_though_its_closing_is_cancelled(tiny: LocalEngine) -> None:
+    """As when the event loop ends: whoever closes a row waits for the engine to copy its message."""
+
+    async def go() -> None:
+        seq = tiny.spare(call(reads_prefix=False, capacity=100))
+        assert seq is not None
+        await seq.extend([segment(random_ids(tiny, 30))], [COMPUTE], answer=answer(5))
+        ids = ids_of(await decode(seq))
+        handle = await seq.publish(Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),)), [0])
+        assert handle is not None
+        busy = threading.Event()
+        tiny.loop.submit(busy.wait)
+        closing = asyncio.create_task(seq.close())
+        await asyncio.sleep(0.01)
+        assert tiny.room.used > 0
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert tiny.room.used == 0
+        busy.set()
+        await tiny.release(handle, 0)
+
+    asyncio.run(go())
