@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 
@@ -97,3 +98,17 @@ async def decode(seq: LocalSequence) -> list[Token]:
 def ids_of(tokens: Sequence[Token]) -> list[int]:
     """The ids, a final stop token left out."""
     return [token.id for token in tokens if token.last != "stop"]
+
+
+def answers_together(engine: LocalEngine, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Greedy answers of rows that decode at the same time."""
+
+    async def one(ids: list[int]) -> list[int]:
+        seq = open_row(engine, len(ids) + tokens)
+        await seq.extend([segment(ids)], [COMPUTE], answer=answer(tokens))
+        return ids_of(await decode(seq))
+
+    async def go() -> list[list[int]]:
+        return await asyncio.gather(*map(one, prompts))
+
+    return asyncio.run(go())

@@ -18,6 +18,7 @@ from kvcomm.engine.models import load_engine
 from tests.engine.support import (
     COMPUTE,
     answer,
+    answers_together,
     decode,
     generate,
     ids_of,
@@ -95,15 +96,7 @@ def test_every_model_answers_as_without_it(loaded: Any, shape: str) -> None:
     before = kernel.calls
     prompts = [random_ids(engine, size, seed=size) for size in (1, 30, 41)]
 
-    async def go() -> list[list[int]]:
-        async def one(ids: list[int]) -> list[int]:
-            seq = open_row(engine, len(ids) + 5)
-            await seq.extend([segment(ids)], [COMPUTE], answer=answer(5))
-            return ids_of(await decode(seq))
-
-        return await asyncio.gather(*map(one, prompts))
-
-    found = asyncio.run(go())
+    found = answers_together(engine, prompts, 5)
     assert kernel.calls > before
     assert found == [generate(engine, ids, 5) for ids in prompts]
 

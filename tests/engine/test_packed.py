@@ -13,6 +13,7 @@ from kvcomm.engine.local import LocalEngine
 from tests.engine.support import (
     COMPUTE,
     answer,
+    answers_together,
     decode,
     generate,
     ids_of,
@@ -32,15 +33,7 @@ def test_rows_of_unequal_length_decode_as_if_alone(engine_of: Engines, name: str
     engine = engine_of(name, "float64")
     prompts = [random_ids(engine, size, seed=size) for size in (3, 18, 41, 64)]
 
-    async def go() -> list[list[int]]:
-        async def one(ids: list[int]) -> list[int]:
-            seq = open_row(engine, len(ids) + 20)
-            await seq.extend([segment(ids)], [COMPUTE], answer=answer(20))
-            return ids_of(await decode(seq))
-
-        return await asyncio.gather(*map(one, prompts))
-
-    assert asyncio.run(go()) == [generate(engine, ids, 20) for ids in prompts]
+    assert answers_together(engine, prompts, 20) == [generate(engine, ids, 20) for ids in prompts]
 
 
 def test_extending_rows_ride_along_with_decoding_ones(tiny: LocalEngine) -> None:
