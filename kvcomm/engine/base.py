@@ -255,7 +255,7 @@ class EngineSequence(Protocol):
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, which answered greedily and recorded.
 
-        Costs one forward over dense's tokens, in a copy of the row.
+        Costs one forward over dense's tokens. The row is as it was afterwards.
         """
 
     def hurry(self, priority: int) -> None:

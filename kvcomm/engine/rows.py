@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from kvcomm.kv import KV, Rope, Slab
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """The ids of a row from slot `start` on, and the KV of those slots that were written over."""
+
+    start: int
+    ids: list[int]
+    keys: torch.Tensor  # rotated
+    values: torch.Tensor
 
 
 class Row:
@@ -70,11 +81,21 @@ class Row:
         if self._realigned_from is not None and length <= self._realigned_from:
             self._realigned_from = None
 
-    def copy(self, length: int, slab: Slab) -> Row:
-        """The first `length` slots in another slab, to go on differently."""
-        other = Row(slab, self.rope)
-        slab.copy_from(self.slab, 0, length)
-        other.ids = self.ids[:length]
-        if self._realigned_from is not None and self._realigned_from < length:
-            other._realigned_from = self._realigned_from
-        return other
+    def set_aside(self, start: int, ids: Sequence[int]) -> Tail:
+        """Have `ids` stand in the slots from `start` on, still to be computed; see `put_back`."""
+        over = slice(start, min(start + len(ids), len(self.ids)))
+        tail = Tail(
+            start,
+            self.ids[start:],
+            self.slab.keys[:, :, over].clone(),
+            self.slab.values[:, :, over].clone(),
+        )
+        self.ids[start:] = ids
+        return tail
+
+    def put_back(self, tail: Tail) -> None:
+        """The row as it was before `set_aside`."""
+        over = slice(tail.start, tail.start + tail.keys.shape[2])
+        self.slab.keys[:, :, over] = tail.keys
+        self.slab.values[:, :, over] = tail.values
+        self.ids[tail.start :] = tail.ids

@@ -29,7 +29,7 @@ from kvcomm.engine.loop import Decoding, Work, post
 from kvcomm.engine.placement import Piece, Placement
 from kvcomm.engine.realign import Realigner
 from kvcomm.engine.room import Ticket
-from kvcomm.engine.rows import Row
+from kvcomm.engine.rows import Tail
 from kvcomm.engine.sampling import Sampler
 from kvcomm.errors import KvcommError, NotANumber, Preempted
 from kvcomm.kv import content_key
@@ -339,29 +339,46 @@ class LocalSequence:
         fed = dense._row.ids[dense._prompt :][: len(wanted) - 1]
         found: list[torch.Tensor] = []
 
-        # In a row of its own: the message's KV may still be read from this one.
-        def copy() -> Row:
-            slab = self.engine.new_slab(self._prompt + len(fed))
-            copied = self._row.copy(self._prompt, slab)
-            copied.ids += fed
-            return copied
+        await self.reserve(self._prompt + len(fed))
+        start = self._prompt - 1  # the prompt's last token once more, for its logits
+        asked = range(start, self._prompt + len(fed))
+        ids = [self._row.ids[start], *fed]
 
         def done(logits: torch.Tensor | None) -> None:
             assert logits is not None
             found.append(logits)
 
-        row = await self.engine.call(copy, idle=self._priority > READY)
-        asked = range(self._prompt - 1, len(row))
-        work = Work(row, lambda: asked, lambda: self._priority, len(asked), self.phases, done)
-        await self.engine.finish(self.engine.loop.compute(work))
+        work = Work(self._row, lambda: asked, lambda: self._priority, len(asked), self.phases, done)
+        tail = await self.engine.call(
+            lambda: self._set_aside(start, ids), idle=self._priority > READY
+        )
+        try:
+            await self.engine.finish(self.engine.loop.compute(work))
+        finally:
+            await self.engine.call(lambda: self._put_back(tail))
         return await self.engine.call(lambda: divergence(wanted, found[0]))
+
+    def _set_aside(self, start: int, ids: Sequence[int]) -> Tail:
+        """Have `ids` stand from slot `start` on. Nobody else reads the row until `_put_back`."""
+        self._hand_out()
+        self.engine.prefix.leave(self._row.slab, keep=False)
+        return self._row.set_aside(start, ids)
+
+    def _put_back(self, tail: Tail) -> None:
+        self._row.put_back(tail)
+        self._offer()
+
+    def _hand_out(self) -> None:
+        """Copy the KV that others still want from this row."""
+        for key in self._lent:
+            if key in self.engine.store:
+                self.engine.store.get(key)
 
     async def close(self) -> None:
         """Give the row back, also when this is cancelled. KV that is still wanted is copied."""
-        wanted = [key for key in self._lent if key in self.engine.store]
         try:
-            if wanted:
-                await self.engine.call(lambda: [self.engine.store.get(key) for key in wanted])
+            if any(key in self.engine.store for key in self._lent):
+                await self.engine.call(self._hand_out)
         finally:
             self._leave()
 

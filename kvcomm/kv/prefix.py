@@ -41,8 +41,8 @@ class PrefixCache:
     """Longest exact prefix by token ids, per namespace, under a byte budget (LRU).
 
     The budget bounds the slabs that no open row holds, and `whole` is the share that whole rows may
-    fill of it. Who has to go leaves its opening, in a slab of its own: a prompt's end is rarely
-    seen again, its beginning with every task.
+    fill of it. Who has to go leaves its opening, and its slab shrinks to that: a prompt's end is
+    rarely seen again, its beginning with every task.
 
     Prefixes shorter than one block of 16 tokens are not found. Not thread-safe: the engine's
     thread owns it.
@@ -144,8 +144,8 @@ class PrefixCache:
                 continue
             known = self.match(ids, entry.namespace)
             if known is None or known[1] < len(ids):
-                slab = entry.slab.head(len(ids))
-                self._enter(_Entry(slab, entry.namespace, 0, False, only_opening=True), ids)
+                entry.slab.shrink(len(ids))
+                self._enter(_Entry(entry.slab, entry.namespace, 0, False, only_opening=True), ids)
 
     def _next_to_go(self) -> _Entry | None:
         """The least recently used of those that take room, while they take too much."""

@@ -106,12 +106,13 @@ class Slab:
         """Bytes reserved, filled or not."""
         return self.keys.nbytes + self.values.nbytes
 
-    def head(self, length: int) -> Slab:
-        """The first `length` slots in a slab of their own."""
-        layers, kv_heads, _, head_dim = self.keys.shape
-        slab = Slab(layers, kv_heads, length, head_dim, self.keys.dtype, self.keys.device)
-        slab.copy_from(self, 0, length)
-        return slab
+    def shrink(self, length: int) -> None:
+        """Keep the first `length` slots and give the others' memory back.
+
+        One tensor after the other, because what is let go of here is what was short.
+        """
+        self.keys = self.keys[:, :, :length].clone(memory_format=torch.contiguous_format)
+        self.values = self.values[:, :, :length].clone(memory_format=torch.contiguous_format)
 
     def copy_from(self, other: Slab, start: int, stop: int) -> None:
         """Copy slots `start` to `stop` of another slab into the same slots of this one."""

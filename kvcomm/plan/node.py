@@ -13,7 +13,7 @@ from kvcomm.plan.replica import AHEAD, BACKGROUND, READY, Decoding, Replica, Row
 from kvcomm.plan.workload import Call, ToolUse
 
 # As in the runtime; a test compares them. Chunks of a message that is followed.
-FINE, COARSE, LEADING = 16, 64, 8
+FINE, COARSE, LEADING = 16, 256, 8
 
 
 class Draft:

@@ -16,9 +16,10 @@ from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.loan import Loan
 
 # Chunks behind a message that is being written. Fine ones keep little for the moment when the
-# last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones.
+# last input is complete; they cost efficiency, so inputs that do not arrive last get coarse ones,
+# which fill a step. What is left of these is due when the next producer begins.
 FINE = 16
-COARSE = 64
+COARSE = 256
 # Of a message that is realigned only leading tokens are computed, so there are few chunks.
 LEADING = 8
 FOLLOWED = Step("compute", "followed while it was written")

@@ -56,17 +56,19 @@ class Agent:
 
 @dataclass(frozen=True)
 class Pass:
-    """One run of the graph in one mode."""
+    """One run of the graph in one mode; `given`: its answers were not decoded."""
 
     agents: Sequence[Agent]
     end_to_end_s: float
     answers: dict[str, str]
     audits: Sequence[Audited] = ()
+    given: bool = False
 
     @property
     def counts(self) -> bool:
-        """Whether all work ahead would have fitted beside real decoding."""
-        return all(agent.ahead_s <= agent.decode_budget_s for agent in self.agents)
+        """Whether all work ahead fits beside real decoding."""
+        fits = all(agent.ahead_s <= agent.decode_budget_s for agent in self.agents)
+        return fits or not self.given
 
 
 @dataclass
@@ -211,6 +213,7 @@ class Ttft:
             scheduler.answered_at - started,
             {call.node: call.text for call in calls},
             tuple(scheduler.audits),
+            given=bool(forced),
         )
         family = mode.policy.offsets or (LINEAR.offsets if mode.auto else "")
         if family:

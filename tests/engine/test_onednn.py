@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +32,33 @@ def test_the_product_is_the_same(rows: int, size: int, bias: bool) -> None:
         assert found.shape == expected.shape
         assert torch.allclose(found, expected, atol=1e-5)
         assert torch.allclose(plain(inputs[0]), expected[0], atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_memory_does_not_grow_with_the_numbers_of_rows_that_were_seen() -> None:
+    """In a process of its own: how much is kept is settled by the first product."""
+    program = """
+import torch
+from torch import nn
+from kvcomm.engine.memory import release_unused
+from kvcomm.engine.onednn import use_onednn
+
+layer = nn.Linear(576, 576)
+use_onednn(layer)
+
+def resident(rows):
+    with torch.inference_mode():
+        for n in rows:
+            layer(torch.randn(n, 576))
+    release_unused(torch.device("cpu"))
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+before = resident(range(1, 200))
+print(resident(range(200, 400)) - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(grown.stdout) < 16e6  # with all of them kept it is over 60 MB
 
 
 def test_inputs_that_are_not_contiguous_and_none_at_all() -> None:

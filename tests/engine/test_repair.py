@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from kvcomm.engine.attention import NAME
 from kvcomm.engine.base import Answer, Call, Extended
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.sequence import LocalSequence
+from kvcomm.message import Outgoing, Span
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Step
 from kvcomm.sampling import Sampling
@@ -148,6 +150,76 @@ async def test_comparing_leaves_the_row_as_it_was(tiny: LocalEngine) -> None:
     await seq.compare(dense)
     assert seq._row.ids == ids
     assert torch.equal(seq._row.slab.keys[:, :, : len(ids)], keys)
+
+
+async def test_others_read_a_row_meanwhile_as_it_was(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message, first asked for while it is compared, and its prefix."""
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq = tiny.open(call(feeds_prefix=True, namespace="compared"))
+    assert isinstance(seq, LocalSequence)
+    sampled = Answer(Sampling(max_tokens=8, temperature=1.0), seed=5)
+    await seq.extend(segments, [COMPUTE] * 3, answer=sampled)
+    ids = [token.id for token in await decode(seq)][:7]
+    await seq.settle()
+    handle = await seq.publish(Outgoing("text", tuple(ids), (Span(0, 0, len(ids)),)), [0])
+    assert handle is not None
+    said = range(HEAD + TEXT + TAIL, HEAD + TEXT + TAIL + len(ids))
+    expected = seq._row.position_free(said)
+    forward, read = tiny.loop._forward, []
+
+    def reading(*args: Any) -> None:
+        forward(*args)
+        read.append(tiny.store.get(handle.key))
+        found = tiny.prefix.match(seq._row.ids[: HEAD + TEXT], "compared")
+        assert found is None or found[0] is not seq._row.slab
+
+    monkeypatch.setattr(tiny.loop, "_forward", reading)
+    await seq.compare(dense)
+    assert read
+    for kv in read:
+        assert torch.equal(kv.keys, expected.keys)
+        assert torch.equal(kv.values, expected.values)
+    known = [*range(20, 20 + HEAD), *segments[1].ids]
+    assert tiny.prefix.match(known, "compared") == (seq._row.slab, len(known))
+    await tiny.release(handle, 0)
+    await seq.close()
+
+
+async def test_a_comparison_that_is_cancelled_puts_the_row_back(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    seq, _ = await realigned(tiny, segments, rotated())
+    ids, keys = list(seq._row.ids), seq._row.slab.keys[:, :, : len(seq._row)].clone()
+    forward, began = tiny.loop._forward, asyncio.Event()
+    running = asyncio.get_running_loop()
+
+    def half(due: Any, chunks: Any, layers: Any) -> None:
+        forward(due, [(work, chunk[: len(chunk) // 2]) for work, chunk in chunks], layers)
+        running.call_soon_threadsafe(began.set)
+
+    monkeypatch.setattr(tiny.loop, "_forward", half)
+    comparing = asyncio.ensure_future(seq.compare(dense))
+    await began.wait()
+    comparing.cancel()
+    await asyncio.gather(comparing, return_exceptions=True)
+    assert comparing.cancelled()
+    assert seq._row.ids == ids
+    assert torch.equal(seq._row.slab.keys[:, :, : len(ids)], keys)
+
+
+async def test_a_row_without_room_for_denses_tokens_is_compared(tiny: LocalEngine) -> None:
+    segments = prompt(tiny)
+    dense = await dense_row(tiny, segments)
+    wide, _ = await realigned(tiny, segments, rotated())
+    tight = tiny.open(call(capacity=HEAD + TEXT + TAIL))
+    survey = await tight.survey(segments, literals=False)
+    await tight.extend(survey.segments, [COMPUTE, rotated(), COMPUTE])
+    assert await tight.compare(dense) == await wide.compare(dense)
 
 
 async def test_a_record_is_as_long_as_texts_are_compared(tiny: LocalEngine) -> None:

@@ -114,6 +114,19 @@ def test_a_slab_reserves_its_slots() -> None:
     assert slab.nbytes == 2 * 3 * 2 * 10 * 4 * 4
 
 
+def test_a_slab_shrinks_to_its_first_slots() -> None:
+    slab = Slab(3, 2, 10, 4, torch.float32, torch.device("cpu"))
+    slab.keys.normal_()
+    slab.values.normal_()
+    keys, values = slab.keys.clone(), slab.values.clone()
+    slab.shrink(4)
+    assert slab.capacity == 4
+    assert torch.equal(slab.keys, keys[:, :, :4])
+    assert torch.equal(slab.values, values[:, :, :4])
+    for part in (slab.keys, slab.values):
+        assert part.untyped_storage().nbytes() == 3 * 2 * 4 * 4 * 4
+
+
 def test_slots_are_copied_to_the_same_place() -> None:
     cpu = torch.device("cpu")
     source, target = (Slab(3, 2, n, 4, torch.float32, cpu) for n in (6, 9))

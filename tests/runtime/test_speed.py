@@ -10,7 +10,8 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.reuse.policy import Dense, Exact
 from kvcomm.runtime.result import Call
 from kvcomm.runtime.scheduler import Scheduler
-from kvcomm.runtime.speed import MODES, Mode, Ttft
+from kvcomm.runtime.speed import MODES, Mode, Pass, Ttft
+from kvcomm.runtime.speed import Agent as Measured
 from kvcomm.runtime.throughput import Throughput
 from kvcomm.runtime.workload import Workload
 from kvcomm.trace.record import Recorder
@@ -112,6 +113,19 @@ def test_decoded_answers_are_compared_as_texts(tiny: LocalEngine) -> None:
     found = ttft(tiny, modes=("dense", "exact"), decode=True)
     assert found["exact"].to_json(found["dense"])["as_dense"] == 1
     assert all(len(p.answers) == 3 for p in found["exact"].passes)
+
+
+@pytest.mark.parametrize(("given", "counted"), [(True, 1), (False, 2)])
+def test_given_answers_count_where_work_ahead_fits_beside_decoding(
+    tiny: LocalEngine, given: bool, counted: int
+) -> None:
+    def took(ahead_s: float) -> Pass:
+        agent = Measured("a", 10, 10, 0, ahead_s, 2.0, 0.1, 1, "exact")
+        return Pass([agent], ahead_s, {}, given=given)
+
+    mode = Mode("exact", SMALL.build(tiny.codec), Exact(), tiny)
+    mode.passes += [took(1.0), took(3.0)]
+    assert mode.to_json()["samples"] == counted
 
 
 def test_a_fresh_mode_finds_nothing_from_the_sample_before(tiny: LocalEngine) -> None:
