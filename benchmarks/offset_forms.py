@@ -26,6 +26,8 @@ from kvcomm.reuse.recipe import LINEAR, Realign
 from kvcomm.runtime.fidelity import Fidelity
 from kvcomm.tasks.suites import load_suite
 
+LAYERS = slice(1, None)  # the first layer's offset is zero
+
 
 class LowRank(LinearOffsets):
     """Ridge regression on `rank` principal axes of a layer's features."""
@@ -51,14 +53,17 @@ class LowRank(LinearOffsets):
         """The offset of every token."""
         if self._weights is None or self._bias is None:
             raise ValueError("no linear offsets learned yet")
-        x = self._project(self._features(base))
-        return self._unpack(torch.baddbmm(self._bias, x, self._weights), base)
+        x = self._project(self._features(base, LAYERS))
+        offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
+        self._unpack(torch.baddbmm(self._bias, x, self._weights), offset, LAYERS)
+        return offset
 
     def observe(self, base: KV, offset: KV, literal: KV) -> None:
         """Count the tokens of one computed placeholder."""
         if len(base) == 0:
             return
-        x, y = self._project(self._features(base).float()), self._features(offset).float()
+        x, y = (self._features(kv, LAYERS).float() for kv in (base, offset))
+        x = self._project(x)
         left = total = float(y.double().square().sum())
         if self._weights is not None and self._bias is not None:
             left = float((y - torch.baddbmm(self._bias, x, self._weights)).double().square().sum())
@@ -71,6 +76,7 @@ class LowRank(LinearOffsets):
                 zeros((groups, self.rank, features)),
                 zeros((groups, self.rank)),
                 zeros((groups, features)),
+                count=0,
             )
         self._sums.xx += (x.mT @ x).double()
         self._sums.xy += (x.mT @ y).double()

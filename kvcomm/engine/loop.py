@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from kvcomm.engine.attention import Pack, Part, packed_forward
-from kvcomm.engine.base import BACKGROUND, READY, SAME_TEXT, Phases, Token
+from kvcomm.engine.base import AHEAD, BACKGROUND, READY, SAME_TEXT, Phases, Token
 from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.memory import out_of_memory, release_unused
 from kvcomm.engine.rows import Row
@@ -38,6 +38,9 @@ FULL_STEP = 256
 # Background work waits until nothing else was computed for so long: between a producer's end and
 # its reader's start there is a moment in which nothing is due, and a step cannot be interrupted.
 PAUSE_S = 0.05
+# Work ahead waits so long after it was queued, and after a row ended: what follows from an answer's
+# last token is work of several rows, and that of the reader who is ready may come a moment later.
+HOLD_S = 0.01
 
 
 @dataclass(eq=False)
@@ -58,6 +61,7 @@ class Work:
     layers: int | None = None
     future: Future[None] = field(default_factory=Future)
     order: int = 0
+    queued: float = 0.0
     positions: Sequence[int] | None = None
     computed: int = 0
     cancelled: bool = False
@@ -135,6 +139,7 @@ class Loop:
         self._orders = itertools.count()
         self._closed = False
         self.steps = 0
+        self._ended = 0.0  # when a row gave its last token
         self._busy_until = 0.0  # when the last step ended that was not in the background
         self._thread = threading.Thread(target=self._run, name="kvcomm-engine", daemon=True)
         self._thread.start()
@@ -157,7 +162,7 @@ class Loop:
         with self._condition:
             if self._closed:
                 raise KvcommError("the engine is closed")
-            work.order = next(self._orders)
+            work.order, work.queued = next(self._orders), time.perf_counter()
             self._works.append(work)
             self._condition.notify()
         return work
@@ -251,11 +256,15 @@ class Loop:
             decodings = [d for d in decodings if d.priority() < BACKGROUND]
         elif (works or decodings) and self._pause():
             return
+        held, works = works, self._ripe(works)
         pilot = works[0].layers if works else None
         due = self._sampled(decodings) if pilot is None else []
+        works = self._ripe(works)  # a row may have ended just now
         budget = min(self._step_tokens, STEP_TOKENS if urgent and not due else STEP_TOKENS_DECODING)
         chunks = self._chunks(works, budget, pilot)
         if not due and not chunks:
+            if not works and held:
+                self._hold(held)
             return
         try:
             if not self._fits(due, chunks, pilot):
@@ -280,6 +289,23 @@ class Loop:
             if not (self._tasks or self._idle or self._closed or self._urgent()):
                 self._condition.wait(left)
         return True
+
+    def _ripe(self, works: Sequence[Work]) -> list[Work]:
+        """Those that may begin: all but work ahead that came, or whose turn came, just now."""
+        now = time.perf_counter()
+        return [w for w in works if w.priority() != AHEAD or self._begins(w) <= now]
+
+    def _begins(self, work: Work) -> float:
+        return max(work.queued, self._ended) + HOLD_S
+
+    def _hold(self, works: Sequence[Work]) -> None:
+        """Wait until one of these may begin, or something else is to be done."""
+        left = min(map(self._begins, works)) - time.perf_counter()
+        with self._condition:
+            # What came since this step began has told nobody who waits.
+            due = any(d.priority() < BACKGROUND for d in self._decodings) or self._hurried()
+            if left > 0 and not (self._tasks or self._idle or self._closed or due):
+                self._condition.wait(left)
 
     def _urgent(self) -> bool:
         """Whether anything is due that is not in the background."""
@@ -323,6 +349,8 @@ class Loop:
         told = [(d, token) for d in decodings if (token := self._sample(d))]
         _tell(told)
         ended = [decoding for decoding, token in told if token.last]
+        if ended:
+            self._ended = time.perf_counter()
         with self._condition:
             self._decodings = [d for d in self._decodings if d not in ended]
         return [decoding for decoding, token in told if not token.last]

@@ -146,9 +146,12 @@ class Realigner:
         if step.deviating and offset is not None and not measured:
             computed |= _most(_size(offset), covered, computed, step.deviating)
         keep = [i for i, position in enumerate(covered) if position not in computed]
-        moved = base if offset is None else base + offset
-        kv = moved if len(keep) == len(base) else moved.take(keep)
         filled = [covered[i] for i in keep]
+        # One copy at a time: a long input's KV is large.
+        kv = base if offset is None else base + offset
+        del offset
+        if len(keep) < len(base):
+            kv = kv.take(keep)
         rotating = row.fill(segment.rest, [position - done for position in filled], kv)
         self._phases.add("rotate", rotating)
         self._phases.add("fill", time.perf_counter() - predicted - rotating)
@@ -179,13 +182,12 @@ class Realigner:
             return None
         return self.model(index - 1).predict_literal(neighbour, len(segment))
 
-    def observe(self, row: Row, learn: Sequence[int], family: str | None = None) -> None:
-        """Teach the offset models the placeholders at `learn`, from a computed row."""
+    def observe(self, row: Row, index: int, family: str | None = None) -> None:
+        """Teach its offset model the placeholder at `index`, from a computed row."""
         if not row.exact:
             raise ValueError("offsets can only be observed in a row that was computed")
         began = time.perf_counter()
-        for index in learn:
-            self._observe(row, index, family)
+        self._observe(row, index, family)
         self._engine.offsets.trim()
         self._phases.add("observe", time.perf_counter() - began)
 
@@ -195,7 +197,8 @@ class Realigner:
         if base is None or segment.handle is None:
             return
         start = sum(map(len, self.segments[:index]))
-        truth = row.position_free([start + i for i in segment.handle.positions])
+        offset = row.position_free([start + i for i in segment.handle.positions])
+        offset -= base
         literal = base.slice(0, 0)
         after = self.segments[index + 1] if index + 1 < len(self.segments) else None
         if after is not None and after.kind == "literal":
@@ -203,7 +206,7 @@ class Realigner:
             if literal_base is not None:
                 begin = start + len(segment)
                 literal = row.position_free(range(begin, begin + len(after))) - literal_base
-        self.model(index, family).observe(base, truth - base, literal)
+        self.model(index, family).observe(base, offset, literal)
 
 
 def learned_by(template: Template, namespace: str) -> str:

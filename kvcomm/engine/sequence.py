@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -325,9 +326,10 @@ class LocalSequence:
 
     async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
         """Learn offsets from this computed row, for the surveyed segments at these indices."""
-        await self.engine.call(
-            lambda: self._realigner.observe(self._row, learn, offsets), idle=True
-        )
+        for index in learn:
+            await self.engine.call(
+                partial(self._realigner.observe, self._row, index, offsets), idle=True
+            )
 
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, which answered greedily and recorded."""

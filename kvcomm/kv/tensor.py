@@ -52,6 +52,13 @@ class KV:
         self._check_shape(other)
         return KV(self.keys - other.keys, self.values - other.values)
 
+    def __isub__(self, other: KV) -> KV:
+        """In place: the tensors of a slice are those of the whole."""
+        self._check_shape(other)
+        self.keys.sub_(other.keys)
+        self.values.sub_(other.values)
+        return self
+
     def _check_shape(self, other: KV) -> None:
         # Broadcasting would spread one token over all.
         if self.keys.shape != other.keys.shape:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kvcomm.engine import loop as loop_module
-from kvcomm.engine.base import BACKGROUND, READY, Phases
+from kvcomm.engine.base import AHEAD, BACKGROUND, READY, Phases
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.loop import Work
+from kvcomm.engine.loop import Decoding, Work
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import KvcommError
 from tests.engine.support import (
@@ -218,6 +218,59 @@ async def test_work_that_comes_just_before_a_pause_is_not_kept_waiting(
     await waiting
     await audit.close()
     await ready.close()
+
+
+async def test_work_ahead_lets_who_is_ready_a_moment_later_go_first(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, packs: list[int]
+) -> None:
+    monkeypatch.setattr(loop_module, "HOLD_S", 60.0)
+    ahead, ready = open_row(tiny, 100), open_row(tiny, 100)
+    ahead.hurry(AHEAD)
+    waiting = asyncio.ensure_future(ahead.extend([segment(random_ids(tiny, 50))], [COMPUTE]))
+    await asyncio.sleep(0.05)
+    assert packs == []
+    await asyncio.wait_for(ready.extend([segment(random_ids(tiny, 9))], [COMPUTE]), 10)
+    assert packs == [9]
+    monkeypatch.setattr(loop_module, "HOLD_S", 0.0)
+    tiny.loop.wake()
+    await waiting
+    assert packs == [9, 50]
+    await ahead.close()
+    await ready.close()
+
+
+async def test_work_ahead_does_not_begin_in_the_step_in_which_an_answer_ends(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, packs: list[int]
+) -> None:
+    """The answer's reader is ready a moment later, and a step cannot be interrupted."""
+    monkeypatch.setattr(loop_module, "STEP_TOKENS_DECODING", 20)
+    producer, ahead = open_row(tiny, 100), open_row(tiny, 900)
+    ahead.hurry(AHEAD)
+    sampled = tiny.loop._sampled
+    ends: list[int] = []
+
+    def last(decodings: list[Decoding]) -> list[Decoding]:
+        due = sampled(decodings)
+        if decodings and not due:
+            monkeypatch.setattr(loop_module, "HOLD_S", 60.0)
+            ends.append(len(packs))
+        return due
+
+    monkeypatch.setattr(tiny.loop, "_sampled", last)
+    monkeypatch.setattr(loop_module, "HOLD_S", 0.0)
+    waiting = asyncio.ensure_future(ahead.extend([segment(random_ids(tiny, 800))], [COMPUTE]))
+    await producer.extend([segment(random_ids(tiny, 9))], [COMPUTE], answer=answer(5))
+    tokens = await decode(producer)
+    await asyncio.sleep(0.05)
+    assert len(packs) == ends[0]  # nothing was computed since
+    assert 21 in packs  # one of its tokens and 20 of the row ahead
+    assert len(tokens) == 5
+    assert not waiting.done()
+    monkeypatch.setattr(loop_module, "HOLD_S", 0.0)
+    tiny.loop.wake()
+    await waiting
+    await producer.close()
+    await ahead.close()
 
 
 async def test_rows_of_one_step_are_told_together(

@@ -68,10 +68,14 @@ def test_sums_and_differences() -> None:
     assert torch.equal((base + offset).keys, base.keys + offset.keys)
     assert torch.equal((base - offset).values, base.values - offset.values)
     assert equal((base + offset) - base, offset, 1e-6)
+    same, expected = base, base - offset
+    same -= offset
+    assert same is base
+    assert equal(base, expected, 0.0)
 
 
 def test_one_token_is_not_spread_over_many() -> None:
-    for combine in (KV.__add__, KV.__sub__):
+    for combine in (KV.__add__, KV.__sub__, KV.__isub__):
         with pytest.raises(ValueError, match=r"\(3, 2, 4, 4\) and \(3, 2, 1, 4\)"):
             combine(random_kv(4), random_kv(1))
 

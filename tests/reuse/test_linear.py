@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.offsets import LinearOffsets, MeanOffsets, OffsetModel, kind_of
+from kvcomm.reuse.offsets import LinearOffsets, MeanOffsets, OffsetModel, kind_of, linear
 from kvcomm.reuse.offsets.linear import state_bytes
 from tests.reuse.offsets_conformance import OffsetModelContract
 
@@ -62,7 +62,8 @@ def test_the_solution_is_that_of_a_plain_ridge_regression(heads: str) -> None:
     model = LinearOffsets(ridge=0.5, heads=heads)  # type: ignore[arg-type]
     base, offset = kv(64, 1), kv(64, 2)
     model.observe(base, offset, EMPTY)
-    x, y = (model._features(part).double() for part in (base, offset))
+    layers = slice(1, None)
+    x, y = (model._features(part, layers).double() for part in (base, offset))
     for group in range(x.shape[0]):
         mean, scale = x[group].mean(0), x[group].std(0, correction=0)
         z = (x[group] - mean) / scale
@@ -70,8 +71,31 @@ def test_the_solution_is_that_of_a_plain_ridge_regression(heads: str) -> None:
         system = z.T @ z + strength * torch.eye(z.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(system, z.T @ (y[group] - y[group].mean(0)))
         expected = z @ weights + y[group].mean(0)
-        found = model._features(model.predict(base))[group].double()
+        found = model._features(model.predict(base), layers)[group].double()
         assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", ["together", "apart"])
+def test_layers_taken_together_or_alone_come_to_the_same(
+    heads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More layers, and more regressions, than are handled at a time."""
+
+    def learned(layers: int, groups: int) -> tuple[LinearOffsets, KV]:
+        monkeypatch.setattr(linear, "LAYERS", layers)
+        monkeypatch.setattr(linear, "GROUPS", groups)
+        model = LinearOffsets(heads=heads)  # type: ignore[arg-type]
+        for seed in range(3):
+            base = kv(50, seed, layers=12)
+            model.observe(base, law(base), EMPTY)
+        return model, model.predict(kv(9, 999, layers=12))
+
+    whole, expected = learned(100, 100)
+    parts, found = learned(4, 3)
+    assert torch.allclose(found.keys, expected.keys, atol=1e-5)
+    assert torch.allclose(found.values, expected.values, atol=1e-5)
+    assert found.keys[1:].abs().amin(dim=(1, 2, 3)).gt(0).all()
+    assert (parts.error, parts.tokens) == (pytest.approx(whole.error, rel=1e-5), 150)
 
 
 def test_noise_is_known_to_be_unpredictable() -> None:

@@ -15,6 +15,7 @@ so features are standardised and λ is scaled by the count, and larger while lit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,10 @@ FORGET = 0.9
 # Solve again when this much more was seen than at the last solution.
 GROWTH = 1.1
 MIN_SAMPLES = 3
+# Layers counted or predicted at a time, and regressions solved: on the way they need several times
+# what comes of it.
+LAYERS = 4
+GROUPS = 16
 
 
 @dataclass(eq=False)
@@ -45,10 +50,19 @@ class _Sums:
     count: int
 
     @classmethod
-    def of(cls, x: torch.Tensor, y: torch.Tensor) -> _Sums:
+    def empty(cls, groups: int, width: int, count: int, device: torch.device) -> _Sums:
+        """Room for those of `count` tokens; see `put`."""
+
+        def room(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.float64, device=device)
+
+        xx, xy = room(groups, width, width), room(groups, width, width)
+        return cls(xx, xy, room(groups, width), room(groups, width), count)
+
+    def put(self, groups: slice, x: torch.Tensor, y: torch.Tensor) -> None:
         """Those of features and targets, `[groups, tokens, width]` each."""
-        products = (x.mT @ x).double(), (x.mT @ y).double()
-        return cls(*products, x.double().sum(dim=1), y.double().sum(dim=1), x.shape[1])
+        self.xx[groups], self.xy[groups] = x.mT @ x, x.mT @ y
+        self.x[groups], self.y[groups] = x.double().sum(dim=1), y.double().sum(dim=1)
 
     def copy(self) -> _Sums:
         """The same in tensors of their own."""
@@ -64,6 +78,18 @@ class _Sums:
         for mine, more in zip(self.tensors, other.tensors, strict=True):
             mine += more
         self.count += other.count
+
+    def solve(self, groups: slice, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """W `[groups, features, targets]` and b `[groups, 1, targets]`, λ being `ridge`."""
+        xx, xy, x, y = (tensor[groups] / self.count for tensor in self.tensors)
+        inverse = (xx.diagonal(dim1=1, dim2=2) - x.square()).clamp_min(1e-12).rsqrt()
+        system = xx.sub_(x[:, :, None] * x[:, None, :])
+        system.mul_(inverse[:, :, None]).mul_(inverse[:, None, :])
+        system.diagonal(dim1=1, dim2=2).add_(ridge)
+        cross = xy.sub_(x[:, :, None] * y[:, None, :]).mul_(inverse[:, :, None])
+        factor = torch.linalg.cholesky(system)
+        weights = torch.cholesky_solve(cross, factor).mul_(inverse[:, :, None])
+        return weights, y[:, None, :] - x[:, None, :] @ weights
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -119,8 +145,12 @@ class LinearOffsets:
         """The offset of every token. Raises `ValueError` when nothing was learned."""
         if self._weights is None or self._bias is None:
             raise ValueError("no linear offsets learned yet")
-        x = self._features(base).to(self._weights.dtype)
-        return self._unpack(torch.baddbmm(self._bias, x, self._weights), base)
+        offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
+        for layers, groups in self._blocks(base):
+            x = self._features(base, layers).to(self._weights.dtype)
+            y = torch.baddbmm(self._bias[groups], x, self._weights[groups])
+            self._unpack(y, offset, layers)
+        return offset
 
     def predict_literal(self, base: KV, tokens: int) -> KV:
         """The mean offset seen at each token of the literal."""
@@ -130,13 +160,16 @@ class LinearOffsets:
         """Count the tokens of one computed placeholder, after predicting them as a test."""
         if len(base) == 0:
             return
-        x, y = self._features(base).float(), self._features(offset).float()
-        total = float(y.double().square().sum())
-        left = total
-        if self._weights is not None and self._bias is not None:
-            left = float((y - torch.baddbmm(self._bias, x, self._weights)).double().square().sum())
         one = LinearOffsets(self.ridge, self.heads)
-        one._sums, one._seen, one._left, one._total = _Sums.of(x, y), 1, left, total
+        one._sums = self._room(base)
+        for layers, groups in self._blocks(base):
+            x, y = (self._features(kv, layers).float() for kv in (base, offset))
+            one._sums.put(groups, x, y)
+            one._total += float(y.double().square().sum())
+            if self._weights is not None and self._bias is not None:
+                y -= torch.baddbmm(self._bias[groups], x, self._weights[groups])
+            one._left += float(y.double().square().sum())
+        one._seen = 1
         one._literal.observe(literal)
         for model in (self, self._untaken):
             if model is not None:
@@ -161,37 +194,48 @@ class LinearOffsets:
     def _solve(self) -> None:
         sums = self._sums
         assert sums is not None
-        mean_x, mean_y = sums.x / sums.count, sums.y / sums.count
-        scale = (sums.xx.diagonal(dim1=1, dim2=2) / sums.count - mean_x.square()).clamp_min(1e-12)
-        inverse = scale.rsqrt()
-        covariance = sums.xx / sums.count - mean_x[:, :, None] * mean_x[:, None, :]
-        cross = sums.xy / sums.count - mean_x[:, :, None] * mean_y[:, None, :]
-        system = covariance * inverse[:, :, None] * inverse[:, None, :]
-        system.diagonal(dim1=1, dim2=2).add_(self.ridge + PRIOR_TOKENS / sums.count)
-        factor = torch.linalg.cholesky(system)
-        weights = torch.cholesky_solve(cross * inverse[:, :, None], factor) * inverse[:, :, None]
-        bias = mean_y[:, None, :] - mean_x[:, None, :] @ weights
-        self._weights, self._bias = weights.float(), bias.float()
+        ridge = self.ridge + PRIOR_TOKENS / sums.count
+        self._weights = torch.empty_like(sums.xy, dtype=torch.float32)
+        self._bias = torch.empty_like(sums.y[:, None], dtype=torch.float32)
+        for start in range(0, len(sums.x), GROUPS):
+            groups = slice(start, start + GROUPS)
+            self._weights[groups], self._bias[groups] = sums.solve(groups, ridge)
         self._solved_at = sums.count
 
-    def _features(self, kv: KV) -> torch.Tensor:
-        """`[groups, tokens, width]` of layers 1 and up: keys and values side by side."""
+    def _room(self, kv: KV) -> _Sums:
         layers, heads, tokens, dim = kv.keys.shape
-        both = torch.stack([kv.keys[1:], kv.values[1:]], dim=3)  # [layers-1, heads, tokens, 2, dim]
-        if self.heads == "together":
-            return both.permute(0, 2, 1, 3, 4).reshape(layers - 1, tokens, heads * 2 * dim)
-        return both.reshape((layers - 1) * heads, tokens, 2 * dim)
+        groups, width = self._size(heads, dim)
+        return _Sums.empty((layers - 1) * groups, width, tokens, kv.keys.device)
 
-    def _unpack(self, y: torch.Tensor, like: KV) -> KV:
-        """The inverse of `_features`, with zeros for layer 0."""
-        layers, heads, tokens, dim = like.keys.shape
+    def _size(self, heads: int, dim: int) -> tuple[int, int]:
+        """Regressions of a layer, and the features of each."""
+        return (1, heads * 2 * dim) if self.heads == "together" else (heads, 2 * dim)
+
+    def _blocks(self, kv: KV) -> Iterator[tuple[slice, slice]]:
+        """A few layers at a time, and their regressions."""
+        layers, heads, _, dim = kv.keys.shape
+        groups, _ = self._size(heads, dim)
+        for start in range(1, layers, LAYERS):
+            stop = min(start + LAYERS, layers)
+            yield slice(start, stop), slice((start - 1) * groups, (stop - 1) * groups)
+
+    def _features(self, kv: KV, layers: slice) -> torch.Tensor:
+        """`[groups, tokens, width]`: keys and values side by side."""
+        both = torch.stack([kv.keys[layers], kv.values[layers]], dim=3)
+        count, heads, tokens, _, dim = both.shape  # [layers, heads, tokens, 2, dim]
+        groups, width = self._size(heads, dim)
         if self.heads == "together":
-            both = y.reshape(layers - 1, tokens, heads, 2, dim).permute(0, 2, 1, 3, 4)
+            both = both.permute(0, 2, 1, 3, 4)
+        return both.reshape(count * groups, tokens, width)
+
+    def _unpack(self, y: torch.Tensor, into: KV, layers: slice) -> None:
+        """The inverse of `_features`."""
+        count, heads, tokens, dim = into.keys[layers].shape
+        if self.heads == "together":
+            both = y.reshape(count, tokens, heads, 2, dim).permute(0, 2, 1, 3, 4)
         else:
-            both = y.reshape(layers - 1, heads, tokens, 2, dim)
-        keys, values = torch.zeros_like(like.keys), torch.zeros_like(like.values)
-        keys[1:], values[1:] = both[..., 0, :], both[..., 1, :]
-        return KV(keys, values)
+            both = y.reshape(count, heads, tokens, 2, dim)
+        into.keys[layers], into.values[layers] = both[..., 0, :], both[..., 1, :]
 
     @property
     def nbytes(self) -> int:
