@@ -38,8 +38,9 @@ FULL_STEP = 256
 # Background work waits until nothing else was computed for so long: between a producer's end and
 # its reader's start there is a moment in which nothing is due, and a step cannot be interrupted.
 PAUSE_S = 0.05
-# Work ahead waits so long after it was queued, and after a row ended: what follows from an answer's
-# last token is work of several rows, and that of the reader who is ready may come a moment later.
+# Work ahead waits so long after a row ended, and where none decodes after it was queued: what
+# follows from an answer's last token is work of several rows, and that of the reader who is ready
+# may come a moment later.
 HOLD_S = 0.01
 
 
@@ -291,12 +292,14 @@ class Loop:
         return True
 
     def _ripe(self, works: Sequence[Work]) -> list[Work]:
-        """Those that may begin: all but work ahead that came, or whose turn came, just now."""
+        """Those that may begin: all but work ahead that has to wait for a moment."""
         now = time.perf_counter()
         return [w for w in works if w.priority() != AHEAD or self._begins(w) <= now]
 
     def _begins(self, work: Work) -> float:
-        return max(work.queued, self._ended) + HOLD_S
+        # While rows decode, only the end of one makes a reader ready.
+        queued = 0.0 if self._decodings else work.queued
+        return max(queued, self._ended) + HOLD_S
 
     def _hold(self, works: Sequence[Work]) -> None:
         """Wait until one of these may begin, or something else is to be done."""

@@ -195,11 +195,12 @@ class LinearOffsets:
         sums = self._sums
         assert sums is not None
         ridge = self.ridge + PRIOR_TOKENS / sums.count
-        self._weights = torch.empty_like(sums.xy, dtype=torch.float32)
-        self._bias = torch.empty_like(sums.y[:, None], dtype=torch.float32)
+        weights = torch.empty_like(sums.xy, dtype=torch.float32)
+        bias = torch.empty_like(sums.y[:, None], dtype=torch.float32)
         for start in range(0, len(sums.x), GROUPS):
             groups = slice(start, start + GROUPS)
-            self._weights[groups], self._bias[groups] = sums.solve(groups, ridge)
+            weights[groups], bias[groups] = sums.solve(groups, ridge)
+        self._weights, self._bias = weights, bias
         self._solved_at = sums.count
 
     def _room(self, kv: KV) -> _Sums:
