@@ -140,10 +140,14 @@ class Auditor:
         room = sum(map(len, done.segments)) + GREEDY.sampling.max_tokens
         shadow = self._row(replace(done.call, capacity=room))
         steps = [COMPUTE] * len(done.segments)
-        pieces = await shadow.extend(done.segments, steps, answer=GREEDY)
-        tokens = sum(piece.computed for piece in pieces)
-        async for _ in shadow.decode():
-            tokens += 1
+        try:
+            pieces = await shadow.extend(done.segments, steps, answer=GREEDY)
+            tokens = sum(piece.computed for piece in pieces)
+            async for _ in shadow.decode():
+                tokens += 1
+        except BaseException:
+            await asyncio.shield(shadow.close())
+            raise
         return shadow, tokens
 
     def _row(self, call: Call) -> EngineSequence:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvcomm.agents import Agent, Sampling
-from kvcomm.engine.base import Divergence, EngineSequence
+from kvcomm.engine.base import BACKGROUND, Divergence, EngineSequence, Token
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.realign import NOT_LENT
 from kvcomm.engine.sequence import LocalSequence
@@ -180,6 +180,25 @@ def test_a_failed_audit_is_recorded_and_harms_nobody(
     audits = [a for a in result.audits if a.node == "b"]
     assert {a.error for a in audits} == {"RuntimeError: no comparison today"}
     assert audits[0].divergence is None
+
+
+def test_a_shadow_that_fails_gives_its_row_back(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, failed = LocalSequence.decode, []
+
+    def broken(self: LocalSequence) -> AsyncIterator[Token]:
+        if self._priority == BACKGROUND:  # only shadows are answered there
+            failed.append(self)
+            raise RuntimeError("no shadow today")
+        return decode(self)
+
+    monkeypatch.setattr("kvcomm.engine.sequence.LocalSequence.decode", broken)
+    with auto(tiny, **LEARNED) as active:
+        result = runs(active, MIN_SAMPLES + 1)[-1]
+    assert failed
+    assert {a.error for a in result.audits if a.error} == {"RuntimeError: no shadow today"}
+    assert tiny.room.used == 0
 
 
 def test_exact_agents_are_never_realigned(tiny: LocalEngine) -> None:
