@@ -8,7 +8,8 @@ computed row teaches the offset models. All of it waits until no call needs the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -106,23 +107,19 @@ class Auditor:
 
     async def _audit(self, done: Finished) -> None:
         """Compare a realigned row with a computed one, try cheaper levels, and learn from that."""
-        shadow, tokens = await self._shadow(done)
         level, *cheaper = done.choice.measured
-        try:
+        async with self._shadow(done) as (shadow, tokens):
             self._record(done, level, await done.seq.compare(shadow), tokens, used=True)
             await self._realign(done, cheaper, shadow, 0)
             await _learn(shadow, done.segments)
-        finally:
-            await shadow.close()
 
     async def _probe(self, done: Finished) -> None:
         """Realign an exact call's prompt beside it, once for each level, and compare."""
-        shadow, tokens = (None, 0) if done.recorded else await self._shadow(done)
-        try:
-            await self._realign(done, done.choice.measured, shadow or done.seq, tokens)
-        finally:
-            if shadow:
-                await shadow.close()
+        if done.recorded:
+            await self._realign(done, done.choice.measured, done.seq, 0)
+            return
+        async with self._shadow(done) as (shadow, tokens):
+            await self._realign(done, done.choice.measured, shadow, tokens)
 
     async def _realign(
         self, done: Finished, levels: Sequence[Recipe], dense: EngineSequence, tokens: int
@@ -135,7 +132,8 @@ class Auditor:
             self._record(done, level, divergence, tokens + spent)
             tokens = 0
 
-    async def _shadow(self, done: Finished) -> tuple[EngineSequence, int]:
+    @asynccontextmanager
+    async def _shadow(self, done: Finished) -> AsyncIterator[tuple[EngineSequence, int]]:
         """The prompt in a computed row, answered greedily, and what that cost in tokens."""
         room = sum(map(len, done.segments)) + GREEDY.sampling.max_tokens
         shadow = self._row(replace(done.call, capacity=room))
@@ -145,10 +143,9 @@ class Auditor:
             tokens = sum(piece.computed for piece in pieces)
             async for _ in shadow.decode():
                 tokens += 1
-        except BaseException:
-            await asyncio.shield(shadow.close())
-            raise
-        return shadow, tokens
+            yield shadow, tokens
+        finally:
+            await shadow.close()
 
     def _row(self, call: Call) -> EngineSequence:
         seq = self.engine.spare(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,11 +116,13 @@ def test_calls_of_a_run_are_measured_one_after_another(
     open_, most = set[str](), 0
     shadow, learn = Auditor._shadow, auditing._learn
 
-    async def begins(self: Auditor, done: Finished) -> tuple[EngineSequence, int]:
+    def begins(
+        self: Auditor, done: Finished
+    ) -> AbstractAsyncContextManager[tuple[EngineSequence, int]]:
         nonlocal most
         open_.add(done.call.node)
         most = max(most, len(open_))
-        return await shadow(self, done)
+        return shadow(self, done)
 
     async def ends(seq: EngineSequence, segments: Sequence[Segment]) -> None:
         await learn(seq, segments)
