@@ -59,7 +59,10 @@ class Agent(Care):
     `{history}` for the agent's own earlier messages (debates); `{{` and `}}` are braces. `layout`
     puts the role text `system` in the system turn ("role-first", as the paper does) or behind the
     prompt ("shared-first"), where agents that share task and messages also share an exact prefix.
-    `post` turns generated text into the message (default: cut a `<think>` block). An `exact`
+    `post` turns generated text into the message (default: cut a `<think>` block). The answer
+    continues `begins`, a literal behind the header of the assistant's turn ("Answer:"); the message
+    holds it, unless `keep_begins` is off. Without `chat` there are no turns: the prompt is a plain
+    completion of the role text and the prompt, as base models take it. An `exact`
     agent is never given a realigned segment. `replica` is the number, from 0, of the replica that
     runs its calls, where the engine has several; without one they go where the run goes. What
     happens when a call fails is said by the options of `Care`.
@@ -71,6 +74,9 @@ class Agent(Care):
     layout: Literal["role-first", "shared-first"] = "role-first"
     sampling: Sampling = field(default_factory=Sampling)
     post: Callable[[str], str] = strip_thinking
+    begins: str = ""
+    keep_begins: bool = True
+    chat: bool = True
     exact: bool = False
     replica: int | None = None
 
@@ -83,6 +89,11 @@ class Agent(Care):
         if self.replica is not None and self.replica < 0:
             raise UsageError(
                 f"agent `{self.name}`: there is no replica {self.replica}, they count from 0"
+            )
+        if self.begins.endswith(" "):
+            raise UsageError(
+                f"agent `{self.name}`: begins {self.begins!r} ends with a space, which models "
+                f"write with the word behind it: use {self.begins.rstrip(' ')!r}"
             )
         self.check_care(f"agent `{self.name}`")
         for source in (self.system, self.prompt):
@@ -164,7 +175,8 @@ class Agent(Care):
 
     def template(self, codec: Codec, senders: Sequence[Sender], inputs: Sequence[str]) -> Template:
         """The agent's prompt at token level, for these predecessors."""
-        return compile_template(codec, *self.resolve(senders, inputs))
+        turns = self.resolve(senders, inputs)
+        return compile_template(codec, *turns, self.begins, chat=self.chat)
 
 
 def _blocks(entries: Sequence[tuple[str, str]]) -> list[Piece]:

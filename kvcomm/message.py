@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 # The most tokens that spell one character: the bytes of its UTF-8 form.
@@ -90,14 +90,23 @@ def strip_thinking(text: str) -> str:
     return "" if text.lstrip().startswith("<think>") else text
 
 
-def outgoing(codec: TextCodec, generated: Sequence[int], post: Callable[[str], str]) -> Outgoing:
+def outgoing(
+    codec: TextCodec,
+    generated: Sequence[int],
+    post: Callable[[str], str],
+    begins: Sequence[int] = (),
+) -> Outgoing:
     """The message that `post` makes of `generated` (stop token removed).
+
+    `begins` are ids that stood in the prompt right before it and belong to the message: its spans
+    count them as -1, -2, … from the first generated token on backwards.
 
     Where the result is a piece of the generated text, the ids of that piece are kept as they were
     sampled and their KV stays usable; text at a cut edge is encoded again. Special tokens that the
     model wrote into its text are encoded again as plain text: filled text is never structure.
     A `post` that rewrites the text yields fresh ids and no spans.
     """
+    generated = [*begins, *generated]
     text = codec.decode(generated)
     kept = well_formed(post(text))
     # What is left of a cut text is most often its end: the same words may stand in what was cut.
@@ -105,11 +114,13 @@ def outgoing(codec: TextCodec, generated: Sequence[int], post: Callable[[str], s
     if not kept or at < 0:
         return Outgoing(kept, tuple(codec.encode(kept)), ())
     end = at + len(kept)
-    first, begins = _boundary(codec, generated, text, at, forward=True)
+    first, starts = _boundary(codec, generated, text, at, forward=True)
     last, ends = _boundary(codec, generated, text, end, forward=False)
     if last <= first:
         return Outgoing(kept, tuple(codec.encode(kept)), ())
-    return _keep(codec, generated, first, last, text[at:begins], text[ends:end], kept)
+    sent = _keep(codec, generated, first, last, text[at:starts], text[ends:end], kept)
+    spans = (replace(span, source=span.source - len(begins)) for span in sent.spans)
+    return replace(sent, spans=tuple(spans))
 
 
 def _boundary(

@@ -49,6 +49,9 @@ class Codec(Protocol):
     def chat(self, system: str, user: str) -> str:
         """One system and one user turn, and the header of the assistant's turn."""
 
+    def completion(self, system: str, user: str) -> str:
+        """The two texts as they are, behind the token with which the model's texts begin."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -129,12 +132,19 @@ class Template:
     """An agent's prompt at token level: literals around named placeholders.
 
     `literals` has one entry more than `names`: literal 0, placeholder 0, literal 1, …; a literal
-    may be empty. `fingerprint` names the template in saved state.
+    may be empty. `fingerprint` names the template in saved state. The last `begun` tokens of the
+    last literal are the beginning of the answer.
     """
 
     literals: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
     fingerprint: str
+    begun: int = 0
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The ids with which the answer begins, before any is sampled."""
+        return self.literals[-1][len(self.literals[-1]) - self.begun :]
 
     def fill(
         self, texts: Mapping[str, tuple[int, ...]], handles: Mapping[str, Handle] | None = None
@@ -164,8 +174,18 @@ class Template:
         return sum(len(literal) for literal in self.literals)
 
 
-def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece]) -> Template:
+def compile_template(
+    codec: Codec,
+    system: Sequence[Piece],
+    user: Sequence[Piece],
+    begins: str = "",
+    *,
+    chat: bool = True,
+) -> Template:
     """Apply the chat template around the holes and cut the token ids at them.
+
+    `begins` stands behind the header of the assistant's turn: the answer continues it. Without
+    `chat` the prompt is the texts alone, for a plain completion.
 
     Literals are tokenised in context: the whole prompt is encoded once with a mark in every hole
     and cut at the character offsets, so a literal gets the ids it has inside the chat. Only a
@@ -173,8 +193,10 @@ def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece
     what the chat template adds: a control token spelled in a literal is text, as in a filled hole.
     """
     system, user = _split_control(codec, system), _split_control(codec, user)
-    holes = [piece for piece in (*system, *user) if isinstance(piece, Hole)]
-    text = codec.chat(_marked(system), _marked(user))
+    answer = [SEAM, *_split_control(codec, [Text(begins)])] if begins else []
+    wrap = codec.chat if chat else codec.completion
+    text = wrap(_marked(system), _marked(user)) + _marked(answer)
+    holes = [piece for piece in (*system, *user, *answer) if isinstance(piece, Hole)]
     parts = text.split(MARK)
     if len(parts) != len(holes) + 1:
         raise TemplateError(
@@ -183,10 +205,12 @@ def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece
         )
     ids, offsets = codec.encode_structured(text)
     literals: list[tuple[int, ...]] = []
-    start = 0
-    for hole, part in zip([None, *holes], parts, strict=True):
+    start = begun = 0
+    answers = len(parts) - sum(isinstance(piece, Hole) for piece in answer)
+    for index, (hole, part) in enumerate(zip([None, *holes], parts, strict=True)):
         end = start + len(part)
         literal = _cut(codec, text, ids, offsets, start, end)
+        begun += len(literal) if index >= answers else 0
         if hole == SEAM:
             literals[-1] += literal
         else:
@@ -194,7 +218,7 @@ def compile_template(codec: Codec, system: Sequence[Piece], user: Sequence[Piece
         start = end + len(MARK)
     names = tuple(hole.name for hole in holes if hole != SEAM)
     digest = hashlib.sha256(repr((literals, len(names))).encode()).hexdigest()[:16]
-    return Template(tuple(literals), names, digest)
+    return Template(tuple(literals), names, digest, begun)
 
 
 def _split_control(codec: Codec, pieces: Sequence[Piece]) -> list[Piece]:

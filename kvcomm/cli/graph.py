@@ -96,6 +96,9 @@ def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
         "temperature": node.agent.sampling.temperature,
         "system": system,
         "prompt": prompt,
+        "chat": node.agent.chat,
+        "begins": node.agent.begins,
+        "stop": list(node.agent.sampling.stop),
     }
 
 
@@ -132,10 +135,13 @@ def _print(graph: AgentGraph) -> None:
             facts.append(f"temperature {node.agent.sampling.temperature:g}")
         if node.agent.exact:
             facts.append("exact")
+        if not node.agent.chat:
+            facts.append("plain completion")
+        if node.agent.sampling.stop:
+            facts.append(f"stops at {', '.join(map(repr, node.agent.sampling.stop))}")
         out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(facts)}"))
-        for turn, text in zip(
-            ("system", "user"), bound_prompt(graph, node, node.agent), strict=True
-        ):
+        texts = (*bound_prompt(graph, node, node.agent), node.agent.begins)
+        for turn, text in zip(("system", "user", "answer begins"), texts, strict=True):
             if text:
                 out.print(Text(f"  {turn}:", style="dim"))
                 out.print(Padding(Text(_beginning(text)), (0, 0, 0, 4), expand=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -230,8 +230,11 @@ class EngineSequence(Protocol):
     async def truncate(self, length: int) -> None:
         """Forget the slots from `length` on. They must not have been settled."""
 
-    def decode(self) -> AsyncIterator[Token]:
+    def decode(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they are sampled; the final one has `last` set."""
+
+    async def stop(self) -> None:
+        """End the answer here: no further token is sampled."""
 
     async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """A handle on the KV of a message decoded here, pinned for the steps at which it is read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -122,9 +122,13 @@ class CollectedSequence:
         """Forget ids from `length` on."""
         del self._ids[length:]
 
-    def decode(self) -> AsyncIterator[Token]:
+    def decode(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens."""
         raise NotImplementedError
+
+    async def stop(self) -> None:
+        """End the answer here."""
+        await self.close()
 
     async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """Messages travel as text: there is no KV to hand out."""

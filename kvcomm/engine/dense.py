@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -79,7 +79,7 @@ class DenseSequence(CollectedSequence):
         super().__init__(engine, call)
         self._closed = False
 
-    async def decode(self) -> AsyncIterator[Token]:
+    async def decode(self) -> AsyncGenerator[Token, None]:
         """Generate with transformers, token by token as they come."""
         assert self._answer is not None
         answer = self._answer
@@ -107,7 +107,7 @@ class DenseSequence(CollectedSequence):
     @torch.inference_mode()
     def _generate(self, answer: Answer, emit: Callable[[Token | BaseException], None]) -> None:
         engine, sampling = self._engine, answer.sampling
-        stop = engine.stop | frozenset(sampling.stop)
+        stop = engine.stop | frozenset(sampling.stop_token_ids)
         started, own = time.perf_counter(), engine.config._attn_implementation
         try:
             torch.manual_seed(answer.seed)

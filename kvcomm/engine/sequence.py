@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -215,7 +215,7 @@ class LocalSequence:
         return Decoding(
             self._row,
             Sampler(answer.sampling, answer.seed),
-            self.engine.stop | frozenset(answer.sampling.stop),
+            self.engine.stop | frozenset(answer.sampling.stop_token_ids),
             asyncio.get_running_loop(),
             self._tokens,
             self.phases,
@@ -265,7 +265,7 @@ class LocalSequence:
         """Forget the slots from `length` on."""
         await self.engine.call(lambda: self._row.truncate(length))
 
-    async def decode(self) -> AsyncIterator[Token]:
+    async def decode(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they are sampled."""
         while True:
             item = await self._tokens.get()
@@ -279,6 +279,13 @@ class LocalSequence:
                 yield item
                 return
             yield item
+
+    async def stop(self) -> None:
+        """End the answer here: no further token is sampled."""
+        assert self._decoding is not None
+        self._decoding.cancelled = True
+        await self.engine.call(lambda: None)  # the step that may be under way is over
+        self.engine.steps += 1
 
     def _distrust(self) -> None:
         self.engine.prefix.clear(self._call.namespace)

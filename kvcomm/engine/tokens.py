@@ -110,9 +110,9 @@ class TokenizerCodec:
         Templates that know no system turn get its text at the head of the user turn; a model
         without a chat template gets the two texts and a line to answer on.
         """
-        both = "\n\n".join(part for part in (system, user) if part)
+        both = _joined(system, user)
         if not self.tokenizer.chat_template:
-            return f"{self._begin}{both}\n\nAnswer:"
+            return f"{self.completion(system, user)}\n\nAnswer:"
         if system:
             # Some templates raise on a system turn, others drop it.
             with suppress(Exception):
@@ -121,11 +121,19 @@ class TokenizerCodec:
                     return text
         return self._apply([_turn("user", both)])
 
+    def completion(self, system: str, user: str) -> str:
+        """The two texts as they are, behind the token with which the model's texts begin."""
+        return self._begin + _joined(system, user)
+
     def _apply(self, turns: list[dict[str, str]]) -> str:
         text: str = self.tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
         )
         return text
+
+
+def _joined(system: str, user: str) -> str:
+    return "\n\n".join(part for part in (system, user) if part)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

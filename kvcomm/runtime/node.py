@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,6 +27,7 @@ from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.filling import FINE, Filling
 from kvcomm.runtime.loan import Loan
 from kvcomm.runtime.result import Call
+from kvcomm.runtime.stopping import StopTexts, cut_at
 from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
 from kvcomm.trace.record import Recorder
 
@@ -68,6 +70,7 @@ class Attempt:
     run_name: str = ""
     opened: float = 0.0
     sampled: int | None = None
+    stopped: bool = False
 
     async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
         """The whole call; `deadline` counts from its last input to its report.
@@ -252,14 +255,35 @@ class Attempt:
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
         tokens: list[Token] = []
-        async for token in seq.decode():
-            tokens.append(token)
-            if token.last != "stop":
-                self.draft.append(token.id)
-                if self.on_token:
-                    self.on_token(self.node.name, token.id)
+        stops = StopTexts(self.engine.codec, self.agent.sampling.stop)
+        self._begin()
+        async with aclosing(seq.decode()) as decoded:
+            async for token in decoded:
+                tokens.append(token)
+                if token.last == "stop":
+                    continue
+                if stops.end(token.id):
+                    self.stopped = True
+                    await seq.stop()
+                    break
+                self._tell(token.id)
         self.sampled = tokens[0].id
         return await self._force(seq, tokens[0].at) if self.forced else tokens
+
+    def _begin(self) -> None:
+        """The message begins with what the answer continues."""
+        for token in self.begins:
+            self._tell(token)
+
+    def _tell(self, token: int) -> None:
+        self.draft.append(token)
+        if self.on_token:
+            self.on_token(self.node.name, token)
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The ids before the sampled ones that are part of the message."""
+        return self.template.begins if self.agent.keep_begins else ()
 
     async def _force(self, seq: EngineSequence, first: float) -> list[Token]:
         """Answer with the forced tokens, computed in blocks instead of decoded one by one.
@@ -268,7 +292,8 @@ class Attempt:
         is not computed, as if it had been sampled.
         """
         self.draft.restart()
-        self.draft.append(self.forced[0])
+        for token in (*self.begins, self.forced[0]):
+            self.draft.append(token)
         tokens = [Token(self.forced[0], first)]
         for start in range(0, len(self.forced) - 1, FINE):
             await self.engine.quiet()
@@ -283,11 +308,14 @@ class Attempt:
     async def _send(self, seq: EngineSequence, tokens: list[Token]) -> MessageSent:
         """Post-process, make the final ids known at once, then the handle and the record."""
         generated = [token.id for token in tokens if token.last != "stop"]
+        codec, begins = self.engine.codec, self.begins
         post = _checked(self.agent.name, self.agent.post)
+        if self.stopped:
+            post = cut_at(self.agent.sampling.stop, post, codec.decode(begins))
         if self.agent.post is strip_thinking:
-            sent = outgoing(self.engine.codec, generated, post)
+            sent = outgoing(codec, generated, post, begins)
         else:
-            sent = await apart(outgoing, self.engine.codec, generated, post)
+            sent = await apart(outgoing, codec, generated, post, begins)
         finished = tokens[-1].at
         self.draft.seal(sent.ids, finished)
         handle, reason = None, f"text only: {self.policy.name} mode"
@@ -350,7 +378,7 @@ class Attempt:
             decode_s=tokens[-1].at - tokens[0].at,
             ahead_s=filling.ahead_s,
             first_token=self.sampled,
-            stop=tokens[-1].last or "length",
+            stop="stop" if self.stopped else tokens[-1].last or "length",
             offsets=self.policy.offsets,
             base_tokens=filling.base_tokens,
             pilot_tokens=seq.pilot_tokens,

@@ -86,7 +86,9 @@ class Scheduler:
             if name in inputs
         }
         self._drafts = {
-            name: _draft(node, name) for node in graph.nodes.values() for name in node.texts
+            name: _draft(node, name, self._templates.get(node.name))
+            for node in graph.nodes.values()
+            for name in node.texts
         }
         self._early = _early(graph)
         lends = lends or (auto is not None and auto.target > 0)
@@ -335,13 +337,14 @@ class Scheduler:
                     await self._release(node)
 
 
-def _draft(node: Node, name: str) -> Draft:
+def _draft(node: Node, name: str, template: Template | None) -> Draft:
     """The draft of one of a node's texts."""
     if isinstance(node.agent, Tool):
         return Draft(name, node.agent.max_tokens, followable=False, spoken=False)
     # Unfinished text of an agent with a post-processing of its own is hardly its message.
     followable = node.agent.post is strip_thinking
-    return Draft(name, node.agent.sampling.max_tokens, followable)
+    begun = template.begun if template and node.agent.keep_begins else 0
+    return Draft(name, begun + node.agent.sampling.max_tokens, followable)
 
 
 def _early(graph: AgentGraph) -> frozenset[str]:
@@ -361,10 +364,11 @@ def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
     for node in graph.nodes.values():
         if isinstance(node.agent, Tool):
             continue
-        resolved = node.agent.resolve(node.senders, graph.inputs)
-        if resolved not in known:
-            known[resolved] = graph.template(node.name, engine.codec)
-        templates[node.name] = known[resolved]
+        agent = node.agent
+        prompt = (agent.resolve(node.senders, graph.inputs), agent.begins, agent.chat)
+        if prompt not in known:
+            known[prompt] = graph.template(node.name, engine.codec)
+        templates[node.name] = known[prompt]
     return templates
 
 

@@ -112,7 +112,7 @@ class EngineContract:
         plain = await answered(engine, ids, 8)
         at = next(i for i in range(1, 8) if plain[i] not in plain[:i])
         seq = engine.open(call(60))
-        asked = Answer(Sampling(max_tokens=8, stop=(plain[at],)))
+        asked = Answer(Sampling(max_tokens=8, stop_token_ids=(plain[at],)))
         await seq.extend(pieces(ids, 40), [COMPUTE], answer=asked)
         tokens = await decoded(seq)
         await seq.close()

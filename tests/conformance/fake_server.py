@@ -109,7 +109,7 @@ class FakeServer:
             temperature=body.get("temperature", 1.0),
             top_p=body.get("top_p", 1.0),
             max_tokens=body.get("max_tokens", 16),
-            stop=tuple(body.get("stop_token_ids", ())),
+            stop_token_ids=tuple(body.get("stop_token_ids", ())),
         )
         found: queue.Queue[Token | BaseException | None] = queue.Queue()
 

@@ -138,7 +138,7 @@ async def test_auto_is_exact_and_says_why(server: FakeServer) -> None:
 
 async def test_sampling_is_sent_as_it_was_asked(server: FakeServer) -> None:
     with load_served(server.url) as engine:
-        hot = Sampling(temperature=0.7, top_p=0.9, max_tokens=3, stop=(300,))
+        hot = Sampling(temperature=0.7, top_p=0.9, max_tokens=3, stop_token_ids=(300,))
         await answered(engine, [20, 21, 22], 3, Answer(hot, 11))
     body = server.real()[0]
     fields = ("prompt", "temperature", "top_p", "max_tokens", "seed", "stop_token_ids")

@@ -112,7 +112,7 @@ def test_followed_text_that_post_processing_cuts_is_taken_back(tiny: LocalEngine
     graph = chain(agent("a", 90, post=post), agent("b"))
     draft = scheduler._draft
     try:
-        scheduler._draft = lambda node, name: Draft(name, node.agent.sampling.max_tokens, True)
+        scheduler._draft = lambda node, name, _: Draft(name, node.agent.sampling.max_tokens, True)
         with session(tiny, "exact") as active:
             result = active.run(graph, TASK)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -157,7 +157,7 @@ class ReplicaSequence:
         """Forget the slots from `length` on."""
         await self._act("truncate", length)
 
-    async def decode(self) -> AsyncIterator[Token]:
+    async def decode(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they arrive: `at` is the driver's clock, not the replica's."""
         while True:
             tokens, state = await self.home.call("tokens", self.name)
@@ -169,6 +169,11 @@ class ReplicaSequence:
                 yield replace(token, at=now)
                 if token.last:
                     return
+
+    async def stop(self) -> None:
+        """End the answer here: no further token is sampled."""
+        await self._act("stop")
+        self._engine.steps += 1
 
     async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
         """A handle whose key names the replica; None when that is gone."""

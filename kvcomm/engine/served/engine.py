@@ -116,9 +116,9 @@ class ServedEngine(WithoutStore, Bounded):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if sampling.stop:
-            body["stop_token_ids"] = list(sampling.stop)
-        stop = self.stop | frozenset(sampling.stop)
+        if sampling.stop_token_ids:
+            body["stop_token_ids"] = list(sampling.stop_token_ids)
+        stop = self.stop | frozenset(sampling.stop_token_ids)
         reading = Reading(self.codec, sampling, stop, self.abilities.token_ids)
 
         async def read() -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -107,7 +107,7 @@ class ServedSequence(CollectedSequence):
         await super().truncate(length)
         self._books.truncate(length)
 
-    async def decode(self) -> AsyncIterator[Token]:
+    async def decode(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they come."""
         assert self._answering is not None
         first = last = 0.0
@@ -119,6 +119,14 @@ class ServedSequence(CollectedSequence):
         self.phases.add("first token", first - self._asked)
         self.phases.add("decode", last - first)
         self._books.add(first, len(self._prompt), cached)
+        self._done = True
+        self._engine.steps += 1
+
+    async def stop(self) -> None:
+        """End the answer here, and its request: what the server's cache held stays unknown."""
+        assert self._answering is not None
+        self._answering.cancel()
+        self._books.add(time.perf_counter(), len(self._prompt), None)
         self._done = True
         self._engine.steps += 1
 
