@@ -7,6 +7,7 @@ under way. The same configuration goes on where the log ends; another one is ref
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def read_config(folder: Path) -> Config:
     """The configuration of an output folder. Raises `UsageError` for a folder without one."""
     path = folder / CONFIG
     try:
-        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+        return Config.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise UsageError(f"{folder} holds no evaluation: there is no {CONFIG}") from None
     except (ValidationError, UnicodeDecodeError) as error:
@@ -189,7 +190,7 @@ def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
         if not line.strip():
             continue
         try:
-            sample = Sample.model_validate_json(line)
+            sample = Sample.model_validate_json(line.removeprefix(BOM_UTF8))
         except ValidationError as error:
             what = str(error).splitlines()[0]
             raise UsageError(f"{path}, line {number} is no sample: {what}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Any
 from kvcomm.agents import Tool
 from kvcomm.errors import UsageError
 from kvcomm.tasks.task import passage_names
+from kvcomm.tasks.words import words_of
 
 # Passages of a user's files end at the paragraph that brings them to this many words.
 WORDS = 120
 NOTHING = "(No further passage was found.)"
+LINES = re.compile("\r\n?|[\v\x85\u2028]")
+PAGES = re.compile("[\f\u2029]")
+# No white space, but nothing to see either.
+UNSEEN = "\u200b\ufeff"
+GAPS = re.compile(rf"\n[\s{UNSEEN}]*\n")
 
 
 def bm25_retriever(
@@ -43,8 +50,13 @@ def bm25_retriever(
 
 
 def paragraphs(text: str) -> tuple[str, ...]:
-    """The paragraphs of a text."""
-    return tuple(part.strip() for part in text.split("\n\n") if part.strip())
+    """The paragraphs of a text: what stands between blank lines, or on pages of its own.
+
+    Lines may end as on Windows or on an old Mac; a line that holds only blanks is blank.
+    """
+    text = PAGES.sub("\n\n", LINES.sub("\n", text))
+    parts = (part.strip().strip(UNSEEN).strip() for part in GAPS.split(text))
+    return tuple(part for part in parts if part)
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +66,7 @@ def passages_of(folder: Path) -> tuple[str, ...]:
     found = []
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read {path}: {error}") from None
         gathered: list[str] = []
@@ -69,9 +81,12 @@ def passages_of(folder: Path) -> tuple[str, ...]:
 
 
 def best(passages: Sequence[str], question: str, count: int) -> list[str]:
-    """The `count` passages that share most with the question, best first; equal ones in order."""
+    """The `count` passages that share most with the question, best first.
+
+    Equal ones, and all when none shares a word with it, come in the order that they have.
+    """
     index, tokens = _index(tuple(passages))
-    asked = tokens([question], update_vocab=False, show_progress=False)
+    asked = tokens([question], update_vocab=False, show_progress=False, allow_empty=False)
     scores = index.get_scores(asked[0]) if asked[0] else [0.0] * len(passages)
     ranked = sorted(range(len(passages)), key=lambda i: (-float(scores[i]), i))
     return [passages[i] for i in ranked[:count]]
@@ -81,7 +96,7 @@ def best(passages: Sequence[str], question: str, count: int) -> list[str]:
 def _index(passages: tuple[str, ...]) -> tuple[Any, Any]:
     import bm25s
 
-    tokenizer = bm25s.tokenization.Tokenizer(stopwords="en")
+    tokenizer = bm25s.tokenization.Tokenizer(lower=False, splitter=words_of, stopwords=None)
     ids = tokenizer.tokenize(
         list(passages), update_vocab=True, show_progress=False, return_as="tuple"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from kvcomm.tasks.task import DATA
 from kvcomm.trace.text import shorten
 
 FOLDER = "KVCOMM_DATA"
+# Tools that mark the beginning of their files leave one where files are put one behind the other.
+ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,61 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     if path.exists() and not path.is_file():
         raise UsageError(f"cannot read tasks from {path}: it is not a file")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UsageError(f"cannot read tasks from {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    held = enumerate((line.lstrip(ORDER_MARK) for line in lines), 1)
+    return [(number, line) for number, line in held if line.strip()]
+
+
+def row_id(row: Mapping[str, Any], *fields: str, name: str) -> str:
+    """The first id that a row gives in `fields`, else `name`."""
+    found = (given_id(row.get(field), "") for field in fields)
+    return next(filter(None, found), name)
+
+
+def given_id(value: object, name: str) -> str:
+    """An id as text; `name` for null and for a blank one, as if it were not there.
+
+    Raises `ValueError` for what is neither text nor number.
+    """
+    return name if _missing(value) else as_text(value, "id").strip() or name
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """The text of a field. Raises `ValueError` for null and all that is no text or number."""
+    return as_text(row[field], field)
+
+
+def texts_of(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    """The texts of a field that is a list, null or not there. Raises `ValueError`."""
+    return () if _missing(row.get(field)) else as_texts(row[field], field)
+
+
+def as_texts(value: object, field: str) -> tuple[str, ...]:
+    """A list of texts. Raises `ValueError` for anything else."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{field!r} must be a list of texts, not {_shown(value)}")
+    return tuple(as_text(item, field) for item in value)
+
+
+def as_text(value: object, field: str) -> str:
+    """A text, or a number as one: where a column has gaps, tables write 60.0 for 60."""
+    if isinstance(value, str):
+        return value
+    if _missing(value) or isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{field!r} must be a text, not {_shown(value)}")
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _shown(value: object) -> str:
+    return "null" if _missing(value) else f"{value!r:.40}"
 
 
 def _refused(constant: str) -> None:

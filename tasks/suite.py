@@ -10,7 +10,7 @@ from typing import Any
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.tasks.graders import Graders
-from kvcomm.tasks.rows import Hub, read_rows, rows_of
+from kvcomm.tasks.rows import Hub, given_id, read_rows, rows_of
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.task import Task, passage_names
 
@@ -51,8 +51,10 @@ class Suite:
         tasks: dict[str, Task] = {}
         rows = read_rows(self.path) if self.path else None
         for row in rows_of(self.name, self.hub, self.shipped, folder) if rows is None else rows:
+            name = f"{self.name}-{row.number}"
             try:
-                task = replace(self.read(row.value, f"{self.name}-{row.number}"), row=row.value)
+                task = self.read(row.value, name)
+                task = replace(task, id=given_id(task.id, name), row=row.value)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 what = f"it lacks {error}" if isinstance(error, KeyError) else error
                 raise UsageError(f"{row.where} is no row of {self.name}: {what}") from None

@@ -53,7 +53,7 @@ def check_folder(folder: Path, model: str, fingerprint: str) -> None:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
         learned_by, known = str(manifest["model"]), str(manifest["fingerprint"])
         layout, library = str(manifest["format"]), str(manifest.get("library"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -149,7 +149,7 @@ def load_audits(folder: Path, auto: Auto) -> str:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         if value["format"] != FORMAT:
             raise ValueError(f"not in the format {FORMAT}")
         auto.load_json(value["audits"])

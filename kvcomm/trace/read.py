@@ -163,7 +163,7 @@ def whole_lines(file: BinaryIO) -> Iterator[bytes]:
 def read_event(line: bytes) -> Event | None:
     """The event of a line; None for a line that is none, or has numbers that no run has."""
     try:
-        event = parse_event(line.decode("utf-8", "replace"))
+        event = parse_event(line.decode("utf-8", "replace").lstrip("\ufeff"))
     except ValidationError:
         return None
     return event if _measured(event) else None

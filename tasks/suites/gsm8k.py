@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_math
-from kvcomm.tasks.rows import Hub
+from kvcomm.tasks.rows import Hub, text_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import math_team
@@ -14,7 +14,7 @@ from kvcomm.tasks.teams import math_team
 
 def read(row: Mapping[str, Any], name: str) -> Task:
     """`question`, and what stands behind `####` in `answer`."""
-    target = str(row["answer"]).rpartition("####")[2].strip()
+    target = text_of(row, "answer").rpartition("####")[2].strip()
     return Task(name, row["question"], target.replace(",", ""))
 
 

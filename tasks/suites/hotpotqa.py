@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_words
-from kvcomm.tasks.rows import Hub
+from kvcomm.tasks.rows import Hub, as_text, as_texts, row_id, text_of, texts_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import rag_team
@@ -29,24 +29,24 @@ def read(row: Mapping[str, Any], name: str) -> Task:
     """
     support = {title for title, _ in _pairs(row["supporting_facts"], "title", "sent_id")}
     passages = [
-        (title, paragraph(title, "".join(sentences)))
+        (title, paragraph(title, "".join(as_texts(sentences, "sentences"))))
         for title, sentences in _pairs(row["context"], "title", "sentences")
     ]
     kept = sorted(enumerate(passages), key=lambda item: item[1][0] not in support)[:PASSAGES]
     return Task(
-        str(row.get("_id", row.get("id", name))),
+        row_id(row, "_id", "id", name=name),
         row["question"],
-        str(row["answer"]),
+        text_of(row, "answer"),
         tuple(text for _, (_, text) in sorted(kept)),
         tuple(text for _, text in passages),
-        tuple(map(str, row.get("answer_aliases", ()))),
+        texts_of(row, "answer_aliases"),
     )
 
 
 def _pairs(value: Any, first: str, second: str) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        return list(zip(value[first], value[second], strict=True))
-    return [(str(left), right) for left, right in value]
+        value = zip(value[first], value[second], strict=True)
+    return [(as_text(left, first), right) for left, right in value]
 
 
 SUITE = Suite(

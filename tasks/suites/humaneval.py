@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_tests
-from kvcomm.tasks.rows import Hub
+from kvcomm.tasks.rows import Hub, row_id, text_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import code_team
@@ -19,7 +19,8 @@ def read(row: Mapping[str, Any], name: str) -> Task:
     for field in ("entry_point", "test"):
         if not isinstance(row[field], str):
             raise ValueError(f"its {field} is no text")
-    return Task(str(row.get("task_id", name)), row["prompt"], str(row["canonical_solution"]))
+    solution = text_of(row, "canonical_solution")
+    return Task(row_id(row, "task_id", name=name), row["prompt"], solution)
 
 
 SUITE = Suite(

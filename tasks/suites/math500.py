@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_math
-from kvcomm.tasks.rows import Hub
+from kvcomm.tasks.rows import Hub, row_id, text_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import math_team
@@ -16,7 +16,7 @@ BOXED = "Put the final answer in \\boxed{}."
 
 def read(row: Mapping[str, Any], name: str) -> Task:
     """`problem`, `answer`, and an id of its own where there is one."""
-    return Task(str(row.get("unique_id", row.get("id", name))), row["problem"], str(row["answer"]))
+    return Task(row_id(row, "unique_id", "id", name=name), row["problem"], text_of(row, "answer"))
 
 
 SUITE = Suite(

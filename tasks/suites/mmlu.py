@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import LETTERS, by_letter
-from kvcomm.tasks.rows import Hub
+from kvcomm.tasks.rows import Hub, text_of, texts_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import math_team
@@ -14,11 +14,12 @@ from kvcomm.tasks.teams import math_team
 
 def read(row: Mapping[str, Any], name: str) -> Task:
     """`question` and `choices` as the text; `answer` is the index of the right one."""
-    choices = list(row["choices"])
+    choices = texts_of(row, "choices")
     if len(choices) != len(LETTERS):
         raise ValueError(f"it has {len(choices)} choices, not {len(LETTERS)}")
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=True))
-    return Task(name, f"{row['question']}\n{listed}", LETTERS[int(row["answer"])])
+    asked = f"{text_of(row, 'question')}\n{listed}"
+    return Task(name, asked, LETTERS[int(text_of(row, "answer"))])
 
 
 SUITE = Suite(

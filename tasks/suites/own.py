@@ -8,7 +8,7 @@ from typing import Any
 
 from kvcomm.own_file import Wanted, load_own
 from kvcomm.tasks.graders import Graders, by_words
-from kvcomm.tasks.rows import read_rows
+from kvcomm.tasks.rows import read_rows, row_id, texts_of
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
@@ -27,17 +27,9 @@ def read(row: Mapping[str, Any], name: str) -> Task:
     for field in ("input", "target"):
         if not isinstance(row[field], str) or not row[field].strip():
             raise ValueError(f"{field!r} must be a text that is not empty")
-    accepted, corpus = (_texts(row, field) for field in ("accepted", "corpus"))
-    return Task(
-        str(row.get("id", name)), row["input"], row["target"], corpus=corpus, accepted=accepted
-    )
-
-
-def _texts(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    found = row.get(field) or []
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise ValueError(f"{field!r} must be a list of texts, not {found!r:.40}")
-    return tuple(found)
+    accepted, corpus = (texts_of(row, field) for field in ("accepted", "corpus"))
+    id_ = row_id(row, "id", name=name)
+    return Task(id_, row["input"], row["target"], corpus=corpus, accepted=accepted)
 
 
 def by_target(task: Task, answer: str, graders: Graders) -> Score:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks.retrieval import NOTHING, best, bm25_retriever, passages_of
+from kvcomm.tasks.retrieval import NOTHING, best, bm25_retriever, paragraphs, passages_of
 
 PASSAGES = (
     "Zurich\nZurich lies on a lake in Switzerland.",
@@ -24,8 +24,73 @@ def test_what_shares_most_with_the_question_comes_first() -> None:
     assert best(PASSAGES, "On which lake does Zurich lie?", 1) == [PASSAGES[0]]
 
 
+@pytest.mark.parametrize(
+    ("passages", "question", "found"),
+    [
+        (["巴黎是法国的首都。", "罗马是意大利的首都。"], "意大利的首都是哪里？", 1),
+        (
+            ["パリはフランスの首都です。", "ローマはイタリアの首都です。"],
+            "イタリアの首都はどこですか",
+            1,
+        ),
+        (["파리는 프랑스의 수도이다.", "로마는 이탈리아의 수도이다."], "이탈리아 수도는?", 1),
+        (
+            ["ปารีสเป็นเมืองหลวงของฝรั่งเศส", "โรมเป็นเมืองหลวงของอิตาลี"],
+            "เมืองหลวงของอิตาลีคืออะไร",
+            1,
+        ),
+        (["日本は島国です。", "本日は休みです。"], "本日の予定", 1),
+        (["Vitamin D is there", "Vitamin C is here"], "vitamin C", 1),
+        (["Vitamin D is there", "Vitamin A is here"], "What is vitamin A good for?", 1),
+        (["Plan A: we go.", "Plan B: we stay."], "what is plan b", 1),
+        (["C# has classes.", "C++ has templates."], "Who made C++?", 1),
+        (["Apollo 8 flew.", "Apollo 9 flew."], "Apollo 9", 1),
+        (["Der Fluß ist tief.", "Das STRASSENNETZ, die Straße"], "strasse", 1),
+    ],
+)
+def test_words_of_every_script_and_length(passages: list[str], question: str, found: int) -> None:
+    assert best(passages, question, 1) == [passages[found]]
+
+
+def test_a_passage_without_words_is_not_what_an_unknown_word_asks_for() -> None:
+    assert best(["Cats sleep.", "..."], "xylophone", 1) == ["Cats sleep."]
+
+
 def test_words_that_nobody_has_leave_the_order_as_it_is() -> None:
     assert best(PASSAGES, "xylophone quux", 3) == list(PASSAGES[:3])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\n\nb",
+        "a\r\n\r\nb",
+        "a\r\rb",
+        "a\n \t\nb",
+        "a\r\n\t\r\n \r\nb\r\n",
+        "a\n\u3000\xa0\nb",
+        "a\n\v\nb",
+        "a\fb",
+        "a\n\fb",
+        "a\u2029b",
+        "a\x85\x85b",
+        "\ufeffa\n\u200b\nb\u200b",
+    ],
+)
+def test_paragraphs_end_at_blank_lines_however_they_are_written(text: str) -> None:
+    assert paragraphs(text) == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\rb", "a\u2028b"])
+def test_a_line_is_no_paragraph(text: str) -> None:
+    assert paragraphs(text) == ("a\nb",)
+
+
+def test_a_corpus_from_windows_is_searched_passage_by_passage() -> None:
+    corpus = "\r\n\r\n".join(PASSAGES)
+    assert list(bm25_retriever(1).run({"task": "Do cats sleep?", "corpus": corpus})) == [
+        PASSAGES[2]
+    ]
 
 
 def test_the_tool_sends_its_passages_one_by_one() -> None:
@@ -56,6 +121,12 @@ def test_a_folder_of_text_files(tmp_path: Path) -> None:
     assert [len(text.split()) for text in passages[1:]] == [141, 71]
     tool = bm25_retriever(1, folder=tmp_path)
     assert list(tool.run({"task": "Do cats sleep?"})) == [passages[0]]
+
+
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "cats.txt").write_bytes("\ufeffCats sleep.\r\n\r\nDogs bark.\r\n".encode())
+    (tmp_path / "two.md").write_bytes("\ufeffOne.\n\n\ufeffTwo.".encode())
+    assert passages_of(tmp_path) == ("cats\nCats sleep.\nDogs bark.", "two\nOne.\nTwo.")
 
 
 def test_a_folder_without_text(tmp_path: Path) -> None:

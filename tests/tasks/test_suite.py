@@ -219,3 +219,150 @@ def test_own_lines_with_a_corpus_get_a_team_with_a_retriever(tmp_path: Path) -> 
     assert task.corpus == ("Ada did it.", "Bob slept.")
     with Graders() as graders:
         assert "retriever" in suite.team(graders).nodes
+
+
+MARK = "\ufeff"
+OWN = {"input": "1 + 1?", "target": "2"}
+LINES = [json.dumps(OWN), json.dumps({"input": "Who wrote\u2028it?", "target": "Ada"})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    {
+        "mark": MARK + "\n".join(LINES),
+        "mark on every part": f"{MARK}{LINES[0]}\n{MARK}{LINES[1]}\n",
+        "mark on a line of its own": f"{MARK}\n{LINES[0]}\n{LINES[1]}\n{MARK}",
+        "Windows": MARK + "\r\n".join([*LINES, "", ""]),
+        "old Mac": "\r".join(LINES),
+        "blank lines": f"\n \n{LINES[0]}\n\t\n{LINES[1]}\n\n\n",
+        "a separator of lines inside": "\n".join(LINES).replace("\\u2028", "\u2028"),
+    }.values(),
+)
+def test_lines_as_every_tool_writes_them(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(text.encode())
+    _, tasks = load_suite(str(path))
+    assert [(task.input, task.target) for task in tasks] == [
+        ("1 + 1?", "2"),
+        ("Who wrote\u2028it?", "Ada"),
+    ]
+
+
+def test_the_line_of_a_bad_row_is_counted_with_the_mark(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_bytes(f"{MARK}{LINES[0]}\r\n\r\n{{\r\n".encode())
+    with pytest.raises(UsageError, match="line 3 is not JSON"):
+        load_suite(str(tmp_path / "own.jsonl"))
+
+
+def test_a_users_python_file_with_a_mark(tmp_path: Path) -> None:
+    write(tmp_path, "mine", OWN)
+    (tmp_path / "mine.py").write_bytes(
+        f"{MARK}from pathlib import Path\r\n"
+        "from kvcomm.tasks.suites.own import suite_of_lines\r\n"
+        "suite = suite_of_lines(Path(__file__).with_suffix('.jsonl'))\r\n".encode()
+    )
+    assert load_suite(str(tmp_path / "mine.py"))[1][0].target == "2"
+
+
+ROWS_WITH_IDS = [
+    ("own", "id", OWN),
+    ("math500", "unique_id", PROBLEM),
+    ("math500", "id", {"problem": "p", "answer": "1"}),
+    ("aime2024", "id", {"problem": "p", "answer": "025"}),
+    ("math-mini", "id", {"problem": "p", "answer": "1"}),
+    ("humaneval", "task_id", CODE),
+    ("code-mini", "task_id", CODE),
+    ("hotpotqa", "_id", hotpot()),
+    ("2wiki", "id", {k: v for k, v in hotpot().items() if k != "_id"}),
+    ("rag-mini", "_id", hotpot()),
+    ("musique", "id", MUSIQUE),
+]
+
+
+def rows_of(folder: Path, name: str, *rows: object) -> list[Task]:
+    write(folder, name, *rows)
+    return load_suite(str(folder / "own.jsonl") if name == "own" else name, folder)[1]
+
+
+@pytest.mark.parametrize("missing", [None, "", "  "])
+@pytest.mark.parametrize(("name", "field", "row"), ROWS_WITH_IDS)
+def test_an_id_that_is_null_or_blank_is_as_good_as_none(
+    tmp_path: Path, name: str, field: str, row: dict[str, object], missing: object
+) -> None:
+    without = {key: value for key, value in row.items() if key != field}
+    absent = rows_of(tmp_path, name, without, without)
+    given = rows_of(tmp_path, name, {**row, field: missing}, {**row, field: missing})
+    assert [task.id for task in given] == [task.id for task in absent]
+    assert [task.id for task in given] == [f"{name}-1", f"{name}-2"]
+
+
+@pytest.mark.parametrize(("name", "field", "row"), ROWS_WITH_IDS)
+def test_a_number_is_an_id(tmp_path: Path, name: str, field: str, row: dict[str, object]) -> None:
+    # A column of a table that has gaps holds 60.0 for 60.
+    given = [rows_of(tmp_path, name, {**row, field: value})[0].id for value in (0, 60, 60.0)]
+    assert given == ["0", "60", "60"]
+    with pytest.raises(UsageError, match="line 1 is no row of .*'id' must be a text"):
+        rows_of(tmp_path, name, {**row, field: ["x"]})
+
+
+def test_the_first_id_that_is_given_counts(tmp_path: Path) -> None:
+    (task,) = rows_of(tmp_path, "math500", {**PROBLEM, "unique_id": None, "id": 7})
+    assert task.id == "7"
+
+
+def test_a_null_id_that_a_users_suite_passes_on(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"id": None, "q": "1?"}, {"id": 5, "q": "2?"})
+    suite = Suite(
+        "mine",
+        "about it",
+        lambda row, name: Task(row.get("id", name), row["q"], "x"),
+        SUITES["gsm8k"].grade,
+        SUITES["gsm8k"].team,
+    )
+    assert [task.id for task in suite.tasks(tmp_path)] == ["mine-1", "5"]
+
+
+def without_a_text() -> list[tuple[str, str, object]]:
+    rows = {name: row for name, _, row in ROWS_WITH_IDS if name not in ("math-mini", "rag-mini")}
+    rows |= {"gsm8k": GSM, "mmlu": CHOICES}
+    names = ("input", "target", "question", "problem", "prompt", "answer", "choices", "test")
+    names += ("entry_point", "canonical_solution", "context", "paragraphs", "supporting_facts")
+    cases = [(name, field, row) for name, row in rows.items() for field in names if field in row]
+    deep = [
+        ("mmlu", "choices", ["w", None, "y", "z"]),
+        ("hotpotqa", "context", [[None, ["x."]]] * 6),
+        ("hotpotqa", "context", [["t", ["x.", None]]] * 6),
+        ("hotpotqa", "answer_aliases", ["egg", None]),
+        ("musique", "paragraphs", [{**MUSIQUE["paragraphs"][0], "title": None}] * 6),
+        ("musique", "paragraphs", [{**MUSIQUE["paragraphs"][0], "paragraph_text": None}] * 6),
+        ("own", "accepted", [None]),
+        ("own", "corpus", ["x", None]),
+    ]
+    found = [(name, field, {**row, field: None}) for name, field, row in cases]
+    return found + [(name, field, {**rows[name], field: value}) for name, field, value in deep]
+
+
+@pytest.mark.parametrize(("name", "field", "row"), without_a_text())
+def test_null_where_a_text_is_needed_is_an_error(
+    tmp_path: Path, name: str, field: str, row: object
+) -> None:
+    with pytest.raises(UsageError, match=f"line 1 is no row of {name}: "):
+        rows_of(tmp_path, name, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("own", {**OWN, "accepted": None, "corpus": None, "id": None}),
+        ("hotpotqa", {**hotpot(), "answer_aliases": None}),
+        ("musique", {**MUSIQUE, "answer_aliases": None}),
+    ],
+)
+def test_lists_that_may_be_missing_may_be_null(tmp_path: Path, name: str, row: object) -> None:
+    (task,) = rows_of(tmp_path, name, row)
+    assert task.accepted == ()
+
+
+def test_numbers_are_texts(tmp_path: Path) -> None:
+    (task,) = rows_of(tmp_path, "musique", {**MUSIQUE, "answer": 1969, "answer_aliases": [69.0]})
+    assert (task.target, task.accepted) == ("1969", ("69",))
