@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Literal as Kind
 from typing import Protocol
@@ -36,6 +37,13 @@ class Codec(Protocol):
     @property
     def control(self) -> re.Pattern[str]:
         """Finds the tokens of `special_ids` where a text spells them."""
+
+    @property
+    def undated(self) -> Codec:
+        """The codec as of a fixed day; itself if its chat template writes neither day nor time."""
+
+    def at(self, now: datetime) -> Codec:
+        """The codec as of `now`, for chat templates that write the day or the time."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
@@ -132,8 +140,9 @@ class Template:
     """An agent's prompt at token level: literals around named placeholders.
 
     `literals` has one entry more than `names`: literal 0, placeholder 0, literal 1, …; a literal
-    may be empty. `fingerprint` names the template in saved state. The last `begun` tokens of the
-    last literal are the beginning of the answer.
+    may be empty. `fingerprint` names the template in saved state: it is that of a fixed day, where
+    the literals hold today's. The last `begun` tokens of the last literal are the beginning of the
+    answer.
     """
 
     literals: tuple[tuple[int, ...], ...]
@@ -218,6 +227,8 @@ def compile_template(
         start = end + len(MARK)
     names = tuple(hole.name for hole in holes if hole != SEAM)
     digest = hashlib.sha256(repr((literals, len(names))).encode()).hexdigest()[:16]
+    if (undated := codec.undated) is not codec and chat:
+        digest = compile_template(undated, system, user, begins).fingerprint
     return Template(tuple(literals), names, digest, begun)
 
 

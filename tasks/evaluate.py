@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class Evaluation:
     """Runs a plan on an engine and keeps every sample in `out`.
 
     `on_sample` is called with each sample that is done, those of an earlier run first. `quality`
-    are the options of `auto`. Raises `UsageError` when `out` holds another evaluation.
+    are the options of `auto`. `now` is what chat templates that write the day are told; one that
+    goes on keeps the day it began with. Raises `UsageError` when `out` holds another evaluation.
     """
 
     def __init__(
@@ -87,12 +89,14 @@ class Evaluation:
         *,
         quality: Mapping[str, Any],
         on_sample: Callable[[Sample], None] = lambda sample: None,
+        now: datetime | None = None,
     ) -> None:
         self.plan = plan
         self._graders = graders
         self._on_sample = on_sample
-        self.config = _config(engine, plan, quality)
-        self.log = Log(out, self.config)
+        made = _config(engine, plan, quality, now or datetime.now())
+        self.log = Log(out, made)
+        self.config = self.log.config
         self._sessions = {
             mode: Session(
                 engine,
@@ -103,6 +107,7 @@ class Evaluation:
                 # Modes beside each other must not live on what another one has computed.
                 namespace=mode if len(plan.modes) > 1 else "",
                 saves=False,
+                now=self.config.now,
                 **quality,
             )
             for mode in plan.modes
@@ -230,7 +235,7 @@ def _call(call: Call) -> CallRow:
     )
 
 
-def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any]) -> Config:
+def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetime) -> Config:
     members = [
         (plan.graph.template(name, engine.codec).fingerprint, node.agent.sampling, node.agent.exact)
         if isinstance(node.agent, Agent)
@@ -251,6 +256,7 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any]) -> Config:
         retries=plan.retries,
         tasks=len(plan.tasks),
         tasks_digest=_digest(asked),
+        now=now,
         **quality,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ STATE = "state"
 class Config(BaseModel):
     """Everything that the outcome of an evaluation depends on.
 
-    `graph` and `tasks` are digests of the templates and of the tasks' texts, in their order.
+    `graph` and `tasks` are digests of the templates and of the tasks' texts, in their order. `now`
+    is the day that chat templates write: that of the first run also when it goes on later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,7 @@ class Config(BaseModel):
     target_divergence: float
     audit_rate: float
     repair_budget: float | None = None
+    now: datetime | None = None
 
 
 class CallRow(BaseModel):
@@ -97,6 +100,8 @@ class Sample(BaseModel):
 class Log:
     """The output folder of an evaluation; opening it reads what was done before.
 
+    `config` is the one that it began with.
+
     Raises `UsageError` when the folder belongs to another configuration, or cannot be written.
     """
 
@@ -104,13 +109,13 @@ class Log:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._check(config)
+            self.config = self._check(config)
             self.samples = read_samples(folder / SAMPLES, mend=True)
             self._file = LineFile(folder / SAMPLES)
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
 
-    def _check(self, config: Config) -> None:
+    def _check(self, config: Config) -> Config:
         path = self.folder / CONFIG
         if not path.exists():
             if any(self.folder.iterdir()):
@@ -118,9 +123,9 @@ class Log:
                     f"{self.folder} is not empty and no evaluation: choose another --out"
                 )
             path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            return
+            return config
         before = read_config(self.folder)
-        old, new = before.model_dump(), config.model_dump()
+        old, new = (made.model_dump(exclude={"now"}) for made in (before, config))
         changed = [
             f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]
         ]
@@ -128,6 +133,7 @@ class Log:
             raise UsageError(
                 f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
             )
+        return before
 
     @property
     def done(self) -> set[tuple[str, int, str]]:

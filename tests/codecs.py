@@ -24,6 +24,15 @@ DROPS_SYSTEM = (
     "{% for m in messages if m['role'] == 'user' %}"
     "{{ '<|im_start|>user\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
+# As Llama 3.2's, in one turn more words on some days than on others.
+DATED = (
+    "{{ '<|im_start|>system\n' }}{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] | trim }}{% set messages = messages[1:] %}{% endif %}"
+    "{{ '\nToday is ' + strftime_now('%A, %d %B %Y') + '.<|im_end|>\n' }}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
 TWICE = "{% for m in messages %}{{ m['content'] + ' ' + m['content'] }}{% endfor %}"
 LLAMA2 = (
     "<s>{% for m in messages %}{% if m['role'] == 'system' %}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from kvcomm.prompt import (
 )
 from kvcomm.prompt import parse_template as parse
 from tests.codecs import (
+    DATED,
     DROPS_SYSTEM,
     NO_SYSTEM,
     TWICE,
@@ -37,6 +39,7 @@ CODECS = {
     "no system turn": lambda: byte_codec(NO_SYSTEM),
     "system turn dropped": lambda: byte_codec(DROPS_SYSTEM),
     "no chat template": lambda: byte_codec(None),
+    "a day in the prompt": lambda: byte_codec(DATED),
     "straddling": straddling_codec,
     "space at the start": space_codec,
     "smollm2": smol_codec,
@@ -261,3 +264,56 @@ def test_the_fingerprint_changes_with_literals_and_number_of_holes() -> None:
     assert fingerprint("a {x} b") == fingerprint("a {y} b")
     sources = ["a {x} b", "a {x}{x} b", "a {x} c", "a  b", "a {x} {x}b"]
     assert len({fingerprint(source) for source in sources}) == len(sources)
+
+
+@pytest.mark.parametrize("chat", [NO_SYSTEM, DROPS_SYSTEM])
+@pytest.mark.parametrize(
+    ("system", "user"),
+    [
+        ("{rules}", "{task}\n\nGo on."),
+        ("{rules}", "{task}"),
+        ("{task}", "{task}"),
+        (" {rules}\n", "{task}"),
+        ("{rules}{task}", "{rules}{task}"),
+        ("Go on.", "{task}\n\nGo on."),
+    ],
+)
+def test_a_system_text_that_the_user_turn_holds_too_is_not_lost(
+    chat: str, system: str, user: str
+) -> None:
+    codec = byte_codec(chat)
+    template = compile_template(codec, parse(system), parse(user))
+    texts = {"rules": "Be kind.", "task": "2+2?"}
+    filled = codec.decode(ids_of(template, codec, **texts))
+    both = "\n\n".join(worded(parse(part), texts) for part in (system, user))
+    assert both.strip() in filled
+
+
+TIMED = "{% for m in messages %}{{ m['content'] }}, {{ strftime_now('%-d %B %Y') }}. {% endfor %}"
+
+
+@pytest.mark.parametrize("chat", [DATED, TIMED])
+def test_the_day_is_in_the_literals_and_not_in_the_fingerprint(chat: str) -> None:
+    def on(*day: int, source: str = "Do {task}.") -> Template:
+        codec = byte_codec(chat).at(datetime(*day))
+        return compile_template(codec, parse("You {role}."), parse(source))
+
+    ninth, tenth, later = on(2026, 5, 9), on(2026, 5, 10), on(2027, 9, 30, 12, 30)
+    assert len({made.literals for made in (ninth, tenth, later)}) == 3
+    assert ninth.fingerprint == tenth.fingerprint == later.fingerprint
+    assert ninth.names == tenth.names == ("role", "task")
+    assert on(2026, 5, 9, source="Do {task}!").fingerprint != ninth.fingerprint
+    assert "2026" in byte_codec().decode([i for literal in ninth.literals for i in literal])
+
+
+def test_control_tokens_in_a_dated_prompt_stay_text() -> None:
+    pieces = parse("a <|im_end|> b {task}")
+    codec = byte_codec(DATED)
+    first, second = (
+        compile_template(codec.at(datetime(2026, 5, day)), (), pieces) for day in (9, 10)
+    )
+    assert first.fingerprint == second.fingerprint
+    ends = [i for literal in first.literals for i in literal].count(
+        codec.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    )
+    assert ends == 2  # of the system turn and the user's

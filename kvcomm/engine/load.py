@@ -23,6 +23,7 @@ from kvcomm.engine.shapes import SHAPES, random_model
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ModelError, UsageError
 from kvcomm.kv import Rope
+from kvcomm.prompt import Hole, compile_template
 from kvcomm.reuse.offsets.linear import state_bytes
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -100,6 +101,7 @@ def _load(
             raise ModelError(f"model {name!r} cannot be loaded from {source}: {first}") from None
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
+    check_chat(TokenizerCodec(tokenizer))
     if place.type == "cpu" and kind == torch.float32:
         use_onednn(model)
     verdict, rope = self_check(model)
@@ -145,6 +147,11 @@ def _engine(
         spill=spill,
         flash=verdict.flash,
     )
+
+
+def check_chat(codec: TokenizerCodec) -> None:
+    """Raise `TemplateError` for a chat template that no prompt can be made with."""
+    compile_template(codec, (), (Hole("text"),))
 
 
 def stop_ids(model: object, tokenizer: object) -> frozenset[int]:

@@ -28,7 +28,7 @@ from kvcomm.errors import OutOfMemory
 from kvcomm.kv import KV, PrefixCache, Rope, Slab, Store, content_key
 from kvcomm.kv.tiers import Disk, Host, Tier
 from kvcomm.message import Handle
-from kvcomm.prompt import MARK, Template
+from kvcomm.prompt import Hole, Template, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets
 from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.state import check_folder, load_state, save_state
@@ -78,7 +78,8 @@ class LocalEngine(LoadedEngine):
             lambda: self.steps,
         )
         self.prefix = PrefixCache(self.budget.for_prefix, WHOLE)
-        self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets)
+        one = torch.zeros(kv_shape(self.config, 1), dtype=model.dtype, device=device)
+        self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets, like=KV(one, one))
         self.room = Room(self.budget.for_rows)
         self.budget.rows = lambda: self.room.used
         self.budget.pinned = lambda: self.store.pinned
@@ -176,11 +177,11 @@ class LocalEngine(LoadedEngine):
         return seq
 
     def _standalone_header(self) -> tuple[int, ...]:
-        """What stands before a bare user text: it takes the attention sink of a base prefill."""
-        text = self.codec.chat("", MARK)
-        ids, offsets = self.codec.encode_structured(text)
-        at = text.index(MARK)
-        return tuple(i for i, (_, end) in zip(ids, offsets, strict=True) if end <= at)
+        """What stands before a bare user text: it takes the attention sink of a base prefill.
+
+        That of any day: base KV is found again on the next one.
+        """
+        return compile_template(self.codec.undated, (), (Hole("text"),)).literals[0]
 
     async def text_base(self, ids: tuple[int, ...], namespace: str) -> tuple[str, int]:
         """Key of the base KV of a standalone text, and the tokens computed to make it."""

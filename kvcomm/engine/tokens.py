@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kvcomm.engine.chat_template import Turn, rendered, tells_time
+from kvcomm.errors import TemplateError
 from kvcomm.message import well_formed
 
 CHATML = (
@@ -23,15 +27,25 @@ CHATML = (
 LEADS = ("\ue000", "\n", "a")
 
 
+# Texts that stand for those of the two turns, to see what becomes of them.
+SYSTEM, USER = "\ue001", "\ue002"
+# What templates are named by does not change from day to day.
+ANY_DAY = datetime(2000, 1, 1)
+
+
 # No model's context is longer, unless its engine says so.
 MOST = 1 << 20
 
 
 class TokenizerCodec:
-    """A `kvcomm.prompt.Codec` over a fast transformers tokenizer. Thread-safe."""
+    """A `kvcomm.prompt.Codec` over a fast transformers tokenizer. Thread-safe.
 
-    def __init__(self, tokenizer: Any) -> None:
+    `now` is what its chat template takes for the present, by default when the codec was made.
+    """
+
+    def __init__(self, tokenizer: Any, now: datetime | None = None) -> None:
         self.tokenizer = tokenizer
+        self.now = now or datetime.now()
         self.most = MOST
         # Whether special tokens are split is a switch on the tokenizer, not on a call.
         self._lock = threading.Lock()
@@ -47,6 +61,19 @@ class TokenizerCodec:
         self._adds_space = self._plain("a")[0] != self._behind(LEADS[0], "a")
         start = tokenizer("a")["input_ids"][:1]
         self._begin = tokenizer.bos_token if start == [tokenizer.bos_token_id] else ""
+
+    def at(self, now: datetime) -> Self:
+        """The same codec with another present."""
+        other = copy.copy(self)
+        other.now = now
+        return other
+
+    @property
+    def undated(self) -> Self:
+        """The codec as of a day that is always the same; itself if no prompt depends on the day."""
+        if self.now == ANY_DAY or not tells_time(self.tokenizer):
+            return self
+        return self.at(ANY_DAY)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: special tokens spelled in it stay text, nothing is added.
@@ -108,14 +135,14 @@ class TokenizerCodec:
         """The chat template around one system and one user turn.
 
         Templates that know no system turn get its text at the head of the user turn; a model
-        without a chat template gets the two texts and a line to answer on.
+        without a chat template gets the two texts and a line to answer on. Raises `TemplateError`
+        for a template that cannot be rendered.
         """
         both = _joined(system, user)
         if not self.tokenizer.chat_template:
             return f"{self.completion(system, user)}\n\nAnswer:"
-        if system:
-            # Some templates raise on a system turn, others drop it.
-            with suppress(Exception):
+        if system and self._keeps_system():
+            with suppress(TemplateError):
                 text = self._apply([_turn("system", system), _turn("user", user)])
                 if system.strip() in text:
                     return text
@@ -125,18 +152,26 @@ class TokenizerCodec:
         """The two texts as they are, behind the token with which the model's texts begin."""
         return self._begin + _joined(system, user)
 
-    def _apply(self, turns: list[dict[str, str]]) -> str:
-        text: str = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
-        return text
+    def _keeps_system(self) -> bool:
+        """Whether a system turn has its text before the user's: others raise on it, or drop it.
+
+        Not asked of the texts themselves: the user's may hold the system's.
+        """
+        try:
+            text = self._apply([_turn("system", SYSTEM), _turn("user", USER)])
+        except TemplateError:
+            return False
+        return [sign for sign in text if sign in (SYSTEM, USER)] == [SYSTEM, USER]
+
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        return rendered(self.tokenizer, turns, self.now)
 
 
 def _joined(system: str, user: str) -> str:
     return "\n\n".join(part for part in (system, user) if part)
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _turn(role: str, content: str) -> Turn:
     return {"role": role, "content": content}
 
 

@@ -116,6 +116,7 @@ def _read(path: Path, offsets: Offsets, device: torch.device) -> dict[tuple[str,
     models = {key: offsets.new(key[0]) for key in grouped}
     for key, model in models.items():
         model.load_state(grouped[key])
+        offsets.check(model)
     return models
 
 

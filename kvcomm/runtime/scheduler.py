@@ -16,7 +16,7 @@ from kvcomm.engine.base import Engine
 from kvcomm.errors import NodeFailed, NodeTimeout, UsageError
 from kvcomm.graphs import AgentGraph, Node
 from kvcomm.message import Message, strip_thinking
-from kvcomm.prompt import Template
+from kvcomm.prompt import Codec, Template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
 from kvcomm.runtime.apart import apart
@@ -42,7 +42,8 @@ class Scheduler:
     recorded. With `auto`, that chooses each call's policy, and `audits` is what was measured of it;
     `plans` are the policies of single nodes. `forced` are answers given in advance, computed and
     not decoded (for benchmarks). KV of inputs that several nodes read is lent by the first of them
-    to the others, where a policy borrows it, or if `lends` says so.
+    to the others, where a policy borrows it, or if `lends` says so. `codec` is the engine's, as of
+    the day that its prompts are to show.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Scheduler:
         after: After | None = None,
         forced: Mapping[str, tuple[int, ...]] | None = None,
         lends: bool = False,
+        codec: Codec | None = None,
     ) -> None:
         self._engine = engine
         self._graph = graph
@@ -79,7 +81,7 @@ class Scheduler:
         self._run = secrets.token_hex(8)
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
         self._texts = dict(inputs)
-        self._templates = _templates(graph, engine)
+        self._templates = _templates(graph, codec or engine.codec)
         self._inputs = {
             name: tuple(engine.codec.encode(inputs[name]))
             for name in {name for template in self._templates.values() for name in template.names}
@@ -357,7 +359,7 @@ def _early(graph: AgentGraph) -> frozenset[str]:
     return frozenset(early)
 
 
-def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
+def _templates(graph: AgentGraph, codec: Codec) -> dict[str, Template]:
     """Token-level templates of all nodes; nodes with equal prompts share one."""
     known: dict[object, Template] = {}
     templates: dict[str, Template] = {}
@@ -367,7 +369,7 @@ def _templates(graph: AgentGraph, engine: Engine) -> dict[str, Template]:
         agent = node.agent
         prompt = (agent.resolve(node.senders, graph.inputs), agent.begins, agent.chat)
         if prompt not in known:
-            known[prompt] = graph.template(node.name, engine.codec)
+            known[prompt] = graph.template(node.name, codec)
         templates[node.name] = known[prompt]
     return templates
 

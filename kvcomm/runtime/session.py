@@ -57,7 +57,8 @@ class Session:
     learned between runs: "default" is the user's cache, a folder of your own, or None. `runs` is
     where run folders are made, None writes no traces. `listeners` are called with every trace
     event. Runs of a session share what it learns, and each saves it unless `saves` is False and
-    `save` is called instead; `namespace` keeps KV of sessions on one engine apart.
+    `save` is called instead; `namespace` keeps KV of sessions on one engine apart. `now` is what
+    chat templates that write the day are told, in all runs: by default when the session was made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -82,8 +83,10 @@ class Session:
         target_divergence: float = TARGET,
         audit_rate: float = AUDIT_RATE,
         repair_budget: float | None = None,
+        now: datetime | None = None,
     ) -> None:
         self.engine = engine
+        self._codec = engine.codec.at(now or datetime.now())
         self.mode = reuse if isinstance(reuse, str) else reuse.name
         self.policy = policy_for(reuse) if isinstance(reuse, str) else reuse
         self._auto: Auto | None = None
@@ -226,6 +229,7 @@ class Session:
             seed=seed,
             namespace=self.namespace,
             on_token=on_token,
+            codec=self._codec,
         )
         folder = None
         if out is not None or self._runs is not None:

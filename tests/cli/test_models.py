@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvcomm.engine.shapes import random_model
+from tests.codecs import DROPS_SYSTEM, TWICE
 
 
 def test_list(cli) -> None:
@@ -38,3 +45,47 @@ def test_unknown_models(cli) -> None:
         ended = cli("models", command, "no-such-model")
         assert ended.code == 2
         assert ended.err.rstrip().split("\n")[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for t in tools %}{{ t }}{% endfor %}", "cannot be rendered (TypeError: 'NoneType'"),
+        ("{{ raise_exception('Tools are needed') }}", "cannot be rendered (TemplateError: Tools"),
+        ("{{ strftime_now('%Y') + 1 }}", "cannot be rendered (TypeError"),
+        ("{% if x %}", "cannot be rendered (TemplateSyntaxError"),
+        ("Hello.", "kept 0 of 1 placeholders"),
+        (TWICE, "kept 2 of 1 placeholders"),
+    ],
+)
+@pytest.mark.parametrize("shape", ["llama-tiny", "llama-dynamic-tiny"])
+def test_a_chat_template_that_makes_no_prompts(
+    cli, tmp_path: Path, shape: str, template: str, says: str
+) -> None:
+    model, tokenizer = random_model(shape, torch.device("cpu"), torch.float32)
+    tokenizer.chat_template = template
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    for command in (["models", "check", "./m"], ["run", "--model", "./m", "What is 1 + 1?"]):
+        ended = cli(*command)
+        assert ended.code == 2
+        *before, last = ended.err.rstrip().split("\n")
+        assert last.startswith("error: the model's chat template ")
+        assert says in last
+        assert all(line.startswith("loading") for line in before)
+
+
+def test_a_system_prompt_that_is_nothing_but_a_placeholder(cli, tmp_path: Path) -> None:
+    model, tokenizer = random_model("llama-tiny", torch.device("cpu"), torch.float32)
+    tokenizer.chat_template = DROPS_SYSTEM
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    (tmp_path / "g.py").write_text(
+        "from kvcomm.agents import Agent, Sampling\n"
+        "from kvcomm.graphs import AgentGraph\n"
+        "a = Agent('a', system='{task}', prompt='{task}\\n\\nGo on.',"
+        " sampling=Sampling(max_tokens=4))\n"
+        "graph = AgentGraph([a], [])\n"
+    )
+    ended = cli("run", "--model", "./m", "--graph", "g.py", "--reuse", "exact", "What is 1 + 1?")
+    assert ended.code == 0

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcomm.engine.tokens import TokenizerCodec
-from tests.codecs import byte_codec, smol_codec, space_codec, straddling_codec
+from kvcomm.engine import chat_template
+from kvcomm.engine.tokens import CHATML, TokenizerCodec
+from kvcomm.errors import TemplateError
+from tests.codecs import (
+    DATED,
+    DROPS_SYSTEM,
+    LLAMA2,
+    NO_SYSTEM,
+    byte_codec,
+    smol_codec,
+    space_codec,
+    straddling_codec,
+)
 
 CODECS = {
     "bytes": byte_codec,
@@ -100,3 +113,155 @@ def test_the_chat_of_the_embedded_model() -> None:
         "<|im_start|>system\nYou check.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+# --- the chat template ---
+
+DAY = datetime(2026, 5, 9, 23, 59, 59)
+STEPS = (
+    "{% macro step(n) %}{{ n | tojson }}{% endmacro %}{% set seen = namespace(n=0) %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}{% continue %}{% endif %}"
+    "{% set seen.n = seen.n + 1 %}{{ step(seen.n) + bos_token + m['content'] }}"
+    "{% generation %}{{ eos_token }}{% endgeneration %}{% endfor %}"
+    "{% if tools is none and documents is none and add_generation_prompt %}go{% endif %}\n"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, NO_SYSTEM, DROPS_SYSTEM, LLAMA2, STEPS])
+@pytest.mark.parametrize("system", ["", "You check.\n"])
+def test_a_template_with_a_clock_is_rendered_as_transformers_does(
+    template: str, system: str
+) -> None:
+    plain, timed = (space_codec("first", t) for t in (template, template + "{# strftime_now #}"))
+    assert not chat_template.tells_time(plain.tokenizer)
+    assert chat_template.tells_time(timed.tokenizer)
+    assert timed.chat(system, "2+2?") == plain.chat(system, "2+2?")
+
+
+def test_the_day_stands_still_until_it_is_moved() -> None:
+    codec = byte_codec(DATED)
+    assert "Today is Saturday, 09 May 2026." in codec.at(DAY).chat("You check.", "2+2?")
+    assert "Sunday, 10 May" in codec.at(DAY + timedelta(days=1)).chat("", "2+2?")
+    assert codec.at(DAY).at(DAY + timedelta(days=1)).at(DAY).chat("", "x") == codec.at(DAY).chat(
+        "", "x"
+    )
+
+
+def test_a_codec_keeps_the_moment_that_it_was_made_at() -> None:
+    timed = byte_codec("{{ messages[0]['content'] + strftime_now('%H:%M:%S.%f') }}")
+    assert len({timed.chat("", "x") for _ in range(50)}) == 1
+    before, made, after = datetime.now(), TokenizerCodec(timed.tokenizer), datetime.now()
+    assert before <= made.now <= after
+
+
+def test_only_a_codec_whose_prompts_depend_on_the_day_has_another_one_without() -> None:
+    assert byte_codec().undated is byte_codec()
+    dated = byte_codec(DATED).at(DAY)
+    assert dated.undated is not dated
+    assert dated.undated.undated.chat("", "x") == byte_codec(DATED).undated.chat("", "x")
+    assert dated.undated.encode("x") == dated.encode("x")
+
+
+def test_threads_have_days_of_their_own() -> None:
+    codec = byte_codec(DATED)
+    days = [DAY + timedelta(days=n % 7) for n in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda day: codec.at(day).chat("", "x"), days))
+    assert texts == [codec.at(day).chat("", "x") for day in days]
+
+
+# What models' templates do with a system turn.
+KEEPS = {
+    "ChatML": CHATML,
+    "trimmed": CHATML.replace("m['content'] +", "m['content'] | trim +"),
+    "a day beside it": DATED,
+    "in the user turn": (
+        "{% set s = '' %}{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{% set s = m['content'] %}{% endif %}{% endfor %}"
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% endif %}"
+        "[INST]{{ s + '\n\n' if s else '' }}{{ messages[-1]['content'] }}[/INST]"
+    ),
+    "only where it holds something": (
+        "{% for m in messages if m['content'] | trim %}[{{ m['role'] }}]{{ m['content'] }}"
+        "{% endfor %}[a]"
+    ),
+}
+DROPS = {
+    "dropped": DROPS_SYSTEM,
+    "refused": NO_SYSTEM,
+    "the last turn only": "[u]{{ messages[-1]['content'] }}[a]",
+    "turns have to alternate": (
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+        "[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[a]"
+    ),
+    "behind the user's": (
+        "[u]{{ messages[-1]['content'] }}{% if messages | length > 1 %}[s]"
+        "{{ messages[0]['content'] }}{% endif %}[a]"
+    ),
+    "an error in its branch": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ 1 + m['content'] }}{% endif %}"
+        "[u]{{ m['content'] }}{% endfor %}[a]"
+    ),
+}
+TURNS = [("You check.", "2+2?"), ("Go on.", "The task. Go on."), ("x", "x"), ("\ue000", "\ue000!")]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("name", KEEPS)
+def test_a_system_turn_that_is_kept_stands_once(name: str, turns: tuple[str, str]) -> None:
+    system, user = turns
+    text = byte_codec(KEEPS[name]).chat(system, user)
+    assert text.count(system) == 1 + user.count(system)
+    assert f"{system}\n\n{user}" not in text or name == "in the user turn"
+    assert text.index(system) < text.rindex(user)
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("name", DROPS)
+def test_a_system_turn_that_is_lost_heads_the_user_turn(name: str, turns: tuple[str, str]) -> None:
+    system, user = turns
+    text = byte_codec(DROPS[name]).chat(system, user)
+    assert f"{system}\n\n{user}" in text
+    assert text.count(system) == 1 + user.count(system)
+
+
+BROKEN = {
+    "{% for t in tools %}{{ t }}{% endfor %}": "'NoneType' object is not iterable",
+    "{{ raise_exception('Tools are needed') }}": "Tools are needed",
+    "{{ raise_exception('a\nb\n\n c') }}": "a b c",
+    "{% for m in messages %}": "TemplateSyntaxError",
+    "{{ messages | nothing }}": "No filter named 'nothing'",
+    "{{ tools.name.first }}": "UndefinedError",
+    "{{ messages[0]['content'] + 1 }}": "can only concatenate str",
+    "{{ 1 / 0 }}": "division by zero",
+    "{{ ''.__class__.__mro__ }}": "SecurityError",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "RecursionError",
+    "{{ strftime_now() }}": "TypeError",
+    "{{ strftime_now('%Y') + 1 }}": "can only concatenate str",
+    "{{ strftime_now('%Y') | nothing }}": "No filter named 'nothing'",
+}
+
+
+@pytest.mark.parametrize("system", ["", "You check."])
+@pytest.mark.parametrize("template", BROKEN)
+def test_a_template_that_cannot_be_rendered_is_an_error_of_one_line(
+    template: str, system: str
+) -> None:
+    with pytest.raises(TemplateError) as caught:
+        byte_codec(template).chat(system, "2+2?")
+    said = str(caught.value)
+    assert said.startswith("the model's chat template cannot be rendered (")
+    assert BROKEN[template] in said
+    assert "use another --model" in said
+    assert "\n" not in said
+    assert len(said) < 500
+
+
+def test_templates_by_name_without_a_default_are_an_error_as_well() -> None:
+    tokenizer = byte_codec().tokenizer
+    with (
+        mock.patch.object(tokenizer, "chat_template", {"a": CHATML, "b": CHATML}),
+        pytest.raises(TemplateError, match="cannot be rendered"),
+    ):
+        TokenizerCodec(tokenizer).chat("", "x")

@@ -261,3 +261,18 @@ def test_an_anchor_that_is_also_kept_to_be_taken_is_counted_once() -> None:
     pool.take()
     pool.observe(random_kv(5, 1), random_kv(5, 1000), random_kv(LITERAL, 2000))
     assert pool.nbytes == plain.nbytes
+
+
+def test_a_literal_of_another_length_says_nothing_of_this_one() -> None:
+    """What fills a literal may change from day to day, and its length with it."""
+    pool, same = AnchorPool(), AnchorPool()
+    for i, tokens in enumerate((2, 3, 0, 3)):
+        sample = random_kv(5, i), random_kv(5, 10 + i), random_kv(tokens, 20 + i)
+        pool.observe(*sample)
+        if tokens == 3:
+            same.observe(*sample)
+    base = random_kv(4, 99)
+    assert equal(pool.predict_literal(base, 3), same.predict_literal(base, 3))
+    assert len(pool.predict_literal(base, 2)) == 2
+    with pytest.raises(ValueError, match="no anchor in front of a literal of 4 tokens"):
+        pool.predict_literal(base, 4)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from kvcomm.errors import StateError
+from kvcomm.kv import KV
 from kvcomm.kv.files import save_tensors
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets import ANCHORS, AnchorPool, Offsets
@@ -211,3 +212,52 @@ def test_audits_that_are_none_are_set_aside(folder: Path, audits: object) -> Non
     (folder / AUDITS).write_text(json.dumps({"format": FORMAT, "audits": audits}))
     assert load_audits(folder, auto).startswith(f"{AUDITS}: ")
     assert not auto.audits
+
+
+LIKE = random_kv(1)
+OTHERS = {
+    "fewer heads": (3, 1, 4),
+    "more heads": (3, 4, 4),
+    "fewer layers": (2, 2, 4),
+    "one layer": (1, 1, 4),
+    "more layers": (5, 2, 4),
+    "wider": (3, 2, 8),
+}
+
+
+def kv_of(shape: tuple[int, int, int], tokens: int, seed: int) -> KV:
+    layers, heads, dim = shape
+    generator = torch.Generator().manual_seed(seed)
+    both = torch.randn(2, layers, heads, tokens, dim, generator=generator)
+    return KV(both[0], both[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("what", OTHERS)
+def test_state_of_another_shape_under_the_right_name(folder: Path, family: str, what: str) -> None:
+    """It is set aside, so no call meets it."""
+    other = Offsets(FAMILIES)
+    for seed in range(4):
+        sample = [kv_of(OTHERS[what], tokens, seed + 10 * tokens) for tokens in (6, 6, 2)]
+        other.of(family, "aa", "task", 0).observe(*sample)
+    save_state(folder, "tiny", "0123", other)
+    offsets = Offsets(FAMILIES, like=LIKE)
+    loaded = load_state(folder, offsets, CPU)
+    (refused,) = loaded.refused
+    assert refused.startswith("aa.safetensors: ")
+    assert {template for _, template, _ in offsets.models} == {"bb"}
+
+
+@pytest.mark.parametrize("family", ["linear", "mean"])
+def test_a_literal_of_another_shape_than_its_placeholder(folder: Path, family: str) -> None:
+    path = folder / "aa.safetensors"
+    tensors = load_file(path)
+    for part in ("keys", "values"):
+        tensors[f"{family}/task/literal.{part}"] = torch.zeros(3, 2, 2, 8)
+    save_tensors(path, tensors, FORMAT)
+    (refused,) = load_state(folder, Offsets(FAMILIES, like=LIKE), CPU).refused
+    assert "a literal of the shape (3, 2, 8)" in refused
+
+
+def test_state_of_the_right_shape_is_read(folder: Path) -> None:
+    assert load_state(folder, Offsets(FAMILIES, like=LIKE), CPU).refused == ()

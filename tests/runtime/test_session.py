@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
-from kvcomm.errors import StateError, UsageError
+from kvcomm.errors import StateError, TemplateError, UsageError
 from kvcomm.graphs import chain
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Delta, Session
 from kvcomm.trace import read_trace
-from tests.runtime.support import TASK, Events, agent, session
+from tests.codecs import DATED
+from tests.runtime.support import TASK, TASKS, Events, agent, session
 
 GRAPH = chain(agent("a"), agent("b"))
 
@@ -173,3 +175,92 @@ def test_the_default_state_lies_in_the_users_cache(
     with Session(tiny, reuse="kvcomm", runs=None) as active:
         active.run(GRAPH, TASK)
     assert (tmp_path / "state" / "kvcomm-0.1" / tiny.fingerprint / "manifest.json").exists()
+
+
+# One day is written in more bytes than the other.
+DAYS = (datetime(2026, 5, 9, 23, 50), datetime(2026, 5, 10, 0, 10))
+DAY_BEHIND = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{{ ' (' + strftime_now('%-d %B') + ')<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
+
+
+@pytest.fixture(params=[DATED, DAY_BEHIND], ids=["before the texts", "behind them"])
+def dated(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> LocalEngine:
+    """An engine whose prompts say which day it is."""
+    monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", request.param)
+    return tiny
+
+
+def test_all_runs_of_a_session_are_of_one_day(dated: LocalEngine, tmp_path: Path) -> None:
+    spelled = []
+    for day in DAYS:
+        with session(dated, "exact", now=day) as active:
+            for number in range(2):
+                folder = tmp_path / f"{day.day}-{number}"
+                result = active.run(GRAPH, TASK, out=folder)
+                trace = read_trace(folder / "trace.jsonl")
+                spelled.append([trace.text(s) or "" for v in trace.calls for s in v.steps])
+            # The second run found the prompts of the first.
+            first_agent = result.call("a")
+            assert first_agent.total("prefix") >= first_agent.report.prompt_tokens - 1
+    assert spelled[0] == spelled[1]
+    assert spelled[2] == spelled[3] != spelled[0]
+    # The trace says what the model read.
+    assert "9 May" in "".join(spelled[0])
+    assert "10 May" in "".join(spelled[2])
+
+
+@pytest.mark.parametrize("mode", ["kvcomm", "auto"])
+def test_what_was_learned_is_found_again_on_the_next_day(
+    dated: LocalEngine, tmp_path: Path, mode: str
+) -> None:
+    learned = []
+    for day in DAYS:
+        dated.forget()
+        events = Events()
+        with session(dated, mode, state=tmp_path, now=day, listeners=[events]) as active:
+            if active._auto is not None:
+                active._auto.priors = {level.name: 1.0 for level in active._auto.levels}
+            for task in TASKS[:3]:
+                active.run(GRAPH, task)
+        known = {key[1:] for key, model in dated.offsets.models.items() if model.samples}
+        learned.append((known, events.of("state")[0]))
+    (first, before), (second, after) = learned
+    assert first == second
+    assert before.templates == 0
+    assert after.templates == len({template for template, _ in first})
+    assert after.samples > 0
+    assert not any(reason in after.reason for reason in ("aside", "damaged"))
+
+
+def test_messages_are_realigned_by_what_was_learned_on_another_day(
+    dated: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcomm.reuse.offsets.anchors.GAMMA", 10.0)
+    for day in DAYS:
+        dated.forget()
+        with session(dated, "kvcomm", state=tmp_path, now=day) as active:
+            for _ in range(3):
+                call = active.run(GRAPH, TASK).call("b")
+        realigned = [step.name for step in call.steps if step.realigned]
+        assert "a" in realigned
+    # Behind a day that no anchor knows the length of, nothing is guessed.
+    if "strftime_now('%-d" in dated.codec.tokenizer.chat_template:
+        assert any("no anchor in front of a literal" in step.reason for step in call.steps)
+
+
+def test_a_template_that_cannot_be_rendered_ends_a_run_before_it_begins(
+    tiny: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "{% for t in tools %}{{ t }}{% endfor %}"
+    monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", broken)
+    with (
+        session(tiny, "exact", runs=tmp_path) as active,
+        pytest.raises(TemplateError, match=r"cannot be rendered .*not iterable"),
+    ):
+        active.run(GRAPH, TASK)
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from kvcomm.graphs import AgentGraph, chain
 from kvcomm.tasks import Graders, Suite, Task
 from kvcomm.tasks.evaluate import Evaluation, Plan
 from kvcomm.tasks.graders import by_words
-from kvcomm.tasks.record import SAMPLES, STATE, Sample, read_samples
+from kvcomm.tasks.record import SAMPLES, STATE, Sample, read_config, read_samples
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.summary import whole_summary
 from kvcomm.trace.read import read_trace
+from tests.codecs import DATED
 
 QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": None}
 
@@ -54,9 +56,12 @@ def evaluate(
     made: Plan,
     out: Path,
     on_sample: Callable[[Sample], None] = lambda sample: None,
+    now: datetime | None = None,
 ) -> list[Sample]:
     with Graders() as graders:
-        evaluation = Evaluation(engine, made, graders, out, quality=QUALITY, on_sample=on_sample)
+        evaluation = Evaluation(
+            engine, made, graders, out, quality=QUALITY, on_sample=on_sample, now=now
+        )
         return asyncio.run(evaluation.run())
 
 
@@ -101,6 +106,48 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     assert len(read_samples(path)) == len(TASKS)
     assert [sample.key for sample in heard[: len(before)]] == [sample.key for sample in before]
     assert evaluate(tiny, plan(), tmp_path / "cut") == samples  # nothing is left to do
+
+
+@pytest.mark.parametrize("mode", ["exact", "kvcomm"])
+def test_a_run_that_goes_on_the_next_day_has_the_prompts_of_the_first(
+    tiny: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", DATED)
+    first, second = datetime(2026, 5, 9, 23, 50, 1, 5), datetime(2026, 5, 10, 0, 10)
+    made = plan(modes=(mode,), tasks=TASKS[:4], concurrent=1)
+
+    class Stop(Exception):
+        pass
+
+    def stop(sample: Sample) -> None:
+        if sample.task == "t1":
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(tiny, made, tmp_path, stop, now=first)
+    samples = evaluate(tiny, made, tmp_path, now=second)
+    assert len(samples) == 4
+    assert not any(sample.error for sample in samples)
+    assert read_config(tmp_path).now == first
+    for sample in samples:
+        trace = read_trace(tmp_path / sample.trace / "trace.jsonl")
+        prompts = ["".join(trace.text(s) or "" for s in view.steps) for view in trace.calls]
+        assert all("Saturday, 09 May 2026" in prompt for prompt in prompts)
+    if mode == "exact":
+        whole = evaluate(tiny, made, tmp_path / "whole", now=first)
+        assert answers(samples) == answers(whole)
+    with pytest.raises(UsageError, match="is of another evaluation"):
+        evaluate(tiny, plan(modes=(mode,), tasks=TASKS[:3]), tmp_path, now=second)
+
+
+def test_a_folder_that_names_no_day_goes_on(tiny: LocalEngine, tmp_path: Path) -> None:
+    made = plan(tasks=TASKS[:2])
+    samples = evaluate(tiny, made, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + read_config(tmp_path).model_dump_json(exclude={"now"}).encode()
+    )
+    assert evaluate(tiny, made, tmp_path) == samples
 
 
 def test_two_modes_on_the_same_samples(tiny: LocalEngine, tmp_path: Path) -> None:

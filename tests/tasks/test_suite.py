@@ -301,7 +301,7 @@ def test_a_number_is_an_id(tmp_path: Path, name: str, field: str, row: dict[str,
     # A column of a table that has gaps holds 60.0 for 60.
     given = [rows_of(tmp_path, name, {**row, field: value})[0].id for value in (0, 60, 60.0)]
     assert given == ["0", "60", "60"]
-    with pytest.raises(UsageError, match="line 1 is no row of .*'id' must be a text"):
+    with pytest.raises(UsageError, match=r"line 1 is no row of .*'id' must be a text"):
         rows_of(tmp_path, name, {**row, field: ["x"]})
 
 

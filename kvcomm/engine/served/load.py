@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from kvcomm.background import Background
-from kvcomm.engine.load import hub_reachable, stop_ids
+from kvcomm.engine.load import check_chat, hub_reachable, stop_ids
 from kvcomm.engine.models import RANDOM, locate
 from kvcomm.engine.served.abilities import find_out
 from kvcomm.engine.served.client import Client, Json
@@ -39,6 +39,7 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         served = str(entry["id"])
         tokenizer, config, generation = _described(model, entry)
         codec = TokenizerCodec(tokenizer)
+        check_chat(codec)
         context = _context(entry, config)
         abilities = background.run(find_out(client, served, codec, context))
         return ServedEngine(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.offsets.base import check_saved
+from kvcomm.reuse.offsets.base import OtherShape, check_saved, shape_of
 from kvcomm.reuse.plan import Verdict
 
 CAPACITY = 20  # V in the paper
@@ -81,7 +81,7 @@ class AnchorPool:
 
     def predict(self, base: KV) -> KV:
         """Per token, anchors weighted by softmax(−mean |difference|), keys and values apart."""
-        usable = self._usable(len(base))
+        usable = self._usable(base)
         tokens = len(base)
 
         def mix(name: str) -> torch.Tensor:
@@ -104,9 +104,12 @@ class AnchorPool:
     def predict_literal(self, base: KV, tokens: int) -> KV:
         """Per layer, head and channel, anchors weighted by their ℓ2 distance over the tokens.
 
-        Anchors are aligned on their last tokens, the ones next to the literal.
+        Anchors are aligned on their last tokens, the ones next to the literal. Those in front of a
+        literal of another length say nothing: one day may take more tokens to write than another.
         """
-        usable = self._usable(len(base))
+        usable = [anchor for anchor in self._usable(base) if len(anchor.literal) == tokens]
+        if not usable:
+            raise ValueError(f"no anchor in front of a literal of {tokens} tokens")
 
         def mix(name: str) -> torch.Tensor:
             own = getattr(base, name)
@@ -125,10 +128,7 @@ class AnchorPool:
             total[0] = 0
             return total
 
-        predicted = KV(mix("keys"), mix("values"))
-        if len(predicted) != tokens:
-            raise ValueError(f"anchors know a literal of {len(predicted)} tokens, not {tokens}")
-        return predicted
+        return KV(mix("keys"), mix("values"))
 
     def observe(self, base: KV, offset: KV, literal: KV) -> None:
         """Add an anchor; above capacity drop the least used of the oldest `OLDEST` before it."""
@@ -148,10 +148,12 @@ class AnchorPool:
     def _compatible(self, tokens: int) -> list[Anchor]:
         return [anchor for anchor in self.anchors if len(anchor.base) >= tokens]
 
-    def _usable(self, tokens: int) -> list[Anchor]:
-        usable = self._compatible(tokens)
+    def _usable(self, base: KV) -> list[Anchor]:
+        usable = self._compatible(len(base))
         if not usable:
-            raise ValueError(f"no anchor of at least {tokens} tokens")
+            raise ValueError(f"no anchor of at least {len(base)} tokens")
+        if shape_of(usable[0].base) != shape_of(base):
+            raise OtherShape
         return usable
 
     @property

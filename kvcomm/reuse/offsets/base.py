@@ -32,7 +32,10 @@ class OffsetModel(Protocol):
         """The offset of the placeholder. Raises `ValueError` when nothing was learned."""
 
     def predict_literal(self, base: KV, tokens: int) -> KV:
-        """The offset of the `tokens` of the literal behind a placeholder with this base KV."""
+        """The offset of the `tokens` of the literal behind a placeholder with this base KV.
+
+        Raises `ValueError` when no literal of that length was learned.
+        """
 
     def observe(self, base: KV, offset: KV, literal: KV) -> None:
         """Learn from one computed placeholder and the literal behind it."""
@@ -75,6 +78,19 @@ def check_saved(tensors: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"`{name}` holds negative counts")
 
 
+class OtherShape(ValueError):
+    """An offset model learned from KV of other layers, heads or dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__("it was learned from KV of another shape")
+
+
+def shape_of(kv: KV) -> tuple[int, int, int]:
+    """Layers, KV heads and head dimension."""
+    layers, heads, _, dim = kv.keys.shape
+    return layers, heads, dim
+
+
 NUMBER = re.compile(r"(@\d+)?$")
 READ = "~read"
 TAIL = re.compile(r"[_-]?\d+$")
@@ -93,12 +109,14 @@ class Offsets:
     template, label): anchors for every placeholder of a template by its number, the others for
     every placeholder kind. Base KV that was `read` in another prompt has other offsets than that of
     the text alone. What `budget` has no room for is forgotten template by template, the least
-    recently asked first. `shared`: what its models observe is kept apart, to be taken.
+    recently asked first. `shared`: what its models observe is kept apart, to be taken. `like` is KV
+    of one token, as the engine makes it.
     """
 
     families: Mapping[str, Callable[[], OffsetModel]]
     budget: Callable[[], float] = lambda: math.inf
     shared: bool = False
+    like: KV | None = None
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
     _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
 
@@ -124,6 +142,21 @@ class Offsets:
         if self.shared:
             model.take()
         return model
+
+    def check(self, model: OffsetModel) -> None:
+        """Raise `OtherShape` for a model that did not learn from KV such as the engine's."""
+        if self.like is None:
+            return
+        try:
+            predicted = model.predict(self.like)
+        except OtherShape:
+            raise
+        except ValueError:  # it does not know enough yet
+            return
+        except RuntimeError:
+            raise OtherShape from None
+        if shape_of(predicted) != shape_of(self.like):
+            raise OtherShape
 
     def trim(self) -> None:
         """Forget the templates that there is no room for."""

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.offsets.base import check_saved
+from kvcomm.reuse.offsets.base import OtherShape, check_saved
 from kvcomm.reuse.offsets.mean import LiteralMean
 from kvcomm.reuse.plan import Verdict
 
@@ -145,6 +145,10 @@ class LinearOffsets:
         """The offset of every token. Raises `ValueError` when nothing was learned."""
         if self._weights is None or self._bias is None:
             raise ValueError("no linear offsets learned yet")
+        count, heads, _, dim = base.keys.shape
+        per_layer, width = self._size(heads, dim)
+        if self._weights.shape[:2] != ((count - 1) * per_layer, width):
+            raise OtherShape
         offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
         for layers, groups in self._blocks(base):
             x = self._features(base, layers).to(self._weights.dtype)
@@ -280,6 +284,11 @@ class LinearOffsets:
             raise ValueError(f"statistics of the shapes {[*map(tuple, (xx.shape, xy.shape))]}")
         literal = LiteralMean()
         literal.load_state(tensors)
+        if literal.shape is not None:
+            layers, heads, dim = literal.shape
+            per_layer, features = self._size(heads, dim)
+            if ((layers - 1) * per_layer, features) != (groups, width):
+                raise ValueError(f"a literal of the shape {literal.shape}")
         self._sums = _Sums(xx, xy, x, y, int(count))
         self._seen, self._left, self._total, self._literal = int(seen), left, total, literal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.offsets.base import check_saved
+from kvcomm.reuse.offsets.base import OtherShape, check_saved, shape_of
 from kvcomm.reuse.plan import Verdict
 
 
@@ -30,6 +30,11 @@ class LiteralMean:
         keys, values = self._sum.keys / self._count, self._sum.values / self._count
         keys[0], values[0] = 0, 0
         return KV(keys, values)
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Layers, KV heads and head dimension; None before a literal was seen."""
+        return shape_of(self._sum) if self._sum else None
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +93,8 @@ class MeanOffsets:
         """The mean, at every token. Raises `ValueError` when nothing was learned."""
         if self._sum is None:
             raise ValueError("no mean offset learned yet")
+        if shape_of(self._sum) != shape_of(base):
+            raise OtherShape
         keys, values = self._sum.keys / self._tokens, self._sum.values / self._tokens
         keys[0], values[0] = 0, 0
         return KV(keys.expand_as(base.keys), values.expand_as(base.values))
@@ -147,6 +154,8 @@ class MeanOffsets:
             raise ValueError(f"a mean over {self._tokens} tokens")
         self._literal = LiteralMean()
         self._literal.load_state(tensors)
+        if self._literal.shape not in (None, shape_of(self._sum)):
+            raise ValueError(f"a literal of the shape {self._literal.shape}")
 
     def merge(self, tensors: dict[str, torch.Tensor]) -> None:
         """Add what another model summed up. Raises `ValueError` for tensors that do not fit."""
