@@ -237,20 +237,23 @@ def test_what_was_learned_is_found_again_on_the_next_day(
     assert not any(reason in after.reason for reason in ("aside", "damaged"))
 
 
-def test_messages_are_realigned_by_what_was_learned_on_another_day(
+def test_texts_are_realigned_by_what_was_learned_on_another_day(
     dated: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvcomm.reuse.offsets.anchors.GAMMA", 10.0)
+    graph, calls = chain(agent("a")), []
     for day in DAYS:
         dated.forget()
         with session(dated, "kvcomm", state=tmp_path, now=day) as active:
-            for _ in range(3):
-                call = active.run(GRAPH, TASK).call("b")
-        realigned = [step.name for step in call.steps if step.realigned]
-        assert "a" in realigned
-    # Behind a day that no anchor knows the length of, nothing is guessed.
-    if "strftime_now('%-d" in dated.codec.tokenizer.chat_template:
-        assert any("no anchor in front of a literal" in step.reason for step in call.steps)
+            calls += [active.run(graph, TASK).call("a") for _ in range(3)]
+    gates = [call.report.gate.partition(":")[0] for call in calls]
+    assert gates == ["dense", "dense", "realigned", "realigned", "realigned", "realigned"]
+    behind = calls[3].steps[-1]
+    if "Today" in dated.codec.tokenizer.chat_template:
+        assert behind.realigned > 0
+    else:  # the day is written in other tokens than those that anchors know
+        assert (behind.realigned, behind.computed) == (0, behind.tokens)
+        assert "no anchor in front of a literal of" in behind.reason
 
 
 def test_a_template_that_cannot_be_rendered_ends_a_run_before_it_begins(
