@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from kvcomm.agents import Agent
@@ -13,8 +14,8 @@ from kvcomm.trace.read import CallView, read_trace
 from kvcomm.trace.text import listed
 
 
-def replayed(path: Path, graph: AgentGraph) -> dict[str, Policy]:
-    """A policy for every node of `graph` that repeats what its call in the trace did.
+def replayed(path: Path, graph: AgentGraph) -> tuple[dict[str, Policy], datetime | None]:
+    """A policy for every node of `graph` that repeats what its call in the trace did, and its day.
 
     Raises `UsageError` for a trace of another graph, or one that does not hold every call.
     """
@@ -26,7 +27,7 @@ def replayed(path: Path, graph: AgentGraph) -> dict[str, Policy]:
             f"{path} has no finished call of {listed(missing)}: replay it with the graph it was "
             f"made with ({run.started.graph}: {listed(calls)})"
         )
-    return {name: _policy(calls[name]) for name in agents}
+    return {name: _policy(calls[name]) for name in agents}, run.started.now
 
 
 def _policy(view: CallView) -> Policy:

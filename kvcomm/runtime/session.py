@@ -86,7 +86,7 @@ class Session:
         now: datetime | None = None,
     ) -> None:
         self.engine = engine
-        self._codec = engine.codec.at(now or datetime.now())
+        self._now = now or datetime.now()
         self.mode = reuse if isinstance(reuse, str) else reuse.name
         self.policy = policy_for(reuse) if isinstance(reuse, str) else reuse
         self._auto: Auto | None = None
@@ -126,7 +126,7 @@ class Session:
 
         `replay` is a trace whose plans are used again, whatever the session's mode: the same
         positions are computed and the others realigned, with what is known of their offsets now.
-        `seed` is used instead of the session's.
+        Its prompts are of the trace's day. `seed` is used instead of the session's.
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
         agent fails. Works in a thread that runs an event loop of its own (a notebook).
         """
@@ -143,9 +143,11 @@ class Session:
         **inputs: str,
     ) -> Result:
         """`run`, asynchronous."""
-        plans = replayed(replay, graph) if replay else None
+        plans, now = replayed(replay, graph) if replay else (None, None)
         given = _inputs(graph, task, inputs)
-        return await self._run(graph, given, out, None, plans, self.seed if seed is None else seed)
+        return await self._run(
+            graph, given, out, None, plans, self.seed if seed is None else seed, now
+        )
 
     def stream(
         self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
@@ -209,7 +211,9 @@ class Session:
         on_token: Callable[[str, int], None] | None,
         plans: Mapping[str, Policy] | None,
         seed: int,
+        now: datetime | None = None,
     ) -> Result:
+        now = now or self._now
         if not -(2**63) <= seed < 2**63:
             raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
         if plans and not self.engine.capabilities.reuse:
@@ -229,14 +233,14 @@ class Session:
             seed=seed,
             namespace=self.namespace,
             on_token=on_token,
-            codec=self._codec,
+            codec=self.engine.codec.at(now),
         )
         folder = None
         if out is not None or self._runs is not None:
             folder = new_run_folder(graph.name, out, self._runs or Path("runs"))
         recorder = Recorder(folder, self._listeners)
         began = time.perf_counter()
-        recorder.write(RunStarted, **self._header(graph, inputs, seed))
+        recorder.write(RunStarted, **self._header(graph, inputs, seed), now=now)
         if learned:
             recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
         if auto and auto.priors:

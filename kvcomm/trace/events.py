@@ -6,6 +6,7 @@ Times `t` and all `*_at` fields are seconds since the run began. A reader joins 
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -50,6 +51,7 @@ class RunStarted(_Event):
     nodes: list[NodeInfo]
     answer_node: str
     inputs: dict[str, str]
+    now: datetime | None = None
 
 
 class StateRead(_Event):

@@ -243,4 +243,5 @@ def test_a_replay_of_absurd_positions_takes_no_memory(tmp_path: Path) -> None:
     run = whole(tmp_path / "run")
     text = run.path.read_text().replace('"positions":[]', f'"positions":[[0,{2**62}]]')
     run.path.write_text(text)
-    assert replayed(run.path, chain(Agent("solver"), Agent("critic"), Agent("editor")))
+    plans, _ = replayed(run.path, chain(Agent("solver"), Agent("critic"), Agent("editor")))
+    assert plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from kvcomm.reuse.offsets.linear import MIN_SAMPLES
 from kvcomm.reuse.plan import Fact, Verdict
 from kvcomm.reuse.replay import Planned, Replay
 from kvcomm.runtime.result import Result
+from kvcomm.trace.read import read_trace
+from tests.codecs import DATED
 from tests.runtime.support import GRAPH, TASKS, agent, auto, runs, session
 
 pytestmark = pytest.mark.usefixtures("predictable")
@@ -51,6 +54,23 @@ def test_other_texts_are_computed_and_the_reason_says_so(tiny: LocalEngine, tmp_
         other = active.run(GRAPH, "Say: " + TASKS[0], replay=trace)
     reasons = [step.reason for step in other.call("b").steps if step.name == "task"]
     assert reasons[0].startswith("replayed plan has")
+
+
+def test_a_run_is_done_again_as_of_its_day(
+    tiny: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", DATED)
+    found = []
+    for day, replay in ((9, None), (10, None), (10, tmp_path / "0" / "trace.jsonl")):
+        with session(tiny, "exact", now=datetime(2026, 5, day)) as active:
+            out = tmp_path / str(len(found))
+            result = active.run(GRAPH, TASKS[0], out=out, replay=replay)
+            trace = read_trace(out / "trace.jsonl")
+            prompts = ["".join(trace.text(s) or "" for s in view.steps) for view in trace.calls]
+            found.append((trace.started.now, [call.text for call in result.calls], prompts))
+    first, next_day, again = found
+    assert again == first != next_day
+    assert first[0] == datetime(2026, 5, 9)
 
 
 @pytest.mark.parametrize("mode", ["exact", "dense", "kvcomm"])
