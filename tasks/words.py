@@ -16,6 +16,7 @@ UNSPACED = (
 )
 # Behind an apostrophe: Ada's, don't, we'll.
 ENDING = re.compile(r"(?<=\w)['’](?:s|t|d|m|ll|re|ve)\b", re.IGNORECASE)
+UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
 # "a" as a name: Vitamin A, "plan a?". The article stands before a word, and is a capital only
 # where a sentence begins.
 NAME_A = re.compile(r"(?:\w[\s-]+(?=A)|\b(?=[Aa]\b(?!\s*[^\W_])))(?P<name>[Aa])\b")
@@ -46,9 +47,15 @@ def words_of(text: str) -> list[str]:
             found += [*run, *map("".join, itertools.pairwise(run))]
             continue
         word = word.casefold()
-        if word not in STOPWORDS or match.start() in names:
+        if word not in STOPWORDS or match.start() in names or _touched(text, match):
             found += [word, word + match["sign"]] if match["sign"] else [word]
     return found
+
+
+def _touched(text: str, word: re.Match[str]) -> bool:
+    """Whether a character that no space parts stands beside a word: A型."""
+    around = text[max(word.start() - 1, 0) : word.start()] + text[word.end() : word.end() + 1]
+    return UNSPACED_SIGN.search(around) is not None
 
 
 @cache

@@ -13,6 +13,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
 from kvcomm.engine.replicas.lessons import Learner, Lessons
 from kvcomm.errors import StateError
+from tests.reuse.kvs import random_kv
 from tests.reuse.offsets_conformance import close, samples
 
 KEYS = [("linear", "t", "a"), ("mean", "t", "a"), ("anchors", "t", "0"), ("linear", "u", "b")]
@@ -22,6 +23,8 @@ KEYS = [("linear", "t", "a"), ("mean", "t", "a"), ("anchors", "t", "0"), ("linea
 def learners() -> Iterator[list[Learner]]:
     """Three engines of the tiny model, the first two taught."""
     engines = [load_engine("random:llama-tiny", device="cpu") for _ in range(3)]
+    for engine in engines:  # the samples are not the model's own
+        engine.offsets.like = random_kv(1)
     made = [Learner(engine) for engine in engines]
     asyncio.run(begin(made[:2]))
     yield made

@@ -39,6 +39,8 @@ def test_what_shares_most_with_the_question_comes_first() -> None:
             "เมืองหลวงของอิตาลีคืออะไร",
             1,
         ),
+        (["维生素D在这里。", "维生素C在这里。"], "维生素C是什么？", 1),
+        (["O型の人です。", "A型の人です。"], "A型の性格は", 1),
         (["日本は島国です。", "本日は休みです。"], "本日の予定", 1),
         (["Vitamin D is there", "Vitamin C is here"], "vitamin C", 1),
         (["Vitamin D is there", "Vitamin A is here"], "What is vitamin A good for?", 1),
