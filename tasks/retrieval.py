@@ -25,9 +25,14 @@ GAPS = re.compile(rf"\n[\s{UNSEEN}]*\n")
 
 
 def bm25_retriever(
-    count: int = 4, *, folder: Path | None = None, name: str = "retriever", max_tokens: int = 256
+    count: int = 4,
+    *,
+    folder: Path | None = None,
+    name: str = "retriever",
+    max_tokens: int = 256,
+    query: str = "task",
 ) -> Tool:
-    """A tool that sends the `count` best passages for the input `task`, best first.
+    """A tool that sends the `count` best passages for the input `query`, best first.
 
     It looks through the text files of `folder` (`*.txt`, `*.md`), or, without one, through the
     input `corpus`, where paragraphs are passages. Each passage is a placeholder of its own,
@@ -43,7 +48,7 @@ def bm25_retriever(
         if passages is None and "corpus" not in texts:
             raise UsageError(f"tool `{name}` needs the input `corpus`, or a folder to look through")
         known = paragraphs(texts["corpus"]) if passages is None else passages
-        found = best(known, texts["task"], count)
+        found = best(known, texts[query], count)
         return found + [NOTHING] * (count - len(found))
 
     return Tool(name, run, outputs=passage_names(count), max_tokens=max_tokens)

@@ -36,11 +36,11 @@ class Task:
         return {"task": self.input, **dict(zip(names, self.passages, strict=True))}
 
     def inputs_for(self, names: Iterable[str], ask: str = "") -> dict[str, str]:
-        """The inputs called `names`; `ask` is said behind the task.
+        """The inputs called `names`: `question` is the task's text, `task` has `ask` behind it.
 
         Raises `UsageError` for a name that the task does not bring.
         """
-        known = dict(self.inputs)
+        known = {"question": self.input, **self.inputs}
         if ask:
             known["task"] += f"\n\n{ask}"
         if self.corpus:

@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvcomm.agents import Agent, Tool, critic, judge, programmer, solver
+from kvcomm.agents import Agent, Sampling, Tool, critic, judge, programmer, solver
 from kvcomm.graphs import AgentGraph
 from kvcomm.tasks.graders import Graders
 from kvcomm.tasks.retrieval import bm25_retriever
 from kvcomm.tasks.scoring.code import public_report
+from kvcomm.tasks.worked import answered, explained, judged
 
-READ = "You answer questions from the passages you are given, and from nothing else."
+# An answer in words is one line. Facts and an answer are a paragraph; code is a block.
+LINE = Sampling(max_tokens=32, stop=("\n",))
+PARAGRAPH = Sampling(max_tokens=96, stop=("\n\n",))
+BLOCK = Sampling(stop=("\n```",))
+OPENED = "```python\n"
 
 
 def math_team(graders: Graders) -> AgentGraph:
     """Two solvers, a critic who hears them, and a judge who hears all three."""
-    members = (solver("solver1"), solver("solver2"), critic(), judge())
+    return _solvers("math", judge())
+
+
+def choice_team(graders: Graders) -> AgentGraph:
+    """The same, and the judge writes the letter at once."""
+    return _solvers("choice", judge(begins="Answer:", sampling=LINE))
+
+
+def _solvers(name: str, last: Agent) -> AgentGraph:
+    members = (solver("solver1"), solver("solver2"), critic(), last)
     edges = [("solver1", "critic"), ("solver2", "critic")]
-    edges += [(member.name, "judge") for member in members[:3]]
-    return AgentGraph(members, edges, name="math")
+    edges += [(member.name, last.name) for member in members[:3]]
+    return AgentGraph(members, edges, name=name)
 
 
 def code_team(graders: Graders) -> AgentGraph:
@@ -36,30 +50,43 @@ def code_team(graders: Graders) -> AgentGraph:
         "reviewer",
         system="You review Python code and deliver the final version.",
         prompt="{task}\n\n{messages}\n\nWrite the final code in one ```python block.",
+        begins=OPENED,
+        sampling=BLOCK,
         exact=True,
     )
-    members = (programmer("programmer1"), programmer("programmer2"), Tool("tester", test), reviewer)
+    first, second = (
+        programmer(name, begins=OPENED, sampling=BLOCK) for name in ("programmer1", "programmer2")
+    )
+    members = (first, second, Tool("tester", test), reviewer)
     edges = [(member.name, "tester") for member in members[:2]]
     edges += [(member.name, "reviewer") for member in members[:3]]
     return AgentGraph(members, edges, name="code")
 
 
 def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> AgentGraph:
-    """A retriever, two readers of its passages, and a judge who hears the readers."""
-    search = bm25_retriever(count, folder=folder)
+    """A retriever, two readers of its passages, and a judge who hears the readers.
+
+    One reader answers at once, the other writes the facts down first. All three continue worked
+    examples in a plain completion: small models and base models answer so as well.
+    """
+    search = bm25_retriever(count, folder=folder, query="question")
     passages = "\n\n".join(f"{{{name}}}" for name in search.outputs)
-
-    def reader(name: str, ask: str) -> Agent:
-        return Agent(name, system=READ, prompt=f"{passages}\n\n{{task}}\n\n{ask}")
-
+    asked = f"{passages}\n\nQuestion: {{question}}\n"
+    first, second = "reader1", "reader2"
     members = (
         search,
-        reader("reader1", "Answer, and name the passage that says so."),
-        reader("reader2", "Find the facts step by step, then answer."),
-        judge(),
+        Agent(first, prompt=answered() + asked, begins="Answer:", chat=False, sampling=LINE),
+        Agent(second, prompt=explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
+        Agent(
+            "judge",
+            prompt=judged(first, second) + "Question: {question}\n\n{messages}\n\n",
+            begins="Final answer:",
+            chat=False,
+            sampling=LINE,
+            exact=True,
+        ),
     )
-    edges = [("retriever", "reader1"), ("retriever", "reader2")]
-    edges += [("reader1", "judge"), ("reader2", "judge")]
+    edges = [("retriever", first), ("retriever", second), (first, "judge"), (second, "judge")]
     return AgentGraph(
-        members, edges, name="rag", inputs=("task",) if folder else ("task", "corpus")
+        members, edges, name="rag", inputs=("question",) if folder else ("question", "corpus")
     )

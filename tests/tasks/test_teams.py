@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvcomm.agents import Tool
+from kvcomm.agents import Agent, Tool
 from kvcomm.tasks import SUITES, Graders, Suite
 from kvcomm.tasks.teams import code_team, rag_team
+from tests.codecs import byte_codec
 
 
 @pytest.fixture
@@ -19,8 +20,38 @@ def graders() -> Graders:
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 def test_every_suite_has_a_team_that_takes_its_inputs(suite: Suite, graders: Graders) -> None:
     graph = suite.team(graders)
-    assert set(graph.inputs) <= {"task", "corpus"}
+    assert set(graph.inputs) <= {"task", "question", "corpus"}
     assert graph.nodes[graph.answer].agent.exact  # who has the last word is never realigned
+
+
+@pytest.mark.parametrize("name", ["hotpotqa", "rag-mini"])
+def test_readers_of_passages_continue_worked_examples(name: str, graders: Graders) -> None:
+    graph = SUITES[name].team(graders)
+    begins = {"reader1": "Answer:", "reader2": "Facts:", "judge": "Final answer:"}
+    for node, begin in begins.items():
+        agent = graph.nodes[node].agent
+        assert isinstance(agent, Agent)
+        template = graph.template(node, byte_codec())
+        text = byte_codec().decode([i for literal in template.literals for i in literal])
+        assert (agent.begins, agent.chat) == (begin, False)
+        assert text.count("\nQuestion: ") + text.startswith("Question: ") == 3
+        assert text.count(begin) == 3
+        assert text.endswith(f"\n{begin}")
+        assert "<|im_start|>" not in text
+
+
+def test_a_judge_of_choices_writes_a_letter_at_once(graders: Graders) -> None:
+    last = SUITES["mmlu"].team(graders).nodes["judge"].agent
+    assert isinstance(last, Agent)
+    assert last.begins == "Answer:"
+
+
+def test_programmers_begin_with_a_block_and_end_with_it(graders: Graders) -> None:
+    nodes = SUITES["humaneval"].team(graders).nodes
+    for name in ("programmer1", "programmer2", "reviewer"):
+        agent = nodes[name].agent
+        assert isinstance(agent, Agent)
+        assert (agent.begins, agent.sampling.stop) == ("```python\n", ("\n```",))
 
 
 def test_the_tester_runs_the_tasks_own_examples(graders: Graders) -> None:
@@ -43,6 +74,6 @@ def test_the_tester_runs_the_tasks_own_examples(graders: Graders) -> None:
 def test_readers_have_every_passage_as_a_placeholder(graders: Graders, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Some text.")
     graph = rag_team(graders, 3, folder=tmp_path)
-    assert graph.inputs == ("task",)
+    assert graph.inputs == ("question",)
     names = [sender.name for sender in graph.nodes["reader1"].senders]
     assert names == ["passage1", "passage2", "passage3"]
