@@ -1,11 +1,10 @@
-"""Mathematical answers: found in a text, and compared as expressions by a killable process."""
+"""Mathematical answers, found in a text and compared by a process that can be killed."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
-import re
 import select
 import subprocess
 import sys
@@ -15,19 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks.scoring.extract import announced, behind, last_box, leading_formula, numbers
 from kvcomm.tasks.scoring.score import Score, right_or_wrong
 
 TIMEOUT_S = 5.0
 START_S = 60.0
 WORKER = (sys.executable, "-m", "kvcomm.tasks.scoring.math_worker")
-# What stands around a value without being part of it.
-SPACING = re.compile(r"\\[,;!:> ()\[\]]|\\(?:left|right|displaystyle)\b|[~$]")
-UNIT = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{\s*([^{}]*)\}")
-BOLD = re.compile(r"\\(?:textbf|mathbf|boldsymbol|bm)\{([^{}]*)\}")
-BASE = re.compile(r"([0-9a-z]+)_\{?(\d+)\}?")  # digits and their base: 4210_5
-# Words around a number, as against the letters of an expression.
-WORDED = re.compile(r"[A-Za-z]{3,}|\b[kc]?m/(?:h|s)\b")
 
 
 class MathScorer:
@@ -47,33 +38,18 @@ class MathScorer:
         self._end: Callable[[], object] | None = None
 
     def score(self, text: str, gold: str) -> Score:
-        """Whether the answer in `text` equals `gold`.
+        """Whether the answer in `text` equals `gold`; `math_answer` says where it is looked for.
 
-        The answer is what stands in the last `\\boxed{}`; without one, what follows the last
-        "answer is", "Answer:" or "####"; without that, the last number.
+        An answer of which only a part can be read is not comparable, and wrong.
         """
-        answer = math_answer(text)
-        if answer is None:
-            return right_or_wrong(False, "", "no answer found")
-        if plain(answer) == plain(gold):
-            return right_or_wrong(True, answer, "equal")
-        if _other_base(answer, gold):
-            return right_or_wrong(False, answer, f"it is {gold}")
         try:
-            # math-verify takes bold type for a name: a bold 25 is no number to it.
-            reply = self._ask({"gold": BOLD.sub(r"\1", gold), "answer": BOLD.sub(r"\1", answer)})
+            reply = self._ask({"text": text, "gold": gold})
         except TimeoutError:
             late = f"timed out after {self._timeout_s:g} s"
-            return right_or_wrong(False, answer, late, error=f"comparing with {gold!r} {late}")
+            return right_or_wrong(False, "", late, error=f"comparing with {gold!r} {late}")
         if "error" in reply:
-            return right_or_wrong(False, answer, "not comparable", error=str(reply["error"]))
-        if not reply["parsed"]:
-            return right_or_wrong(
-                False, answer, f"other text than {gold!r}, which is no expression"
-            )
-        return right_or_wrong(
-            reply["equal"], answer, "equal" if reply["equal"] else f"it is {gold}"
-        )
+            return right_or_wrong(False, "", "not comparable", error=str(reply["error"]))
+        return right_or_wrong(reply["correct"], reply["extracted"], reply["reason"])
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         with self._lock:
@@ -99,7 +75,7 @@ class MathScorer:
             # Also when the scorer is collected, and when Python exits.
             self._end = weakref.finalize(self, _end, self._process)
             assert self._process.stdin
-            self._process.stdin.write(b'{"gold": "1", "answer": "1"}\n')
+            self._process.stdin.write(b'{"gold": "1", "text": "2"}\n')
             self._process.stdin.flush()
             self._read(self._process, START_S)
         return self._process
@@ -142,37 +118,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             if pipe:
                 pipe.close()
 
-
-def math_answer(text: str) -> str | None:
-    """The answer in a text; None where there is none."""
-    boxed = last_box(text)
-    if boxed:
-        return boxed
-    if formula := leading_formula(behind(text) or ""):
-        return formula
-    said = announced(text)
-    if said is None:
-        found = numbers(text)
-        return found[-1] if found else None
-    bare = said.strip("$ ")
-    # "18 dollars a day" is 18; an expression in LaTeX or of several terms stays as it is.
-    worded = WORDED.search(bare) and "\\" not in bare
-    found = numbers(bare) if worded else []
-    return found[0] if len(found) == 1 else bare
-
-
-def plain(text: str) -> str:
-    """An answer without what stands around its value: spacing, sizes, texts' wrappers, case."""
-    bare = UNIT.sub(r"\1", SPACING.sub("", text.replace("\\$", "")))
-    bare = bare.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return re.sub(r"\s+", "", bare).rstrip(".").lower()
-
-
-def _other_base(answer: str, gold: str) -> bool:
-    """Whether both are written in a base and differ in value; math-verify reads no bases."""
-    found = [BASE.fullmatch(plain(text)) for text in (answer, gold)]
-    try:
-        values = [int(match[1], int(match[2])) for match in found if match]
-    except ValueError:  # letters, or digits that the base does not have
-        return False
-    return len(values) == 2 and values[0] != values[1]

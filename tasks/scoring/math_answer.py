@@ -1,0 +1,220 @@
+"""Where the answer to a mathematical problem stands in a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvcomm.tasks.scoring.extract import undecorated
+from kvcomm.tasks.scoring.math_notation import ascii_mathematics
+
+# What announces an answer: "the answer is", "Answer:", "####", or a heading that says no more.
+MARK = re.compile(
+    r"(?P<final>\bfinal\s+)?\banswers?\b\**(?:[ \t]*(?:\([^)\n]{0,40}\)|to\s+(?:the|this|your)\b[^.:=\n$\\]{0,40})?\**[ \t]*[:=]"
+    r"|[^.:=\n$\\\d#]{0,60}?\b(?:is|are|be|equals?)\b:?)"
+    r"|^[ \t#*_>]*(?P<heading>(?:the\s+)?(?:final\s+)?answer)[ \t*_]*$"
+    r"|(?P<solution>\b(?:solutions?|roots?)\s+(?:is|are)\b:?)"
+    r"|(?P<hashes>(?<!#)####(?!#))",
+    re.IGNORECASE | re.MULTILINE,
+)
+MARKS, REACH = 50, 2000
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# Between boxes that are one answer: "and", "or", a comma, the name of the next one.
+BETWEEN = re.compile(
+    r"(?:[\s$.]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?=[ao])|\}|[a-z]\s*(?:_\d)?\s*=)*"
+    r"(?:,|;|\band\b|\bor\b)"
+    r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad|\}|and\b|or\b|\\text\{\s*(?=[ao])|[a-z]\s*(?:_\d)?\s*=)*"
+)
+DELIMITER = re.compile(r"(?<!\\)(?:\$\$?|\\[\[\]()])")
+CLOSING = {"$": "$", "$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}")
+JOINT = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE)
+# Words that go on about an answer, and those that may, unless another value follows.
+ABOUT = r"is|are|was|were|because|since|as|which|so|where|when|who|that|not|but|if|after adding"
+NEAR = r"for|from|in|on|at|with|after|before"
+CLAUSE = re.compile(rf"(?:[,;:.!?]?\s+(?:and\s+(?=not))?(?:{ABOUT})\b|[.;!?]\s+(?=[A-Z])|\s+[(—])")
+NEARBY = re.compile(rf"\s+(?:{NEAR})\b(?!.*\b(?:and|or)\s+[-$]?\d)")
+# Beginnings of a sentence about the answer, not of the answer.
+NO_VALUE = re.compile(
+    r"(?:clear|supported|given|found|shown|based|obtained|correct|wrong|right|explained|derived"
+    r"|in|from|by|not|neither|what|how|this|that|called|always|also|always|unique|below|above)\b",
+    re.IGNORECASE,
+)
+NUMBERED = re.compile(r"\(?\d+[.):]\s+\**[A-Za-z]")
+HEADED = re.compile(r"[-+(\[{.$\\€£\d]|[A-Za-z]\s*=")
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula in delimiters."""
+
+    start: int
+    end: int
+    text: str
+
+
+def readings(text: str) -> list[str]:
+    """What may be the answer, the more that is said the earlier; empty where nothing is.
+
+    It stands in the last `\\boxed{}` (several that are joined are one answer), unless a "final
+    answer is" follows that; else behind the last "answer is", "Answer:" or "####" that has a
+    value; else it is the last formula in delimiters or number of plain text.
+    """
+    text = ascii_mathematics(text)
+    box, end = _boxed(text)
+    marks = list(MARK.finditer(text, end))[-MARKS:]
+    final = [mark for mark in marks if mark["final"] or mark["hashes"] or mark["heading"]]
+    for mark in reversed(final if box else marks):
+        found = _claim(text, mark, valued=True)
+        if found:
+            return found
+    if box:
+        return [box]
+    last = _last_value(text)
+    words = [_claim(text, mark, valued=False) for mark in marks]
+    return next((found for found in reversed(words) if found), last)
+
+
+def _boxed(text: str) -> tuple[str, int]:
+    """The boxes that are the answer, and where they end."""
+    starts = {box.end(): box.start() for box in BOX.finditer(text)}
+    opened: list[int] = []
+    boxes: list[tuple[int, int, str]] = []
+    for sign in BRACE.finditer(text) if starts else ():
+        if sign[0] == "{":
+            opened.append(sign.end())
+        elif sign[0] == "}" and opened and (start := opened.pop()) in starts:
+            boxes.append((starts[start], sign.end(), text[start : sign.start()].strip()))
+    boxes = [box for box in sorted(boxes) if box[2]]
+    if not boxes:
+        return "", 0
+    parts = [boxes[-1][2]]
+    for (_, end, content), (start, _, _) in reversed(list(zip(boxes, boxes[1:], strict=False))):
+        between = text[end:start]
+        if "\n\n" in between or len(between) > 70 or not BETWEEN.fullmatch(between):
+            break
+        if content not in parts:
+            parts.append(content)
+    return ", ".join(reversed(parts)), boxes[-1][1]
+
+
+def formulas(text: str) -> Iterator[Formula]:
+    """The formulas in delimiters. A dollar before a digit opens a price, it closes nothing."""
+    opened: re.Match[str] | None = None
+    for sign in DELIMITER.finditer(text):
+        if opened and CLOSING.get(opened[0]) == sign[0]:
+            content = text[opened.end() : sign.start()]
+            price = opened[0] == "$" and (
+                "\n" in content or text[sign.end()].isdigit()
+                if sign.end() < len(text)
+                else False
+            )
+            price = price or (opened[0] == "$" and bool(PRICE.match(content)))
+            if not price and content.strip():
+                yield Formula(opened.start(), sign.end(), content.strip())
+                opened = None
+                continue
+        if sign[0] in CLOSING and (opened is None or opened[0] == "$"):
+            opened = sign
+
+
+def _together(text: str, found: list[Formula]) -> tuple[str, int]:
+    """The first formula with those that are joined to it, and where they end."""
+    parts, end = [found[0].text], found[0].end
+    for following in found[1:]:
+        if not JOINT.fullmatch(text[end : following.start]):
+            break
+        parts.append(following.text)
+        end = following.end
+    return ", ".join(part.strip().rstrip(" .,;") for part in parts), end
+
+
+def _claim(text: str, mark: re.Match[str], *, valued: bool) -> list[str]:
+    """What is announced: all of the line, its beginning, its first formula.
+
+    `valued`: a claim without a number or formula is none; else a claim of a few words is one.
+    """
+    rest = text[mark.end() : mark.end() + REACH].lstrip(" \t*_:>`").lstrip()
+    bare = mark["hashes"] or mark["heading"]
+    found = list(formulas(rest))
+    line = rest.split("\n", 1)[0]
+    if not valued:
+        said = undecorated(CLAUSE.split(line, maxsplit=1)[0])
+        known = not bare and not NO_VALUE.match(said) and 0 < len(said.split()) <= 4
+        return [undecorated(line), said] if known else []
+    if found and found[0].start == 0 and found[0].end > len(line):
+        return [found[0].text]
+    if not re.search(r"\d|\\|[$]", line) and not (found and found[0].start < len(line)):
+        symbolic = re.match(r"[a-zA-Z]\b(?!')(?:\s*[-+*/=^]\s*[a-zA-Z]\b)*\W*$", line)
+        return [undecorated(line)] if symbolic else []
+    if NO_VALUE.match(line) or (bare and (NUMBERED.match(line) or not HEADED.match(line))):
+        return []
+    if mark["solution"] and re.search(r"\d|\$|\\\(", text[mark.end() + len(line) + 10 :]):
+        return []
+    said = [undecorated(line)]
+    for pattern in (CLAUSE, NEARBY):
+        head = pattern.split(line, maxsplit=1)[0]
+        if head.strip() and head != line:
+            said.append(undecorated(head))
+    inline = [formula for formula in found if formula.end <= len(line)]
+    if inline and not re.search(r"\d", rest[: inline[0].start]):
+        group, end = _together(rest, inline)
+        if end == inline[-1].end or CLAUSE.match(line[end:].replace(",", " ,", 1).lstrip(",")):
+            said.append(group)
+    return said
+
+
+NUMBER = re.compile(r"\d")
+LETTERED = re.compile(r"[A-Za-z][^=$]*\d")
+LATEX = re.compile(r"[\\^_{}]")
+ITEM = re.compile(r"[ \t]*\(?\d+[.)][ \t]+\S")
+OPERAND = re.compile(r"[-+*/^=<>(){}\[\],.!%|\d\\$€£]+|(?:[^\w\s]|\d)*[a-zA-Z](?:[^\w\s]|\d)*|\S*\\\S*")
+OPERATOR_LAST = re.compile(r"[-+*/^=<>(\[{]$|\\(?:cdot|times|div|pm|cup|cap|le|ge)$")
+OPERATOR_FIRST = re.compile(r"[-+*/^=<>)\]}]|\\(?:cdot|times|div|pm|cup|cap|le|ge)\b")
+
+
+def _last_value(text: str) -> list[str]:
+    """The last formula in delimiters with those joined to it, or the last number if that is later."""
+    found = list(formulas(text))
+    end = found[-1].end if found else 0
+    for line in reversed(list(re.finditer(r"[^\n]+", text[end:]))):
+        if value := _last_number(line[0]):
+            return [value]
+    if not found:
+        return []
+    start = len(found) - 1
+    while start and JOINT.fullmatch(text[found[start - 1].end : found[start].start]):
+        start -= 1
+    return [_together(text, found[start:])[0]]
+
+
+def _last_number(line: str) -> str:
+    """The last number of a line, with the expression it is a part of."""
+    begin = len(item[0]) - 1 if (item := ITEM.match(line)) else 0
+    tokens = list(re.finditer(r"\S+", line[begin:]))
+    for n in range(len(tokens) - 1, -1, -1):
+        token = tokens[n][0]
+        if not NUMBER.search(token) or (LETTERED.match(token.lstrip("(*_\"'")) and not LATEX.search(token)):
+            continue
+        first = last = n
+        while first and _belongs(tokens[first - 1][0], tokens[first][0]):
+            first -= 1
+        while last + 1 < len(tokens) and _belongs(tokens[last][0], tokens[last + 1][0]):
+            last += 1
+        run = " ".join(part[0] for part in tokens[first : last + 1])
+        run = undecorated(re.split(r"(?<![<>!])=", run)[-1].strip() or token).strip(",;:!?")
+        return run if run.count("(") == run.count(")") else run.strip("()")
+    return ""
+
+
+def _belongs(left: str, right: str) -> bool:
+    """Whether two neighbours are one expression, or one number in groups of three digits."""
+    if re.search(r"(?<!\d)\d{1,3}$", left) and re.match(r"\d{3}(?!\d)", right):
+        return True
+    if re.search(r"(?<![\d/.])\d+$", left) and re.match(r"\d+/\d+(?!\d)", right):
+        return True
+    if not (OPERAND.fullmatch(left) and OPERAND.fullmatch(right)):
+        return False
+    return bool(OPERATOR_LAST.search(left) or OPERATOR_FIRST.match(right))
