@@ -117,4 +117,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError):
             if pipe:
                 pipe.close()
-

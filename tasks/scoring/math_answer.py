@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kvcomm.tasks.scoring.extract import undecorated
-from kvcomm.tasks.scoring.math_notation import ascii_mathematics
+from kvcomm.tasks.scoring.math_signs import latex_signs
+from kvcomm.tasks.scoring.math_units import without_unit
 
 # What announces an answer: "the answer is", "Answer:", "####", or a heading that says no more.
 MARK = re.compile(
-    r"(?P<final>\bfinal\s+)?\banswers?\b\**(?:[ \t]*(?:\([^)\n]{0,40}\)|to\s+(?:the|this|your)\b[^.:=\n$\\]{0,40})?\**[ \t]*[:=]"
+    r"(?P<final>\bfinal\s+)?\banswers?\b\*{0,2}"
+    r"(?:[ \t]{0,3}(?:\([^)\n]{0,40}\)|to\s+(?:the|this|your)\b[^.:=\n$\\]{0,40})?"
+    r"\*{0,2}[ \t]{0,3}[:=]"
     r"|[^.:=\n$\\\d#]{0,60}?\b(?:is|are|be|equals?)\b:?)"
     r"|^[ \t#*_>]*(?P<heading>(?:the\s+)?(?:final\s+)?answer)[ \t*_]*$"
     r"|(?P<solution>\b(?:solutions?|roots?)\s+(?:is|are)\b:?)"
@@ -21,6 +25,7 @@ MARK = re.compile(
 MARKS, REACH = 50, 2000
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+EMPHASIS = re.compile(r"(?<![\w*)])\*\*([^*\n]+)\*\*(?![\w*(])")
 # Between boxes that are one answer: "and", "or", a comma, the name of the next one.
 BETWEEN = re.compile(
     r"(?:[\s$.]|\\[()\[\],;: ]|\\q?quad|\\text\{\s*(?=[ao])|\}|[a-z]\s*(?:_\d)?\s*=)*"
@@ -43,6 +48,7 @@ NO_VALUE = re.compile(
     re.IGNORECASE,
 )
 NUMBERED = re.compile(r"\(?\d+[.):]\s+\**[A-Za-z]")
+SYMBOLS = re.compile(r"[a-zA-Z]\b(?!')(?:\s*[-+*/=^]\s*[a-zA-Z]\b)*\W*$")
 HEADED = re.compile(r"[-+(\[{.$\\€£\d]|[A-Za-z]\s*=")
 
 
@@ -62,7 +68,7 @@ def readings(text: str) -> list[str]:
     answer is" follows that; else behind the last "answer is", "Answer:" or "####" that has a
     value; else it is the last formula in delimiters or number of plain text.
     """
-    text = ascii_mathematics(text)
+    text = EMPHASIS.sub(r"\1", latex_signs(text))
     box, end = _boxed(text)
     marks = list(MARK.finditer(text, end))[-MARKS:]
     final = [mark for mark in marks if mark["final"] or mark["hashes"] or mark["heading"]]
@@ -91,7 +97,7 @@ def _boxed(text: str) -> tuple[str, int]:
     if not boxes:
         return "", 0
     parts = [boxes[-1][2]]
-    for (_, end, content), (start, _, _) in reversed(list(zip(boxes, boxes[1:], strict=False))):
+    for (_, end, content), (start, _, _) in reversed(list(pairwise(boxes))):
         between = text[end:start]
         if "\n\n" in between or len(between) > 70 or not BETWEEN.fullmatch(between):
             break
@@ -107,9 +113,7 @@ def formulas(text: str) -> Iterator[Formula]:
         if opened and CLOSING.get(opened[0]) == sign[0]:
             content = text[opened.end() : sign.start()]
             price = opened[0] == "$" and (
-                "\n" in content or text[sign.end()].isdigit()
-                if sign.end() < len(text)
-                else False
+                "\n" in content or text[sign.end()].isdigit() if sign.end() < len(text) else False
             )
             price = price or (opened[0] == "$" and bool(PRICE.match(content)))
             if not price and content.strip():
@@ -138,49 +142,51 @@ def _claim(text: str, mark: re.Match[str], *, valued: bool) -> list[str]:
     """
     rest = text[mark.end() : mark.end() + REACH].lstrip(" \t*_:>`").lstrip()
     bare = mark["hashes"] or mark["heading"]
-    found = list(formulas(rest))
+    delimited = list(formulas(rest))
     line = rest.split("\n", 1)[0]
     if not valued:
         said = undecorated(CLAUSE.split(line, maxsplit=1)[0])
         known = not bare and not NO_VALUE.match(said) and 0 < len(said.split()) <= 4
         return [undecorated(line), said] if known else []
-    if found and found[0].start == 0 and found[0].end > len(line):
-        return [found[0].text]
-    if not re.search(r"\d|\\|[$]", line) and not (found and found[0].start < len(line)):
-        symbolic = re.match(r"[a-zA-Z]\b(?!')(?:\s*[-+*/=^]\s*[a-zA-Z]\b)*\W*$", line)
-        return [undecorated(line)] if symbolic else []
+    inline = [formula for formula in delimited if formula.end <= len(line)]
+    if delimited and delimited[0].start == 0 and not inline:
+        return [delimited[0].text]
+    if not inline and not re.search(r"[\d\\]", line):
+        return [undecorated(line)] if SYMBOLS.match(line) else []
     if NO_VALUE.match(line) or (bare and (NUMBERED.match(line) or not HEADED.match(line))):
         return []
     if mark["solution"] and re.search(r"\d|\$|\\\(", text[mark.end() + len(line) + 10 :]):
         return []
-    said = [undecorated(line)]
-    for pattern in (CLAUSE, NEARBY):
-        head = pattern.split(line, maxsplit=1)[0]
-        if head.strip() and head != line:
-            said.append(undecorated(head))
-    inline = [formula for formula in found if formula.end <= len(line)]
+    found = [line, *(pattern.split(line, maxsplit=1)[0] for pattern in (CLAUSE, NEARBY))]
     if inline and not re.search(r"\d", rest[: inline[0].start]):
         group, end = _together(rest, inline)
-        if end == inline[-1].end or CLAUSE.match(line[end:].replace(",", " ,", 1).lstrip(",")):
-            said.append(group)
-    return said
+        if end == inline[-1].end or CLAUSE.match(line[end:].lstrip(",")):
+            found.append(group)
+    return [undecorated(said) for said in (*found, line.rpartition("=")[2]) if said.strip()]
 
 
 NUMBER = re.compile(r"\d")
+UNIT = 20
+# What a formula comes to, said behind it.
+ROUNDED = re.compile(
+    r"(?:\babout|\bapprox(?:imately|\.)?|\broughly|\baround|\bnearly|\\approx)\s*[^\s\w]?\d[\d.,]*\d"
+)
 LETTERED = re.compile(r"[A-Za-z][^=$]*\d")
 LATEX = re.compile(r"[\\^_{}]")
 ITEM = re.compile(r"[ \t]*\(?\d+[.)][ \t]+\S")
-OPERAND = re.compile(r"[-+*/^=<>(){}\[\],.!%|\d\\$€£]+|(?:[^\w\s]|\d)*[a-zA-Z](?:[^\w\s]|\d)*|\S*\\\S*")
+OPERAND = re.compile(
+    r"[-+*/^=<>(){}\[\],.!%|\d\\$€£]+|(?:[^\w\s]|\d)*[a-zA-Z](?:[^\w\s]|\d)*|\S*\\\S*"
+)
 OPERATOR_LAST = re.compile(r"[-+*/^=<>(\[{]$|\\(?:cdot|times|div|pm|cup|cap|le|ge)$")
 OPERATOR_FIRST = re.compile(r"[-+*/^=<>)\]}]|\\(?:cdot|times|div|pm|cup|cap|le|ge)\b")
 
 
 def _last_value(text: str) -> list[str]:
-    """The last formula in delimiters with those joined to it, or the last number if that is later."""
+    """The last formula in delimiters with those joined to it, or the last number behind it."""
     found = list(formulas(text))
-    end = found[-1].end if found else 0
-    for line in reversed(list(re.finditer(r"[^\n]+", text[end:]))):
-        if value := _last_number(line[0]):
+    behind = ROUNDED.sub("", text[found[-1].end :]) if found else text
+    for line in reversed(behind.split("\n")):
+        if value := _last_number(line):
             return [value]
     if not found:
         return []
@@ -196,7 +202,8 @@ def _last_number(line: str) -> str:
     tokens = list(re.finditer(r"\S+", line[begin:]))
     for n in range(len(tokens) - 1, -1, -1):
         token = tokens[n][0]
-        if not NUMBER.search(token) or (LETTERED.match(token.lstrip("(*_\"'")) and not LATEX.search(token)):
+        named = LETTERED.match(token.lstrip("(*_\"'")) and not LATEX.search(token)
+        if not NUMBER.search(token) or named or _is_unit(undecorated(token)):
             continue
         first = last = n
         while first and _belongs(tokens[first - 1][0], tokens[first][0]):
@@ -218,3 +225,8 @@ def _belongs(left: str, right: str) -> bool:
     if not (OPERAND.fullmatch(left) and OPERAND.fullmatch(right)):
         return False
     return bool(OPERATOR_LAST.search(left) or OPERATOR_FIRST.match(right))
+
+
+def _is_unit(token: str) -> bool:
+    """Whether a token is a unit with a digit: m^2."""
+    return len(token) < UNIT and without_unit(f"1 {token}") == "1"

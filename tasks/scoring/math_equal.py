@@ -5,8 +5,20 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from sympy import Abs, Basic, Eq, Float, FiniteSet, Integer, MatrixBase, Rational, Symbol, Tuple
-from sympy import simplify
+from math_verify.grader import get_pct_val
+from sympy import (
+    Eq,
+    Expr,
+    FiniteSet,
+    Float,
+    MatrixBase,
+    Pow,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    simplify,
+)
 
 # Exact numbers differ by more than this share; a rounded one has six digits right.
 EXACT, ROUNDED = 1e-12, 5e-6
@@ -22,35 +34,40 @@ def near(known: Any, value: Any) -> bool:
     known, value = _unwrapped(known), _unwrapped(value)
     if isinstance(known, MatrixBase) and isinstance(value, MatrixBase):
         return all(near(*pair) for pair in zip(known.flat(), value.flat(), strict=True))
-    if isinstance(known, (FiniteSet, Tuple)) and isinstance(value, (FiniteSet, Tuple)):
+    if isinstance(known, FiniteSet) and isinstance(value, FiniteSet):
         return all(any(near(a, b) for b in value.args) for a in known.args)
-    if not _scalar(known) or not _scalar(value):
+    if isinstance(known, (Tuple, Set)) and type(known) is type(value):
+        return all(near(*pair) for pair in zip(known.args, value.args, strict=False))
+    if not (isinstance(known, Expr) and isinstance(value, Expr)):
         return True
     names = sorted(known.free_symbols | value.free_symbols, key=str)
-    if not names:
-        return _close(known, value)
-    points = [dict(zip(names, found)) for found in _samples(len(names))]
-    return all(_close(known.subs(point), value.subs(point)) for point in points)
+    for first in POINTS if names else POINTS[:1]:
+        point = {name: first + Rational(n, 7) for n, name in enumerate(names)}
+        if not _close(known.subs(point), value.subs(point)):
+            return False
+    return True
 
 
 def same_on_reals(known: Any, value: Any) -> bool:
-    """Whether two expressions are equal wherever both are real: 1/sqrt(n) and sqrt(1/n)."""
-    if not _scalar(known) or not _scalar(value) or known.free_symbols != value.free_symbols:
+    """Whether two expressions with roots are equal wherever real: 1/sqrt(n) and sqrt(1/n)."""
+    if not (isinstance(known, Expr) and isinstance(value, Expr)):
+        return False
+    if known.free_symbols != value.free_symbols:
         return False
     names = sorted(known.free_symbols, key=str)
-    if not names or len(names) > 3 or known.atoms(Float) | value.atoms(Float):
+    roots = [power for power in (known + value).atoms(Pow) if power.exp.is_Rational]
+    if not 0 < len(names) <= 3 or all(power.exp.is_Integer for power in roots):
         return False
-    positive = {name: Symbol(name.name, positive=True) for name in names}
-    difference = (known - value).subs(positive)
-    for found in product((1, -1), repeat=len(names)):
+    for signs in product((1, -1), repeat=len(names)):
         point = {
-            name: sign * (2 + Rational(137 * (n + 1), 1000))
-            for n, (name, sign) in enumerate(zip(names, found, strict=True))
+            name: sign * (2 + Rational(137 * n, 1000))
+            for n, (name, sign) in enumerate(zip(names, signs, strict=True), 1)
         }
         one, other = (side.subs(point).evalf() for side in (known, value))
-        if (one.is_real or other.is_real) and abs(one - other) > EXACT * abs(one):
+        if (one.is_real or other.is_real) and not _close(one, other):
             return False
-    return bool(simplify(difference) == 0)
+    positive = {name: Symbol(name.name, positive=True) for name in names}
+    return bool(simplify((known - value).subs(positive)) == 0)
 
 
 def number_text(value: Any) -> str:
@@ -75,16 +92,6 @@ def _unwrapped(value: Any) -> Any:
     return value.rhs if isinstance(value, Eq) and value.lhs.is_Symbol else value
 
 
-def _scalar(value: Any) -> bool:
-    return isinstance(value, Basic) and bool(getattr(value, "is_Mul", None) is not None) and not (
-        value.is_Relational or value.is_Boolean or getattr(value, "is_set", False)
-    ) and hasattr(value, "evalf") and hasattr(value, "__sub__")
-
-
-def _samples(count: int) -> list[tuple[Rational, ...]]:
-    return [tuple(point + Integer(n) / 7 for n in range(count)) for point in POINTS]
-
-
 def _terminating(value: Any) -> bool:
     """Whether a number is a decimal that ends."""
     if isinstance(value, Float):
@@ -101,10 +108,17 @@ def _terminating(value: Any) -> bool:
 def _close(known: Any, value: Any) -> bool:
     try:
         ends = all(_terminating(side.doit()) for side in (known, value))
-        floats = known.atoms(Float) | value.atoms(Float)
-        share = ROUNDED if floats and not ends else EXACT
-        larger = max(abs(known.evalf()), abs(value.evalf()))
-        return bool(Abs(known - value).evalf() <= share * larger)
+        share = ROUNDED if (known + value).atoms(Float) and not ends else EXACT
+        # 9 % is equal to 9 as well as to 0.09.
+        pairs = ((known, value), (get_pct_val(known, known), get_pct_val(value, value)))
+        return any(_difference(*pair) <= share for pair in pairs)
     except Exception:
         # What has no number (infinity, an integral) is left to math-verify.
         return True
+
+
+def _difference(one: Any, other: Any) -> Any:
+    """The difference of two numbers as a share of the larger one."""
+    one, other = one.doit(), other.doit()
+    larger = max(abs(one.evalf()), abs(other.evalf()))
+    return abs(one - other).evalf() / larger if larger else 0

@@ -1,63 +1,12 @@
-"""Mathematics as models write it, turned into LaTeX that a parser reads as a whole."""
+"""An answer in LaTeX, calculators' or everyday notation, as LaTeX that is read as a whole."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from fractions import Fraction
 
-SUPERSCRIPTS, SUBSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙ"
-RAISED = re.compile(f"[{SUPERSCRIPTS}]+")
-LOWERED = re.compile(f"[{SUBSCRIPTS}]+")
-VULGAR = re.compile("[¼-¾⅐-⅞↉]")
-BARRED = re.compile("(?:\\d[\u0304\u0305])+")
-ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z]|π|(?=[({\\]))")
-DEGREE = {"√": "", "∛": "[3]", "∜": "[4]"}
-SIGNS = str.maketrans(
-    {
-        **dict.fromkeys("−–‐‑﹣", "-"),
-        **dict.fromkeys("×⨯✕✖", r"\times "),
-        **dict.fromkeys("·⋅∙•", r"\cdot "),
-        **dict.fromkeys("÷⁄∕", "/"),
-        **dict.fromkeys("°∘˚", r"^\circ "),
-        **dict.fromkeys("∅⌀", r"\emptyset "),
-        **dict.fromkeys("∗✱", "*"),
-        **dict.fromkeys("’‘′", "'"),
-        **{"∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le "},
-        **{"⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≅": r"\approx ", "∪": r"\cup "},
-        **{"∩": r"\cap ", "∈": r"\in ", "∖": r"\setminus ", "⌊": r"\lfloor ", "⌋": r"\rfloor "},
-        **{"⌈": r"\lceil ", "⌉": r"\rceil ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}"},
-        **{"ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "△": r"\triangle "},
-        **{"π": r"\pi ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta "},
-        **{"ε": r"\epsilon ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho "},
-        **{"σ": r"\sigma ", "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega "},
-        "\u200b": "",
-    }
-)
-DOUBLE_STRUCK = {"ℝ", "ℤ", "ℕ", "ℚ", "ℂ"}
-
-
-def ascii_mathematics(text: str) -> str:
-    """Unicode's signs as LaTeX: roots, powers, fractions, digits of other scripts."""
-    if text.isascii():
-        return text
-    text = BARRED.sub(lambda m: rf"\overline{{{re.sub(r'[^0-9]', '', m[0])}}}", text)
-    text = RAISED.sub(lambda m: f"^{{{_level(m[0])}}}", text)
-    text = LOWERED.sub(lambda m: f"_{{{_level(m[0])}}}", text)
-    text = VULGAR.sub(lambda m: r"\frac{%s}{%s}" % tuple(_level(m[0]).split("⁄")), text)
-    text = ROOT.sub(lambda m: rf"\sqrt{DEGREE[m[1]]}" + (f"{{{m[2]}}}" if m[2] else ""), text)
-    return "".join(_sign(sign) for sign in text).translate(SIGNS)
-
-
-def _level(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("−", "-")
-
-
-def _sign(sign: str) -> str:
-    if sign.isascii() or sign in DOUBLE_STRUCK:
-        return sign
-    return str(unicodedata.decimal(sign)) if sign.isdecimal() else _level(sign)
-
+from kvcomm.tasks.scoring.math_signs import latex_signs
+from kvcomm.tasks.scoring.math_units import CHOICE, has_words, only_number, without_unit
 
 # What stands around a value without being part of it.
 CURRENCY = re.compile(r"\b(?:US|AU|CA|HK|NZ|[ACRS](?=\\?\$))\s*\\?\$|[€£¥₹₽₩₪฿₫₦₱₴₺₿¢]")
@@ -71,19 +20,21 @@ WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|normal)|mbox|hbox|emph|bm"
     r"|boldsymbol|operatorname\*?)\s*\{([^{}]*)\}"
 )
-ARRAY = re.compile(r"\\(begin|end)\{(?:array|[bpvBV]?matrix\*?)\}(?:\s*\{[clr| ]*\})?")
-AROUND = re.compile(r"^(?:[\s*`\"“”:=]|\\approx\b|~)+|(?:[\s*`\"“”,;:]|(?<!\.)\.)+$")
+ARRAY = re.compile(r"\\(begin|end)\{(?:array|[bpB]?matrix\*?)\}(?:\s*\{[clr| ]*\})?")
+AROUND = ' \t\r\n*`"“”:;,=~'
 
 
 def tidy(text: str) -> str:
     """Without delimiters, spacing, sizes, currencies and the commands around words."""
-    text = CURRENCY.sub("", ascii_mathematics(text))
+    text = CURRENCY.sub("", latex_signs(text))
     text = GROUPED.sub(lambda m: "," if "," in m[0] else "", text).replace(r"\!", "")
     text = re.sub(r"\\[dtc]frac", r"\\frac", SPACING.sub(" ", DELIMITERS.sub("", text)))
     for _ in range(3):
         text = WRAPPER.sub(r" \1 ", text)
     text = ARRAY.sub(r"\\\1{pmatrix}", text)
-    return AROUND.sub("", re.sub(r"\\(?:varnothing|O\b)", r"\\emptyset", text))
+    text = re.sub(r"\\(?:varnothing|O\b)", r"\\emptyset", text).strip(AROUND)
+    text = text.removeprefix(r"\approx").lstrip(AROUND)
+    return text[:-1].rstrip(AROUND) if text.endswith(".") and not text.endswith("..") else text
 
 
 def plain(text: str) -> str:
@@ -118,7 +69,7 @@ def _fraction(whole: str, before: str, period: str) -> str:
 
 def _mixed(found: re.Match[str]) -> str:
     whole, over, under = (int(part) for part in found.groups())
-    return rf"({whole}+\frac{{{over}}}{{{under}}})" if over < under else found[0]
+    return rf"\frac{{{whole * under + over}}}{{{under}}}" if over < under else found[0]
 
 
 def numbers_in_latex(text: str, comma: bool) -> str:
@@ -173,88 +124,27 @@ def latex_calls(text: str) -> str:
     return re.sub(r"\^\s*(-?\d+(?!\w))", r"^{\1}", text)
 
 
-SYMBOLS = "m|s|g|h|L|l|N|J|W|V|A|K|C|F"
-UNITS = (
-    "mm|cm|dm|km|mg|kg|ml|mL|cl|dl|ft|in|yd|mi|lb|lbs|oz|hr|hrs|yr|yrs|min|sec|ms|am|pm|mph|kmh|kph"
-    "|sq|cu|cc|gm|gms|kW|kWh|Hz|kHz|MHz|GB|MB|KB|rpm|pts|pcs|USD|EUR|GBP|Rs|km/h|m/s|mi/h|km/hr"
-)
-# Words that make another value of a number; none of them is a unit.
-CHANGING = re.compile(
-    r"\b(?:squared|cubed|factorial|hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?"
-    r"|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?|plus|minus|times"
-    r"|over|divided|mod|modulo|choose|point|not|never|than|least|most|to|and|or|is|are|out|base"
-    r"|below|above|under|between|except|if|hundreds?|thousands?|millions?|billions?|root|power"
-    r"|negative|without|exactly|where|because)\b",
-    re.IGNORECASE,
-)
-WORD = r"(?:[A-Za-z]*[aeiouyAEIOUY][A-Za-z]*|dr|Mrs?)"
-# A unit behind a value: " boxes", "cm^2", " square feet per second".
-UNIT = re.compile(
-    rf"(?:(?:(?<=[\d}})%])|\s)\s*(?:{UNITS})|\s+(?:[A-Za-z]{{3,}}\.?))"
-    rf"(?:(?:[\s./-]|\\cdot)+(?:{UNITS}|{SYMBOLS}|a|{WORD}))*"
-    rf"(?:\s*(?:\^\s*\{{?[23]\}}?|/\s*(?:{SYMBOLS}|{UNITS})(?:\s*\^\s*\{{?[23]\}}?)?|\.|\)))*$"
-)
-SYMBOL = re.compile(
-    rf"\s+(?:{SYMBOLS})(?:\s*/\s*(?:{SYMBOLS}))?(?:\s*\^\s*\{{?-?[1-3]\}}?)?$|(?<=\d)m/s(?:\^\{{?2\}}?)?$"
-)
-LABEL = re.compile(r"^(?:[A-Za-z]{2,}[\s']+)*[A-Za-z]{2,}\s*(?:=|:)\s*")
-CHOICE = re.compile(r"^\(([A-H])\)\s*(?=[\d\\$-])")
 JOINED = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*|\s*;\s*|,\s+(?![^()\[\]{}]*[)\]}])", re.IGNORECASE)
 # The parser adds numbers in a row, as in mixed ones, and drops primes.
 IN_A_ROW = re.compile(r"(?<![_^])(?<!\\frac)(?<!\\frac )\d\s+\d|'")
-BARE_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?|[-+]?\d+/\d+")
-WITHIN = re.compile(r"(?<![\w.^_\\{/+*=<>-])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\\?%)?(?![\w^_/*{\\])")
-PROSE = re.compile(r"(?:[A-Za-z]{2,}|\b[aAI]\b|[\s.,;:'!?()\"/-])*")
-BARE_WORD = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{2,}")
-TWO_LETTERS = frozenset(
-    "am an as at be by do go he if in is it me my no of on or so to up us we cm mm km kg mg ml ft lb oz hr".split()
-)
+LONGEST = 2000
 
 
-def _words(text: str) -> list[str]:
-    """The words in a formula, as against products of letters."""
-    return [
-        word
-        for word in BARE_WORD.findall(text)
-        if (len(word) > 2 and re.search("[aeiouyAEIOUY]", word)) or word.lower() in TWO_LETTERS
-    ]
+def to_latex(text: str, *, comma: bool = False, prose: bool = True) -> str | None:
+    """LaTeX that says all of a text but units and labels; None where more would be left out.
 
-
-def without_unit(text: str) -> str:
-    """A value without the unit behind it or the label before it."""
-    text = LABEL.sub("", text.strip())
-    for unit in (UNIT.search(text), SYMBOL.search(text)):
-        if not unit or CHANGING.search(unit[0]):
-            continue
-        value = text[: unit.start()].strip()
-        known = unit.re is UNIT or BARE_NUMBER.fullmatch(value)
-        if known and re.search(r"[\d}]\s*[)\]%!]*$", value):
-            return value
-    return text
-
-
-def only_number(text: str) -> str | None:
-    """The number of a text that has one, and beside it only words that leave it as it is."""
-    found = list(WITHIN.finditer(text))
-    if len(found) != 1 or len(re.findall(r"\d[\d.]*", text)) > 1 + ("/" in found[0][0]):
+    `comma`: a comma between digits may be the decimal point. `prose`: a number among words counts.
+    """
+    text = tidy(text)
+    if not 0 < len(text) <= LONGEST:
         return None
-    around = text[: found[0].start()] + " " + text[found[0].end() :]
-    if not PROSE.fullmatch(around) or CHANGING.search(around.replace(" is ", " ")):
-        return None
-    return found[0][0]
-
-
-def to_latex(text: str, comma: bool = False) -> str | None:
-    """LaTeX that says all of a text but units and labels; None where more would be left out."""
-    text = CHOICE.sub("", numbers_in_latex(tidy(text), comma))
+    text = numbers_in_latex(text, comma)
+    if letter := CHOICE.match(text):
+        text = text[letter.end() :]
     if DOTS.search(text):
         return None
-    text = latex_calls(text)
-    parts = [without_unit(part) for part in JOINED.split(text)]
+    parts = [without_unit(part) for part in JOINED.split(latex_calls(text))]
     joined = ", ".join(part for part in parts if part)
-    if _words(joined):
-        found = only_number(text)
-        if found is None:
-            return None
-        joined = found
-    return None if IN_A_ROW.search(joined) or not joined else joined
+    if has_words(joined):
+        joined = only_number(text) or "" if prose else ""
+    return None if IN_A_ROW.search(joined) else joined or None

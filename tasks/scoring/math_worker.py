@@ -20,6 +20,7 @@ from math_verify.grader import should_treat_as_complex
 from kvcomm.tasks.scoring.math_answer import readings
 from kvcomm.tasks.scoring.math_equal import near, number_text, same_on_reals
 from kvcomm.tasks.scoring.math_notation import plain, tidy, to_latex
+from kvcomm.tasks.scoring.math_units import CHOICE
 
 NORMAL = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 # Digits and their base: 4210_5, (4210)_{5}, 4210 base 5, 4210_{\text{five}}.
@@ -33,28 +34,31 @@ def judged(text: str, gold: str) -> dict[str, Any]:
     found = readings(text)
     if not found:
         return {"extracted": "", "correct": False, "reason": "no answer found"}
-    for said in found:
-        if plain(said) == plain(gold):
-            return {"extracted": shown(said), "correct": True, "reason": "equal"}
+    # Where the gold answer is a list, a comma is none of a number.
     comma = not re.search(r"\d,\d", gold)
-    value, said = next(
-        ((value, said) for said in found if (value := parsed(said, comma)) is not None),
-        (None, found[0]),
-    )
-    reply = {"extracted": shown(said), "correct": False, "reason": f"it is {gold}"}
-    based = _digits(said), _digits(gold)
-    known = parsed(gold, False)
-    if known is None and not based[1]:
-        reply["reason"] = f"other text than {gold!r}, which is no expression"
-    elif based[0] and based[1]:
-        reply["correct"] = _in_bases(*based)
-    elif value is None or known is None:
-        reply["reason"] = "not comparable"
+    for said in found:
+        # "(B) 5" is the choice B, and 5.
+        letter = CHOICE.match(tidy(said) + " ")
+        if plain(gold) in (plain(said), plain(letter[0]) if letter else None):
+            return {"extracted": shown(said, comma), "correct": True, "reason": "equal"}
+    said = next((said for said in found if parsed(said, comma=comma) is not None), found[0])
+    correct, reason = compared(said, gold, comma)
+    return {"extracted": shown(said, comma), "correct": correct, "reason": reason}
+
+
+def compared(said: str, gold: str, comma: bool) -> tuple[bool, str]:
+    """Whether an answer is equal to the gold one, and why or why not."""
+    based, known_based = _digits(said), _digits(gold)
+    known, value = parsed(gold, prose=False), parsed(said, comma=comma)
+    if based and known_based:
+        correct = _in_bases(based, known_based)
+    elif known is None:
+        return False, f"other text than {gold!r}, which is no expression"
+    elif value is None:
+        return False, "not comparable"
     else:
-        reply["correct"] = equal(known, value)
-    if reply["correct"]:
-        reply["reason"] = "equal"
-    return reply
+        correct = equal(known, value)
+    return correct, "equal" if correct else f"it is {gold}"
 
 
 def equal(known: Any, value: Any) -> bool:
@@ -65,9 +69,9 @@ def equal(known: Any, value: Any) -> bool:
 
 
 @lru_cache(4096)
-def parsed(text: str, comma: bool) -> Any:
+def parsed(text: str, *, comma: bool = False, prose: bool = True) -> Any:
     """The expression that a text says from its first sign to its last; None where it says none."""
-    latex = to_latex(text, comma)
+    latex = to_latex(text, comma=comma, prose=prose)
     if latex is None:
         return None
     latex = normalize_latex(latex, NORMAL)
@@ -79,10 +83,12 @@ def parsed(text: str, comma: bool) -> Any:
         return None
 
 
-def shown(text: str) -> str:
-    """An answer for people, and for comparison with others: numbers read alike."""
-    value = parsed(text, True)
-    return (number_text(value) if value is not None else "") or re.sub(r"\s+", " ", tidy(text))
+def shown(text: str, comma: bool) -> str:
+    """An answer for people, and for comparison with others: equal numbers read alike."""
+    if (value := parsed(text, comma=comma)) is None:
+        return re.sub(r"\s+", " ", tidy(text))
+    latex = to_latex(text, comma=comma) or ""
+    return number_text(value) or re.sub(r"\s*([^\w\s])\s*", r"\1", latex)
 
 
 def _digits(text: str) -> tuple[str, int] | None:
