@@ -37,18 +37,19 @@ CLOSING = {"$": "$", "$$": "$$", r"\[": r"\]", r"\(": r"\)"}
 PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}")
 JOINT = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE)
 # Words that go on about an answer, and those that may, unless another value follows.
-ABOUT = r"is|are|was|were|because|since|as|which|so|where|when|who|that|not|but|if|after adding"
-NEAR = r"for|from|in|on|at|with|after|before"
+ABOUT = "is|are|was|were|because|since|as|which|so|where|when|who|that|not|but|if"
+NEAR = "for|from|in|on|at|with|after|before"
 CLAUSE = re.compile(rf"(?:[,;:.!?]?\s+(?:and\s+(?=not))?(?:{ABOUT})\b|[.;!?]\s+(?=[A-Z])|\s+[(—])")
 NEARBY = re.compile(rf"\s+(?:{NEAR})\b(?!.*\b(?:and|or)\s+[-$]?\d)")
 # Beginnings of a sentence about the answer, not of the answer.
 NO_VALUE = re.compile(
     r"(?:clear|supported|given|found|shown|based|obtained|correct|wrong|right|explained|derived"
-    r"|in|from|by|not|neither|what|how|this|that|called|always|also|always|unique|below|above)\b",
+    r"|in|from|by|not|neither|what|how|this|that|called|also|always|unique|below|above)\b",
     re.IGNORECASE,
 )
 NUMBERED = re.compile(r"\(?\d+[.):]\s+\**[A-Za-z]")
 SYMBOLS = re.compile(r"[a-zA-Z]\b(?!')(?:\s*[-+*/=^]\s*[a-zA-Z]\b)*\W*$")
+EQUALS = re.compile(r"(?<![<>!])=")
 HEADED = re.compile(r"[-+(\[{.$\\€£\d]|[A-Za-z]\s*=")
 
 
@@ -112,11 +113,9 @@ def formulas(text: str) -> Iterator[Formula]:
     for sign in DELIMITER.finditer(text):
         if opened and CLOSING.get(opened[0]) == sign[0]:
             content = text[opened.end() : sign.start()]
-            price = opened[0] == "$" and (
-                "\n" in content or text[sign.end()].isdigit() if sign.end() < len(text) else False
-            )
-            price = price or (opened[0] == "$" and bool(PRICE.match(content)))
-            if not price and content.strip():
+            follows = text[sign.end() : sign.end() + 1]
+            price = PRICE.match(content) or "\n" in content or follows.isdigit()
+            if content.strip() and not (opened[0] == "$" and price):
                 yield Formula(opened.start(), sign.end(), content.strip())
                 opened = None
                 continue
@@ -162,7 +161,7 @@ def _claim(text: str, mark: re.Match[str], *, valued: bool) -> list[str]:
         group, end = _together(rest, inline)
         if end == inline[-1].end or CLAUSE.match(line[end:].lstrip(",")):
             found.append(group)
-    return [undecorated(said) for said in (*found, line.rpartition("=")[2]) if said.strip()]
+    return [undecorated(said) for said in (*found, EQUALS.split(line)[-1]) if said.strip()]
 
 
 NUMBER = re.compile(r"\d")
@@ -211,7 +210,7 @@ def _last_number(line: str) -> str:
         while last + 1 < len(tokens) and _belongs(tokens[last][0], tokens[last + 1][0]):
             last += 1
         run = " ".join(part[0] for part in tokens[first : last + 1])
-        run = undecorated(re.split(r"(?<![<>!])=", run)[-1].strip() or token).strip(",;:!?")
+        run = undecorated(EQUALS.split(run)[-1].strip() or token).strip(",;:!?")
         return run if run.count("(") == run.count(")") else run.strip("()")
     return ""
 

@@ -6,19 +6,8 @@ from itertools import product
 from typing import Any
 
 from math_verify.grader import get_pct_val
-from sympy import (
-    Eq,
-    Expr,
-    FiniteSet,
-    Float,
-    MatrixBase,
-    Pow,
-    Rational,
-    Set,
-    Symbol,
-    Tuple,
-    simplify,
-)
+from sympy import Eq, Expr, FiniteSet, Float, MatrixBase, Pow, Rational, Set, Symbol, Tuple
+from sympy import simplify, solve
 
 # Exact numbers differ by more than this share; a rounded one has six digits right.
 EXACT, ROUNDED = 1e-12, 5e-6
@@ -38,6 +27,10 @@ def near(known: Any, value: Any) -> bool:
         return all(any(near(a, b) for b in value.args) for a in known.args)
     if isinstance(known, (Tuple, Set)) and type(known) is type(value):
         return all(near(*pair) for pair in zip(known.args, value.args, strict=False))
+    if isinstance(known, Eq) and isinstance(value, Eq):
+        # Of equations without a real solution math-verify finds all equal.
+        ratio = simplify((known.lhs - known.rhs) / (value.lhs - value.rhs))
+        return not ratio.free_symbols or bool(solve(known))
     if not (isinstance(known, Expr) and isinstance(value, Expr)):
         return True
     names = sorted(known.free_symbols | value.free_symbols, key=str)

@@ -32,7 +32,7 @@ def tidy(text: str) -> str:
     for _ in range(3):
         text = WRAPPER.sub(r" \1 ", text)
     text = ARRAY.sub(r"\\\1{pmatrix}", text)
-    text = re.sub(r"\\(?:varnothing|O\b)", r"\\emptyset", text).strip(AROUND)
+    text = re.sub(r"\\(?:varnothing|O\b|\{\s*\\\})", r"\\emptyset", text).strip(AROUND)
     text = text.removeprefix(r"\approx").lstrip(AROUND)
     return text[:-1].rstrip(AROUND) if text.endswith(".") and not text.endswith("..") else text
 
@@ -50,7 +50,7 @@ DOTTED = re.compile(r"(\d*)\.(\d*)\\dot\{?(\d)\}?(\d*)\\dot\{?(\d)\}?")
 ENDLESS = re.compile(r"(\d+)\.(\d*?)(\d{1,6}?)\3{2,}(?:\.{3}|\\[lc]?dots)")
 DOTS = re.compile(r"\.{2,}|\\(?:[lcvd]?dots[cbmio]?)(?![A-Za-z])")
 EUROPEAN = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d.,])")
-THOUSANDS = re.compile(r"(?<![\d.,({\[])\d{1,3}(?:([,' _])\d{3})(?:\1\d{3})*(?![\d/])")
+THOUSANDS = re.compile(r"(?<![\d.,({\[])[1-9]\d{0,2}(?:([,' _])\d{3})(?:\1\d{3})*(?![\d/])")
 DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d+),(\d+)(?![\d.,])")
 SCIENTIFIC = re.compile(r"(?<![A-Za-z\d.])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?![\d.])")
 MIXED = re.compile(r"(?<![\d.,/^_{] )(?<![\d.,/^_{])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d./])")

@@ -92,7 +92,8 @@ CASES = {
     "hash marks": [
         ("#### 18\n\n#### Explanation\nWe multiplied.", "18", True),
         (
-            "#### Step 1: Find the eggs.\n16-3-4=9\n#### Step 2: Multiply.\n9*2=18\n\nShe makes $18.",
+            "#### Step 1: Find the eggs.\n16-3-4=9\n"
+            "#### Step 2: Multiply.\n9*2=18\n\nShe makes $18.",
             "18",
             True,
         ),
@@ -170,6 +171,11 @@ CASES = {
         (r"\boxed{12½}", "12", False),
         (r"\boxed{2√3}", "2", False),
         (r"\boxed{0.\overline{3}}", "0", False),
+        (r"\boxed{x^2+2=0}", "x^2+1=0", False),
+        (r"\boxed{2x^2+2=0}", "x^2+1=0", True),
+        (r"\boxed{x^2/16 + y^2/12 = 1/4}", "x^2/4 + y^2/3 = 1", True),
+        (r"\boxed{(1, 1.5)}", "(0, 1)", False),
+        (r"\boxed{2021}", r"\pm 2021", False),
         (r"\boxed{\text{Gemini 11}}", "Apollo 11", False),
         (
             r"\boxed{\begin{vmatrix}1&2\\3&4\end{vmatrix}}",
@@ -190,7 +196,6 @@ CASES = {
         (r"\boxed{(0, \frac{1}{30!})}", r"(0, \frac{1}{31!})", False),
         (r"\boxed{0, \frac{1}{30!}}", r"0, \frac{1}{31!}", False),
         (r"\boxed{y = \frac{x}{30!}}", r"y = \frac{x}{31!}", False),
-        (r"\boxed{28}", r"28\%", True),
         (r"\boxed{\textbf{(B)}\ 5}", "5", True),
         (r"\boxed{\textbf{(B)}\ 5}", r"\text{(B)}", True),
         (r"\boxed{\textbf{(B)}\ 5}", r"\text{(C)}", False),
@@ -289,6 +294,10 @@ CASES = {
         (r"\boxed{0.\overline{3}}", r"\frac13", True),
         (r"\boxed{\emptyset}", r"\varnothing", True),
         (r"\boxed{(4210)_5}", "4210_5", True),
+        (r"\boxed{0,111}", "0.111", True),
+        (r"\boxed{0,111}", "111", False),
+        (r"\boxed{2 500 000}", "2500000", True),
+        (r"\boxed{28}", r"28\%", True),
         ("It is 1 000 000 in all.", "1000000", True),
         (r"\boxed{1\,000}", "1000", True),
         (r"\boxed{12,345.67}", "12345.67", True),
