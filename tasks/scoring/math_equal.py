@@ -6,8 +6,20 @@ from itertools import product
 from typing import Any
 
 from math_verify.grader import get_pct_val
-from sympy import Eq, Expr, FiniteSet, Float, MatrixBase, Pow, Rational, Set, Symbol, Tuple
-from sympy import simplify, solve
+from sympy import (
+    Eq,
+    Expr,
+    FiniteSet,
+    Float,
+    MatrixBase,
+    Pow,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    simplify,
+    solve,
+)
 
 # Exact numbers differ by more than this share; a rounded one has six digits right.
 EXACT, ROUNDED = 1e-12, 5e-6
