@@ -10,6 +10,17 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # As many layers of decoration as are taken off; more are not decoration.
 LAYERS = 20
+# What stands between a noun ("answer", "option") and what it is said to be: a colon or a verb.
+GIVEN = (
+    r"[\"'`*_)\]]{0,9}(?:,?\s{1,9}(?:then|therefore|thus|hence|\w{1,20}ly)\b,?"
+    r"|\s{1,9}(?:to|for|in|of|here|that|which|i|we)\b[^.:;?!\n]{0,60}?)?"
+    r"(?:\s{0,9}[:：=]|['’]s\b|\s{1,9}(?:is|was|becomes"
+    r"|(?:would|should|must|could|can|may|might|will)(?:\s{1,9}\w{1,20})?\s{1,9}be"
+    r"|(?:has|seems|appears|turns\s{1,9}out|ought|needs|is\s{1,9}\w{1,20})\s{1,9}to\s{1,9}be)\b)"
+)
+LATEX = re.compile(r"\\(?:boxed|fbox|text\w{0,9}|math\w{1,9}|emph|operatorname)\s*\{([^{}]*)\}")
+ANSWER_TAG = re.compile(r"[<\[](/?)(?:\w{1,20}[ _-])?answer[>\]]", re.IGNORECASE)
+TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>", re.IGNORECASE)
 
 
 def last_box(text: str) -> str | None:
@@ -37,6 +48,22 @@ def announced(text: str) -> str | None:
     return undecorated(rest.split("\n", 1)[0]) or None if rest else None
 
 
+def untagged(text: str) -> str:
+    """Without tags; `<answer>Paris</answer>` becomes a line "Answer: Paris"."""
+    marked = ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text)
+    return TAG.sub("", marked)
+
+
+def unwrapped(text: str) -> str:
+    """Without LaTeX's boxes and fonts: `\\boxed{\\text{C}}` is C."""
+    before = None
+    for _ in range(LAYERS):
+        if text == before:
+            break
+        before, text = text, LATEX.sub(r"\1", text)
+    return text
+
+
 def undecorated(text: str) -> str:
     """Without quotes, emphasis and a final full stop around it."""
     before = None
@@ -44,6 +71,7 @@ def undecorated(text: str) -> str:
         if text == before:
             break
         before = text
-        text = text.strip().strip('*_`"“”‘’').strip()
+        text = text.strip().strip('*_`"“”‘’«»「」').strip()
+        text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
         text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
     return text

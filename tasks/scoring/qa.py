@@ -5,14 +5,49 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from kvcomm.tasks.scoring.extract import announced, last_box, undecorated
+from kvcomm.tasks.scoring.extract import GIVEN, last_box, undecorated, untagged, unwrapped
 from kvcomm.tasks.scoring.score import Score
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 # HotpotQA's rule: these share no words with anything but themselves.
 CLOSED = frozenset({"yes", "no", "noanswer"})
+# A line that is there for the answer: "**Final answer:** Paris", or a heading "## Answer".
+HEAD = re.compile(
+    r"[\s>#*_\-•\"“(]*(?:(?:so|thus|therefore|hence|the|my|our|final|short|correct|best)\b[\s,*_]*)"
+    r"{0,5}answer[\"'*_)\]]*(?:\s*\([^()]{0,60}\)|\s+\d{1,2})?[\s*_]*"
+    r"(?:[:：=→]|[-–—=]+>?\s|$)",
+    re.IGNORECASE,
+)
+WITHIN = re.compile(rf"\banswer{GIVEN}|####", re.IGNORECASE)
+# Behind another mark it is one only in lower case: "The Answer Is Never" is a title.
+AGAIN = re.compile(rf"(?:\w{{1,20}}\s+){{0,3}}answer{GIVEN}|Answer\s*[:：=]")
+SENTENCE = re.compile(r"(?<=[.!?])\s+")
+SOURCES = (
+    r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|page|pp?|snippet)s?"
+)
+ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|last|given|above)"
+# What is said about an answer, not the answer: "The answer is clear from passage 3."
+ABOUT = re.compile(
+    r"(?:(?:not|also|very|quite|\w{1,20}ly)\s+)*"
+    r"(?:(?:clear|unclear|obvious|evident|simple|easy|straightforward|below)\b"
+    r"|as\s+follows|the\s+following\b"
+    r"|(?:\w{1,20}ed|given|found|shown|known|written)\s+(?:by|in|from|on|at|within|as|above|below)\b"
+    rf"|(?:in|from|within)\s+(?:the\s+)?(?:\w{{1,20}}\s+)?{SOURCES}\b)"
+)
+INTRODUCED = r"(?:see|from|in|per|cf\.?|according\s+to|based\s+on)\s+(?:the\s+)?(?:\w{1,20}\s+)?"
+NUMBERED = r"\s*(?:[:#]|\W{0,3}\d|(?:[A-F]|one|two|three|four|five|six)\b)"
+CITED = rf"(?:{INTRODUCED}{SOURCES}\b|(?:the\s+)?{ORDINAL}\s+{SOURCES}\b|{SOURCES}{NUMBERED})"
+# Where an answer was found: "(passage 2)", "[see the third document]", "[1, 4]".
+SOURCE = re.compile(
+    rf"\s*(?:\({CITED}[^()]*\)|[\[【](?:{CITED}[^\[\]【】]*|\^?\d+(?:\s*[,;–-]\s*\d+)*)[\]】])$",
+    re.IGNORECASE,
+)
+# The number of a list, and not of a German club: "1. FC Köln".
+LISTED = re.compile(r"(?:[-•]\s+|\(?\d{1,2}[.)]\s+(?!FC\b|\w*liga\b))(?=\S)", re.IGNORECASE)
+# As far from the end as a source is looked for.
+REACH = 120
 
 
 def score_qa(text: str, accepted: Sequence[str]) -> Score:
@@ -27,12 +62,64 @@ def score_qa(text: str, accepted: Sequence[str]) -> Score:
 
 
 def short_answer(text: str) -> str:
-    """What follows the last "Answer:" or "answer is", or stands in a box; else the last line."""
-    found = announced(text) or last_box(text)
+    """What follows the last "Answer:" that begins a line, else the last "answer is" in a sentence.
+
+    Else what stands in a box; else the last line. What is only said about the answer ("is clear
+    from passage 3") is none, and neither is its source in parentheses part of one.
+    """
+    text = untagged(text)
+    within = None
+    for at_head, claim in _claims(text):
+        if at_head:
+            return _bare(claim)
+        within = within or claim
+    found = within or last_box(text)
     if found is None:
         lines = [line for line in text.split("\n") if line.strip()]
-        found = lines[-1] if lines else ""
-    return undecorated(found)
+        plain = [line for line in lines if not WITHIN.search(line)]
+        found = plain[-1] if plain else WITHIN.split(lines[-1])[-1] if lines else ""
+    return _bare(found)
+
+
+def _claims(text: str) -> Iterator[tuple[bool, str]]:
+    """What follows each mark, last one first, and whether the mark is at the head of a line.
+
+    It goes on to the end of the line or to a sentence with a mark of its own; the next line
+    counts where nothing is there. Within a sentence the first mark counts.
+    """
+    below = ""
+    for line in reversed(text.split("\n")):
+        head = HEAD.match(line)
+        claims = [[""]] if head else []
+        for place, sentence in enumerate(SENTENCE.split(line[head.end() if head else 0 :].strip())):
+            mark = None if head and not place else WITHIN.search(sentence)
+            if mark:
+                claims.append([sentence[mark.end() :]])
+            elif claims:
+                claims[-1].append(sentence)
+        for place, claim in reversed(list(enumerate(claims))):
+            at_head = bool(head) and not place
+            said = " ".join(claim).lstrip(" \t*:：")
+            if not undecorated(said):
+                said = below
+            again = AGAIN.match(said)
+            said = said[again.end() :].lstrip(" \t*:：") if again else said
+            if not at_head and (about := ABOUT.match(said)):
+                _, colon, said = said[about.end() :].partition(":")
+                said = said if said.strip() or not colon else below
+            if undecorated(said):
+                yield at_head, said
+        below = line if line.strip() else below
+
+
+def _bare(text: str) -> str:
+    """Without wrappers, the number of a list and its source."""
+    text = undecorated(unwrapped(text))
+    if number := LISTED.match(text):
+        text = undecorated(text[number.end() :])
+    while (source := SOURCE.search(text, max(1, len(text) - REACH))) is not None:
+        text = undecorated(text[: source.start()])
+    return text
 
 
 def normalised(text: str) -> str:
