@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 from kvcomm.tasks.scoring.extract import GIVEN, last_box, undecorated, untagged, unwrapped
 from kvcomm.tasks.scoring.score import Score, right_or_wrong
 
 LETTERS = "ABCD"
-# What stands for letters that are ruled out ("not B"), and for several side by side ("A or B").
-RULED_OUT, SEVERAL = "\x00", "\x01"
-# Full-width forms of ASCII.
-NARROW = {0xFF01 + place: 0x21 + place for place in range(94)}
+# What stands for the texts of the choices, for what is ruled out ("not B"), and for several
+# letters or texts side by side ("A or B").
+TEXTS, RULED_OUT, SEVERAL = "\ue000\ue001\ue002\ue003", "\x00", "\x01"
+# Full-width forms of ASCII; and none of those signs.
+NARROW: dict[int, int | None] = {0xFF01 + place: 0x21 + place for place in range(94)}
+NARROW |= dict.fromkeys(map(ord, TEXTS + RULED_OUT + SEVERAL))
 EMPHASIS = re.compile(
     r"\*\*|(?<!\w)[*_`]{1,3}(?=\w)|(?<=\w)[*_`]{1,3}(?!\w)|\$|\\[()\[\]]|(?<=[\"'])}"
 )
 
 NOUN = r"(?:(?i:option|choice|letter|answer)\s+)?"
 LETTER = rf"(?<![\w'’]){NOUN}(?:[(\[]\s*[A-D]\s*[)\]]|[A-D](?![\w'’]))"
-AND = r"\s*(?:[/&+]|,?\s*(?:or|and|nor)\b)\s*(?:(?:maybe|perhaps|possibly)\s+)?"
+AND = r"(?:\s*[/&+]|(?:\s*,\s*|\s*)(?:or|and|nor)\b)\s*(?:(?:maybe|perhaps|possibly)\s+)?"
 # Words that rule out, or leave open, what follows.
 NOT = (
     r"(?i:\b(?:not|cannot|never|neither|nor|none\s+of|without|if|whether|unless|unlike|except"
@@ -28,9 +31,11 @@ NOT = (
     r"|(?:eliminat|reject|discard|dismiss|exclud)\w{1,3}|rul\w{1,3}\s+out)|n['’]t)\s+"
     r"(?:(?!but\b|so\b|then\b)[a-z]{1,20}\s+){0,3}?"
 )
-DENIED = re.compile(rf"{NOT}{LETTER}(?:(?:\s*,\s*{LETTER})*{AND}{LETTER})?")
-JOINED = re.compile(rf"{LETTER}(?:(?:{AND}|\s*,\s*){LETTER})+")
-DENYING = re.compile(rf"{NOT}$")
+EITHER = rf"(?:{LETTER}|[{TEXTS}])"
+DENIED = re.compile(rf"{NOT}{EITHER}(?:(?:\s*,\s*{EITHER})*{AND}{EITHER})?")
+JOINED = re.compile(
+    "|".join(rf"{one}(?:(?:{AND}|\s*,\s*){one})+" for one in (LETTER, f"[{TEXTS}]"))
+)
 DOUBT = re.compile(r"\bnot\b|n['’]t\b|\bnone\b|\bneither\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
 
 MARK = re.compile(
@@ -43,15 +48,18 @@ LEAD = (
 )
 # Where a capital is a letter, not a word: "A because" is, "A good" and "D major" are not.
 ENDS = (
-    rf"(?=\s*$|[).:,;!\"'}}]+(?:\s|$)|\s+[-–—(\[→{RULED_OUT}]"
+    rf"(?=\s*$|[).:,;!\"'}}]+(?:\s|$)|\s+[-–—(\[→{RULED_OUT}{SEVERAL}{TEXTS}]"
     r"|\s+(?:because|since|as|for|given|due|which|over|here|and|but)\b)"
 )
 PICKED = rf"{NOUN}(?:[(\[]\s*([A-D])\s*[)\]](?![\w-])|([A-D]){ENDS})"
 LONE = re.compile(rf"{LEAD}{NOUN}[(\[{{'\"]*\s*([A-D])[\s)\]}}.:,;!'\"]*$", re.IGNORECASE)
 FIRST = re.compile(rf"{LEAD}(?:{PICKED}|[(\[]\s*([a-d])\s*[)\]](?!\S)|([a-d])[).:]+\s)")
 LISTED = re.compile(rf"{LEAD}{NOUN}(?:[(\[]?([A-D])[)\].:]+\s|([A-D]),?\s+(?:because|since|as)\b)")
-BEFORE_TEXT = re.compile(rf"{LEAD}{NOUN}[(\[]?([A-D])[)\].:]*\s+", re.IGNORECASE)
-TEXT = re.compile(rf"{LEAD}[(\[\"']*")
+ITS_TEXT = re.compile(rf"{LEAD}{NOUN}[(\[]?([A-Da-d])[)\].:]*\s+(?:[-–—→(]\s*)?([{TEXTS}])")
+# A text that is named, unless another value is beside it: "3 or 5".
+NAMED = rf"([{TEXTS}])(?!\s+or\b|\s*(?:,|&|and\b)\s*\d)"
+TEXT = re.compile(rf"{LEAD}[(\[\"']*{NAMED}")
+REPEATED = re.compile(NAMED)
 # A letter within a sentence: in parentheses, or bare behind a word that asks for one.
 WITHIN = re.compile(
     r"(?<!\w)[(\[]\s*([A-D])\s*[)\]](?![\w-])"
@@ -86,14 +94,9 @@ OTHER = (
     r"(?!\w|[.,:/'’-]\w|[ \t]*(?:[+*/^=<>×÷·%]|[-−][ \t]*[\d(])|[ \t]+\d"
     r"|[ \t]+(?:is|are|was)(?:n['’]t|[ \t]+(?:not|wrong|incorrect))\b)"
 )
-# What leaves a text open: "eight or", "2 and 5".
-OPEN = re.compile(r"\s+or\b|\s*(?:,|&|and\b)\s*\d")
-ALSO = re.compile(rf"{AND}|\s*,\s*")
 ARTICLE = re.compile(r"(?:an?|the)\s+(?!(?:or|and|only|is|as|[a-d])\b)(?=\w)", re.IGNORECASE)
-# As far back as words that deny are looked for.
+# As long as the sentence may be that a letter closes.
 BACK = 80
-
-Texts = Mapping[str, re.Pattern[str]]
 
 
 def score_choice(text: str, gold: str, choices: Sequence[str]) -> Score:
@@ -114,41 +117,26 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     ends the text in parentheses; else the only one that begins a line ("B. eight"). Failing
     these, it is the only choice whose text is repeated. "A good reason" is no A.
     """
-    texts = _texts(choices)
-    body, box = (_readable(part, texts) for part in (text, last_box(text) or ""))
+    body, box = (_readable(part, tuple(choices)) for part in (text, last_box(text) or ""))
     claims = list(_claims(body))
     lines = [undecorated(line) for line in body.split("\n")]
     for claim in chain(claims, [undecorated(box)]):
-        if letter := _first(claim, texts):
+        if letter := _first(claim):
             return letter
-    alone = [found[1].upper() for line in lines if (found := LONE.match(line))]
+    alone = [_letter(found) for line in lines if (found := LONE.match(line))]
     if alone:
         return alone[-1]
     sayings = [claim for claim in claims if not DOUBT.search(claim)]
     for form, parts in ((CHOSEN, [body]), (VERDICT, [body]), (WITHIN, sayings)):
         for part in parts:
-            if letter := _only(_letter_of(found) for found in form.finditer(part)):
+            if letter := _only(_letter(found) for found in form.finditer(part)):
                 return letter
     if letter := _closing(lines):
         return letter
-    listed = {letter for line in lines if (letter := _listed(line, texts))}
+    listed = {letter for line in lines if (letter := _listed(line))}
     if listed:
         return _only(listed)
-    repeated = _only(letter for letter, form in texts.items() if _repeated(form, body))
-    return repeated if repeated and not _left_open(texts[repeated], body) else None
-
-
-def _texts(choices: Sequence[str]) -> Texts:
-    """The texts of choices as patterns, article or not. One that is a mere letter is left out."""
-    texts = {}
-    for letter, choice in zip(LETTERS, choices, strict=False):
-        text = undecorated(_plain(choice))
-        words = text[found.end() if (found := ARTICLE.match(text)) else 0 :].split()
-        if words and not LONE.match(text):
-            joined = r"\s+".join(re.escape(word) for word in words)
-            pattern = rf"(?<![\w./−-])(?:(?:an?|the)\s+)?{joined}{OTHER}"
-            texts[letter] = re.compile(pattern, re.IGNORECASE)
-    return texts
+    return _only(_letter(found) for found in REPEATED.finditer(body))
 
 
 def _plain(text: str) -> str:
@@ -156,12 +144,30 @@ def _plain(text: str) -> str:
     return EMPHASIS.sub("", unwrapped(untagged(text).translate(NARROW)))
 
 
-def _readable(text: str, texts: Texts) -> str:
-    """The text without letters that are no choice: those of a choice's text, denied, or several."""
-    text = _plain(text)
-    for form in texts.values():
-        text = form.sub(lambda found: found[0].lower(), text)
-    return JOINED.sub(SEVERAL, DENIED.sub(RULED_OUT, text))
+def _readable(text: str, choices: tuple[str, ...]) -> str:
+    """The text with signs for the choices' texts, and for what is ruled out or left open."""
+    form, signs = _texts(choices)
+    marked = form.sub(lambda found: signs[(found.lastindex or 1) - 1], _plain(text))
+    return JOINED.sub(SEVERAL, DENIED.sub(RULED_OUT, marked))
+
+
+@lru_cache(maxsize=64)
+def _texts(choices: tuple[str, ...]) -> tuple[re.Pattern[str], str]:
+    """A pattern with a group for each text, article or not, the longest first; and their signs.
+
+    Two choices of one text have the sign for several. A text that is a mere letter is left out.
+    """
+    signs: dict[str, str] = {}
+    for sign, choice in zip(TEXTS, choices, strict=False):
+        text = undecorated(_plain(choice))
+        words = text[found.end() if (found := ARTICLE.match(text)) else 0 :].lower().split()
+        if words and not LONE.match(text):
+            form = r"\s+".join(re.escape(word) for word in words)
+            signs[form] = SEVERAL if form in signs else sign
+    forms = sorted(signs, key=len, reverse=True)
+    each = "|".join(f"({form})" for form in forms) or "(?!)"
+    pattern = rf"(?<![\w./−-])(?:(?:an?|the)[ \t]+)?(?:{each}){OTHER}"
+    return re.compile(pattern, re.IGNORECASE), "".join(signs[form] for form in forms)
 
 
 def _claims(text: str) -> Iterator[str]:
@@ -172,43 +178,19 @@ def _claims(text: str) -> Iterator[str]:
         end = mark.start()
 
 
-def _first(said: str, texts: Texts) -> str | None:
+def _first(said: str) -> str | None:
     """The letter, or that of the text, that begins what is announced as the answer."""
-    if lone := LONE.match(said):
-        return lone[1].upper()
-    if letter := _named(said, texts) or _before_its_text(said, texts):
-        return letter
-    first = FIRST.match(said)
-    return _letter_of(first) if first else None
+    found = LONE.match(said) or TEXT.match(said) or FIRST.match(said)
+    return _letter(found) if found else None
 
 
-def _named(said: str, texts: Texts) -> str | None:
-    """The letter of the longest choice whose text begins what is said; None if another follows."""
-    starts = {0, found.end() if (found := TEXT.match(said)) else 0}
-    ends = {
-        letter: match.end()
-        for letter, form in texts.items()
-        for start in starts
-        if (match := form.match(said, start))
-    }
-    end = max(ends.values(), default=0)
-    also = ALSO.match(said, end)
-    if OPEN.match(said, end) or also and any(f.match(said, also.end()) for f in texts.values()):
-        return None
-    return _only(letter for letter in ends if ends[letter] == end)
-
-
-def _before_its_text(said: str, texts: Texts) -> str | None:
-    """The letter that begins what is said, where its own text follows."""
-    found = BEFORE_TEXT.match(said)
-    form = texts.get(found[1].upper()) if found else None
-    return found[1].upper() if found and form and form.match(said, found.end()) else None
-
-
-def _listed(line: str, texts: Texts) -> str | None:
-    """The letter that begins a line as in a list of choices, or with its reason."""
-    found = LISTED.match(line)
-    return _letter_of(found) if found else _before_its_text(line, texts)
+def _listed(line: str) -> str | None:
+    """The letter that begins a line: "B. eight", "B because", "B eight" where this is its text."""
+    if found := LISTED.match(line):
+        return _letter(found)
+    found = ITS_TEXT.match(line)
+    letter = found[1].upper() if found else ""
+    return letter if found and TEXTS[LETTERS.index(letter)] == found[2] else None
 
 
 def _closing(lines: Sequence[str]) -> str | None:
@@ -217,24 +199,13 @@ def _closing(lines: Sequence[str]) -> str | None:
     found = CLOSING.search(last)
     if not found or DOUBT.search(CLAUSE.split(last[: found.start()])[-1]):
         return None
-    return _letter_of(found)
+    return _letter(found)
 
 
-def _repeated(form: re.Pattern[str], text: str) -> bool:
-    """Whether a choice's text stands somewhere and is not denied there."""
-    return any(
-        not DENYING.search(text, max(0, found.start() - BACK), found.start())
-        for found in form.finditer(text)
-    )
-
-
-def _left_open(form: re.Pattern[str], text: str) -> bool:
-    """Whether another value is beside a choice's text wherever it stands: "3 or 5"."""
-    return all(OPEN.match(text, found.end()) for found in form.finditer(text))
-
-
-def _letter_of(found: re.Match[str]) -> str:
-    return next(group for group in found.groups() if group).upper()
+def _letter(found: re.Match[str]) -> str:
+    """The letter, or that of the text, that a pattern found."""
+    sign = next(group for group in found.groups() if group)
+    return LETTERS[TEXTS.index(sign)] if sign in TEXTS else sign.upper()
 
 
 def _only(letters: Iterable[str]) -> str | None:

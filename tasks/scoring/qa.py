@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from kvcomm.tasks.scoring.extract import GIVEN, last_box, undecorated, untagged, unwrapped
+from kvcomm.tasks.scoring.extract import GIVEN, LAYERS, last_box, undecorated, untagged, unwrapped
 from kvcomm.tasks.scoring.score import Score
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -24,9 +24,7 @@ WITHIN = re.compile(rf"\banswer{GIVEN}|####", re.IGNORECASE)
 # Behind another mark it is one only in lower case: "The Answer Is Never" is a title.
 AGAIN = re.compile(rf"(?:\w{{1,20}}\s+){{0,3}}answer{GIVEN}|Answer\s*[:：=]")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-SOURCES = (
-    r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|page|pp?|snippet)s?"
-)
+SOURCES = r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|page|pp?|snippet)s?"
 ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|last|given|above)"
 # What is said about an answer, not the answer: "The answer is clear from passage 3."
 ABOUT = re.compile(
@@ -117,7 +115,9 @@ def _bare(text: str) -> str:
     text = undecorated(unwrapped(text))
     if number := LISTED.match(text):
         text = undecorated(text[number.end() :])
-    while (source := SOURCE.search(text, max(1, len(text) - REACH))) is not None:
+    for _ in range(LAYERS):
+        if not (source := SOURCE.search(text, max(1, len(text) - REACH))):
+            break
         text = undecorated(text[: source.start()])
     return text
 
