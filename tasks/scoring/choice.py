@@ -14,21 +14,23 @@ LETTERS = "ABCD"
 # What stands for the texts of the choices, for what is ruled out ("not B"), and for several
 # letters or texts side by side ("A or B").
 TEXTS, RULED_OUT, SEVERAL = "\ue000\ue001\ue002\ue003", "\x00", "\x01"
-# Full-width forms of ASCII; and none of those signs.
+# Full-width forms of ASCII; and none of those signs, nor any without width.
 NARROW: dict[int, int | None] = {0xFF01 + place: 0x21 + place for place in range(94)}
-NARROW |= dict.fromkeys(map(ord, TEXTS + RULED_OUT + SEVERAL))
+NARROW |= {ord("【"): ord("["), ord("】"): ord("]")}
+NARROW |= dict.fromkeys(map(ord, TEXTS + RULED_OUT + SEVERAL + "\u200b\ufeff"))
 EMPHASIS = re.compile(
     r"\*\*|(?<!\w)[*_`]{1,3}(?=\w)|(?<=\w)[*_`]{1,3}(?!\w)|\$|\\[()\[\]]|(?<=[\"'])}"
 )
 
 NOUN = r"(?:(?i:option|choice|letter|answer)\s+)?"
-LETTER = rf"(?<![\w'’]){NOUN}(?:[(\[]\s*[A-D]\s*[)\]]|[A-D](?![\w'’]))"
+LETTER = rf"(?<![\w'’]){NOUN}(?:[(\[]\s*[A-Da-d]\s*[)\]]|[A-D](?![\w'’])|[a-d]\))"
 AND = r"(?:\s*[/&+]|(?:\s*,\s*|\s*)(?:or|and|nor)\b)\s*(?:(?:maybe|perhaps|possibly)\s+)?"
 # Words that rule out, or leave open, what follows.
 NOT = (
     r"(?i:\b(?:not|cannot|never|neither|nor|none\s+of|without|if|whether|unless|unlike|except"
     r"|rather\s+than|instead\s+of|than|over|versus|against"
-    r"|(?:eliminat|reject|discard|dismiss|exclud)\w{1,3}|rul\w{1,3}\s+out)|n['’]t)\s+"
+    r"|(?:eliminat|reject|discard|dismiss|exclud)\w{1,3}|rul\w{1,3}\s+out"
+    r"|(?<!no )doubt\w{0,3})|n['’]t)\s+"
     r"(?:(?!but\b|so\b|then\b)[a-z]{1,20}\s+){0,3}?"
 )
 EITHER = rf"(?:{LETTER}|[{TEXTS}])"
@@ -39,7 +41,8 @@ JOINED = re.compile(
 DOUBT = re.compile(r"\bnot\b|n['’]t\b|\bnone\b|\bneither\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
 
 MARK = re.compile(
-    rf"\b(?:answer|option|choice|letter|pick){GIVEN}|\(X\)\s*(?:is\b|[:=])?", re.IGNORECASE
+    rf"\b(?:answer|option|choice|letter|pick)(?:{GIVEN}|\s[-–—]+>?\s)|\(X\)\s*(?:is\b|[:=])?",
+    re.IGNORECASE,
 )
 # What may stand before the letter or the text that is chosen.
 LEAD = (
@@ -53,9 +56,14 @@ ENDS = (
 )
 PICKED = rf"{NOUN}(?:[(\[]\s*([A-D])\s*[)\]](?![\w-])|([A-D]){ENDS})"
 LONE = re.compile(rf"{LEAD}{NOUN}[(\[{{'\"]*\s*([A-D])[\s)\]}}.:,;!'\"]*$", re.IGNORECASE)
-FIRST = re.compile(rf"{LEAD}(?:{PICKED}|[(\[]\s*([a-d])\s*[)\]](?!\S)|([a-d])[).:]+\s)")
-LISTED = re.compile(rf"{LEAD}{NOUN}(?:[(\[]?([A-D])[)\].:]+\s|([A-D]),?\s+(?:because|since|as)\b)")
-ITS_TEXT = re.compile(rf"{LEAD}{NOUN}[(\[]?([A-Da-d])[)\].:]*\s+(?:[-–—→(]\s*)?([{TEXTS}])")
+FIRST = re.compile(
+    rf"{LEAD}(?:{PICKED}|[(\[]\s*([a-d])\s*[)\]](?!\S)|([a-d])(?:[).:]+|\s+[-–—])\s)"
+)
+LISTED = re.compile(
+    rf"{LEAD}{NOUN}(?:[(\[]?([A-D])[)\].:]+\s(?![A-Z]\.)"
+    r"|([A-D])(?:\s+[–—]\s|,?\s+(?:because|since|as)\b))"
+)
+ITS_TEXT = re.compile(rf"{LEAD}{NOUN}[(\[]?([A-Da-d])[)\].:,]*\s+(?:[-–—→(]\s*)?([{TEXTS}])")
 # A text that is named, unless another value is beside it: "3 or 5".
 NAMED = rf"([{TEXTS}])(?!\s+or\b|\s*(?:,|&|and\b)\s*\d)"
 TEXT = re.compile(rf"{LEAD}[(\[\"']*{NAMED}")
@@ -71,7 +79,7 @@ CHOSEN = re.compile(
     r"\b(?:(?:I|[Ww]e|[Ll]et)(?:['’](?:d|ll|m|ve|re|s))?"
     r"(?:\s+(?:would|will|shall|am|are|have|must|should|can|do|us|now|to|rather|still|then"
     r"|therefore|thus|hence|definitely|probably|finally)\b){0,4}\s+"
-    r"(?:(?:pick|select|answer|guess)(?:ed)?|choose|chose|say|take"
+    r"(?:(?:pick|select|answer|guess)(?:ed|ing)?|choose|chose|choosing|conclude|say|take"
     r"|(?:go|going|stick|went)\s+(?:with|for)|(?:opt|vote)\s+for|settle\s+on|lean\s+towards?)"
     r"|[Ii]t(?:['’]s|\s+is|\s+(?:must|has\s+to|should|would)\s+be))"
     rf"\s+{PICKED}",
@@ -82,12 +90,13 @@ VERDICT = re.compile(
     r"(?:(?:is|was|seems|looks|remains|appears|has|must|would|should)\b"
     r"(?:\s+(?:be|to|the|my|our|most|likely|clearly|definitely|therefore|thus|indeed|only|final"
     r"|single|best|correct|right|probably)\b){0,6}?"
-    r"\s+(?:correct|right|best|(?:best\s+)?(?:answer|choice|option|one)(?:\s+(?:to|of|for)\b.*)?)"
-    r"|(?:fits|matches)\s+best|makes\s+(?:the\s+)?most\s+sense)"
+    r"\s+(?:correct|right|best|most\s+(?:plausible|likely|probable|convincing|appropriate|accurate)"
+    r"|(?:best\s+)?(?:answer|choice|option|one)(?:\s+(?:to|of|for|I|we|that)\b.*)?)"
+    r"|it\s+is|(?:fits|matches)\s+best|makes\s+(?:the\s+)?most\s+sense)"
     r"(?=\s*$|[.,;:!)]|\s+[-–—(]|\s+(?:because|since|as|for|here|and)\b)",
     re.MULTILINE,
 )
-CLOSING = re.compile(rf"(?:{WITHIN.pattern})[\s.,;!)\"'{RULED_OUT}]*$")
+CLOSING = re.compile(rf"(?:{WITHIN.pattern}|(?<=[.:!]\s)\(([a-d])\))[\s.,;!)\"'{RULED_OUT}]*$")
 CLAUSE = re.compile(r"[.!?;:,]\s|\b(?:so|thus|but)\b")
 # What makes a text another one than the choice that it begins with: "2,5", "2 %", "2 + x".
 OTHER = (

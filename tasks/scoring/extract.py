@@ -12,15 +12,18 @@ BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 LAYERS = 20
 # What stands between a noun ("answer", "option") and what it is said to be: a colon or a verb.
 GIVEN = (
-    r"[\"'`*_)\]]{0,9}(?:,?\s{1,9}(?:then|therefore|thus|hence|\w{1,20}ly)\b,?"
-    r"|\s{1,9}(?:to|for|in|of|here|that|which|i|we)\b[^.:;?!\n]{0,60}?)?"
-    r"(?:\s{0,9}[:：=]|['’]s\b|\s{1,9}(?:is|was|becomes"
+    r"[\"'`*_)\]]{0,9}(?:,?\s{1,9}(?:then|therefore|thus|hence|\w{1,20}ly)\b,?|,[^.:;?!,\n]{0,30},"
+    r"|\s{1,9}(?:to|for|in|of|on|from|after|among|here|that|which|i|we)\b[^.:;?!\n]{0,60}?)?"
+    r"(?:\s{0,9}[:：=→]|['’]s\b|\s{1,9}(?:is|was|becomes|remains|equals"
     r"|(?:would|should|must|could|can|may|might|will)(?:\s{1,9}\w{1,20})?\s{1,9}be"
-    r"|(?:has|seems|appears|turns\s{1,9}out|ought|needs|is\s{1,9}\w{1,20})\s{1,9}to\s{1,9}be)\b)"
+    r"|(?:has(?:\s{1,9}got)?|seems|appears|turns\s{1,9}out|ought|needs|is\s{1,9}\w{1,20})"
+    r"\s{1,9}to\s{1,9}be)\b)"
 )
-LATEX = re.compile(r"\\(?:boxed|fbox|text\w{0,9}|math\w{1,9}|emph|operatorname)\s*\{([^{}]*)\}")
+LATEX = re.compile(
+    r"\$?\\(?:boxed|fbox|text\w{0,9}|math\w{1,9}|emph|operatorname)\s*\{([^{}]*)\}\$?"
+)
 ANSWER_TAG = re.compile(r"[<\[](/?)(?:\w{1,20}[ _-])?answer[>\]]", re.IGNORECASE)
-TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>", re.IGNORECASE)
+TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>|<\|\w{1,30}\|>", re.IGNORECASE)
 
 
 def last_box(text: str) -> str | None:

@@ -24,26 +24,32 @@ WITHIN = re.compile(rf"\banswer{GIVEN}|####", re.IGNORECASE)
 # Behind another mark it is one only in lower case: "The Answer Is Never" is a title.
 AGAIN = re.compile(rf"(?:\w{{1,20}}\s+){{0,3}}answer{GIVEN}|Answer\s*[:：=]")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-SOURCES = r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|page|pp?|snippet)s?"
-ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|last|given|above)"
+SOURCES = r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|snippet)s?"
 # What is said about an answer, not the answer: "The answer is clear from passage 3."
 ABOUT = re.compile(
     r"(?:(?:not|also|very|quite|\w{1,20}ly)\s+)*"
-    r"(?:(?:clear|unclear|obvious|evident|simple|easy|straightforward|below)\b"
-    r"|as\s+follows|the\s+following\b"
-    r"|(?:\w{1,20}ed|given|found|shown|known|written)\s+(?:by|in|from|on|at|within|as|above|below)\b"
-    rf"|(?:in|from|within)\s+(?:the\s+)?(?:\w{{1,20}}\s+)?{SOURCES}\b)"
+    r"(?:(?:clear|unclear|obvious|evident|simple|easy|straightforward|correct|wrong|below)\b"
+    r"|(?:mentioned|stated|supported|confirmed|provided|contained|given|found|explained)\b"
+    r"|\w{1,20}ed\s+(?:by|in|from|on|at|within)\b|as\s+follows|the\s+following\b"
+    rf"|(?:in|from|on|at|within)\s+(?:the\s+)?(?:\w{{1,20}}\s+){{0,3}}{SOURCES}\b)"
 )
-INTRODUCED = r"(?:see|from|in|per|cf\.?|according\s+to|based\s+on)\s+(?:the\s+)?(?:\w{1,20}\s+)?"
+LINK = r"(?:(?:\w{1,20}\s+){0,3}(?:in|from|by|to|on)|see|per|cf\.?)\s+"
+ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|last|given|above)\s+"
 NUMBERED = r"\s*(?:[:#]|\W{0,3}\d|(?:[A-F]|one|two|three|four|five|six)\b)"
-CITED = rf"(?:{INTRODUCED}{SOURCES}\b|(?:the\s+)?{ORDINAL}\s+{SOURCES}\b|{SOURCES}{NUMBERED})"
+CITED = (
+    rf"(?:(?:{LINK})?(?:the\s+)?(?:{SOURCES}{NUMBERED}|(?:pp?|pages?)\W{{0,3}}\d)"
+    rf"|(?:{LINK}(?:the\s+)?(?:{ORDINAL})?|(?:the\s+)?{ORDINAL}){SOURCES}\s*(?=[)\],;])"
+    rf"|{LINK}\[\d)"
+)
 # Where an answer was found: "(passage 2)", "[see the third document]", "[1, 4]".
 SOURCE = re.compile(
     rf"\s*(?:\({CITED}[^()]*\)|[\[【](?:{CITED}[^\[\]【】]*|\^?\d+(?:\s*[,;–-]\s*\d+)*)[\]】])$",
     re.IGNORECASE,
 )
-# The number of a list, and not of a German club: "1. FC Köln".
-LISTED = re.compile(r"(?:[-•]\s+|\(?\d{1,2}[.)]\s+(?!FC\b|\w*liga\b))(?=\S)", re.IGNORECASE)
+# The number of a list, and not that of a German club or league: "1. FC Köln".
+LISTED = re.compile(
+    r"(?:[-•]\s+|\(?\d{1,2}[.)]\s+(?!FC\b|(?:bundes)?liga\W*$))(?=\S)", re.IGNORECASE
+)
 # As far from the end as a source is looked for.
 REACH = 120
 
