@@ -54,11 +54,9 @@ ENDS = (
     rf"(?=\s*$|[).:,;!\"'}}]+(?:\s|$)|\s+[-–—(\[→{RULED_OUT}{SEVERAL}{TEXTS}]"
     r"|\s+(?:because|since|as|for|given|due|which|over|here|and|but)\b)"
 )
-PICKED = rf"{NOUN}(?:[(\[]\s*([A-D])\s*[)\]](?![\w-])|([A-D]){ENDS})"
+PICKED = rf"{NOUN}(?:[(\[]\s*([A-Da-d])\s*[)\]](?![\w-])|([A-D]){ENDS})"
 LONE = re.compile(rf"{LEAD}{NOUN}[(\[{{'\"]*\s*([A-D])[\s)\]}}.:,;!'\"]*$", re.IGNORECASE)
-FIRST = re.compile(
-    rf"{LEAD}(?:{PICKED}|[(\[]\s*([a-d])\s*[)\]](?!\S)|([a-d])(?:[).:]+|\s+[-–—])\s)"
-)
+FIRST = re.compile(rf"{LEAD}(?:{PICKED}|([a-d])(?:[).:]+|\s+[-–—])\s)")
 LISTED = re.compile(
     rf"{LEAD}{NOUN}(?:[(\[]?([A-D])[)\].:]+\s(?![A-Z]\.)"
     r"|([A-D])(?:\s+[–—]\s|,?\s+(?:because|since|as)\b))"
@@ -86,7 +84,7 @@ CHOSEN = re.compile(
     re.MULTILINE,
 )
 VERDICT = re.compile(
-    r"(?<![\w'’-])(?:[(\[]\s*([A-D])\s*[)\]]|([A-D]))\s+"
+    r"(?<![\w'’-])(?:[(\[]\s*([A-Da-d])\s*[)\]]|([A-D]))\s+"
     r"(?:(?:is|was|seems|looks|remains|appears|has|must|would|should)\b"
     r"(?:\s+(?:be|to|the|my|our|most|likely|clearly|definitely|therefore|thus|indeed|only|final"
     r"|single|best|correct|right|probably)\b){0,6}?"
@@ -103,6 +101,8 @@ OTHER = (
     r"(?!\w|[.,:/'’-]\w|[ \t]*(?:[+*/^=<>×÷·%]|[-−][ \t]*[\d(])|[ \t]+\d"
     r"|[ \t]+(?:is|are|was)(?:n['’]t|[ \t]+(?:not|wrong|incorrect))\b)"
 )
+# The text "I", which is no "I would".
+NUMERAL = r"(i)(?!['’]|[ \t]+(?!and\b|or\b|only\b|is\b|because\b|since\b|as\b)[a-z])"
 ARTICLE = re.compile(r"(?:an?|the)\s+(?!(?:or|and|only|is|as|[a-d])\b)(?=\w)", re.IGNORECASE)
 # As long as the sentence may be that a letter closes.
 BACK = 80
@@ -169,14 +169,15 @@ def _texts(choices: tuple[str, ...]) -> tuple[re.Pattern[str], str]:
     signs: dict[str, str] = {}
     for sign, choice in zip(TEXTS, choices, strict=False):
         text = undecorated(_plain(choice))
-        words = text[found.end() if (found := ARTICLE.match(text)) else 0 :].lower().split()
+        text = text[found.end() if (found := ARTICLE.match(text)) else 0 :]
+        words = " ".join(text.lower().split())
         if words and not LONE.match(text):
-            form = r"\s+".join(re.escape(word) for word in words)
-            signs[form] = SEVERAL if form in signs else sign
-    forms = sorted(signs, key=len, reverse=True)
-    each = "|".join(f"({form})" for form in forms) or "(?!)"
+            signs[words] = SEVERAL if words in signs else sign
+    longest_first = sorted(signs, key=len, reverse=True)
+    forms = (r"\s+".join(map(re.escape, words.split(" "))) for words in longest_first)
+    each = "|".join(NUMERAL if form == "i" else f"({form})" for form in forms) or "(?!)"
     pattern = rf"(?<![\w./−-])(?:(?:an?|the)[ \t]+)?(?:{each}){OTHER}"
-    return re.compile(pattern, re.IGNORECASE), "".join(signs[form] for form in forms)
+    return re.compile(pattern, re.IGNORECASE), "".join(signs[words] for words in longest_first)
 
 
 def _claims(text: str) -> Iterator[str]:

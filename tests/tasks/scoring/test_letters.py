@@ -141,6 +141,8 @@ READ = {
         ("d. none of the above", "D"),
         ("Answer: a good reason", ""),
         ("Answer: (a) or (b)", ""),
+        ("The answer is (c), since it fits.", "C"),
+        ("I would pick (c).", "C"),
         ("c. 1850 it was built", ""),
     ],
     "decorated": [
@@ -210,6 +212,10 @@ def test_letters_are_read_as_people_write_them(text: str, letter: str) -> None:
         ("Answer: 3 + x", NUMBERS, ""),
         ("Answer: six", ("six", "six", "7", "8"), ""),
         ("Answer: B", ("C", "D", "A", "B"), "B"),
+        ("I would pick B.", ("I", "II", "III", "I and II"), "B"),
+        ("I think so.", ("I", "II", "III", "I and II"), ""),
+        ("The answer is I, since II fails.", ("I", "II", "III", "I and II"), "A"),
+        ("The answer is I and II.", ("I", "II", "III", "I and II"), "D"),
     ],
 )
 def test_a_text_stands_for_its_letter(text: str, choices: tuple[str, ...], letter: str) -> None:
