@@ -1,11 +1,10 @@
-"""Where the answer stands in a text: in a box, behind "answer", or at its end."""
+"""What the readings of all kinds of answers share: boxes, tags, what announces, decoration."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-# What may announce an answer; the last one counts.
-ANNOUNCED = re.compile(r"(?:answer\**\s+is\s*:?|answer\**\s*[:=]|####)", re.IGNORECASE)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # As many layers of decoration as are taken off; more are not decoration.
@@ -26,29 +25,32 @@ ANSWER_TAG = re.compile(r"[<\[](/?)(?:\w{1,20}[ _-])?answer[>\]]", re.IGNORECASE
 TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>|<\|\w{1,30}\|>", re.IGNORECASE)
 
 
-def last_box(text: str) -> str | None:
-    """What stands in the last whole `\\boxed{}` or `\\fbox{}`, braces balanced."""
-    starts = {box.end() for box in BOX.finditer(text)}
+@dataclass(frozen=True)
+class Box:
+    """A whole `\\boxed{}` or `\\fbox{}`, from `start` to `end`, and what stands in it."""
+
+    start: int
+    end: int
+    text: str
+
+
+def boxes(text: str) -> list[Box]:
+    """The boxes of a text with balanced braces, in their order; empty ones are none."""
+    starts = {box.end(): box.start() for box in BOX.finditer(text)}
     opened: list[int] = []
-    last, found = -1, None
+    found = []
     for sign in BRACE.finditer(text) if starts else ():
         if sign[0] == "{":
             opened.append(sign.end())
-        elif sign[0] == "}" and opened and (start := opened.pop()) in starts and start > last:
-            last, found = start, text[start : sign.start()]
-    return None if found is None else found.strip()
+        elif sign[0] == "}" and opened and (inside := opened.pop()) in starts:
+            found.append(Box(starts[inside], sign.end(), text[inside : sign.start()].strip()))
+    return sorted((box for box in found if box.text), key=lambda box: box.start)
 
 
-def behind(text: str) -> str | None:
-    """All that follows the last "answer is", "Answer:" or "####"."""
-    marks = list(ANNOUNCED.finditer(text))
-    return text[marks[-1].end() :].lstrip(" \t*:").lstrip() if marks else None
-
-
-def announced(text: str) -> str | None:
-    """The rest of the line behind the last "answer is", "Answer:" or "####"; the next if empty."""
-    rest = behind(text)
-    return undecorated(rest.split("\n", 1)[0]) or None if rest else None
+def last_box(text: str) -> str | None:
+    """What stands in the last box."""
+    found = boxes(text)
+    return found[-1].text if found else None
 
 
 def untagged(text: str) -> str:

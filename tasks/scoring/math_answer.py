@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kvcomm.tasks.scoring.extract import undecorated
+from kvcomm.tasks.scoring.extract import boxes, undecorated
 from kvcomm.tasks.scoring.math_signs import latex_signs
 from kvcomm.tasks.scoring.math_units import without_unit
 
@@ -23,8 +23,6 @@ MARK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 MARKS, REACH = 50, 2000
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 EMPHASIS = re.compile(r"(?<![\w*)])\*\*([^*\n]+)\*\*(?![\w*(])")
 # Between boxes that are one answer: "and", "or", a comma, the name of the next one.
 BETWEEN = re.compile(
@@ -86,25 +84,17 @@ def readings(text: str) -> list[str]:
 
 def _boxed(text: str) -> tuple[str, int]:
     """The boxes that are the answer, and where they end."""
-    starts = {box.end(): box.start() for box in BOX.finditer(text)}
-    opened: list[int] = []
-    boxes: list[tuple[int, int, str]] = []
-    for sign in BRACE.finditer(text) if starts else ():
-        if sign[0] == "{":
-            opened.append(sign.end())
-        elif sign[0] == "}" and opened and (start := opened.pop()) in starts:
-            boxes.append((starts[start], sign.end(), text[start : sign.start()].strip()))
-    boxes = [box for box in sorted(boxes) if box[2]]
-    if not boxes:
+    found = boxes(text)
+    if not found:
         return "", 0
-    parts = [boxes[-1][2]]
-    for (_, end, content), (start, _, _) in reversed(list(pairwise(boxes))):
-        between = text[end:start]
+    parts = [found[-1].text]
+    for one, following in reversed(list(pairwise(found))):
+        between = text[one.end : following.start]
         if "\n\n" in between or len(between) > 70 or not BETWEEN.fullmatch(between):
             break
-        if content not in parts:
-            parts.append(content)
-    return ", ".join(reversed(parts)), boxes[-1][1]
+        if one.text not in parts:
+            parts.append(one.text)
+    return ", ".join(reversed(parts)), found[-1].end
 
 
 def formulas(text: str) -> Iterator[Formula]:

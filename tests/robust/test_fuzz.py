@@ -25,7 +25,7 @@ from kvcomm.reuse.offsets import Offsets
 from kvcomm.reuse.state import load_audits, load_state
 from kvcomm.runtime.replay import replayed
 from kvcomm.tasks.scoring.choice import chosen_letter
-from kvcomm.tasks.scoring.extract import announced, last_box
+from kvcomm.tasks.scoring.extract import last_box
 from kvcomm.tasks.scoring.math import MathScorer
 from kvcomm.tasks.scoring.math_answer import readings
 from kvcomm.tasks.scoring.qa import short_answer
@@ -206,7 +206,7 @@ ANSWERS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).m
 
 
 def check_answers(text: str) -> None:
-    for read in (last_box, announced, readings, short_answer):
+    for read in (last_box, readings, short_answer):
         read(text)
     chosen_letter(text, ["one", "", "three", text])
 
@@ -219,7 +219,7 @@ def test_long_answers_are_read_in_time(piece: str) -> None:
     """Many pieces in a row, and as many braces behind them."""
     for text in (piece * (40_000 // len(piece)), piece * 6_000 + "}" * 6_000):
         began = time.process_time()
-        for read in (last_box, announced, readings, short_answer):
+        for read in (last_box, readings, short_answer):
             read(text)
         chosen_letter(text, ["one", "two", "three", "four"])
         assert time.process_time() - began < 2
