@@ -42,7 +42,9 @@ def main() -> None:
             confine(libc, os.getcwd())
         load_filter(libc, bytes.fromhex(settings["filter"]), must=level != "none")
     sys.argv[:] = ["program.py"]
-    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    # Its name is not `__main__`: what a script does when it is started is no part of the answer.
+    module = types.ModuleType("program")
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
     exec(compile(source, "program.py", "exec", dont_inherit=True), module.__dict__)
     with suppress(Exception):
         output.flush()

@@ -13,11 +13,12 @@ import pytest
 from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring.code import (
     examples,
-    extract_code,
+
     pass_at_k,
     public_report,
     score_code,
 )
+from kvcomm.tasks.scoring.program import extract_code
 from kvcomm.tasks.scoring.sandbox import Limits, Sandbox, find_sandbox
 
 PROMPT = '''import math

@@ -1,0 +1,153 @@
+"""The code of an answer, and the whole program that it makes with the task's prompt."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+
+from kvcomm.tasks.scoring.parsing import BROKEN, bound, fault, missing, parse
+from kvcomm.tasks.scoring.stretches import Stretch, stretches
+
+SIGNS = re.compile(r"^[ \t]*(?:>>>|\.\.\.|>)(?: |$)", re.MULTILINE)  # of a session, of a quote
+INDENT = re.compile(r"^[ \t]+(?=\S)", re.MULTILINE)
+DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DEFINING = (*DEFINITION, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+FUNCTION, BOUND, BODY, OTHER, NOTHING = 4, 3, 2, 1, 0  # what code is to its task, best first
+
+
+def extract_code(text: str, entry_point: str) -> str | None:
+    """The code of an answer; None where there is none.
+
+    Of all stretches of Python the last that defines `entry_point`, else the last that binds it in
+    another way, else the last that returns, as a function's body does, else the last. What it lacks
+    and others import or define stands before it, or behind it where it is a body.
+    """
+    found, broken = stretches(text)
+    kind, best = _best(found, entry_point)
+    if kind < BOUND:
+        unsigned, _ = stretches(SIGNS.sub("", text))
+        other = _best(unsigned, entry_point)
+        if other[0] >= BOUND or kind == NOTHING:
+            found, (kind, best) = unsigned, other
+    if kind == NOTHING:
+        return broken[-1] if broken else None
+    if kind >= BOUND:
+        code = found[best].code
+        return "\n\n".join([*_helpers(found, code, entry_point), code])
+    tail = takewhile(lambda stretch: stretch.follows, found[best + 1 :])
+    code = "\n\n".join([found[best].text, *(stretch.text for stretch in tail)])
+    body = _as_body(code, "    ")
+    helpers = _helpers(found, f"def {entry_point}():\n{body}", entry_point)
+    return "\n\n".join([body, *helpers]) if helpers else code
+
+
+def complete(code: str, prompt: str, entry_point: str) -> str:
+    """A whole program: code that binds the function behind the prompt's head, else its body.
+
+    It is no program, as `fault` says, where the code is broken or does not fit.
+    """
+    start, end = _function(prompt, entry_point)
+    head = prompt[:start]
+    if fault(head):  # prose is there: a task, or a fence
+        head = "\n\n".join(part.code for part in stretches(head)[0] if _only_defines(part.code))
+    if entry_point in bound(code):
+        return _futures_first(f"{head}\n{code}")
+    own = INDENT.match(code)
+    indents = [*([own[0]] if own else []), *INDENT.findall(prompt[start:end]), "    "]
+    programs = [
+        _futures_first(f"{head}{stub.rstrip()}\n{_as_body(code, indent)}")
+        for stub in dict.fromkeys([prompt[start:], prompt[start:end]])
+        for indent in dict.fromkeys(indents)
+    ]
+    return next((program for program in programs if not fault(program)), programs[0])
+
+
+def _best(found: Sequence[Stretch], name: str) -> tuple[int, int]:
+    """The best kind of code among stretches, and the last of that kind."""
+    kinds = [(_kind(stretch, name), at) for at, stretch in enumerate(found)]
+    return max(kinds, default=(NOTHING, -1))
+
+
+def _kind(stretch: Stretch, name: str) -> int:
+    if name in bound(stretch.code):
+        defined = [
+            any(not _says_nothing(inner) for inner in node.body)
+            for node in parse(stretch.code).body
+            if isinstance(node, DEFINITION) and node.name == name
+        ]
+        if not defined:
+            return BOUND
+        return FUNCTION if any(defined) else OTHER
+    if not stretch.alone:
+        return NOTHING
+    return BODY if fault(stretch.code) else OTHER
+
+
+def _says_nothing(statement: ast.stmt) -> bool:
+    """Whether it only fills a place, as a docstring, `...` and `pass` do."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Pass)
+
+
+def _helpers(found: Sequence[Stretch], code: str, name: str) -> list[str]:
+    """The stretches that only import or define, and bind what the code lacks; not `name` itself."""
+    needed, helpers = missing(code), list[str]()
+    for stretch in reversed(found):
+        names = bound(stretch.code)
+        if name not in names and _only_defines(stretch.code):
+            if needed & names or "import *" in stretch.code:
+                helpers.insert(0, stretch.code)
+                needed |= missing(stretch.code)
+    return helpers
+
+
+def _only_defines(code: str) -> bool:
+    try:
+        return all(isinstance(statement, DEFINING) for statement in parse(code).body)
+    except BROKEN:
+        return False
+
+
+def _as_body(code: str, indent: str) -> str:
+    """Code as a function's body: its first lines, up to one indented less, have this indentation.
+
+    Lines that have it already stay as they are, those of strings too.
+    """
+    match = INDENT.match(code)
+    own = match[0] if match else ""
+    if own == indent:
+        return code
+    lines = code.split("\n")
+    body = list(takewhile(lambda line: line.startswith(own) or not line.strip(), lines))
+    body = [indent + line.removeprefix(own) if line.strip() else line for line in body]
+    return "\n".join([*body, *lines[len(body) :]])
+
+
+def _function(prompt: str, name: str) -> tuple[int, int]:
+    """Where the function begins in the prompt and where the prompt goes on behind it."""
+    start = re.search(
+        rf"^(?:@.*\n)*(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", prompt, re.MULTILINE
+    )
+    if start is None:
+        return len(prompt), len(prompt)
+    behind = re.compile(r"\n(?=[^\s)\]}])").search(prompt, start.end())
+    return start.start(), behind.start() if behind else len(prompt)
+
+
+def _futures_first(source: str) -> str:
+    """The imports from `__future__` before all else, where Python wants them."""
+    try:
+        statements = parse(source).body
+    except BROKEN:
+        return source
+    first: list[str] = []
+    lines = source.split("\n")
+    for statement in statements:
+        if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+            span = slice(statement.lineno - 1, statement.end_lineno)
+            first += lines[span]
+            lines[span] = [""] * len(lines[span])
+    return "\n".join([*first, *lines])
