@@ -10,7 +10,8 @@ from itertools import takewhile
 from kvcomm.tasks.scoring.parsing import BROKEN, bound, fault, missing, parse
 from kvcomm.tasks.scoring.stretches import Stretch, stretches
 
-SIGNS = re.compile(r"^[ \t]*(?:>>>|\.\.\.|>)(?: |$)", re.MULTILINE)  # of a session, of a quote
+# Before lines of a session, or of a quote.
+SIGNS = re.compile(r"^[ \t]*(?:>>>|\.\.\.:?|In \[\d+\]:|>) ?", re.MULTILINE)
 INDENT = re.compile(r"^[ \t]+(?=\S)", re.MULTILINE)
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEFINING = (*DEFINITION, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
@@ -26,13 +27,16 @@ def extract_code(text: str, entry_point: str) -> str | None:
     """
     found, broken = stretches(text)
     kind, best = _best(found, entry_point)
-    if kind < BOUND:
+    if kind < BOUND and SIGNS.search(text):
         unsigned, _ = stretches(SIGNS.sub("", text))
-        other = _best(unsigned, entry_point)
-        if other[0] >= BOUND or kind == NOTHING:
+        if (other := _best(unsigned, entry_point))[0] >= BOUND or kind == NOTHING:
             found, (kind, best) = unsigned, other
+    if kind < BOUND:  # a function that was meant is not mended with a part found elsewhere
+        meant = [code for code in broken if re.match(_header(entry_point), code.lstrip())]
+        if meant or (broken and kind == NOTHING):
+            return (meant or broken)[-1]
     if kind == NOTHING:
-        return broken[-1] if broken else None
+        return None
     if kind >= BOUND:
         code = found[best].code
         return "\n\n".join([*_helpers(found, code, entry_point), code])
@@ -57,7 +61,7 @@ def complete(code: str, prompt: str, entry_point: str) -> str:
     own = INDENT.match(code)
     indents = [*([own[0]] if own else []), *INDENT.findall(prompt[start:end]), "    "]
     programs = [
-        _futures_first(f"{head}{stub.rstrip()}\n{_as_body(code, indent)}")
+        _futures_first(f"{head}\n{stub.rstrip()}\n{_as_body(code, indent)}")
         for stub in dict.fromkeys([prompt[start:], prompt[start:end]])
         for indent in dict.fromkeys(indents)
     ]
@@ -97,10 +101,10 @@ def _helpers(found: Sequence[Stretch], code: str, name: str) -> list[str]:
     needed, helpers = missing(code), list[str]()
     for stretch in reversed(found):
         names = bound(stretch.code)
-        if name not in names and _only_defines(stretch.code):
-            if needed & names or "import *" in stretch.code:
-                helpers.insert(0, stretch.code)
-                needed |= missing(stretch.code)
+        useful = needed & names or "import *" in stretch.code
+        if useful and name not in names and _only_defines(stretch.code):
+            helpers.insert(0, stretch.code)
+            needed |= missing(stretch.code)
     return helpers
 
 
@@ -128,13 +132,15 @@ def _as_body(code: str, indent: str) -> str:
 
 def _function(prompt: str, name: str) -> tuple[int, int]:
     """Where the function begins in the prompt and where the prompt goes on behind it."""
-    start = re.search(
-        rf"^(?:@.*\n)*(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b", prompt, re.MULTILINE
-    )
+    start = re.search(rf"^(?:@.*\n)*{_header(name)}", prompt, re.MULTILINE)
     if start is None:
         return len(prompt), len(prompt)
     behind = re.compile(r"\n(?=[^\s)\]}])").search(prompt, start.end())
     return start.start(), behind.start() if behind else len(prompt)
+
+
+def _header(name: str) -> str:
+    return rf"(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b"
 
 
 def _futures_first(source: str) -> str:

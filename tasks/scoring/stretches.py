@@ -15,14 +15,15 @@ from kvcomm.tasks.scoring.parsing import BROKEN, incomplete, parse
 # A fence (with its language, or before code on its own line), a tag, the end of a generation.
 MARK = re.compile(
     r"(?:`{3,}|~{3,})(?:[^\s`]*[ \t]*$|[ \t]*(?:python|py)[\d.]*\b|)"
-    r"|[<\[]/?(?:code|pre|python|py|answer|solution|program|s|eos)(?:\s[^<>\[\]]*)?[>\]]"
+    r"|[<\[]/?(?:code|pre|python|py|answer|solution|begin|done|s)(?:\s[^<>\[\]]*)?[>\]]"
     r"|<\|[^|\n]*\|>",
     re.IGNORECASE,
 )
 BLOCK = re.compile(r"\s*(?:async|class|def|for|if|match|try|while|with)\b")
 CONTINUED = re.compile(r"\s*(?:(?:elif|else|except|finally)\b|[)\]}])")
 COMMENT = re.compile(r"\s*#")
-INVISIBLE = {**dict.fromkeys(map(ord, "\ufeff\u200b\u2060")), 0xA0: " "}
+# Signs that copying leaves in code, where Python refuses them.
+INVISIBLE = {0xFEFF: None, 0x200B: None, 0x2060: None, 0xA0: " ", 0x202F: " "}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Where running code is the purpose: programs in answers, in the sandbox; a user's own file.
-RUNS = {"tasks/scoring/launch.py", "kvcomm/own_file.py"}
+# Where running code is the purpose: programs in answers, in the sandbox; a user's own file. And
+# where those programs are compiled, to see whether they are whole, and not run.
+RUNS = {"tasks/scoring/launch.py", "kvcomm/own_file.py", "tasks/scoring/parsing.py"}
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "zipfile", "tarfile"}
 CALLS = {"eval", "exec", "compile", "__import__", "exec_module", "unpack_archive"}
 SOURCES = [

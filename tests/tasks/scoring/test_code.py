@@ -13,7 +13,6 @@ import pytest
 from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring.code import (
     examples,
-
     pass_at_k,
     public_report,
     score_code,

@@ -264,18 +264,31 @@ def test_others_get_no_signal(safe: Sandbox) -> None:
         sleeper.wait()
 
 
-def test_it_is_a_main_program_of_its_own(any_level: Sandbox) -> None:
+def test_it_is_a_module_of_its_own(any_level: Sandbox) -> None:
     code = """
-import dataclasses, sys
+import dataclasses, pickle, sys, typing, unittest
 @dataclasses.dataclass
 class Point:
-    x: int
-assert Point.__annotations__ == {'x': int}
-assert sys.modules['__main__'].Point is Point
+    x: 'int'
+    next: 'Point | None' = None
+class TestPoint(unittest.TestCase):
+    def test_x(self):
+        self.assertEqual(Point(1).x, 1)
+assert typing.get_type_hints(Point)['next'] == Point | None
+assert pickle.loads(pickle.dumps(Point(2))) == Point(2)
+assert sys.modules['__main__'].Point is sys.modules[__name__].Point is Point
 assert sys.argv == ['program.py']
+ran = unittest.main(exit=False).result
+assert (ran.testsRun, ran.failures) == (1, [])
 """
     ran = any_level.run(code, SHORT)
     assert ran.finished, ran
+
+
+def test_it_is_not_started_as_a_script(any_level: Sandbox) -> None:
+    code = "if __name__ == '__main__':\n    raise SystemExit(input())\nprint('defined')"
+    ran = any_level.run(code, SHORT)
+    assert (ran.finished, ran.stdout) == (True, "defined"), ran
 
 
 def test_an_event_loop_is_allowed(any_level: Sandbox) -> None:
