@@ -110,9 +110,16 @@ def _helpers(found: Sequence[Stretch], code: str, name: str) -> list[str]:
 
 def _only_defines(code: str) -> bool:
     try:
-        return all(isinstance(statement, DEFINING) for statement in parse(code).body)
+        return all(map(_defines, parse(code).body))
     except BROKEN:
         return False
+
+
+def _defines(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Try):
+        caught = [inner for handler in statement.handlers for inner in handler.body]
+        return all(map(_defines, [*statement.body, *caught, *statement.orelse]))
+    return isinstance(statement, DEFINING)
 
 
 def _as_body(code: str, indent: str) -> str:
@@ -125,7 +132,8 @@ def _as_body(code: str, indent: str) -> str:
     if own == indent:
         return code
     lines = code.split("\n")
-    body = list(takewhile(lambda line: line.startswith(own) or not line.strip(), lines))
+    inside = re.compile(rf"{own}|\s*(?:#|$)")
+    body = list(takewhile(inside.match, lines))
     body = [indent + line.removeprefix(own) if line.strip() else line for line in body]
     return "\n".join([*body, *lines[len(body) :]])
 

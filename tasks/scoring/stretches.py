@@ -20,7 +20,8 @@ MARK = re.compile(
     re.IGNORECASE,
 )
 BLOCK = re.compile(r"\s*(?:async|class|def|for|if|match|try|while|with)\b")
-CONTINUED = re.compile(r"\s*(?:(?:elif|else|except|finally)\b|[)\]}])")
+CONTINUED = re.compile(r"\s*(?:(?:elif|else|except|finally)\b|[)\]}#])")
+SENTENCE = re.compile(r"[A-Z][\w ,'-]*[.:!]\s*")
 COMMENT = re.compile(r"\s*#")
 # Signs that copying leaves in code, where Python refuses them.
 INVISIBLE = {0xFEFF: None, 0x200B: None, 0x2060: None, 0xA0: " ", 0x202F: " "}
@@ -208,11 +209,11 @@ class _Reader:
         return False
 
     def _alone(self, at: int) -> bool:
-        """Whether a body may begin here: behind a mark, or behind what is indented less."""
+        """Whether a body may begin here: behind a mark, a sentence, or what is indented less."""
         before = at - 1
         while before >= 0 and self._blank(before):
             before -= 1
-        if before < 0 or self._mark(before):
+        if before < 0 or self._mark(before) or SENTENCE.fullmatch(self.lines[before]):
             return True
         return len(_indent(self.lines[before])) < len(_indent(self.lines[at]))
 
