@@ -94,7 +94,8 @@ def _read(
                     process.wait(pause)
                     return ""
                 continue
-            ready = selector.select(pause)
+            ended = process.poll() is not None  # asked first: its last words come before its end
+            ready = selector.select(0 if ended else pause)
             for key, _ in ready:
                 piece = os.read(key.fd, 1 << 16)
                 key.data.extend(piece[: room - len(key.data)])
@@ -102,7 +103,7 @@ def _read(
                     selector.unregister(key.fileobj)
                 elif len(key.data) == room:
                     return f"more than {limits.output_bytes >> 10} KiB of output"
-            if not ready and process.poll() is not None:
+            if not ready and ended:
                 return ""  # what still holds its streams open has nothing to say
     return f"timed out after {limits.seconds} s"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import selectors
 import subprocess
 from pathlib import Path
 
@@ -63,3 +64,20 @@ def test_a_folder_of_any_depth_is_removed_and_links_are_not_followed(tmp_path: P
     remove(folder)
     assert not folder.exists()
     assert (outside / "kept").exists()
+
+
+def test_last_words_are_heard_however_late_one_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program ends between a look at its output and a look at itself."""
+    process = start("cat", tmp_path)
+
+    class Late(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            first = process.returncode is None
+            process.wait()
+            return [] if first else super().select(timeout)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Late)
+    ended = watch(process, b"word", Limits(), None)
+    assert (ended.stdout, ended.limit) == (b"word", "")
