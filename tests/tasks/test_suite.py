@@ -168,7 +168,7 @@ def test_musique_has_all_paragraphs_to_search_in(tmp_path: Path) -> None:
 
 
 def test_a_task_that_lacks_an_input_says_what_it_has() -> None:
-    with pytest.raises(UsageError, match="asks for the input `corpus`, but task a brings question, task"):
+    with pytest.raises(UsageError, match="the input `corpus`, but task a brings question, task"):
         Task("a", "x", "y").inputs_for(("task", "corpus"))
 
 
