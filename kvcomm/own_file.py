@@ -1,4 +1,4 @@
-"""Objects from a user's Python file, `FILE.py` or `FILE.py:NAME`: a graph, a suite.
+"""Objects from a user's Python file, `FILE.py` or `FILE.py:NAME`: a graph, a suite, a policy.
 
 The file is run: it is code by design.
 """
@@ -11,7 +11,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Generic, TypeGuard, TypeVar
 
 from kvcomm.errors import KvcommError, UsageError
 from kvcomm.trace.text import listed, shorten
@@ -27,6 +27,10 @@ class Wanted(Generic[T]):
     noun: str
     example: str
 
+    def has(self, value: object) -> TypeGuard[T]:
+        """Whether `value` is one. A class is none: it is called for one."""
+        return isinstance(value, self.kind) and not isinstance(value, type)
+
 
 def is_own_file(spec: str) -> bool:
     """Whether an option names a file rather than something ready-made."""
@@ -38,14 +42,19 @@ def load_own(spec: str, wanted: Wanted[T]) -> T:
 
     Raises `UsageError` for a file that is missing, does not import, or does not say which object.
     """
-    parts = _split(spec)
-    if parts is None:
-        raise UsageError(f"{spec!r} is no {wanted.noun} file: write FILE.py or FILE.py:NAME")
-    path, name = parts
-    if not path.is_file():
-        raise UsageError(f"{wanted.noun} file {str(path)!r} does not exist")
+    path, name = own_path(spec, wanted.noun)
     module = _imported(path, wanted.noun)
     return _named(path, module, name, wanted) if name else _only(path, module, wanted)
+
+
+def own_path(spec: str, noun: str) -> tuple[Path, str]:
+    """The file and the name of `FILE.py[:NAME]`. Raises `UsageError` where there is no file."""
+    parts = _split(spec)
+    if parts is None:
+        raise UsageError(f"{spec!r} is no {noun} file: write FILE.py or FILE.py:NAME")
+    if not parts[0].is_file():
+        raise UsageError(f"{noun} file {str(parts[0])!r} does not exist")
+    return parts
 
 
 def _split(spec: str) -> tuple[Path, str] | None:
@@ -90,12 +99,12 @@ def _broken(path: Path, noun: str, error: BaseException) -> UsageError:
 
 def _named(path: Path, module: ModuleType, name: str, wanted: Wanted[T]) -> T:
     found = getattr(module, name, None)
-    if callable(found) and not isinstance(found, wanted.kind):
+    if callable(found) and not wanted.has(found):
         try:
             found = found()
         except (Exception, SystemExit) as error:
             raise _broken(path, wanted.noun, error) from None
-    if isinstance(found, wanted.kind):
+    if wanted.has(found):
         return found
     if not hasattr(module, name):
         known = _all(module, wanted)
@@ -119,10 +128,11 @@ def _only(path: Path, module: ModuleType, wanted: Wanted[T]) -> T:
             f"{path} holds no {noun}: assign {article} {kind} to a module-level name, for example "
             f"`{wanted.example}`, or name a function with FILE.py:NAME"
         )
+    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     raise UsageError(
-        f"{path} holds {len(distinct)} {noun}s: say which, {path}:NAME with one of {listed(known)}"
+        f"{path} holds {len(distinct)} {plural}: say which, {path}:NAME with one of {listed(known)}"
     )
 
 
 def _all(module: ModuleType, wanted: Wanted[T]) -> dict[str, T]:
-    return {key: value for key, value in vars(module).items() if isinstance(value, wanted.kind)}
+    return {key: value for key, value in vars(module).items() if wanted.has(value)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import platform
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from kvcomm.agents import Agent
 from kvcomm.engine.base import Engine
 from kvcomm.errors import ContextOverflow, KvcommError, StateError, UsageError
 from kvcomm.graphs import AgentGraph
+from kvcomm.reuse.policy import Anchors, Kvcomm, Policy
 from kvcomm.runtime.result import Call, Result
 from kvcomm.runtime.session import Session
 from kvcomm.tasks.graders import Graders
-from kvcomm.tasks.record import STATE, TRACES, CallRow, Config, Log, Sample
+from kvcomm.tasks.methods import OwnPolicy
+from kvcomm.tasks.record import STATE, TRACES, CallRow, Conditions, Config, Log, Sample
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
@@ -30,13 +34,18 @@ from kvcomm.trace.record import TRACE_FILE
 # What was learned is saved this often, and at the end.
 SAVE_S = 60.0
 
+Item = tuple[Task, int, str]  # a task, which repeat of it, a mode
+
 
 @dataclass(frozen=True)
 class Plan:
     """What to evaluate: every task `repeats` times in every mode, at most `concurrent` at once.
 
-    A run that fails is tried again `retries` times. Repeats differ in their seeds. A seeded share
-    of the samples keeps its `traces`.
+    `own` are the modes that are policies of a user's own, `anchors` the numbers of the mode
+    "kvcomm", `baselines` the modes that the others are compared with (none: the first mode is
+    compared with the others). The tasks of `warmup` are done first, once in every mode: they teach
+    and do not count. A run that fails is tried again `retries` times. Repeats differ in their
+    seeds. A seeded share of the samples keeps its `traces`.
     """
 
     suite: Suite
@@ -48,6 +57,10 @@ class Plan:
     retries: int = 1
     concurrent: int = 4
     traces: float = 1.0
+    warmup: Sequence[Task] = ()
+    anchors: Anchors = field(default_factory=Anchors)
+    own: Mapping[str, OwnPolicy] = field(default_factory=dict)
+    baselines: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("concurrent", 1), ("retries", 0)):
@@ -55,14 +68,24 @@ class Plan:
                 raise UsageError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.traces <= 1:
             raise UsageError(f"traces {self.traces!r} is no share: use 0 to 1, such as 0.1")
-        for task in self.tasks:
+        for task in (*self.warmup, *self.tasks):
             task.inputs_for(self.graph.inputs)
 
     def traced(self, task: Task, repeat: int) -> bool:
         """Whether the sample's traces are kept: the same in every mode."""
         return random.Random(f"{self.seed} {task.id} {repeat}").random() < self.traces
 
-    def work(self) -> list[tuple[Task, int, str]]:
+    def warming(self) -> list[Item]:
+        """Every sample of the warm-up, the modes of a task beside each other."""
+        return [(task, 0, mode) for task in self.warmup for mode in self.modes]
+
+    def policy(self, mode: str) -> str | Policy:
+        """What a session takes for a mode."""
+        if mode in self.own:
+            return self.own[mode].policy
+        return Kvcomm(anchors=self.anchors) if mode == "kvcomm" else mode
+
+    def work(self) -> list[Item]:
         """Every sample, the modes of a task beside each other."""
         return [
             (task, repeat, mode)
@@ -100,7 +123,7 @@ class Evaluation:
         self._sessions = {
             mode: Session(
                 engine,
-                reuse=mode,
+                reuse=plan.policy(mode),
                 seed=plan.seed,
                 state=out / STATE,
                 runs=None,
@@ -119,17 +142,29 @@ class Evaluation:
         """Do what is left, and return all samples in the order of the plan."""
         for sample in self.log.samples:
             self._on_sample(sample)
+        try:
+            await self._warm_up()
+            try:
+                await self._each(self._left(self.plan.work()), self._keep)
+            finally:
+                await self._save()
+        finally:
+            self.log.close()
+        found = {sample.key: sample for sample in self.log.samples}
+        return [found[task.id, repeat, mode] for task, repeat, mode in self.plan.work()]
+
+    def _left(self, items: Sequence[Item]) -> list[Item]:
+        """The items that are not in the log."""
         done = self.log.done
-        left = [item for item in self.plan.work() if (item[0].id, item[1], item[2]) not in done]
-        pending = iter(left)
+        return [item for item in items if (item[0].id, item[1], item[2]) not in done]
+
+    async def _each(self, items: Sequence[Item], then: Callable[[Sample], Awaitable[None]]) -> None:
+        """Do every item, `concurrent` at once, and hand on its sample."""
+        pending = iter(items)
 
         async def worker() -> None:
             for task, repeat, mode in pending:
-                sample = await self._sample(task, repeat, mode)
-                self.log.append(sample)
-                self._on_sample(sample)
-                if time.monotonic() - self._saved > SAVE_S:
-                    await self._save()
+                await then(await self._sample(task, repeat, mode))
 
         workers = [asyncio.create_task(worker()) for _ in range(self.plan.concurrent)]
         try:
@@ -138,10 +173,27 @@ class Evaluation:
             for task_ in workers:
                 task_.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _warm_up(self) -> None:
+        """Let the modes learn. It is logged once it is saved: stopped before, it is done again."""
+        if not self._left(self.plan.warming()):
+            return
+        warm: list[Sample] = []
+
+        async def collect(sample: Sample) -> None:
+            warm.append(sample.model_copy(update={"warmup": True}))
+            self._on_sample(warm[-1])
+
+        await self._each(self.plan.warming(), collect)
+        await self._save()
+        for sample in warm:
+            self.log.append(sample)
+
+    async def _keep(self, sample: Sample) -> None:
+        self.log.append(sample)
+        self._on_sample(sample)
+        if time.monotonic() - self._saved > SAVE_S:
             await self._save()
-            self.log.close()
-        found = {sample.key: sample for sample in self.log.samples}
-        return [found[task.id, repeat, mode] for task, repeat, mode in self.plan.work()]
 
     async def _save(self) -> None:
         self._saved = time.monotonic()
@@ -155,7 +207,7 @@ class Evaluation:
         """One task, once; a failure is a sample too."""
         began = time.monotonic()
         kept = self.plan.traced(task, repeat)
-        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{mode}" if kept else ""
+        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{_slug(mode)}" if kept else ""
         fields: dict[str, Any] = {"task": task.id, "repeat": repeat, "mode": mode}
         inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
         for tries in range(1, self.plan.retries + 2):
@@ -242,7 +294,11 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetim
         else (name, node.texts, node.agent.max_tokens)
         for name, node in plan.graph.nodes.items()
     ]
-    asked = [(task.id, sorted(task.inputs_for(plan.graph.inputs).items())) for task in plan.tasks]
+
+    def asked(tasks: Sequence[Task]) -> str:
+        inputs = plan.graph.inputs
+        return _digest([(task.id, sorted(task.inputs_for(inputs).items())) for task in tasks])
+
     return Config(
         kvcomm=__version__,
         suite=plan.suite.name,
@@ -255,9 +311,30 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetim
         repeats=plan.repeats,
         retries=plan.retries,
         tasks=len(plan.tasks),
-        tasks_digest=_digest(asked),
         now=now,
+        tasks_digest=asked(plan.tasks),
+        gamma=plan.anchors.gamma,
+        anchors=plan.anchors.capacity,
+        policies={name: own.digest for name, own in plan.own.items()},
+        warmup=len(plan.warmup),
+        warmup_digest=asked(plan.warmup) if plan.warmup else "",
+        agent_count=len(
+            {n.agent.name for n in plan.graph.nodes.values() if isinstance(n.agent, Agent)}
+        ),
+        baselines=tuple(plan.baselines),
+        conditions=(_conditions(engine, plan),),
         **quality,
+    )
+
+
+def _conditions(engine: Engine, plan: Plan) -> Conditions:
+    return Conditions(
+        device=engine.device,
+        dtype=engine.dtype,
+        concurrent=plan.concurrent,
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvcomm.errors import KvcommError, UsageError
+from kvcomm.reuse.policy import Anchors
 from kvcomm.trace.line_file import LineFile
 
 CONFIG = "config.json"
@@ -22,13 +23,31 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 TRACES = "traces"
 STATE = "state"
+# What another command with the same `out` may have otherwise.
+FACTS = {"agent_count", "baselines", "conditions", "now"}
+
+
+class Conditions(BaseModel):
+    """What times depend on, and outcomes do not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str
+    dtype: str
+    concurrent: int
+    python: str
+    torch: str
+    transformers: str
 
 
 class Config(BaseModel):
-    """Everything that the outcome of an evaluation depends on.
+    """Everything that the outcome of an evaluation depends on, and some facts about it.
 
-    `graph` and `tasks` are digests of the templates and of the tasks' texts, in their order. `now`
-    is the day that chat templates write: that of the first run also when it goes on later.
+    `graph_digest`, `tasks_digest` and `warmup_digest` are of the templates and of the tasks'
+    texts, in their order; `policies` are digests of the files of a user's own. `FACTS` refuse no
+    command that goes on: how many agents there are, which modes the others are compared with, the
+    day that chat templates write (`now`, always that of the first run), and under what `conditions`
+    work was done, one entry for each kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +68,14 @@ class Config(BaseModel):
     audit_rate: float
     repair_budget: float | None = None
     now: datetime | None = None
+    gamma: float = Anchors.gamma
+    anchors: int = Anchors.capacity
+    policies: dict[str, str] = {}
+    warmup: int = 0
+    warmup_digest: str = ""
+    agent_count: int = 0
+    baselines: tuple[str, ...] = ()
+    conditions: tuple[Conditions, ...] = ()
 
 
 class CallRow(BaseModel):
@@ -69,7 +96,7 @@ class Sample(BaseModel):
 
     `value` is what is averaged, `extracted` the answer that was read from the text, `chosen` the
     nodes heard by the last agent that gave the same answer. A sample whose run failed has `error`,
-    and counts as wrong; so does one that could not be scored.
+    and counts as wrong; so does one that could not be scored. One of the `warmup` counts nowhere.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +104,7 @@ class Sample(BaseModel):
     task: str
     repeat: int
     mode: str
+    warmup: bool = False
     value: float
     correct: bool
     answer: str = ""
@@ -125,7 +153,7 @@ class Log:
             path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
             return config
         before = read_config(self.folder)
-        old, new = (made.model_dump(exclude={"now"}) for made in (before, config))
+        old, new = before.model_dump(exclude=FACTS), config.model_dump(exclude=FACTS)
         changed = [
             f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]
         ]
@@ -133,7 +161,13 @@ class Log:
             raise UsageError(
                 f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
             )
-        return before
+        conditions = tuple(dict.fromkeys((*before.conditions, *config.conditions)))
+        after = config.model_copy(update={"conditions": conditions, "now": before.now})
+        if after != before:
+            beside = path.with_suffix(".new")  # half a file would be damage
+            beside.write_text(after.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            beside.replace(path)
+        return after
 
     @property
     def done(self) -> set[tuple[str, int, str]]:
@@ -152,20 +186,29 @@ class Log:
             ) from None
         self.samples.append(sample)
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json` anew."""
-        text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-        try:
-            (self.folder / SUMMARY).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise KvcommError(
-                f"cannot write {self.folder / SUMMARY}: {error.strerror or error}; the samples are "
-                f"safe: kvcomm eval report {self.folder}"
-            ) from None
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write `summary.json` anew. Raises `KvcommError` when it cannot."""
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    try:
+        (folder / SUMMARY).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise KvcommError(
+            f"cannot write {folder / SUMMARY}: {error.strerror or error}; the samples are "
+            f"safe: kvcomm eval report {folder}"
+        ) from None
+
+
+def evaluations(folder: Path) -> list[Path]:
+    """The folders of evaluations in `folder`: itself, or those one level below, in their order."""
+    if (folder / CONFIG).exists():
+        return [folder]
+    below = [path.parent for path in folder.glob(f"*/{CONFIG}")]
+    return sorted(below, key=lambda path: (len(path.name), path.name)) or [folder]
 
 
 def read_config(folder: Path) -> Config:

@@ -19,8 +19,9 @@ RESAMPLES = 10_000
 def whole_summary(config: Config, samples: Sequence[Sample], out: Path) -> dict[str, Any]:
     """The object of `kvcomm eval --json`: the first mode, all modes, and their comparison.
 
-    A comparison takes the samples that both modes have done.
+    A comparison takes the samples that both modes have done; those of the warm-up count nowhere.
     """
+    samples = [sample for sample in samples if not sample.warmup]
     by_mode = {mode: [s for s in samples if s.mode == mode] for mode in config.modes}
     modes = {mode: summary_of(found) for mode, found in by_mode.items()}
     first, *others = config.modes
@@ -38,6 +39,7 @@ def whole_summary(config: Config, samples: Sequence[Sample], out: Path) -> dict[
         **modes[first],
         "compare": compare,
         "modes": modes,
+        "warmup": config.warmup,
         "complete": len(samples) == config.tasks * config.repeats * len(config.modes),
         "out": str(out),
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +12,15 @@ import typer
 from typer.core import TyperGroup
 
 from kvcomm.cli import options
+from kvcomm.cli.eval_plan import anchors_of, modes_of, numbers_of, select, team_of
 from kvcomm.cli.eval_report import report, show
 from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvcomm.graphs import AgentGraph
-    from kvcomm.tasks import Graders, Suite, Task
+    from kvcomm.tasks import Graders
+    from kvcomm.tasks.evaluate import Plan
 
 
 class SuiteFirst(TyperGroup):
@@ -55,17 +55,52 @@ def suite(
             show_default="the suite's own team",
         ),
     ] = None,
-    agents: options.Agents = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(
+            "--agents",
+            "-n",
+            metavar="N[,N...]",
+            help="Agents in a ready-made graph (full, if none is named); several numbers: one "
+            "evaluation each.",
+            show_default=False,
+        ),
+    ] = None,
     rounds: options.Rounds = None,
     model: options.TeamModel = None,
     engine: options.Engine = "local",
     base_url: options.BaseUrl = None,
     served_model: options.ServedModel = None,
     replicas: options.Replicas = None,
-    reuse: options.Reuse = "auto",
+    reuse: Annotated[
+        str,
+        typer.Option(
+            "--reuse",
+            "-r",
+            metavar="R[,R...]",
+            help="auto, exact, kvcomm, dense, or a policy of your own: FILE.py[:NAME].",
+        ),
+    ] = "auto",
     compare: Annotated[
         str | None,
-        typer.Option(metavar="R", help="Another mode, on the same samples.", show_default=False),
+        typer.Option(
+            metavar="R[,R...]",
+            help="Other modes on the same samples, to compare with.",
+            show_default=False,
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(metavar="G", help="Of kvcomm: the paper's γ, 0 to 1.", show_default="0.3"),
+    ] = None,
+    anchors: Annotated[
+        int | None,
+        typer.Option(
+            max=options.MOST_TIMES,
+            metavar="V",
+            help="Of kvcomm: most anchors of a placeholder.",
+            show_default="20",
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -79,6 +114,15 @@ def suite(
         str | None,
         typer.Option(metavar="A,B", help="Only the tasks with these ids.", show_default=False),
     ] = None,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=options.MOST_TIMES,
+            metavar="N",
+            help="Other tasks that are done first: they teach, and do not count.",
+        ),
+    ] = 0,
     repeats: Annotated[
         int,
         typer.Option(
@@ -108,7 +152,7 @@ def suite(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where everything is kept. The same command goes on there.",
+            help="Folder for the results. The same command continues there.",
             show_default="runs/TIME-SUITE",
         ),
     ] = None,
@@ -138,16 +182,12 @@ def suite(
     stopped. `kvcomm eval report RUN...` puts several evaluations beside each other.
     """
     from kvcomm.tasks import Graders, load_suite
-    from kvcomm.tasks.evaluate import Evaluation, Plan
-    from kvcomm.tasks.summary import whole_summary
+    from kvcomm.tasks.evaluate import Plan
+    from kvcomm.tasks.record import CONFIG, write_summary
 
-    modes = [options.check_mode(reuse)]
-    if compare is not None:
-        modes.append(options.check_mode(compare))
-        if compare == reuse:
-            raise UsageError(
-                f"--compare {compare} is the mode of --reuse: compare with another one"
-            )
+    modes, baselines, own = modes_of(reuse, compare)
+    pool = anchors_of(gamma, anchors, modes)
+    numbers = numbers_of(agents)
     quality = options.quality(target, audit_rate, budget)
     home = Home(
         engine,
@@ -161,93 +201,77 @@ def suite(
         replicas=replicas,
     )
     found, tasks = load_suite(name, data)
-    tasks = select(tasks, limit, shuffle, ids)
+    chosen, warm = select(tasks, limit, shuffle, ids, warmup)
+    place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
     with Graders(unsandboxed) as graders:
-        team = _team(
-            found,
-            graders,
-            graph,
-            folder,
-            agents=agents,
-            rounds=rounds,
-            seed=seed,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            layout=layout,
-        )
-        plan = Plan(
-            found,
-            tasks,
-            team,
-            modes,
-            seed=seed,
-            repeats=repeats,
-            retries=retries,
-            concurrent=concurrent,
-            traces=traces,
-        )
-        place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
 
-        from kvcomm.cli.eval_progress import EvalProgress
-
-        with (
-            home.load() as loaded,
-            EvalProgress(len(plan.work())) as progress,
-        ):
-            evaluation = Evaluation(
-                loaded, plan, graders, place, quality=quality, on_sample=progress
+        def plan(number: int | None) -> Plan:
+            team = team_of(
+                found,
+                tasks,
+                graders,
+                graph,
+                folder,
+                agents=number,
+                rounds=rounds,
+                seed=seed,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                layout=layout,
             )
-            samples = asyncio.run(evaluation.run())
-            for warning in evaluation.warnings.values():
-                complain(f"warning: {warning}")
-            value = whole_summary(evaluation.config, samples, place)
-            evaluation.log.write_summary(value)
+            return Plan(
+                found,
+                chosen,
+                team,
+                modes,
+                seed=seed,
+                repeats=repeats,
+                retries=retries,
+                concurrent=concurrent,
+                traces=traces,
+                warmup=warm,
+                anchors=pool,
+                own=own,
+                baselines=baselines,
+            )
+
+        plans = {number: plan(number) for number in numbers}
+        if len(plans) > 1 and (place / CONFIG).exists():
+            raise UsageError(
+                f"{place} holds one evaluation, and these are several: use another --out"
+            )
+        if len(plans) == 1:
+            value = evaluate(home, plans[numbers[0]], graders, place, quality)
+            values = [value]
+        else:
+            values = [
+                evaluate(home, planned, graders, place / f"agents-{number}", quality)
+                for number, planned in plans.items()
+            ]
+            value = {"runs": values}
+            write_summary(place, value)
     if json:
         print_json(value)
     else:
-        console().print(show([value]))
+        console().print(show(values))
         say(f"kept in {place}: kvcomm eval report {place}")
 
 
-def select(
-    tasks: Sequence[Task], limit: int | None, shuffle: int | None, ids: str | None
-) -> list[Task]:
-    """The tasks that are asked for. Raises `UsageError` for an unknown id, and for none at all."""
-    chosen = list(tasks)
-    if ids is not None:
-        wanted = [name.strip() for name in ids.split(",")]
-        known = {task.id: task for task in tasks}
-        if unknown := [name for name in wanted if name not in known]:
-            some = ", ".join(list(known)[:3])
-            raise UsageError(f"--ids: there is no task {unknown[0]!r}; ids are such as {some}")
-        chosen = [known[name] for name in dict.fromkeys(wanted)]
-    if shuffle is not None:
-        random.Random(shuffle).shuffle(chosen)
-    if limit is not None:
-        if limit < 1:
-            raise UsageError(f"--limit {limit}: at least 1 task is needed")
-        chosen = chosen[:limit]
-    return chosen
+def evaluate(
+    home: Home, plan: Plan, graders: Graders, out: Path, quality: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Do what is left of a plan on an engine of its own, and sum it up."""
+    from kvcomm.cli.eval_progress import EvalProgress
+    from kvcomm.tasks.evaluate import Evaluation
+    from kvcomm.tasks.record import write_summary
+    from kvcomm.tasks.summary import whole_summary
 
-
-def _team(
-    suite: Suite, graders: Graders, graph: str | None, folder: Path | None, **change: Any
-) -> AgentGraph:
-    """The suite's team, or the graph that is asked for, which reads passages the suite brings."""
-    from kvcomm.cli.topologies import adjusted, build_graph, with_passages
-    from kvcomm.tasks.teams import rag_team
-
-    if folder is not None:
-        if graph is not None:
-            raise UsageError("--folder belongs to the team with a retriever: leave --graph out")
-        return adjusted(rag_team(graders, folder=folder), **_adjustments(change))
-    if graph is not None:
-        return with_passages(build_graph(graph, **change), suite.inputs)
-    for option in ("agents", "rounds"):
-        if change[option] is not None:
-            raise UsageError(f"--{option} belongs to a ready-made graph: name one with --graph")
-    return adjusted(suite.team(graders), **_adjustments(change))
-
-
-def _adjustments(change: dict[str, Any]) -> dict[str, Any]:
-    return {name: change[name] for name in ("max_tokens", "temperature", "layout")}
+    total = len(plan.work()) + len(plan.warming())
+    with home.load() as engine, EvalProgress(total) as progress:
+        evaluation = Evaluation(engine, plan, graders, out, quality=quality, on_sample=progress)
+        samples = asyncio.run(evaluation.run())
+        for warning in evaluation.warnings.values():
+            complain(f"warning: {warning}")
+        value = whole_summary(evaluation.config, samples, out)
+        write_summary(out, value)
+    return value

@@ -17,15 +17,19 @@ class EvalProgress(Counted):
     def __init__(self, total: int) -> None:
         self._total = total
         self._by_mode: dict[str, list[Sample]] = {}
+        self._warm = 0
         super().__init__("samples", total)
 
     def __call__(self, sample: Sample) -> None:
         """One sample more."""
-        self._by_mode.setdefault(sample.mode, []).append(sample)
-        done = sum(map(len, self._by_mode.values()))
+        if sample.warmup:
+            self._warm += 1
+        else:
+            self._by_mode.setdefault(sample.mode, []).append(sample)
+        done = self._warm + sum(map(len, self._by_mode.values()))
         if sample.error:
             complain(f"{sample.task} ({sample.mode}): {sample.reason}: {sample.error}")
-        line = "; ".join(map(_standing, self._by_mode.values()))
+        line = "; ".join(map(_standing, self._by_mode.values())) or "warming up"
         if self._bar:
             self._bar.update(self._task, completed=done, description=line)
         elif done % 10 == 0 or done == self._total:

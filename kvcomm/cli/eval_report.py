@@ -30,15 +30,15 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Put evaluations beside each other. What is not finished is reported as far as it is."""
-    from kvcomm.tasks.record import SAMPLES, read_config, read_samples
+    from kvcomm.tasks.record import SAMPLES, evaluations, read_config, read_samples
     from kvcomm.tasks.summary import whole_summary
 
     if plot is not None:
         options.need("matplotlib", "plot")
     values = []
     for run in runs:
-        place = run if run.exists() else options.RUNS / run
-        values.append(whole_summary(read_config(place), read_samples(place / SAMPLES), place))
+        for place in evaluations(run if run.exists() else options.RUNS / run):
+            values.append(whole_summary(read_config(place), read_samples(place / SAMPLES), place))
     if json:
         print_json({"runs": values})
     else:

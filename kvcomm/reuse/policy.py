@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from kvcomm.errors import UsageError
 from kvcomm.reuse.plan import Fact, Plan, Step
@@ -11,6 +12,7 @@ from kvcomm.reuse.plan import Fact, Plan, Step
 MODES = ("auto", "exact", "kvcomm", "dense")
 
 
+@runtime_checkable
 class Policy(Protocol):
     """How a call's segments are obtained.
 
@@ -82,6 +84,30 @@ class Exact:
         return Plan((step,) * len(facts), self.reason, dense=False)
 
 
+@dataclass(frozen=True)
+class Anchors:
+    """The paper's two numbers: γ of the entropy test, and V, the most anchors in a pool.
+
+    Raises `UsageError` for a γ outside 0 to 1, and for a pool of less than two anchors.
+    """
+
+    gamma: float = 0.3
+    capacity: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise UsageError(f"gamma {self.gamma!r}: use 0 to 1; the paper has 0.3, 1 lets all in")
+        if self.capacity < 2:
+            raise UsageError(f"{self.capacity!r} anchors: a pool needs at least 2")
+
+    @property
+    def family(self) -> str:
+        """The family of offset models with these numbers."""
+        if self == Anchors():
+            return "anchors"
+        return f"anchors:gamma={self.gamma!r},capacity={self.capacity}"
+
+
 class Kvcomm:
     """The paper: realign every placeholder, or prefill the whole prompt (section 3 of the paper).
 
@@ -96,10 +122,11 @@ class Kvcomm:
     name, ahead, hands_over = "kvcomm", True, True
     # Only the literals before the first placeholder are kept, as the paper does.
     reads_prefix, feeds_prefix = True, False
-    realigns, borrows, literals, offsets = True, False, True, "anchors"
+    realigns, borrows, literals = True, False, True
 
-    def __init__(self, *, gated: bool = True) -> None:
+    def __init__(self, *, gated: bool = True, anchors: Anchors = Anchors()) -> None:
         self.gated = gated
+        self.offsets = anchors.family
 
     def leading(self, tokens: int, most: int) -> int:
         """None: all of a message is realigned."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvcomm.reuse.offsets import FAMILIES
 from kvcomm.tasks.record import SAMPLES, read_samples
 
 MODEL = ("--model", "random:llama-tiny", "--dtype", "float64", "--max-tokens", "8")
@@ -85,7 +86,16 @@ def test_the_report_puts_runs_beside_each_other(cli, data: str) -> None:
         (("gsm8k", "--compare", "auto"), "is the mode of --reuse"),
         (("gsm8k", "--limit", "0"), "at least 1 task"),
         (("gsm8k", "--ids", "gsm8k-99"), "there is no task 'gsm8k-99'"),
-        (("gsm8k", "--agents", "3"), "--agents belongs to a ready-made graph"),
+        (("gsm8k", "--agents", "2,x"), "--agents 'x': write a number, or several"),
+        (("gsm8k", "--agents", "2,,3"), "is missing between the commas"),
+        (("gsm8k", "--agents", "2,3", "--graph", "mine.py"), "do not apply to a graph file"),
+        (("gsm8k", "--rounds", "3"), "--rounds belongs to a ready-made graph"),
+        (("gsm8k", "--reuse", "exact,x"), "reuse mode 'x' is unknown"),
+        (("gsm8k", "--reuse", "none.py:mine"), "policy file 'none.py' does not exist"),
+        (("gsm8k", "--gamma", "0.1"), "--gamma belongs to the mode kvcomm"),
+        (("gsm8k", "--reuse", "kvcomm", "--gamma", "2"), "gamma 2.0: use 0 to 1"),
+        (("gsm8k", "--reuse", "kvcomm", "--anchors", "1"), "a pool needs at least 2"),
+        (("gsm8k", "--limit", "10", "--warmup", "3"), "beside the 10 tasks that count there are 2"),
         (("gsm8k", "--repeats", "0"), "repeats must be at least 1"),
         (("gsm8k", "--folder", "."), "holds no text"),
         (("gsm8k", "--folder", ".", "--graph", "chain"), "leave --graph out"),
@@ -98,6 +108,60 @@ def test_bad_usage(cli, data: str, args: tuple[str, ...], message: str) -> None:
     assert message in ended.err
     assert ended.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_several_numbers_of_agents_modes_and_comparisons(cli, data: str) -> None:
+    args = ("--agents", "1,2,1", "--reuse", "exact,dense", "--compare", "dense", "--limit", "1")
+    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o", "--json")
+    ended = cli(*command)
+    assert ended.code == 0, ended.err
+    runs = json.loads(ended.out)["runs"]
+    assert [run["out"] for run in runs] == ["o/agents-1", "o/agents-2"]
+    assert [run["graph"] for run in runs] == ["full", "full"]
+    assert [list(run["modes"]) for run in runs] == [["exact", "dense"]] * 2
+    assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
+    logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
+    assert json.loads(cli(*command).out)["runs"] == runs  # nothing is done twice
+    assert [Path(run["out"], SAMPLES).read_bytes() for run in runs] == logs
+    assert json.loads(cli("eval", "report", "o", "--json").out)["runs"] == runs
+    one = cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o/agents-1")
+    assert (one.code, "holds one evaluation" in one.err) == (2, True)
+
+
+def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str) -> None:
+    args = ("--agents", "2", "--reuse", "kvcomm", "--limit", "2", "--warmup", "3", "--gamma", "1")
+    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o", "--json")
+    value = json.loads(cli(*command).out)
+    assert (value["samples"], value["warmup"], value["complete"]) == (2, 3, True)
+    assert value["call_reuse"] > 0  # two anchors of the length are there from the first task on
+    samples = read_samples(Path("o", SAMPLES))
+    warm = {sample.task for sample in samples if sample.warmup}
+    assert warm == {"gsm8k-3", "gsm8k-4", "gsm8k-5"}
+    assert {s.task for s in samples if not s.warmup} == {"gsm8k-1", "gsm8k-2"}
+    assert json.loads(cli(*command).out) == value
+    changed = cli(*command[:-1], "--anchors", "7")
+    assert (changed.code, "anchors was 20, is 7" in changed.err) == (2, True)
+
+
+OWN = """
+from kvcomm.reuse.offsets import FAMILIES, MeanOffsets
+from kvcomm.reuse.recipe import Realign, Recipe
+
+FAMILIES["last"] = MeanOffsets
+policy = Realign(Recipe("mine", offsets="last", first=4))
+"""
+
+
+def test_a_policy_of_the_users_own(cli, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcomm.reuse.offsets.FAMILIES", dict(FAMILIES))
+    Path("mine.py").write_text(OWN)
+    args = ("--reuse", "mine.py,exact", "--limit", "1", "--out", "o")
+    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--json")
+    assert ended.code == 0, ended.err
+    assert list(json.loads(ended.out)["modes"]) == ["mine", "exact"]
+    Path("mine.py").write_text(OWN.replace("first=4", "first=5"))
+    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args)
+    assert (ended.code, "policies was" in ended.err) == (2, True)
 
 
 def test_chosen_tasks(cli, data: str) -> None:

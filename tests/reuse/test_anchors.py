@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kvcomm.kv import KV, Rope
-from kvcomm.reuse.offsets import AnchorPool, OffsetModel
+from kvcomm.reuse.offsets import FAMILIES, AnchorPool, OffsetModel, Offsets
 from kvcomm.reuse.offsets.anchors import CAPACITY, GAMMA, OLDEST
+from kvcomm.reuse.policy import Anchors
 from tests.reuse import anchor_reference as reference
 from tests.reuse.kvs import equal, random_kv
 from tests.reuse.offsets_conformance import OffsetModelContract
@@ -276,3 +277,13 @@ def test_a_literal_of_another_length_says_nothing_of_this_one() -> None:
     assert len(pool.predict_literal(base, 2)) == 2
     with pytest.raises(ValueError, match="no anchor in front of a literal of 4 tokens"):
         pool.predict_literal(base, 4)
+
+
+def test_a_family_may_say_with_which_numbers() -> None:
+    offsets = Offsets(FAMILIES)
+    family = Anchors(gamma=0.1, capacity=40).family
+    pool = offsets.of(family, "template", "solver_2", 3)
+    assert isinstance(pool, AnchorPool)
+    assert (pool.gamma, pool.capacity) == (0.1, 40)
+    assert offsets.of(family, "template", "solver_2", 4) is not pool  # by number, as all anchors
+    assert offsets.of("anchors", "template", "solver_2", 3) is not pool

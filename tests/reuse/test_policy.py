@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
 from kvcomm.reuse.plan import Fact, Step, Verdict
-from kvcomm.reuse.policy import MODES, Dense, Exact, Kvcomm, policy_for
+from kvcomm.reuse.policy import MODES, Anchors, Dense, Exact, Kvcomm, policy_for
 
 YES = Verdict(True, "shared: entropy 0.010", 4)
 NO = Verdict(False, "no anchor stands out: entropy 1.300", 4)
@@ -208,3 +208,17 @@ def test_an_empty_last_segment_asks_for_no_position() -> None:
 def test_a_literal_that_left_the_store_is_computed() -> None:
     steps = Kvcomm().plan([literal(), message(), literal(2, covered=0, last=True)]).steps
     assert steps[2] == Step("compute", "no base KV")
+
+
+# --- the paper's numbers ---
+
+
+def test_the_papers_numbers_are_part_of_the_family() -> None:
+    assert Kvcomm().offsets == Kvcomm(anchors=Anchors(0.3, 20)).offsets == "anchors"
+    assert Kvcomm(anchors=Anchors(0.1, 40)).offsets == "anchors:gamma=0.1,capacity=40"
+
+
+@pytest.mark.parametrize("numbers", [{"gamma": -0.1}, {"gamma": float("nan")}, {"capacity": 1}])
+def test_numbers_the_paper_has_no_use_for(numbers: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Anchors(**numbers)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from kvcomm.reuse.offsets.base import ANCHORS, OffsetModel, Offsets, kind_of
 from kvcomm.reuse.offsets.linear import LinearOffsets
 from kvcomm.reuse.offsets.mean import MeanOffsets
 
-FAMILIES: dict[str, Callable[[], OffsetModel]] = {
+FAMILIES: dict[str, Callable[..., OffsetModel]] = {
     ANCHORS: AnchorPool,
     "linear": LinearOffsets,
     "mean": MeanOffsets,

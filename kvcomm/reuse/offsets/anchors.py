@@ -16,10 +16,11 @@ import torch
 from kvcomm.kv import KV
 from kvcomm.reuse.offsets.base import OtherShape, check_saved, shape_of
 from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.policy import Anchors
 
-CAPACITY = 20  # V in the paper
+CAPACITY = Anchors.capacity  # V in the paper
 OLDEST = 5  # the window of the eviction rule
-GAMMA = 0.3
+GAMMA = Anchors.gamma
 TOP_P = 0.9  # only feeds the use counters
 
 

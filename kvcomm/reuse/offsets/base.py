@@ -101,19 +101,27 @@ def kind_of(name: str) -> str:
     return TAIL.sub("", NUMBER.sub("", name)) or name
 
 
+def split_family(family: str) -> tuple[str, dict[str, float]]:
+    """The name of a family, and the numbers that its models are made with."""
+    name, _, numbers = family.partition(":")
+    pairs = (pair.partition("=") for pair in numbers.split(",") if pair)
+    return name, {key: int(n) if n.isdigit() else float(n) for key, _, n in pairs}
+
+
 @dataclass
 class Offsets:
     """All offset models of an engine, made when first needed.
 
-    A family is a way to learn ("anchors", "linear", "mean"). Models are kept per (family,
-    template, label): anchors for every placeholder of a template by its number, the others for
-    every placeholder kind. Base KV that was `read` in another prompt has other offsets than that of
-    the text alone. What `budget` has no room for is forgotten template by template, the least
-    recently asked first. `shared`: what its models observe is kept apart, to be taken. `like` is KV
-    of one token, as the engine makes it.
+    A family is a way to learn ("anchors", "linear", "mean"), and may say with which numbers
+    ("anchors:gamma=0.1,capacity=40"). Models are kept per (family, template, label): anchors for
+    every placeholder of a template by its number, the others for every placeholder kind. Base KV
+    that was `read` in another prompt has other offsets than that of the text alone. What `budget`
+    has no room for is forgotten template by template, the least recently asked first. `shared`:
+    what its models observe is kept apart, to be taken. `like` is KV of one token, as the engine
+    makes it.
     """
 
-    families: Mapping[str, Callable[[], OffsetModel]]
+    families: Mapping[str, Callable[..., OffsetModel]]
     budget: Callable[[], float] = lambda: math.inf
     shared: bool = False
     like: KV | None = None
@@ -124,7 +132,7 @@ class Offsets:
         self, family: str, template: str, name: str, number: int, *, read: bool = False
     ) -> OffsetModel:
         """The model of the placeholder called `name`, the `number`-th of its template."""
-        label = str(number) if family == ANCHORS else kind_of(name)
+        label = str(number) if split_family(family)[0] == ANCHORS else kind_of(name)
         return self.named(family, template, label + READ if read else label)
 
     def named(self, family: str, template: str, label: str) -> OffsetModel:
@@ -137,8 +145,9 @@ class Offsets:
         return self.models[key]
 
     def new(self, family: str) -> OffsetModel:
-        """A model that knows nothing yet."""
-        model = self.families[family]()
+        """A model that knows nothing yet. Raises `KeyError` for an unknown family."""
+        name, numbers = split_family(family)
+        model = self.families[name](**numbers)
         if self.shared:
             model.take()
         return model
