@@ -8,59 +8,75 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kvcomm.tasks.record import Config, Sample
+from kvcomm.tasks.intervals import of_difference, of_ratio, of_score
+from kvcomm.tasks.record import CallRow, Config, Sample
 from kvcomm.tasks.scoring.code import pass_at_k
-
-RESAMPLES = 10_000
 
 
 def whole_summary(config: Config, samples: Sequence[Sample], out: Path) -> dict[str, Any]:
-    """The object of `kvcomm eval --json`: the first mode, all modes, and their comparison.
+    """The object of `kvcomm eval --json`: the first mode, all modes, and their comparisons.
 
     A comparison takes the samples that both modes have done; those of the warm-up count nowhere.
     """
     samples = [sample for sample in samples if not sample.warmup]
     by_mode = {mode: [s for s in samples if s.mode == mode] for mode in config.modes}
-    modes = {mode: summary_of(found) for mode, found in by_mode.items()}
+    modes = {mode: summary_of(found, config.seed) for mode, found in by_mode.items()}
     first, *others = config.modes
-    compare = None
-    for other in others:
-        done = {sample.key[:2]: sample for sample in by_mode[other]}
-        mine = [sample for sample in by_mode[first] if sample.key[:2] in done]
-        if mine:
-            compare = comparison(mine, [done[sample.key[:2]] for sample in mine])
+    baselines = config.baselines or others
+    compared = config.modes if config.baselines else (first,)
+    comparisons = [
+        {"first": mode, **comparison(*pairs)}
+        for mode in compared
+        for other in baselines
+        if mode not in baselines and (pairs := _paired(by_mode[mode], by_mode[other]))
+    ]
     return {
         "suite": config.suite,
         "graph": config.graph,
         "model": config.model,
         "mode": first,
         **modes[first],
-        "compare": compare,
+        "compare": comparisons[0] if comparisons else None,
         "modes": modes,
+        "agent_count": config.agent_count,
         "warmup": config.warmup,
+        "comparisons": comparisons,
+        "gamma": config.gamma,
+        "anchors": config.anchors,
+        "conditions": [conditions.model_dump() for conditions in config.conditions],
         "complete": len(samples) == config.tasks * config.repeats * len(config.modes),
         "out": str(out),
     }
 
 
-def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
+def _paired(
+    mine: Sequence[Sample], other: Sequence[Sample]
+) -> tuple[list[Sample], list[Sample]] | None:
+    """The samples that both modes have done, in one order; None where there are none."""
+    done = {sample.key[:2]: sample for sample in other}
+    both = [sample for sample in mine if sample.key[:2] in done]
+    return (both, [done[sample.key[:2]] for sample in both]) if both else None
+
+
+def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
     """Score, reuse and times of the samples of one mode.
 
-    `token_reuse` is the share of prompt tokens that were not computed, `call_reuse` (the paper's)
-    the share of calls that were realigned. `ttft_s` is the median over the answering agent's
-    calls, `agents` the same for every agent.
+    `ci95` counts a task once, whatever its repeats. `token_reuse` is the share of prompt tokens
+    that were not computed, `call_reuse` (the paper's) the share of calls that were realigned.
+    `ttft_s` is the median over the answering agent's calls, `agents` the same for every agent, and
+    `by_agent` has its tokens too. `seed` is that of the first repeat.
     """
     calls = [call for sample in samples for call in sample.calls]
-    nodes = dict.fromkeys(call.node for call in calls)
-    times = {n: statistics.median(c.ttft_s for c in calls if c.node == n) for n in nodes}
+    by_agent = {
+        node: _agent([call for call in calls if call.node == node])
+        for node in dict.fromkeys(call.node for call in calls)
+    }
     audits = [value for sample in samples for value in sample.audits]
     names = dict.fromkeys(name for sample in samples for name in sample.metrics)
     return {
         "samples": len(samples),
         "score": _mean([sample.value for sample in samples]),
-        "ci95": interval([sample.value for sample in samples]),
+        "ci95": of_score(_by_task([(sample, sample.value) for sample in samples])),
         "metrics": {name: _mean([s.metrics.get(name, 0.0) for s in samples]) for name in names},
         **_pass(samples),
         "token_reuse": _token_reuse(samples),
@@ -68,7 +84,9 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
         if calls
         else 0.0,
         "ttft_s": _ttft(samples),
-        "agents": times,
+        "agents": {node: found["ttft_s"] for node, found in by_agent.items()},
+        "by_agent": by_agent,
+        "repeats": _repeats(samples, seed),
         "wall_s": sum(sample.wall_s for sample in samples),
         "audits": {"count": len(audits), "mean": _mean(audits) if audits else None},
         "errors": sum(bool(sample.error) for sample in samples),
@@ -76,37 +94,81 @@ def summary_of(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
+def _agent(calls: Sequence[CallRow]) -> dict[str, Any]:
+    """The calls of one agent: mean length of their prompts, what became of them, and time."""
+    tokens = sum(call.prompt_tokens for call in calls) or 1
+    return {
+        "calls": len(calls),
+        "prompt_tokens": _mean([call.prompt_tokens for call in calls]),
+        "computed_share": sum(call.computed_tokens for call in calls) / tokens,
+        "realigned_share": sum(call.realigned_tokens for call in calls) / tokens,
+        "call_reuse": sum(call.realigned_tokens > 0 for call in calls) / len(calls),
+        "ttft_s": statistics.median(call.ttft_s for call in calls),
+    }
+
+
+def _repeats(samples: Sequence[Sample], seed: int) -> dict[str, Any] | None:
+    """The mean score of every repeat that is complete, and how they spread; None for one."""
+    groups: dict[int, list[float]] = {}
+    for sample in samples:
+        groups.setdefault(sample.repeat, []).append(sample.value)
+    whole = max(map(len, groups.values()), default=0)
+    means = {n: _mean(values) for n, values in sorted(groups.items()) if len(values) == whole}
+    if len(means) < 2:
+        return None
+    return {
+        "seeds": [seed + n for n in means],
+        "scores": list(means.values()),
+        "mean": _mean(list(means.values())),
+        "sd": statistics.stdev(means.values()),
+    }
+
+
+def _by_task(values: Sequence[tuple[Sample, float]]) -> list[float]:
+    """The mean of every task's values: repeats of one task are no samples of their own."""
+    groups: dict[str, list[float]] = {}
+    for sample, value in values:
+        groups.setdefault(sample.task, []).append(value)
+    return [_mean(group) for group in groups.values()]
+
+
 def _pass(samples: Sequence[Sample]) -> dict[str, Any]:
-    """pass@1 and pass@n over the repeats of every task, where there are several."""
+    """pass@1 and pass@n over the repeats of every task that has all of them, where several are."""
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)
     repeats = max(map(len, by_task.values()), default=0)
     if repeats < 2:
         return {}
-    counts = [(len(group), sum(s.correct for s in group)) for group in by_task.values()]
-    return {
-        f"pass@{k}": _mean([pass_at_k(n, right, k) for n, right in counts]) for k in (1, repeats)
-    }
+    whole = [group for group in by_task.values() if len(group) == repeats]
+    right = [sum(sample.correct for sample in group) for group in whole]
+    return {f"pass@{k}": _mean([pass_at_k(repeats, n, k) for n in right]) for k in (1, repeats)}
 
 
 def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, Any]:
     """The first mode against the second, on the same samples in the same order.
 
-    `difference` is first minus second with its 95 % paired bootstrap interval; `p_value` is
-    McNemar's exact test on the samples that only one got right; `consistency` holds the shares of
-    equal answers (`answer`) and, where both chose among agents they heard, of equal choices
-    (`judge`).
+    `difference` is first minus second with its 95 % interval for pairs (Newcombe's of two shares,
+    else the bootstrap's; a task counts once); `p_value` is McNemar's exact test on the samples that
+    only one got right; `consistency` holds the shares of equal answers (`answer`) and, where both
+    chose among agents they heard, of equal choices (`judge`). `ttft_ratio` is how many times longer
+    the second mode takes to the answering agent's first token: below 1 the first is the slower.
     """
     pairs = list(zip(samples, other, strict=True))
     assert all(a.key[:2] == b.key[:2] for a, b in pairs)
-    differences = [a.value - b.value for a, b in pairs]
     judged = [(a.chosen, b.chosen) for a, b in pairs if a.chosen or b.chosen]
+    scores = zip(
+        _by_task([(a, a.value) for a, _ in pairs]),
+        _by_task([(b, b.value) for _, b in pairs]),
+        strict=True,
+    )
+    times = [(b.calls[-1].ttft_s, a.calls[-1].ttft_s) for a, b in pairs if a.calls and b.calls]
+    timed = bool(times) and all(min(pair) > 0 for pair in times)
     return {
         "mode": other[0].mode,
         "score": _mean([b.value for b in other]),
-        "difference": _mean(differences),
-        "ci95": interval(differences),
+        "difference": _mean([a.value - b.value for a, b in pairs]),
+        "ci95": of_difference(list(scores)),
         "p_value": mcnemar(
             sum(a.correct and not b.correct for a, b in pairs),
             sum(b.correct and not a.correct for a, b in pairs),
@@ -115,8 +177,10 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
             "answer": _mean([float(_same(a, b)) for a, b in pairs]),
             "judge": _mean([float(a == b) for a, b in judged]) if judged else None,
         },
-        "ttft_ratio": _ratio(_ttft(samples), _ttft(other)),
+        "ttft_ratio": _ratio(times) if timed else None,
         "token_reuse": _token_reuse(other),
+        "samples": len(pairs),
+        "ttft_ratio_ci95": of_ratio(times) if timed else None,
     }
 
 
@@ -127,8 +191,10 @@ def _same(a: Sample, b: Sample) -> bool:
     return a.answer == b.answer
 
 
-def _ratio(mine: float | None, theirs: float | None) -> float | None:
-    return theirs / mine if mine and theirs else None
+def _ratio(times: Sequence[tuple[float, float]]) -> float:
+    """The second mode's median time over the first's."""
+    theirs, mine = zip(*times, strict=True)
+    return float(statistics.median(theirs) / statistics.median(mine))
 
 
 def _ttft(samples: Sequence[Sample]) -> float | None:
@@ -142,20 +208,6 @@ def _token_reuse(samples: Sequence[Sample]) -> float:
     calls = [call for sample in samples for call in sample.calls]
     prompt = sum(call.prompt_tokens for call in calls)
     return 1 - sum(call.computed_tokens for call in calls) / prompt if prompt else 0.0
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean (percentiles of seeded resamples)."""
-    if not values:
-        return (0.0, 0.0)
-    draw = np.random.default_rng(seed)
-    array = np.asarray(values, dtype=float)
-    means = [
-        array[draw.integers(0, len(array), (500, len(array)))].mean(axis=1)
-        for _ in range(RESAMPLES // 500)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return (float(low), float(high))
 
 
 def mcnemar(first: int, second: int) -> float:

@@ -60,7 +60,9 @@ def ttft(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the times, too.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Draw the times, too: FILE.png, .pdf, .svg.", show_default=False
+        ),
     ] = None,
     model: options.Model = options.DEFAULT_MODEL,
     seed: options.Seed = 0,
@@ -85,7 +87,7 @@ def ttft(
         if name not in MODES:
             raise UsageError(f"mode {name!r} is unknown: choose among {', '.join(MODES)}")
     if plot is not None:
-        options.need("matplotlib", "plot")
+        options.check_plot(plot)
     work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
 
     from kvcomm.engine.memory import peak_memory

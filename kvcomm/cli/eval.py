@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_plan import anchors_of, modes_of, numbers_of, select, team_of
-from kvcomm.cli.eval_report import report, show
+from kvcomm.cli.eval_report import report
+from kvcomm.cli.eval_table import show
 from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import UsageError
@@ -33,11 +34,27 @@ class SuiteFirst(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
+class SuiteCommand(TyperCommand):
+    """Shows itself as it is typed: `kvcomm eval SUITE`."""
+
+    def make_context(self, info_name: str | None, *args: Any, **kwargs: Any) -> Any:
+        """A context under the name of its argument."""
+        return super().make_context("SUITE", *args, **kwargs)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What may follow: SUITE has been said."""
+        return ["[OPTIONS]"]
+
+
 app = typer.Typer(cls=SuiteFirst, help="Work through a suite of tasks, and score the answers.")
 app.command("report")(report)
 
 
-@app.command("suite")
+@app.command(
+    "suite",
+    cls=SuiteCommand,
+    epilog="Another command: kvcomm eval report RUN... puts evaluations beside each other.",
+)
 def suite(
     name: Annotated[
         str,
@@ -130,7 +147,12 @@ def suite(
         ),
     ] = 1,
     concurrent: Annotated[
-        int, typer.Option(max=options.MOST_AGENTS, metavar="N", help="Tasks under way at once.")
+        int,
+        typer.Option(
+            max=options.MOST_AGENTS,
+            metavar="N",
+            help="Tasks under way at once. Times can be compared at 1 only.",
+        ),
     ] = 4,
     retries: Annotated[
         int,
@@ -178,8 +200,8 @@ def suite(
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
 
-    Every sample is kept when it is done: the same command with the same --out goes on where it was
-    stopped. `kvcomm eval report RUN...` puts several evaluations beside each other.
+    Every sample is kept as soon as it is done. Stopped, the same command with the same --out goes
+    on from there.
     """
     from kvcomm.tasks import Graders, load_suite
     from kvcomm.tasks.evaluate import Plan

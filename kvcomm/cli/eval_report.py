@@ -1,108 +1,89 @@
-"""`kvcomm eval report RUN…`: evaluations beside each other, as a table and as a plot."""
+"""`kvcomm eval report RUN…`: evaluations beside each other, as a table, a plot, or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import console, number_table, print_json
+from kvcomm.cli.eval_table import show
+from kvcomm.cli.output import console, print_json, say
+from kvcomm.errors import UsageError
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+FORMATS = ("csv", "latex")
 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Output folders of `kvcomm eval`.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN", help="Output folders of `kvcomm eval`, or folders of several."
+        ),
     ],
+    by_agent: Annotated[
+        bool, typer.Option("--by-agent", help="Add a line for each agent: tokens, reuse, TTFT.")
+    ] = False,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="csv (every number, one row a mode) or latex (booktabs), instead of the table.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where --to is written.", show_default="stdout"),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.png",
-            help="Draw score against reuse, and the time to first token by agent.",
+            metavar="FILE",
+            help="Draw score against reuse, and TTFT by agent: FILE.png, .pdf, .svg.",
             show_default=False,
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Put evaluations beside each other. What is not finished is reported as far as it is."""
+    """Put evaluations beside each other. Unfinished runs are included with their results so far."""
     from kvcomm.tasks.record import SAMPLES, evaluations, read_config, read_samples
     from kvcomm.tasks.summary import whole_summary
 
+    if to is not None and to not in FORMATS:
+        raise UsageError(f"--to {to!r} is unknown: choose {' or '.join(FORMATS)}")
+    if to is not None and json:
+        raise UsageError("--to and --json both go to stdout: choose one")
+    if out is not None and to is None:
+        raise UsageError("--out belongs to --to csv or --to latex")
     if plot is not None:
-        options.need("matplotlib", "plot")
+        options.check_plot(plot)
     values = []
     for run in runs:
         for place in evaluations(run if run.exists() else options.RUNS / run):
             values.append(whole_summary(read_config(place), read_samples(place / SAMPLES), place))
-    if json:
+    if to is not None:
+        _export(values, to, out)
+    elif json:
         print_json({"runs": values})
     else:
-        console().print(show(values))
+        console().print(show(values, by_agent=by_agent))
     if plot is not None:
         from kvcomm.cli.plot import plot_eval
 
         plot_eval(values, plot)
 
 
-def show(values: Sequence[dict[str, Any]]) -> RenderableType:
-    """One line for each mode of each evaluation, and what their comparisons came to."""
-    from rich.console import Group
-    from rich.text import Text
+def _export(values: list[dict[str, Any]], to: str, out: Path | None) -> None:
+    """Write the table of another program to a file or to stdout. Raises `UsageError`."""
+    from kvcomm.cli.eval_export import to_csv, to_latex
 
-    columns = ("n", "score", "95 %", "tokens", "calls", "TTFT s", "errors")
-    table = number_table("suite, mode", *columns)
-    notes: list[RenderableType] = []
-    for value in values:
-        for mode, found in value["modes"].items():
-            low, high = found["ci95"]
-            ttft = "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}"
-            table.add_row(
-                f"{value['suite']}, {mode}",
-                f"{found['samples']:,}",
-                f"{found['score']:.1%}",
-                f"{low:.0%}–{high:.0%}",
-                f"{found['token_reuse']:.1%}",
-                f"{found['call_reuse']:.1%}",
-                ttft,
-                str(found["errors"]),
-            )
-        if value["compare"]:
-            notes += ["", Text(_compared(value["mode"], value["compare"]))]
-        notes += [
-            Text(f"{mode}: {', '.join(parts)}")
-            for mode, found in value["modes"].items()
-            if (parts := _more(found))
-        ]
-    legend = (
-        "score: mean over samples, with its bootstrap interval; tokens: share of prompt tokens not "
-        "computed; calls: share of calls that were realigned; TTFT: median of the last agent."
-    )
-    return Group(table, *notes, "", Text(legend, style="dim"))
-
-
-def _more(found: dict[str, Any]) -> list[str]:
-    """Other measures of a mode, and what its audits came to."""
-    parts = [f"{name} {value:.3f}" for name, value in found["metrics"].items()]
-    parts += [f"{name} {value:.3f}" for name, value in found.items() if name.startswith("pass@")]
-    audits = found["audits"]
-    if audits["count"]:
-        parts.append(f"{audits['count']} audits with a mean divergence of {audits['mean']:.4f}")
-    return parts
-
-
-def _compared(mode: str, found: dict[str, Any]) -> str:
-    low, high = found["ci95"]
-    judge = found["consistency"]["judge"]
-    parts = [
-        f"{mode} against {found['mode']}: {found['difference']:+.1%} "
-        f"({low:+.1%} to {high:+.1%}, McNemar p = {found['p_value']:.2f})",
-        f"same answer {found['consistency']['answer']:.0%}",
-        "" if judge is None else f"same choice of the last agent {judge:.0%}",
-        "" if found["ttft_ratio"] is None else f"TTFT {found['ttft_ratio']:.1f} times shorter",
-    ]
-    return "; ".join(part for part in parts if part)
+    text = to_csv(values) if to == "csv" else to_latex(values)
+    if out is None:
+        say(text.rstrip("\n"))
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from None

@@ -230,6 +230,16 @@ def size(value: str | None) -> int | None:
     return found
 
 
+def check_plot(path: Path) -> None:
+    """Raise `UsageError` for a file that nothing can be drawn into, before any work is done."""
+    need("matplotlib", "plot")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise UsageError(f"--plot {path}: matplotlib writes {', '.join(formats)}")
+
+
 def need(package: str, extra: str) -> None:
     """Raise `UsageError` when a package of an extra is not installed."""
     import importlib.util

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvcomm.trace.text import STEERING, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -53,12 +53,17 @@ def say(text: str) -> None:
     print(plain(text), flush=True)
 
 
-def number_table(first: str, *columns: str) -> Table:
-    """A table without lines: names on the left, numbers in the other columns."""
+def number_table(first: str | Sequence[str], *columns: str) -> Table:
+    """A table without lines: names on the left, numbers in the other columns.
+
+    Of several columns of names the long ones are wrapped where there is no room.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(first, no_wrap=True)
+    names = [first] if isinstance(first, str) else first
+    for name in names:
+        table.add_column(name, no_wrap=len(names) == 1, overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -31,16 +31,23 @@ def plot_ttft(value: dict[str, Any], path: Path) -> None:
 
 
 def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
-    """Score against token reuse, one point a mode; and the time to first token by agent."""
+    """Score against token reuse, one point a mode; and the time to first token by agent.
+
+    Agents are numbered in the order in which they are called.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    from kvcomm.cli.eval_table import labels_of
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), dpi=150)
-    for value in values:
+    times: list[float] = []
+    for value, name in zip(values, labels_of(values), strict=True):
         for mode, found in value["modes"].items():
-            label = f"{value['suite']}, {mode}"
+            label = f"{name}, {mode}" if name else mode
             low, high = (abs(edge - found["score"]) for edge in found["ci95"])
             left.errorbar(
                 100 * found["token_reuse"],
@@ -50,15 +57,31 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
                 capsize=3,
                 label=label,
             )
-            right.plot(list(found["agents"]), list(found["agents"].values()), "o-", label=label)
+            by_agent = list(found["agents"].values())
+            times += by_agent
+            right.plot(range(1, len(by_agent) + 1), by_agent, "o-", label=label)
     left.set_xlabel("prompt tokens not computed, %")
     left.set_ylabel("score, %")
+    right.set_xlabel("agent")
     right.set_ylabel("time to first token, s (median)")
-    right.set_yscale("log")
-    right.tick_params(axis="x", rotation=20)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_scale(right, [time for time in times if time > 0])
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     left.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _plain_scale(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis where values differ tenfold, else one from 0; its ticks plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not values or max(values) < 10 * min(values):
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from kvcomm.cli.eval_table import times_in_words
 from kvcomm.reuse.offsets import FAMILIES
 from kvcomm.tasks.record import SAMPLES, read_samples
+from tests.tasks.test_record import CONFIGURED
 
 MODEL = ("--model", "random:llama-tiny", "--dtype", "float64", "--max-tokens", "8")
 GRAPH = ("--graph", "chain", "--agents", "2")
@@ -29,10 +34,14 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, "--limit", "3", "--out", "o")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
-    header = "suite, mode n score 95 % tokens calls TTFT s errors"
-    assert lines[0].split() == header.split()
-    assert lines[1].startswith("gsm8k, auto  3")
+    assert lines[0] == "gsm8k; graph chain; 2 agents; random:llama-tiny"
+    assert lines[1].startswith("on cpu, float64, torch ")
+    assert "4 tasks at once" in ended.out
+    header = next(place for place, line in enumerate(lines) if line.startswith("mode"))
+    assert " ".join(lines[header].split()) == "mode n score 95 % tokens calls TTFT s"
+    assert lines[header + 1].startswith("auto  3")
     assert all(len(line) <= 80 for line in lines)
+    assert "compare times at --concurrent 1 only" in " ".join(ended.out.split())
     assert "kept in o: kvcomm eval report o" in ended.out
     assert "3 of 3: auto" in ended.err
     assert sorted(path.name for path in Path("o").iterdir()) == [
@@ -61,21 +70,98 @@ def test_json_has_the_documented_keys(cli, data: str) -> None:
 def test_the_comparison_in_words(cli, data: str) -> None:
     args = ("--reuse", "exact", "--compare", "dense", "--limit", "2", "--out", "o")
     out = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).out
-    assert "exact against dense: +0.0% (+0.0% to +0.0%, McNemar p = 1.00); same answer 100%" in out
+    words = " ".join(out.split())
+    assert "exact against dense: +0.0% (-65.8% to +65.8%, McNemar p = 1.00); same answer" in words
+    assert "shorter" in words or "longer" in words
 
 
 def test_the_report_puts_runs_beside_each_other(cli, data: str) -> None:
     for name, reuse in (("one", "exact"), ("two", "dense")):
         args = ("--reuse", reuse, "--limit", "2", "--out", name)
         assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
-    ended = cli("eval", "report", "one", "two", "--plot", "plot.png")
+    ended = cli("eval", "report", "one", "two", "--plot", "plot.png", "--by-agent")
     assert ended.code == 0, ended.err
-    assert "gsm8k, exact" in ended.out
-    assert "gsm8k, dense" in ended.out
+    assert re.search("^exact  2 .*^dense  2 ", ended.out, re.M | re.S)
+    assert re.search("^exact  solver .*^exact  editor ", ended.out, re.M | re.S)
+    assert all(len(line) <= 80 for line in ended.out.splitlines())
     assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
     value = json.loads(cli("eval", "report", "one", "--json").out)
     assert [run["mode"] for run in value["runs"]] == ["exact"]
     assert "holds no evaluation" in cli("eval", "report", "three").err
+
+
+def test_numbers_for_other_programs(cli, data: str) -> None:
+    args = ("--agents", "1,2", "--reuse", "exact", "--compare", "dense", "--limit", "2")
+    assert cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o").code == 0
+    table = cli("eval", "report", "o").out
+    assert re.search("^agents +mode .*^1 +exact .*^2 +dense ", table, re.M | re.S)
+    assert "2 agents:\nexact against dense" in table
+    ended = cli("eval", "report", "o", "--to", "csv")
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
+    of_rows = [(row["agent_count"], row["mode"]) for row in rows]
+    assert of_rows == [("1", "exact"), ("1", "dense"), ("2", "exact"), ("2", "dense")]
+    assert {row["samples"] for row in rows} == {"2"}
+    (run, _) = json.loads(cli("eval", "report", "o", "--json").out)["runs"]
+    assert float(rows[0]["ci95_high"]) == run["ci95"][1]
+    assert float(rows[0]["against.dense.difference"]) == run["compare"]["difference"]
+    assert rows[1]["against.dense.difference"] == ""
+    assert float(rows[2]["by_agent.editor.prompt_tokens"]) > 0
+    assert rows[0]["by_agent.editor.prompt_tokens"] == ""
+    assert cli("eval", "report", "o", "--to", "latex", "--out", "t.tex").out == ""
+    tex = Path("t.tex").read_text()
+    assert tex.count(r"\\") == 5
+    assert "gsm8k & full & 2 & random:llama-tiny & dense & 2 & " in tex
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--to", "word"), "--to 'word' is unknown: choose csv or latex"),
+        (("--to", "csv", "--json"), "choose one"),
+        (("--out", "x"), "--out belongs to --to"),
+        (("--plot", "r.txt"), "--plot r.txt: matplotlib writes "),
+        (("--to", "csv", "--out", "no/x"), "cannot write no/x"),
+    ],
+)
+def test_bad_usage_of_the_report(cli, data: str, args: tuple[str, ...], message: str) -> None:
+    Path("one").mkdir()
+    fields = {**CONFIGURED, "modes": ["exact"]}
+    Path("one", "config.json").write_text(json.dumps(fields))
+    ended = cli("eval", "report", "one", *args)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert message in ended.err
+
+
+def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
+    Path("one").mkdir()
+    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": ["kvcomm"]}))
+    ended = cli("eval", "report", "one", "--plot", "r.pdf")
+    assert ended.code == 0, ended.err
+    assert "kvcomm  0   0.0%  0%–100%" in ended.out
+    assert Path("r.pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_help_shows_what_is_typed(cli) -> None:
+    out = cli("eval", "--help").out
+    assert "Usage: kvcomm eval SUITE [OPTIONS]" in out
+    assert "kvcomm eval report RUN" in out
+    assert "Usage: kvcomm eval SUITE" in cli("eval").err
+
+
+@pytest.mark.parametrize(
+    ("ratio", "interval", "words"),
+    [
+        (1.44, (1.2, 1.8), "1.4× shorter (95 % 1.2–1.8×)"),
+        (0.625, (0.5, 0.8), "1.6× longer (95 % 1.2–2.0×)"),
+        (1.1, (0.8, 1.3), "1.1× shorter (95 % 1.2× longer to 1.3× shorter)"),
+        (0.8, (0.5, 1.25), "1.2× longer (95 % 1.2× shorter to 2.0× longer)"),
+        (2.0, None, "2.0× shorter"),
+    ],
+)
+def test_times_are_never_less_than_once(
+    ratio: float, interval: tuple[float, float] | None, words: str
+) -> None:
+    assert times_in_words(ratio, interval) == words
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from kvcomm.agents import Agent, Sampling, Tool
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph, chain
+from kvcomm.reuse.policy import Anchors
 from kvcomm.tasks import Graders, Suite, Task
 from kvcomm.tasks.evaluate import Evaluation, Plan
 from kvcomm.tasks.graders import by_words
@@ -171,6 +172,53 @@ def test_learning_modes_keep_what_they_learned_beside_the_log(
     assert list((tmp_path / STATE).glob("*.safetensors"))
 
 
+def test_a_warm_up_that_was_stopped_begins_anew_and_one_that_was_done_does_not(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    made = plan(modes=("kvcomm",), tasks=TASKS[:2], warmup=TASKS[2:5], concurrent=1)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(count: int) -> Callable[[Sample], None]:
+        heard: list[Sample] = []
+
+        def stop(sample: Sample) -> None:
+            heard.append(sample)
+            if len(heard) == count:
+                raise Stop
+
+        return stop
+
+    with pytest.raises(Stop):
+        evaluate(tiny, made, tmp_path, stop_after(2))
+    assert read_samples(tmp_path / SAMPLES) == []
+    assert not (tmp_path / STATE).exists()
+    tiny.forget()
+    with pytest.raises(Stop):
+        evaluate(tiny, made, tmp_path, stop_after(4))
+    logged = read_samples(tmp_path / SAMPLES)
+    assert [(s.task, s.warmup) for s in logged[:3]] == [(t.id, True) for t in TASKS[2:5]]
+    tiny.forget()
+    again: list[Sample] = []
+    samples = evaluate(tiny, made, tmp_path, again.append)
+    assert [sample.task for sample in samples] == ["t0", "t1"]
+    assert read_samples(tmp_path / SAMPLES)[: len(logged)] == logged
+    assert [s.task for s in again if s.warmup] == [t.id for t in TASKS[2:5]]
+    # What the warm-up taught was there: no call of the last command was without anchors.
+    assert all(call.realigned_tokens for call in samples[1].calls)
+
+
+def test_conditions_may_change_and_are_all_kept(tiny: LocalEngine, tmp_path: Path) -> None:
+    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=1), tmp_path)
+    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=1), tmp_path)
+    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=3, baselines=("exact",)), tmp_path)
+    found = read_config(tmp_path)
+    assert [conditions.concurrent for conditions in found.conditions] == [1, 3]
+    assert {conditions.dtype for conditions in found.conditions} == {tiny.dtype}
+    assert (found.agent_count, found.baselines) == (2, ("exact",))
+
+
 def test_repeats_draw_anew(tiny: LocalEngine, tmp_path: Path) -> None:
     warm = GRAPH.with_agents(
         lambda agent: (
@@ -242,7 +290,14 @@ def test_whom_the_last_agent_agreed_with(tiny: LocalEngine, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"tasks": TASKS[:2]}, {"graph": chain(member("a"))}]
+    "change",
+    [
+        {"seed": 1},
+        {"tasks": TASKS[:2]},
+        {"graph": chain(member("a"))},
+        {"warmup": TASKS[3:]},
+        {"anchors": Anchors(gamma=0.5)},
+    ],
 )
 def test_a_changed_plan_is_refused(
     tiny: LocalEngine, tmp_path: Path, change: dict[str, Any]

@@ -36,7 +36,7 @@ def test_policies_and_classes_of_them(tmp_path: Path) -> None:
     ("text", "name", "message"),
     [
         (HEAD, "", "holds no policy: assign a Policy"),
-        (TWO, "", "holds more than one policy: say which"),
+        (TWO, "", "holds 2 policies: say which"),
         (HEAD + "policy = Exact()\n", "", "is called 'exact', as a mode is"),
         (
             HEAD + "policy = Realign(Recipe('x', offsets='last'))",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import random
-import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvcomm.tasks.intervals import newcombe, of_mean, wilson
 from kvcomm.tasks.record import CallRow, Sample
-from kvcomm.tasks.summary import comparison, interval, mcnemar, summary_of
+from kvcomm.tasks.summary import comparison, mcnemar, summary_of, whole_summary
+from tests.tasks.test_record import config
 
 
 def call(node: str = "judge", prompt: int = 100, computed: int = 40, **fields: Any) -> CallRow:
@@ -93,6 +94,7 @@ def test_a_comparison() -> None:
     ]
     found = comparison(mine, other)
     assert found["difference"] == pytest.approx(-1 / 3)
+    assert found["ci95"] == newcombe(2, 0, 1, 0)
     assert found["p_value"] == 1.0
     assert found["consistency"] == {"answer": pytest.approx(2 / 3), "judge": pytest.approx(1 / 2)}
     assert found["ttft_ratio"] == pytest.approx(5.0)
@@ -106,13 +108,77 @@ def test_mcnemar_is_the_share_of_coins_as_uneven(first: int, second: int) -> Non
     assert mcnemar(first, second) == pytest.approx(as_uneven / len(throws))
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
-    draw = random.Random(0)
-    values = [draw.choice((0.0, 1.0, 1.0)) for _ in range(40)]
-    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(4_000))
-    low, high = interval(values)
-    assert low == pytest.approx(means[100], abs=0.03)
-    assert high == pytest.approx(means[3_899], abs=0.03)
-    assert interval(values) == (low, high)  # seeded
-    assert interval([]) == (0.0, 0.0)
-    assert interval([0.5] * 3) == (0.5, 0.5)
+def test_the_interval_of_a_score_is_wilsons_and_counts_a_task_once() -> None:
+    wrong = [sample(f"t{n}", False) for n in range(12)]
+    assert summary_of(wrong)["ci95"] == wilson(0, 12)
+    again = [s.model_copy(update={"repeat": 1}) for s in wrong]
+    assert summary_of([*wrong, *again])["ci95"] == wilson(0, 12)
+    partly = [sample("a", False, value=0.5), sample("b", True), sample("c", False)]
+    assert summary_of(partly)["ci95"] == of_mean([0.5, 1.0, 0.0])
+
+
+def test_repeats_have_a_mean_and_a_spread() -> None:
+    samples = [
+        sample(task, right, repeat=n)
+        for n, rights in enumerate(((True, True), (True, False)))
+        for task, right in zip("ab", rights, strict=True)
+    ]
+    samples.append(sample("a", False, repeat=2))  # not finished: another set of tasks
+    found = summary_of(samples, seed=7)["repeats"]
+    assert found == {
+        "seeds": [7, 8],
+        "scores": [1.0, 0.5],
+        "mean": 0.75,
+        "sd": pytest.approx(0.5 / 2**0.5),
+    }
+    assert summary_of(samples[:2])["repeats"] is None
+    assert summary_of(samples)["pass@3"] == 1.0  # of the only task with three
+
+
+def test_what_became_of_each_agents_tokens() -> None:
+    calls = [call("solver", 50, 50, realigned_tokens=0), call("judge", 100, 40)]
+    more = [call("solver", 150, 10, realigned_tokens=30), call("judge", 300, 60)]
+    found = summary_of([sample("a", True, calls=calls), sample("b", True, calls=more)])["by_agent"]
+    assert found["solver"] == {
+        "calls": 2,
+        "prompt_tokens": 100.0,
+        "computed_share": pytest.approx(60 / 200),
+        "realigned_share": pytest.approx(30 / 200),
+        "call_reuse": 0.5,
+        "ttft_s": 0.5,
+    }
+    assert found["judge"]["computed_share"] == pytest.approx(100 / 400)
+
+
+def timed(mode: str, *times: float) -> list[Sample]:
+    return [sample(f"t{n}", True, mode, calls=[call(ttft_s=time)]) for n, time in enumerate(times)]
+
+
+def test_times_are_compared_over_the_same_samples() -> None:
+    found = comparison(timed("exact", 0.2, 0.4, 0.3), timed("dense", 0.1, 0.2, 0.15))
+    assert found["ttft_ratio"] == pytest.approx(0.5)
+    assert found["ttft_ratio_ci95"] == pytest.approx((0.5, 0.5))
+    mine = [*timed("exact", 0.2), sample("t1", False, error="it broke")]
+    found = comparison(mine, timed("dense", 0.1, 9.0))
+    assert (found["ttft_ratio"], found["ttft_ratio_ci95"]) == (pytest.approx(0.5), None)
+
+
+def test_every_mode_is_compared_with_every_baseline(tmp_path: Path) -> None:
+    modes = ("auto", "kvcomm", "dense", "exact")
+    samples = [sample("a", mode != "dense", mode) for mode in modes]
+    samples.append(sample("w", False, "auto", warmup=True))
+
+    def compared(**fields: Any) -> list[tuple[str, str]]:
+        value = whole_summary(config(modes=modes, tasks=1, **fields), samples, tmp_path)
+        assert value["complete"]
+        assert value["samples"] == 1
+        assert value["compare"] == value["comparisons"][0]
+        return [(found["first"], found["mode"]) for found in value["comparisons"]]
+
+    assert compared(baselines=("dense", "exact")) == [
+        ("auto", "dense"),
+        ("auto", "exact"),
+        ("kvcomm", "dense"),
+        ("kvcomm", "exact"),
+    ]
+    assert compared() == [("auto", "kvcomm"), ("auto", "dense"), ("auto", "exact")]
