@@ -27,9 +27,8 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
 
     labels = [_labels(value) for value in values]
     differing = _differing(labels)
-    common = [_said(name, text) for name, text in labels[0].items() if name not in differing]
     parts: list[RenderableType] = [
-        Text("; ".join(filter(None, common))),
+        Text(_common(labels, differing)),
         Text(_measured(values), style="dim"),
         "",
         _scores(values, labels, differing),
@@ -67,17 +66,24 @@ def _labels(value: dict[str, Any]) -> dict[str, str]:
         "model": value["model"],
         "γ": f"{value['gamma']:g}" if anchored else "",
         "V": str(value["anchors"]) if anchored else "",
-        "warm-up": str(value["warmup"] or ""),
+        "warm-up": str(value["warmup"]),
     }
 
 
 def _differing(labels: Sequence[dict[str, str]]) -> list[str]:
-    return [name for name in labels[0] if len({found[name] for found in labels}) > 1]
+    return [name for name in labels[0] if len({found[name] for found in labels} - {""}) > 1]
+
+
+def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
+    """What holds for all, where it applies."""
+    found = {name: text for label in labels for name, text in label.items() if text}
+    said = (_said(name, found.get(name, "")) for name in labels[0] if name not in differing)
+    return "; ".join(filter(None, said))
 
 
 def _said(name: str, text: str) -> str:
     """A label in a sentence."""
-    if not text:
+    if not text or (name, text) == ("warm-up", "0"):
         return ""
     if name == "agents":
         return f"{text} agent{'' if text == '1' else 's'}"
@@ -85,7 +91,7 @@ def _said(name: str, text: str) -> str:
         "suite": text,
         "graph": f"graph {text}",
         "model": text,
-        "warm-up": f"{text} tasks of warm-up",
+        "warm-up": f"{text} task{'' if text == '1' else 's'} of warm-up",
     }.get(name, f"{name} {text}")
 
 
@@ -106,10 +112,10 @@ def _alone(values: Sequence[dict[str, Any]]) -> str:
     many = {found["concurrent"] for value in values for found in value["conditions"]}
     if not many or many == {1}:
         return ""
-    return (
-        f" Times were taken with {' or '.join(map(str, sorted(many)))} tasks at once, which makes "
-        "them longer: compare times at --concurrent 1 only."
-    )
+    taken = f" Times were taken with {' and '.join(map(str, sorted(many)))} tasks at once"
+    if len(many) > 1:
+        return f"{taken}, and cannot be compared: use --concurrent 1."
+    return f"{taken}, which makes them longer: compare times at --concurrent 1 only."
 
 
 def _scores(
@@ -145,11 +151,12 @@ def _agents(
     columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
     table = number_table([*differing, "mode", "agent"], *columns)
     for value, label in zip(values, labels, strict=True):
+        names = [label[name] for name in differing]
         for mode, found in value["modes"].items():
+            names.append(mode)
             for agent, its in found["by_agent"].items():
                 table.add_row(
-                    *(label[name] for name in differing),
-                    mode,
+                    *names,
                     agent,
                     f"{its['prompt_tokens']:,.0f}",
                     f"{its['computed_share']:.1%}",
@@ -157,6 +164,8 @@ def _agents(
                     f"{its['call_reuse']:.1%}",
                     f"{its['ttft_s']:.3f}",
                 )
+                names = [""] * len(names)  # said once
+            names = names[:-1]
     return table
 
 

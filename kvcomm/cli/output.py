@@ -56,14 +56,14 @@ def say(text: str) -> None:
 def number_table(first: str | Sequence[str], *columns: str) -> Table:
     """A table without lines: names on the left, numbers in the other columns.
 
-    Of several columns of names the long ones are wrapped where there is no room.
+    Of several columns of names those before the last two are wrapped where there is no room.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     names = [first] if isinstance(first, str) else first
-    for name in names:
-        table.add_column(name, no_wrap=len(names) == 1, overflow="fold")
+    for place, name in enumerate(names):
+        table.add_column(name, no_wrap=place >= len(names) - 2, overflow="fold")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from kvcomm.cli.eval_table import times_in_words
 from kvcomm.reuse.offsets import FAMILIES
 from kvcomm.tasks.record import SAMPLES, read_samples
 from tests.tasks.test_record import CONFIGURED
@@ -146,22 +145,6 @@ def test_help_shows_what_is_typed(cli) -> None:
     assert "Usage: kvcomm eval SUITE [OPTIONS]" in out
     assert "kvcomm eval report RUN" in out
     assert "Usage: kvcomm eval SUITE" in cli("eval").err
-
-
-@pytest.mark.parametrize(
-    ("ratio", "interval", "words"),
-    [
-        (1.44, (1.2, 1.8), "1.4× shorter (95 % 1.2–1.8×)"),
-        (0.625, (0.5, 0.8), "1.6× longer (95 % 1.2–2.0×)"),
-        (1.1, (0.8, 1.3), "1.1× shorter (95 % 1.2× longer to 1.3× shorter)"),
-        (0.8, (0.5, 1.25), "1.2× longer (95 % 1.2× shorter to 2.0× longer)"),
-        (2.0, None, "2.0× shorter"),
-    ],
-)
-def test_times_are_never_less_than_once(
-    ratio: float, interval: tuple[float, float] | None, words: str
-) -> None:
-    assert times_in_words(ratio, interval) == words
 
 
 @pytest.mark.parametrize(

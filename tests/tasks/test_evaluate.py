@@ -175,7 +175,8 @@ def test_learning_modes_keep_what_they_learned_beside_the_log(
 def test_a_warm_up_that_was_stopped_begins_anew_and_one_that_was_done_does_not(
     tiny: LocalEngine, tmp_path: Path
 ) -> None:
-    made = plan(modes=("kvcomm",), tasks=TASKS[:2], warmup=TASKS[2:5], concurrent=1)
+    easy = Anchors(gamma=1.0)
+    made = plan(modes=("kvcomm",), tasks=TASKS[:2], warmup=TASKS[2:5], anchors=easy, concurrent=1)
 
     class Stop(Exception):
         pass
