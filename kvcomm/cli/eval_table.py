@@ -123,24 +123,23 @@ def _scores(
 ) -> RenderableType:
     errors = any(found["errors"] for value in values for found in value["modes"].values())
     columns = ["n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else [])]
-    table = number_table([*differing, "mode"], *columns)
+    table = number_table("mode", *columns, before=differing)
     for value, label in zip(values, labels, strict=True):
+        names = [_short(name, label[name]) for name in differing]
         for mode, found in value["modes"].items():
             low, high = found["ci95"]
-            cells = [
+            table.add_row(
+                *names,
+                mode,
                 f"{found['samples']:,}",
                 f"{found['score']:.1%}",
                 f"{low:.0%}–{high:.0%}",
                 f"{found['token_reuse']:.1%}",
                 f"{found['call_reuse']:.1%}",
                 "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
-            ]
-            table.add_row(
-                *(label[name] for name in differing),
-                mode,
-                *cells,
                 *([str(found["errors"])] if errors else []),
             )
+            names = [""] * len(names)  # said once
     return table
 
 
@@ -149,9 +148,10 @@ def _agents(
 ) -> RenderableType:
     """A line for each agent: its prompts, and what became of them."""
     columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
-    table = number_table([*differing, "mode", "agent"], *columns)
+    table = number_table("agent", *columns, before=[*differing, "mode"])
+    table.columns[-len(columns) - 2].no_wrap = True  # the mode
     for value, label in zip(values, labels, strict=True):
-        names = [label[name] for name in differing]
+        names = [_short(name, label[name]) for name in differing]
         for mode, found in value["modes"].items():
             names.append(mode)
             for agent, its in found["by_agent"].items():
@@ -164,9 +164,14 @@ def _agents(
                     f"{its['call_reuse']:.1%}",
                     f"{its['ttft_s']:.3f}",
                 )
-                names = [""] * len(names)  # said once
+                names = [""] * len(names)
             names = names[:-1]
     return table
+
+
+def _short(name: str, text: str) -> str:
+    """A label in a narrow column: a model without its owner or folder."""
+    return text.rstrip("/").rpartition("/")[2] if name == "model" else text
 
 
 def _more(found: dict[str, Any]) -> list[str]:

@@ -53,17 +53,17 @@ def say(text: str) -> None:
     print(plain(text), flush=True)
 
 
-def number_table(first: str | Sequence[str], *columns: str) -> Table:
+def number_table(first: str, *columns: str, before: Sequence[str] = ()) -> Table:
     """A table without lines: names on the left, numbers in the other columns.
 
-    Of several columns of names those before the last two are wrapped where there is no room.
+    Names in columns `before` the first one are wrapped where there is no room.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    names = [first] if isinstance(first, str) else first
-    for place, name in enumerate(names):
-        table.add_column(name, no_wrap=place >= len(names) - 2, overflow="fold")
+    for name in before:
+        table.add_column(name, overflow="fold")
+    table.add_column(first, no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -93,7 +93,7 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
     args = ("--agents", "1,2", "--reuse", "exact", "--compare", "dense", "--limit", "2")
     assert cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o").code == 0
     table = cli("eval", "report", "o").out
-    assert re.search("^agents +mode .*^1 +exact .*^2 +dense ", table, re.M | re.S)
+    assert re.search("^agents +mode .*^1 +exact .*^2 +exact .*^ +dense ", table, re.M | re.S)
     assert "2 agents:\nexact against dense" in table
     ended = cli("eval", "report", "o", "--to", "csv")
     rows = list(csv.DictReader(io.StringIO(ended.out)))
