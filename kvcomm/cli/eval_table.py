@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcomm.cli.output import number_table
@@ -67,17 +68,23 @@ def _labels(value: dict[str, Any]) -> dict[str, str]:
         "γ": f"{value['gamma']:g}" if anchored else "",
         "V": str(value["anchors"]) if anchored else "",
         "warm-up": str(value["warmup"]),
+        "run": Path(value["out"]).name,
     }
 
 
 def _differing(labels: Sequence[dict[str, str]]) -> list[str]:
-    return [name for name in labels[0] if len({found[name] for found in labels} - {""}) > 1]
+    """The names of what differs; of evaluations that are alike, their folders."""
+    names = [name for name in labels[0] if name != "run"]
+    differing = [name for name in names if len({found[name] for found in labels} - {""}) > 1]
+    alike = len({tuple(found[name] for name in differing) for found in labels}) < len(labels)
+    return [*differing, "run"] if alike else differing
 
 
 def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
     """What holds for all, where it applies."""
     found = {name: text for label in labels for name, text in label.items() if text}
-    said = (_said(name, found.get(name, "")) for name in labels[0] if name not in differing)
+    names = [name for name in labels[0] if name not in (*differing, "run")]
+    said = (_said(name, found.get(name, "")) for name in names)
     return "; ".join(filter(None, said))
 
 
@@ -91,6 +98,7 @@ def _said(name: str, text: str) -> str:
         "suite": text,
         "graph": f"graph {text}",
         "model": text,
+        "run": text,
         "warm-up": f"{text} task{'' if text == '1' else 's'} of warm-up",
     }.get(name, f"{name} {text}")
 

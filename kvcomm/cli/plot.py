@@ -43,7 +43,9 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
 
     from kvcomm.cli.eval_table import labels_of
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), dpi=150)
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(10.5, 3.8), dpi=150, layout="constrained"
+    )
     times: list[float] = []
     for value, name in zip(values, labels_of(values), strict=True):
         for mode, found in value["modes"].items():
@@ -68,8 +70,8 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     _plain_scale(right, [time for time in times if time > 0])
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
-    left.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path)
     pyplot.close(figure)
 

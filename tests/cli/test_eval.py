@@ -80,8 +80,8 @@ def test_the_report_puts_runs_beside_each_other(cli, data: str) -> None:
         assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
     ended = cli("eval", "report", "one", "two", "--plot", "plot.png", "--by-agent")
     assert ended.code == 0, ended.err
-    assert re.search("^exact  2 .*^dense  2 ", ended.out, re.M | re.S)
-    assert re.search("^exact  solver .*^exact  editor ", ended.out, re.M | re.S)
+    assert re.search("^one  exact  2 .*^two  dense  2 ", ended.out, re.M | re.S)
+    assert re.search("^one  exact  solver .*^            editor ", ended.out, re.M | re.S)
     assert all(len(line) <= 80 for line in ended.out.splitlines())
     assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
     value = json.loads(cli("eval", "report", "one", "--json").out)

@@ -40,6 +40,11 @@ def test_what_differs_has_a_column(
     assert labels_of(values[:1]) == [""]
 
 
+def test_evaluations_that_are_alike_have_the_names_of_their_folders() -> None:
+    alike = [{**value(), "out": out} for out in ("runs/one", "runs/two")]
+    assert labels_of(alike) == ["one", "two"]
+
+
 def test_long_names_are_wrapped_and_numbers_are_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
