@@ -9,7 +9,7 @@ from kvcomm.tasks.teams import code_team
 
 SUITE = Suite(
     "code-mini",
-    "24 Python functions, shipped with kvcomm",
+    "54 Python functions, half of them easy, shipped with kvcomm",
     read,
     by_tests,
     code_team,

@@ -34,10 +34,11 @@ def checked(row: dict[str, Any], body: str) -> None:
     check(found[row["entry_point"]])
 
 
-def test_24_functions_of_three_levels() -> None:
-    assert [row["task_id"] for row in ROWS] == [f"mini/{n}" for n in range(24)]
-    assert Counter(row["level"] for row in ROWS) == {1: 8, 2: 8, 3: 8}
-    assert len({row["entry_point"] for row in ROWS}) == 24
+def test_54_functions_of_four_levels_easy_and_hard_ones_in_turn() -> None:
+    assert sorted(IDS) == sorted(f"mini/{n}" for n in range(54))
+    assert Counter(row["level"] for row in ROWS) == {0: 30, 1: 8, 2: 8, 3: 8}
+    assert [row["level"] == 0 for row in ROWS[:48]] == [True, False] * 24
+    assert len({row["entry_point"] for row in ROWS}) == 54
     fields = {"task_id", "prompt", "entry_point", "canonical_solution", "test", "level"}
     assert all(set(row) == fields for row in ROWS)
     assert [task.id for task in SUITES["code-mini"].tasks(DATA)] == IDS
