@@ -12,21 +12,22 @@ from kvcomm.tasks.retrieval import bm25_retriever
 from kvcomm.tasks.scoring.code import public_report
 from kvcomm.tasks.worked import answered, explained, judged
 
-# An answer in words is one line. Facts and an answer are a paragraph; code is a block.
+# A value or an answer in words is one line. Facts and an answer are a paragraph; code is a block.
 LINE = Sampling(max_tokens=32, stop=("\n",))
+FORMULA = Sampling(max_tokens=64, stop=("\n",))
 PARAGRAPH = Sampling(max_tokens=96, stop=("\n\n",))
 BLOCK = Sampling(stop=("\n```",))
 OPENED = "```python\n"
 
 
 def math_team(graders: Graders) -> AgentGraph:
-    """Two solvers, a critic who hears them, and a judge who hears all three."""
-    return _solvers("math", judge())
+    """Two solvers, a critic who hears them, and a judge who hears all three and fills a box."""
+    return _solvers("math", judge(begins="The final answer is $\\boxed{", sampling=FORMULA))
 
 
-def choice_team(graders: Graders) -> AgentGraph:
-    """The same, and the judge writes the letter at once."""
-    return _solvers("choice", judge(begins="Answer:", sampling=LINE))
+def answer_team(graders: Graders) -> AgentGraph:
+    """The same, and the judge answers in one line: a letter, a few words."""
+    return _solvers("answer", judge(begins="Answer:", sampling=LINE))
 
 
 def _solvers(name: str, last: Agent) -> AgentGraph:

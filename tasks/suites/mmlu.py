@@ -9,7 +9,7 @@ from kvcomm.tasks.graders import LETTERS, by_letter
 from kvcomm.tasks.rows import Hub, text_of, texts_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
-from kvcomm.tasks.teams import choice_team
+from kvcomm.tasks.teams import answer_team
 
 
 def read(row: Mapping[str, Any], name: str) -> Task:
@@ -27,7 +27,7 @@ SUITE = Suite(
     "questions of 57 subjects, four choices each",
     read,
     by_letter,
-    choice_team,
+    answer_team,
     ask="End with: Answer: LETTER.",
     hub=Hub("cais/mmlu", "test", "all"),
 )

@@ -12,7 +12,7 @@ from kvcomm.tasks.rows import read_rows, row_id, texts_of
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
-from kvcomm.tasks.teams import math_team, rag_team
+from kvcomm.tasks.teams import answer_team, rag_team
 
 SUITE = Wanted(Suite, "suite", 'suite = Suite("mine", "about it", read, grade, team)')
 
@@ -49,7 +49,7 @@ def suite_of_lines(path: Path) -> Suite:
         f"tasks of {path}",
         read,
         by_target,
-        rag_team if searched else math_team,
+        rag_team if searched else answer_team,
         ask="End with: Answer: YOUR ANSWER.",
         path=path,
     )

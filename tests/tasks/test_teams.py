@@ -40,10 +40,17 @@ def test_readers_of_passages_continue_worked_examples(name: str, graders: Grader
         assert "<|im_start|>" not in text
 
 
-def test_a_judge_of_choices_writes_a_letter_at_once(graders: Graders) -> None:
-    last = SUITES["mmlu"].team(graders).nodes["judge"].agent
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("mmlu", "Answer:"),
+        *((name, "The final answer is $\\boxed{") for name in ("gsm8k", "math500", "math-mini")),
+    ],
+)
+def test_judges_answer_at_once(name: str, begins: str, graders: Graders) -> None:
+    last = SUITES[name].team(graders).nodes["judge"].agent
     assert isinstance(last, Agent)
-    assert last.begins == "Answer:"
+    assert (last.begins, last.sampling.stop) == (begins, ("\n",))
 
 
 def test_programmers_begin_with_a_block_and_end_with_it(graders: Graders) -> None:
