@@ -1,4 +1,4 @@
-"""math-mini: thirty problems written for kvcomm, from one step to a contest's."""
+"""math-mini: sixty problems written for kvcomm, from one step to a contest's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvcomm.tasks.teams import math_team
 
 SUITE = Suite(
     "math-mini",
-    "30 problems, shipped with kvcomm",
+    "60 problems, half of them easy, shipped with kvcomm",
     read,
     by_math,
     math_team,
