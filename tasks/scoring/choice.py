@@ -15,33 +15,45 @@ LETTERS = "ABCD"
 # letters or texts side by side ("A or B").
 TEXTS, RULED_OUT, SEVERAL = "\ue000\ue001\ue002\ue003", "\x00", "\x01"
 # Full-width forms of ASCII; and none of those signs, nor any without width.
-NARROW: dict[int, int | None] = {0xFF01 + place: 0x21 + place for place in range(94)}
-NARROW |= {ord("【"): ord("["), ord("】"): ord("]")}
+NARROW: dict[int, int | str | None] = {0xFF01 + place: 0x21 + place for place in range(94)}
+NARROW |= {ord("【"): "[", ord("】"): "]", ord("。"): ". ", ord("、"): ", ", ord("✅"): None}
 NARROW |= dict.fromkeys(map(ord, TEXTS + RULED_OUT + SEVERAL + "\u200b\ufeff"))
 EMPHASIS = re.compile(
     r"\*\*|(?<!\w)[*_`]{1,3}(?=\w)|(?<=\w)[*_`]{1,3}(?!\w)|\$|\\[()\[\]]|(?<=[\"'])}"
 )
 
+# A letter with its brackets, as "[C]", "( c. )" and "<C>" are.
+BRACKETS = re.compile(r"[(\[]\s*([A-Da-d])\.?\s*[)\]]|<([A-D])>(?![^\n]*</)")
 NOUN = r"(?:(?i:option|choice|letter|answer)\s+)?"
-LETTER = rf"(?<![\w'’]){NOUN}(?:[(\[]\s*[A-Da-d]\s*[)\]]|[A-D](?![\w'’])|[a-d]\))"
+LETTER = rf"(?<![\w'’]){NOUN}(?:\([A-Da-d]\)|[A-D](?![\w'’])|[a-d]\))"
 AND = r"(?:\s*[/&+]|(?:\s*,\s*|\s*)(?:or|and|nor)\b)\s*(?:(?:maybe|perhaps|possibly)\s+)?"
 # Words that rule out, or leave open, what follows.
 NOT = (
-    r"(?i:\b(?:not|cannot|never|neither|nor|none\s+of|without|if|whether|unless|unlike|except"
+    r"(?i:\b(?:not|cannot|never|neither|nor|none\s+of|nobody|no\s+one|false\s+that|without|if|whether"
+    r"|unless|suppose|assum\w{1,3}|imagine|unlike|except|otherwise|else"
     r"|rather\s+than|instead\s+of|than|over|versus|against"
-    r"|(?:eliminat|reject|discard|dismiss|exclud)\w{1,3}|rul\w{1,3}\s+out"
+    r"|(?:eliminat|reject|discard|dismiss|exclud|contradict|refut)\w{1,3}|rul\w{1,3}\s+out"
     r"|(?<!no )doubt\w{0,3})|n['’]t)\s+"
     r"(?:(?!but\b|so\b|then\b)[a-z]{1,20}\s+){0,3}?"
 )
 EITHER = rf"(?:{LETTER}|[{TEXTS}])"
-DENIED = re.compile(rf"{NOT}{EITHER}(?:(?:\s*,\s*{EITHER})*{AND}{EITHER})?")
+# A guess that is taken back: "it could be A, but"; a condition: "A if it is odd", "If so, B would".
+DENIED = re.compile(
+    rf"\b[Ii]f\s[^.!?\n]{{1,100}},\s(?:then\s)?{LETTER}(?=\s+would\b)"
+    rf"|{NOT}{EITHER}(?:(?:\s*,\s*{EITHER})*{AND}{EITHER})?"
+    rf"|\b(?:could|may|might)\s+be\s+{EITHER}(?=,?\s+but\s+(?:it|is|the|actually|rather)\b)"
+    rf"|{LETTER}(?=\s+(?:if(?!\s+I\b)|unless)\b)"
+)
 JOINED = re.compile(
     "|".join(rf"{one}(?:(?:{AND}|\s*,\s*){one})+" for one in (LETTER, f"[{TEXTS}]"))
 )
 DOUBT = re.compile(r"\bnot\b|n['’]t\b|\bnone\b|\bneither\b|\bwrong\b|\bincorrect\b", re.IGNORECASE)
 
 MARK = re.compile(
-    rf"\b(?:answer|option|choice|letter|pick)(?:{GIVEN}|\s[-–—]+>?\s)|\(X\)\s*(?:is\b|[:=])?",
+    r"(?<!incorrect )(?<!wrong )\b"
+    r"(?:answer|option|choice|letter|pick|guess|(?:correct|right|best|true)\s+\w{2,20})"
+    rf"(?:\(s\)|\s\d{{1,2}}(?=:))?(?:{GIVEN}|\s[-–—|]+>?\s)"
+    r"|\(X\)\s*(?:is\b|[:=])?|\bwhere\s+X\s*(?:is\b|[:=])|\bcorrect\s*:",
     re.IGNORECASE,
 )
 # What may stand before the letter or the text that is chosen.
@@ -52,14 +64,16 @@ LEAD = (
 # Where a capital is a letter, not a word: "A because" is, "A good" and "D major" are not.
 ENDS = (
     rf"(?=\s*$|[).:,;!\"'}}]+(?:\s|$)|\s+[-–—(\[→{RULED_OUT}{SEVERAL}{TEXTS}]"
-    r"|\s+(?:because|since|as|for|given|due|which|over|here|and|but)\b)"
+    r"|\s+(?:because|since|as|for|given|due|which|over|here|and|but|if\s+I)\b)"
 )
-PICKED = rf"{NOUN}(?:[(\[]\s*([A-Da-d])\s*[)\]](?![\w-])|([A-D]){ENDS})"
+PICKED = rf"{NOUN}(?:\(([A-Da-d])\)(?![\w-])|([A-D]){ENDS})"
 LONE = re.compile(rf"{LEAD}{NOUN}[(\[{{'\"]*\s*([A-D])[\s)\]}}.:,;!'\"]*$", re.IGNORECASE)
-FIRST = re.compile(rf"{LEAD}(?:{PICKED}|([a-d])(?:[).:]+|\s+[-–—])\s)")
+FIRST = re.compile(
+    rf"{LEAD}(?:{PICKED}|([a-d])(?:(?:[).:]+|\s+[-–—])\s|,\s+(?:because|since|as)\b))"
+)
 LISTED = re.compile(
     rf"{LEAD}{NOUN}(?:[(\[]?([A-D])[)\].:]+\s(?![A-Z]\.)"
-    r"|([A-D])(?:\s+[–—]\s|,?\s+(?:because|since|as)\b))"
+    r"|([A-D]|[a-d](?=,))(?:\s+[–—]\s|,?\s+(?:because|since|as)\b))"
 )
 ITS_TEXT = re.compile(rf"{LEAD}{NOUN}[(\[]?([A-Da-d])[)\].:,]*\s+(?:[-–—→(]\s*)?([{TEXTS}])")
 # A text that is named, unless another value is beside it: "3 or 5".
@@ -68,7 +82,7 @@ TEXT = re.compile(rf"{LEAD}[(\[\"']*{NAMED}")
 REPEATED = re.compile(NAMED)
 # A letter within a sentence: in parentheses, or bare behind a word that asks for one.
 WITHIN = re.compile(
-    r"(?<!\w)[(\[]\s*([A-D])\s*[)\]](?![\w-])"
+    r"(?<!\w)\(([A-D])\)(?![\w-])"
     r"|\b(?i:so|thus|therefore|hence|option|choice|letter|answer|namely|think|believe|say)\s+"
     rf"([A-D]){ENDS}",
     re.MULTILINE,
@@ -79,23 +93,39 @@ CHOSEN = re.compile(
     r"|therefore|thus|hence|definitely|probably|finally)\b){0,4}\s+"
     r"(?:(?:pick|select|answer|guess)(?:ed|ing)?|choose|chose|choosing|conclude|say|take"
     r"|(?:go|going|stick|went)\s+(?:with|for)|(?:opt|vote)\s+for|settle\s+on|lean\s+towards?)"
-    r"|[Ii]t(?:['’]s|\s+is|\s+(?:must|has\s+to|should|would)\s+be))"
+    r"|[Ii]t(?:['’]s|\s+is|\s+(?:must|has\s+to|should|would)\s+be)"
+    r"|\b(?:leav(?:es|ing)|left)(?:\s+(?:us|me|with|only|just)\b){0,3})"
     rf"\s+{PICKED}",
     re.MULTILINE,
 )
 VERDICT = re.compile(
-    r"(?<![\w'’-])(?:[(\[]\s*([A-Da-d])\s*[)\]]|([A-D]))\s+"
+    r"(?:(?<![\w'’-])(?:\(([A-Da-d])\)|([A-D]))|^[^\w\n]*([a-d]))\s+"
     r"(?:(?:is|was|seems|looks|remains|appears|has|must|would|should)\b"
     r"(?:\s+(?:be|to|the|my|our|most|likely|clearly|definitely|therefore|thus|indeed|only|final"
     r"|single|best|correct|right|probably)\b){0,6}?"
     r"\s+(?:correct|right|best|most\s+(?:plausible|likely|probable|convincing|appropriate|accurate)"
     r"|(?:best\s+)?(?:answer|choice|option|one)(?:\s+(?:to|of|for|I|we|that)\b.*)?)"
-    r"|it\s+is|(?:fits|matches)\s+best|makes\s+(?:the\s+)?most\s+sense)"
-    r"(?=\s*$|[.,;:!)]|\s+[-–—(]|\s+(?:because|since|as|for|here|and)\b)",
+    r"|it\s+is|(?:fits|matches)\s+best|best\s+(?:fits|matches|describes|explains)\b.*"
+    r"|makes\s+(?:the\s+)?most\s+sense)"
+    r"(?=\s*$|[.,;:!)]|\s+[-–—(]|\s+(?:because|since|as|for|here|and|based|given|according|in|among)\b)"
+    r"|\b(?i:option|choice)\s+\(?([A-D])\)?\s+is\s+true\b",
     re.MULTILINE,
 )
-CLOSING = re.compile(rf"(?:{WITHIN.pattern}|(?<=[.:!]\s)\(([a-d])\))[\s.,;!)\"'{RULED_OUT}]*$")
+CLOSING = re.compile(
+    rf"(?:{WITHIN.pattern}|(?<=[.:!]\s)\(([a-d])\)|(?:→|(?<=[a-z])\s[-–—=]+>?)\s+([A-D]))"
+    rf"[\s.,;!)\"'{RULED_OUT}]*$"
+)
 CLAUSE = re.compile(r"[.!?;:,]\s|\b(?:so|thus|but)\b")
+# "As figure (B) shows" names no choice.
+LABEL = re.compile(
+    r"\b(?:figure|fig|equation|eq|part|step|section|table|case|row)\.?\s*$", re.IGNORECASE
+)
+# What a line of a list says of its letter.
+SAID = r"\W*(?:(?:this|that|it)\s+)?(?:(?:is|was)\s+)?"
+WRONG = re.compile(
+    rf"{SAID}(?:not\s+(?:correct|right|true)|wrong|incorrect|false)\b", re.IGNORECASE
+)
+CORRECT = re.compile(rf"{SAID}(?:correct|right|true)\b", re.IGNORECASE)
 # What makes a text another one than the choice that it begins with: "2,5", "2 %", "2 + x".
 OTHER = (
     r"(?!\w|[.,:/'’-]\w|[ \t]*(?:[+*/^=<>×÷·%]|[-−][ \t]*[\d(])|[ \t]+\d"
@@ -142,15 +172,15 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
                 return letter
     if letter := _closing(lines):
         return letter
-    listed = {letter for line in lines if (letter := _listed(line))}
-    if listed:
+    if listed := _listed(lines):
         return _only(listed)
     return _only(_letter(found) for found in REPEATED.finditer(body))
 
 
 def _plain(text: str) -> str:
     """Without tags, LaTeX's wrappers, dollars and emphasis, in ASCII's narrow forms."""
-    return EMPHASIS.sub("", unwrapped(untagged(text).translate(NARROW)))
+    text = BRACKETS.sub(lambda found: f"({found[1] or found[2]})", text.translate(NARROW))
+    return EMPHASIS.sub("", unwrapped(untagged(text)))
 
 
 def _readable(text: str, choices: tuple[str, ...]) -> str:
@@ -194,20 +224,34 @@ def _first(said: str) -> str | None:
     return _letter(found) if found else None
 
 
-def _listed(line: str) -> str | None:
-    """The letter that begins a line: "B. eight", "B because", "B eight" where this is its text."""
-    if found := LISTED.match(line):
-        return _letter(found)
-    found = ITS_TEXT.match(line)
-    letter = found[1].upper() if found else ""
-    return letter if found and TEXTS[LETTERS.index(letter)] == found[2] else None
+def _listed(lines: Sequence[str]) -> set[str]:
+    """The letters that begin lines: "B. eight", "B because", "B eight" where this is its text.
+
+    Not those called wrong, and only those called correct where there are any.
+    """
+    letters, right = set(), set()
+    for line in lines:
+        if found := LISTED.match(line):
+            letter = _letter(found)
+        elif found := ITS_TEXT.match(line):
+            letter = found[1].upper()
+            if TEXTS[LETTERS.index(letter)] != found[2]:
+                continue
+        else:
+            continue
+        if CORRECT.match(line, found.end()):
+            right.add(letter)
+        elif not WRONG.match(line, found.end()):
+            letters.add(letter)
+    return right or letters
 
 
 def _closing(lines: Sequence[str]) -> str | None:
     """The letter that ends the last line."""
     last = next((line[-BACK:] for line in reversed(lines) if line), "")
     found = CLOSING.search(last)
-    if not found or DOUBT.search(CLAUSE.split(last[: found.start()])[-1]):
+    before = last[: found.start()] if found else ""
+    if not found or LABEL.search(before) or DOUBT.search(CLAUSE.split(before)[-1]):
         return None
     return _letter(found)
 

@@ -9,19 +9,25 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # As many layers of decoration as are taken off; more are not decoration.
 LAYERS = 20
+# Colons: ASCII's, the full-width one, the small one, the sign of a ratio.
+COLONS = ":\uff1a\ufe55\u2236"
 # What stands between a noun ("answer", "option") and what it is said to be: a colon or a verb.
 GIVEN = (
     r"[\"'`*_)\]]{0,9}(?:,?\s{1,9}(?:then|therefore|thus|hence|\w{1,20}ly)\b,?|,[^.:;?!,\n]{0,30},"
     r"|\s{1,9}(?:to|for|in|of|on|from|after|among|here|that|which|i|we)\b[^.:;?!\n]{0,60}?)?"
-    r"(?:\s{0,9}[:：=→]|['’]s\b|\s{1,9}(?:is|was|becomes|remains|equals"
-    r"|(?:would|should|must|could|can|may|might|will)(?:\s{1,9}\w{1,20})?\s{1,9}be"
-    r"|(?:has(?:\s{1,9}got)?|seems|appears|turns\s{1,9}out|ought|needs|is\s{1,9}\w{1,20})"
-    r"\s{1,9}to\s{1,9}be)\b)"
+    rf"(?:\s{{0,9}}[{COLONS}=→]|['’]s\b|\s{{1,9}}(?:becomes|remains|equals"
+    r"|(?:would|should|must|could|can|may|might|will)(?:\s{1,9}\w{1,20}){0,2}\s{1,9}be"
+    r"|(?:has(?:\s{1,9}got)?|seems|appears|turns\s{1,9}out|ought|needs|(?:is|was)\s{1,9}\w{1,20})"
+    r"\s{1,9}to\s{1,9}be|is|was)\b"
+    r"(?-i:,?\s{1,9}(?:then|therefore|thus|hence|indeed|still|of\s{1,9}course)\b,?)?)"
 )
 LATEX = re.compile(
-    r"\$?\\(?:boxed|fbox|text\w{0,9}|math\w{1,9}|emph|operatorname)\s*\{([^{}]*)\}\$?"
+    r"\$?\\(?:boxed|fbox|text\w{0,9}|underline|math\w{1,9}|emph|operatorname)\s*\{([^{}]*)\}\$?"
 )
-ANSWER_TAG = re.compile(r"[<\[](/?)(?:\w{1,20}[ _-])?answer[>\]]", re.IGNORECASE)
+ANSWER_TAG = re.compile(r"[<\[]\s?(/?)\s?(?:\w{1,20}[ _-])?answer\s?[>\]]", re.IGNORECASE)
+# A line of nothing but a fence or a rule.
+LINE = re.compile(r"^[ \t]*(?:(?:`{3}|~{3})[`~]*\w{0,20}|[-*_=]{3,99})[ \t]*$", re.MULTILINE)
+THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning|scratchpad)>\s*(?=\S)", re.IGNORECASE)
 TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>|<\|\w{1,30}\|>", re.IGNORECASE)
 
 
@@ -54,9 +60,13 @@ def last_box(text: str) -> str | None:
 
 
 def untagged(text: str) -> str:
-    """Without tags; `<answer>Paris</answer>` becomes a line "Answer: Paris"."""
-    marked = ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text)
-    return TAG.sub("", marked)
+    """Without tags, rules, fences and thoughts that something follows.
+
+    `<answer>Paris</answer>` becomes a line "Answer: Paris".
+    """
+    said = THOUGHT.split(text)[-1]
+    marked = ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", said)
+    return LINE.sub("", TAG.sub("", marked))
 
 
 def unwrapped(text: str) -> str:
@@ -76,7 +86,7 @@ def undecorated(text: str) -> str:
         if text == before:
             break
         before = text
-        text = text.strip().strip('*_`"“”‘’«»「」').strip()
+        text = text.strip().strip('*_`"“”„‘’‚«»‹›「」『』').strip()
         text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
-        text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
+        text = text[:-1] if text.endswith((".", "。")) and not text.endswith("..") else text
     return text

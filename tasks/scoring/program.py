@@ -12,6 +12,8 @@ from kvcomm.tasks.scoring.stretches import Stretch, stretches
 
 # Before lines of a session, or of a quote.
 SIGNS = re.compile(r"^[ \t]*(?:>>>|\.\.\.:?|In \[\d+\]:|>) ?", re.MULTILINE)
+# What it imports has no name that code could lack.
+ANYWAY = re.compile(r"from\s+(?:__future__\b|.*\*)")
 INDENT = re.compile(r"^[ \t]+(?=\S)", re.MULTILINE)
 DEFINITION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEFINING = (*DEFINITION, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
@@ -39,11 +41,13 @@ def extract_code(text: str, entry_point: str) -> str | None:
         return None
     if kind >= BOUND:
         code = found[best].code
-        return "\n\n".join([*_helpers(found, code, entry_point), code])
-    tail = takewhile(lambda stretch: stretch.follows, found[best + 1 :])
+        others = found[:best] + found[best + 1 :]
+        return "\n\n".join([*_helpers(others, code, entry_point), code])
+    tail = list(takewhile(lambda stretch: stretch.follows, found[best + 1 :]))
+    others = found[:best] + found[best + 1 + len(tail) :]
     code = "\n\n".join([found[best].text, *(stretch.text for stretch in tail)])
     body = _as_body(code, "    ")
-    helpers = _helpers(found, f"def {entry_point}():\n{body}", entry_point)
+    helpers = _helpers(others, f"def {entry_point}():\n{body}", entry_point)
     return "\n\n".join([body, *helpers]) if helpers else code
 
 
@@ -55,7 +59,8 @@ def complete(code: str, prompt: str, entry_point: str) -> str:
     start, end = _function(prompt, entry_point)
     head = prompt[:start]
     if fault(head):  # prose is there: a task, or a fence
-        head = "\n\n".join(part.code for part in stretches(head)[0] if _only_defines(part.code))
+        parts = (part for stretch in stretches(head)[0] for part in _definitions(stretch.code))
+        head = "\n\n".join(parts)
     if entry_point in bound(code):
         return _futures_first(f"{head}\n{code}")
     own = INDENT.match(code)
@@ -97,22 +102,27 @@ def _says_nothing(statement: ast.stmt) -> bool:
 
 
 def _helpers(found: Sequence[Stretch], code: str, name: str) -> list[str]:
-    """The stretches that only import or define, and bind what the code lacks; not `name` itself."""
+    """The statements that import or define what the code lacks; none of a draft of `name`."""
     needed, helpers = missing(code), list[str]()
-    for stretch in reversed(found):
-        names = bound(stretch.code)
-        useful = needed & names or "import *" in stretch.code
-        if useful and name not in names and _only_defines(stretch.code):
-            helpers.insert(0, stretch.code)
-            needed |= missing(stretch.code)
+    own = [stretch.code for stretch in found if name not in bound(stretch.code)]
+    for part in reversed([part for other in own for part in _definitions(other)]):
+        if needed & bound(part) or ANYWAY.match(part):
+            helpers.insert(0, part)
+            needed |= missing(part)
     return helpers
 
 
-def _only_defines(code: str) -> bool:
+def _definitions(code: str) -> list[str]:
+    """The statements that only import or define."""
     try:
-        return all(map(_defines, parse(code).body))
+        statements = parse(code).body
     except BROKEN:
-        return False
+        return []
+    found = []
+    for statement in filter(_defines, statements):
+        first = min(node.lineno for node in [statement, *getattr(statement, "decorator_list", [])])
+        found.append("\n".join(code.split("\n")[first - 1 : statement.end_lineno]))
+    return found
 
 
 def _defines(statement: ast.stmt) -> bool:

@@ -7,7 +7,15 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from kvcomm.tasks.scoring.extract import GIVEN, LAYERS, last_box, undecorated, untagged, unwrapped
+from kvcomm.tasks.scoring.extract import (
+    COLONS,
+    GIVEN,
+    LAYERS,
+    last_box,
+    undecorated,
+    untagged,
+    unwrapped,
+)
 from kvcomm.tasks.scoring.score import Score
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -15,25 +23,28 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 CLOSED = frozenset({"yes", "no", "noanswer"})
 # A line that is there for the answer: "**Final answer:** Paris", or a heading "## Answer".
 HEAD = re.compile(
-    r"[\s>#*_\-•\"“(]*(?:(?:so|thus|therefore|hence|the|my|our|final|short|correct|best)\b[\s,*_]*)"
+    r"[\s>#*_\-•\"“(]*(?:\d{1,2}[.)]\s+)?(?:(?:so|thus|therefore|hence|the|my|our|final|short|correct|best)\b[\s,*_]*)"
     r"{0,5}answer[\"'*_)\]]*(?:\s*\([^()]{0,60}\)|\s+\d{1,2})?[\s*_]*"
-    r"(?:[:：=→]|[-–—=]+>?\s|$)",
+    rf"(?:[{COLONS}=→]|[-–—=]+>?\s|$)",
     re.IGNORECASE,
 )
 WITHIN = re.compile(rf"\banswer{GIVEN}|####", re.IGNORECASE)
 # Behind another mark it is one only in lower case: "The Answer Is Never" is a title.
-AGAIN = re.compile(rf"(?:\w{{1,20}}\s+){{0,3}}answer{GIVEN}|Answer\s*[:：=]")
+AGAIN = re.compile(rf"(?:\w{{1,20}}\s+){{0,3}}answer{GIVEN}|Answer\s*[{COLONS}=]")
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-SOURCES = r"(?:passage|paragraph|source|document|doc|ref|reference|citation|context|text|snippet)s?"
+SOURCES = (
+    r"(?:passage|paragraph|source|evidence|document|doc|ref|reference|citation|context|text"
+    r"|snippet)s?"
+)
 # What is said about an answer, not the answer: "The answer is clear from passage 3."
 ABOUT = re.compile(
     r"(?:(?:not|also|very|quite|\w{1,20}ly)\s+)*"
-    r"(?:(?:clear|unclear|obvious|evident|simple|easy|straightforward|correct|wrong|below)\b"
+    r"(?:(?:clear|unclear|obvious|evident|simple|easy|straightforward|correct|consistent|wrong|below)\b"
     r"|(?:mentioned|stated|supported|confirmed|provided|contained|given|found|explained)\b"
-    r"|\w{1,20}ed\s+(?:by|in|from|on|at|within)\b|as\s+follows|the\s+following\b"
+    r"|[a-z]{1,20}(?:ed|en|wn)\s+(?:by|in|from|on|at|within)\b|as\s+follows|the\s+following\b"
     rf"|(?:in|from|on|at|within)\s+(?:the\s+)?(?:\w{{1,20}}\s+){{0,3}}{SOURCES}\b)"
 )
-LINK = r"(?:(?:\w{1,20}\s+){0,3}(?:in|from|by|to|on)|see|per|cf\.?)\s+"
+LINK = r"(?:(?:\w{1,20}\s+){0,3}(?:in|from|by|to|on|per)|see|per|cf\.?)\s+"
 ORDINAL = r"(?:first|second|third|fourth|fifth|sixth|last|given|above)\s+"
 NUMBERED = r"\s*(?:[:#]|\W{0,3}\d|(?:[A-F]|one|two|three|four|five|six)\b)"
 CITED = (
@@ -43,12 +54,22 @@ CITED = (
 )
 # Where an answer was found: "(passage 2)", "[see the third document]", "[1, 4]".
 SOURCE = re.compile(
-    rf"\s*(?:\({CITED}[^()]*\)|[\[【](?:{CITED}[^\[\]【】]*|\^?\d+(?:\s*[,;–-]\s*\d+)*)[\]】])$",
+    rf"\s*(?:[(（]{CITED}[^()（）]*[)）]|[\[【](?:{CITED}[^\[\]【】]*|\^?\d+(?:\s*[,;–-]\s*\d+)*)[\]】])$",
     re.IGNORECASE,
 )
 # The number of a list, and not that of a German club or league: "1. FC Köln".
 LISTED = re.compile(
     r"(?:[-•]\s+|\(?\d{1,2}[.)]\s+(?!FC\b|(?:bundes)?liga\W*$))(?=\S)", re.IGNORECASE
+)
+# Where an answer ends: at a reason, at a clause about it, at the next field of JSON.
+REASON = re.compile(
+    r"(?<=\S),?\s+because\b|(?<=\S),\s+(?:since|as\s+\w+ed|which|who|where|according)\b"
+    r'|",\s*"\w+"\s*:'
+)
+# At another sentence: no abbreviation is before it, and it does not take the answer back.
+AFTER = re.compile(
+    r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])(?<!\bvs)(?<!\b(?:Mrs|Rev|Gen|Col|Sgt|Gov|Sen|Inc|Vol))"
+    r"(?<!\b(?:Prof|Capt))\.\s+(?!(?:No|Not|Or|But|Wait|Actually)\b)[A-Z][a-z]*\s+\S+\s+\S"
 )
 # As far from the end as a source is looked for.
 REACH = 120
@@ -103,11 +124,11 @@ def _claims(text: str) -> Iterator[tuple[bool, str]]:
                 claims[-1].append(sentence)
         for place, claim in reversed(list(enumerate(claims))):
             at_head = bool(head) and not place
-            said = " ".join(claim).lstrip(" \t*:：")
+            said = " ".join(claim).lstrip(f" \t*{COLONS}")
             if not undecorated(said):
                 said = below
             again = AGAIN.match(said)
-            said = said[again.end() :].lstrip(" \t*:：") if again else said
+            said = said[again.end() :].lstrip(f" \t*{COLONS}") if again else said
             if not at_head and (about := ABOUT.match(said)):
                 _, colon, said = said[about.end() :].partition(":")
                 said = said if said.strip() or not colon else below
@@ -117,7 +138,9 @@ def _claims(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _bare(text: str) -> str:
-    """Without wrappers, the number of a list and its source."""
+    """Without wrappers, reasons, the number of a list and its source."""
+    text = REASON.split(text, maxsplit=1)[0]
+    text = AFTER.split(text, maxsplit=1)[0] if text.rstrip("* ").endswith(".") else text
     text = undecorated(unwrapped(text))
     if number := LISTED.match(text):
         text = undecorated(text[number.end() :])

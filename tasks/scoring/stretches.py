@@ -15,7 +15,7 @@ from kvcomm.tasks.scoring.parsing import BROKEN, incomplete, parse
 # A fence (with its language, or before code on its own line), a tag, the end of a generation.
 MARK = re.compile(
     r"(?:`{3,}|~{3,})(?:[^\s`]*[ \t]*$|[ \t]*(?:python|py)[\d.]*\b|)"
-    r"|[<\[]/?(?:code|pre|python|py|answer|solution|begin|done|s)(?:\s[^<>\[\]]*)?[>\]]"
+    r"|</?[a-z][\w-]{0,30}(?:\s[^<>\n]*)?>|\[/?(?:code|python|py|answer|solution|begin|done)\]"
     r"|<\|[^|\n]*\|>",
     re.IGNORECASE,
 )
@@ -209,13 +209,18 @@ class _Reader:
         return False
 
     def _alone(self, at: int) -> bool:
-        """Whether a body may begin here: behind a mark, a sentence, or what is indented less."""
+        """Whether a body may begin here: behind a mark, a sentence, or a blank line.
+
+        Behind a blank line what stands before must be indented less; with none it may be the head
+        of a function in another language.
+        """
         before = at - 1
         while before >= 0 and self._blank(before):
             before -= 1
         if before < 0 or self._mark(before) or SENTENCE.fullmatch(self.lines[before]):
             return True
-        return len(_indent(self.lines[before])) < len(_indent(self.lines[at]))
+        less = len(_indent(self.lines[before])) < len(_indent(self.lines[at]))
+        return less and before < at - 1
 
 
 def _indent(line: str) -> str:
