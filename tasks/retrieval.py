@@ -11,6 +11,7 @@ from typing import Any
 
 from kvcomm.agents import Tool
 from kvcomm.errors import UsageError
+from kvcomm.tasks.rows import read_text
 from kvcomm.tasks.task import passage_names
 from kvcomm.tasks.words import words_of
 
@@ -20,7 +21,7 @@ NOTHING = "(No further passage was found.)"
 LINES = re.compile("\r\n?|[\v\x85\u2028]")
 PAGES = re.compile("[\f\u2029]")
 # No white space, but nothing to see either.
-UNSEEN = "\u200b\ufeff"
+UNSEEN = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 GAPS = re.compile(rf"\n[\s{UNSEEN}]*\n")
 
 
@@ -71,7 +72,7 @@ def passages_of(folder: Path) -> tuple[str, ...]:
     found = []
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read {path}: {error}") from None
         gathered: list[str] = []
@@ -90,6 +91,8 @@ def best(passages: Sequence[str], question: str, count: int) -> list[str]:
 
     Equal ones, and all when none shares a word with it, come in the order that they have.
     """
+    if not passages:
+        return []
     index, tokens = _index(tuple(passages))
     asked = tokens([question], update_vocab=False, show_progress=False, allow_empty=False)
     scores = index.get_scores(asked[0]) if asked[0] else [0.0] * len(passages)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line, parse_constant=_refused)
+            value = json.loads(line, parse_constant=_constant)
             if "\\u" in line:  # half a character can be spelled, and not be written down again
                 json.dumps(value, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
@@ -89,13 +90,23 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     if path.exists() and not path.is_file():
         raise UsageError(f"cannot read tasks from {path}: it is not a file")
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path).split("\n")
     except OSError as error:
         raise UsageError(f"cannot read tasks from {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
-    held = enumerate((line.lstrip(ORDER_MARK) for line in lines), 1)
-    return [(number, line) for number, line in held if line.strip()]
+    held = enumerate((line.strip(f"{ORDER_MARK} \t") for line in lines), 1)
+    return [(number, line) for number, line in held if line]
+
+
+def read_text(path: Path) -> str:
+    """A user's text file, as UTF-8, or as the UTF-16 that its byte order mark announces.
+
+    Raises `OSError`, and `UnicodeDecodeError` for anything else.
+    """
+    with path.open("rb") as file:
+        wide = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+    return path.read_text(encoding="utf-16" if wide else "utf-8-sig")
 
 
 def row_id(row: Mapping[str, Any], *fields: str, name: str) -> str:
@@ -122,6 +133,13 @@ def texts_of(row: Mapping[str, Any], field: str) -> tuple[str, ...]:
     return () if _missing(row.get(field)) else as_texts(row[field], field)
 
 
+def list_of(row: Mapping[str, Any], field: str) -> Any:
+    """A field that is a list, or a dictionary of lists. Raises `ValueError` for anything else."""
+    if not isinstance(row[field], list | tuple | Mapping):
+        raise ValueError(f"{field!r} must be a list, not {_shown(row[field])}")
+    return row[field]
+
+
 def as_texts(value: object, field: str) -> tuple[str, ...]:
     """A list of texts. Raises `ValueError` for anything else."""
     if not isinstance(value, list | tuple):
@@ -146,8 +164,10 @@ def _shown(value: object) -> str:
     return "null" if _missing(value) else f"{value!r:.40}"
 
 
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+def _constant(name: str) -> None:
+    """NaN is what tables write for null. Raises `ValueError` for infinities."""
+    if name != "NaN":
+        raise ValueError(f"{name} is no number of JSON")
 
 
 def _from_hub(hub: Hub) -> list[Row]:

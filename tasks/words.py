@@ -26,6 +26,8 @@ ARTICLES_AND_THE_LIKE = (
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
     "there these they this to was will with"
 )
+# Arrows, mathematics, pictures: each is a word.
+SIGNS = "\u20a0-\u20cf\u2190-\u2bff\U0001f000-\U0001faff"
 STOPWORDS = frozenset(ARTICLES_AND_THE_LIKE.split())
 
 
@@ -46,7 +48,7 @@ def words_of(text: str) -> list[str]:
             run = _characters().findall(match["run"])
             found += [*run, *map("".join, itertools.pairwise(run))]
             continue
-        word = word.casefold()
+        word = word.casefold().replace("i\u0307", "i")  # of İ
         if word not in STOPWORDS or match.start() in names or _touched(text, match):
             found += [word, word + match["sign"]] if match["sign"] else [word]
     return found
@@ -61,7 +63,7 @@ def _touched(text: str, word: re.Match[str]) -> bool:
 @cache
 def _pattern() -> re.Pattern[str]:
     letter = rf"[^\W_{UNSPACED}]"
-    word = rf"(?P<word>{letter}+(?:[{_marks()}]+{letter}*)*)(?P<sign>\+\+|#)?"
+    word = rf"(?P<word>[{SIGNS}]|{letter}+(?:[{_marks()}]+{letter}*)*)(?P<sign>\+\+|#)?"
     return re.compile(rf"(?P<run>[{UNSPACED}][{UNSPACED}{_marks()}]*)|{word}")
 
 

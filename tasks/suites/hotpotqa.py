@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_words
-from kvcomm.tasks.rows import Hub, as_text, as_texts, row_id, text_of, texts_of
+from kvcomm.tasks.rows import Hub, as_text, as_texts, list_of, row_id, text_of, texts_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.tasks.teams import rag_team
@@ -27,10 +27,10 @@ def read(row: Mapping[str, Any], name: str) -> Task:
     `context` and `supporting_facts` are lists of pairs, as in the files of the authors, or
     dictionaries of lists, as on the hub.
     """
-    support = {title for title, _ in _pairs(row["supporting_facts"], "title", "sent_id")}
+    support = {title for title, _ in _pairs(list_of(row, "supporting_facts"), "title", "sent_id")}
     passages = [
         (title, paragraph(title, "".join(as_texts(sentences, "sentences"))))
-        for title, sentences in _pairs(row["context"], "title", "sentences")
+        for title, sentences in _pairs(list_of(row, "context"), "title", "sentences")
     ]
     kept = sorted(enumerate(passages), key=lambda item: item[1][0] not in support)[:PASSAGES]
     return Task(

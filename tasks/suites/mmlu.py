@@ -19,7 +19,10 @@ def read(row: Mapping[str, Any], name: str) -> Task:
         raise ValueError(f"it has {len(choices)} choices, not {len(LETTERS)}")
     listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=True))
     asked = f"{text_of(row, 'question')}\n{listed}"
-    return Task(name, asked, LETTERS[int(text_of(row, "answer"))])
+    answer = text_of(row, "answer")
+    if answer not in ("0", "1", "2", "3"):
+        raise ValueError(f"'answer' must be 0 to 3, not {answer!r:.40}")
+    return Task(name, asked, LETTERS[int(answer)])
 
 
 SUITE = Suite(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvcomm.tasks.graders import by_words
-from kvcomm.tasks.rows import Hub, row_id, text_of, texts_of
+from kvcomm.tasks.rows import Hub, list_of, row_id, text_of, texts_of
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.suites.hotpotqa import PASSAGES, SHORT, paragraph
 from kvcomm.tasks.task import Task
@@ -20,7 +20,7 @@ def read(row: Mapping[str, Any], name: str) -> Task:
             not item["is_supporting"],
             paragraph(text_of(item, "title"), text_of(item, "paragraph_text")),
         )
-        for item in row["paragraphs"]
+        for item in list_of(row, "paragraphs")
     ]
     kept = sorted(enumerate(found), key=lambda item: item[1][0])[:PASSAGES]
     return Task(

@@ -68,7 +68,7 @@ def test_what_is_no_file_of_text_is_not_read(cli: Callable, tmp_path: Path, kind
     elif kind == "endless":
         path.symlink_to("/dev/zero")
     else:
-        path.write_bytes(b"\xff\xfe")
+        path.write_bytes(b"\xff\xff")
     ended = cli("eval", "mine.jsonl")
     assert ended.code == 2
     assert "cannot read tasks from mine.jsonl" in ended.err

@@ -48,6 +48,21 @@ def test_what_shares_most_with_the_question_comes_first() -> None:
         (["C# has classes.", "C++ has templates."], "Who made C++?", 1),
         (["Apollo 8 flew.", "Apollo 9 flew."], "Apollo 9", 1),
         (["Der Fluß ist tief.", "Das STRASSENNETZ, die Straße"], "strasse", 1),
+        (["باريس هي عاصمة فرنسا", "روما هي عاصمة إيطاليا"], "ما هي عاصمة إيطاليا؟", 1),
+        (["पेरिस फ्रांस की राजधानी है।", "रोम इटली की राजधानी है।"], "इटली की राजधानी क्या है?", 1),
+        (["פריז היא בירת צרפת", "רומא היא בירת איטליה"], "בירת איטליה", 1),
+        (["ፓሪስ የፈረንሳይ ዋና ከተማ ነው", "ሮም የጣሊያን ዋና ከተማ ነው"], "የጣሊያን ዋና ከተማ", 1),
+        (["Το Παρίσι είναι στη Γαλλία", "Η Ρώμη είναι στην Ιταλία"], "ΡΏΜΗ", 1),
+        (["İstanbul büyük", "İzmir güzel"], "izmir", 1),
+        (["İstanbul büyük", "izmir güzel"], "İZMİR", 1),
+        (["第3条。", "第5条。"], "第５条", 1),
+        (["2D films", "3D films"], "in 3D", 1),
+        (["Article 15 says no.", "Article 5 says yes."], "What does Article 5 say?", 1),
+        (["Group II metals", "Group I metals"], "group I", 1),
+        (["H2O is water.", "CO2 is a gas."], "CO₂", 1),
+        (["🍎 is red.", "🍌 is yellow."], "🍌?", 1),
+        (["$5 at least", "€5 at least"], "€5", 1),
+        (["a ∩ b", "a ∪ b"], "∪", 1),
     ],
 )
 def test_words_of_every_script_and_length(passages: list[str], question: str, found: int) -> None:
@@ -56,6 +71,11 @@ def test_words_of_every_script_and_length(passages: list[str], question: str, fo
 
 def test_a_passage_without_words_is_not_what_an_unknown_word_asks_for() -> None:
     assert best(["Cats sleep.", "..."], "xylophone", 1) == ["Cats sleep."]
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    assert best([], "x", 3) == []
+    assert list(bm25_retriever(2).run({"task": "x", "corpus": "\n\n"})) == [NOTHING, NOTHING]
 
 
 def test_words_that_nobody_has_leave_the_order_as_it_is() -> None:
@@ -77,6 +97,8 @@ def test_words_that_nobody_has_leave_the_order_as_it_is() -> None:
         "a\u2029b",
         "a\x85\x85b",
         "\ufeffa\n\u200b\nb\u200b",
+        "a\n\u2060\u200e\nb\u200f",
+        "a\n\xad\nb",
     ],
 )
 def test_paragraphs_end_at_blank_lines_however_they_are_written(text: str) -> None:
@@ -128,13 +150,18 @@ def test_a_folder_of_text_files(tmp_path: Path) -> None:
 def test_files_as_windows_writes_them(tmp_path: Path) -> None:
     (tmp_path / "cats.txt").write_bytes("\ufeffCats sleep.\r\n\r\nDogs bark.\r\n".encode())
     (tmp_path / "two.md").write_bytes("\ufeffOne.\n\n\ufeffTwo.".encode())
-    assert passages_of(tmp_path) == ("cats\nCats sleep.\nDogs bark.", "two\nOne.\nTwo.")
+    (tmp_path / "wide.txt").write_text("Three.\n\nFour.", encoding="utf-16", newline="\r\n")
+    assert passages_of(tmp_path) == (
+        "cats\nCats sleep.\nDogs bark.",
+        "two\nOne.\nTwo.",
+        "wide\nThree.\nFour.",
+    )
 
 
 def test_a_folder_without_text(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no text"):
         bm25_retriever(1, folder=tmp_path)
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match="cannot read"):
         bm25_retriever(1, folder=tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -236,6 +237,7 @@ LINES = [json.dumps(OWN), json.dumps({"input": "Who wrote\u2028it?", "target": "
         "old Mac": "\r".join(LINES),
         "blank lines": f"\n \n{LINES[0]}\n\t\n{LINES[1]}\n\n\n",
         "a separator of lines inside": "\n".join(LINES).replace("\\u2028", "\u2028"),
+        "mark and blanks": f" {MARK} {LINES[0]} {MARK}\n\t{MARK}{LINES[1]}{MARK} ",
     }.values(),
 )
 def test_lines_as_every_tool_writes_them(tmp_path: Path, text: str) -> None:
@@ -246,6 +248,28 @@ def test_lines_as_every_tool_writes_them(tmp_path: Path, text: str) -> None:
         ("1 + 1?", "2"),
         ("Who wrote\u2028it?", "Ada"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-16-le"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_in_utf16_that_says_so(tmp_path: Path, encoding: str, end: str) -> None:
+    mark = "" if encoding == "utf-16" else MARK
+    path = tmp_path / "own.jsonl"
+    path.write_bytes((mark + end.join([LINES[0], "", LINES[1]])).encode(encoding))
+    assert [(task.id, task.target) for task in load_suite(str(path))[1]] == [
+        ("own-1", "2"),
+        ("own-3", "Ada"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-32"])
+def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes('{"input": "é", "target": "x"}'.encode(encoding))
+    with pytest.raises(
+        UsageError, match=r"own\.jsonl(: it is not UTF-8 text|, line 1 is not JSON)"
+    ):
+        load_suite(str(path))
 
 
 def test_the_line_of_a_bad_row_is_counted_with_the_mark(tmp_path: Path) -> None:
@@ -284,7 +308,7 @@ def rows_of(folder: Path, name: str, *rows: object) -> list[Task]:
     return load_suite(str(folder / "own.jsonl") if name == "own" else name, folder)[1]
 
 
-@pytest.mark.parametrize("missing", [None, "", "  "])
+@pytest.mark.parametrize("missing", [None, "", "  ", math.nan])
 @pytest.mark.parametrize(("name", "field", "row"), ROWS_WITH_IDS)
 def test_an_id_that_is_null_or_blank_is_as_good_as_none(
     tmp_path: Path, name: str, field: str, row: dict[str, object], missing: object
@@ -361,6 +385,27 @@ def test_null_where_a_text_is_needed_is_an_error(
 def test_lists_that_may_be_missing_may_be_null(tmp_path: Path, name: str, row: object) -> None:
     (task,) = rows_of(tmp_path, name, row)
     assert task.accepted == ()
+
+
+@pytest.mark.parametrize("answer", [-1, 4, 1.5, "B", "", True])
+def test_a_choice_that_there_is_not(tmp_path: Path, answer: object) -> None:
+    with pytest.raises(UsageError, match=r"line 1 is no row of mmlu: 'answer' must be "):
+        rows_of(tmp_path, "mmlu", {**CHOICES, "answer": answer})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "row"),
+    [
+        ("hotpotqa", "context", hotpot()),
+        ("hotpotqa", "supporting_facts", hotpot()),
+        ("musique", "paragraphs", MUSIQUE),
+    ],
+)
+def test_a_list_that_is_none_is_named(
+    tmp_path: Path, name: str, field: str, row: dict[str, object]
+) -> None:
+    with pytest.raises(UsageError, match=f"'{field}' must be a list, not null"):
+        rows_of(tmp_path, name, {**row, field: None})
 
 
 def test_numbers_are_texts(tmp_path: Path) -> None:
