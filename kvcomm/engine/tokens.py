@@ -146,7 +146,7 @@ class TokenizerCodec:
                 text = self._apply([_turn("system", system), _turn("user", user)])
                 if system.strip() in text:
                     return text
-        return self._apply([_turn("user", both)])
+        return self._user_turn(both)
 
     def completion(self, system: str, user: str) -> str:
         """The two texts as they are, behind the token with which the model's texts begin."""
@@ -162,6 +162,16 @@ class TokenizerCodec:
         except TemplateError:
             return False
         return [sign for sign in text if sign in (SYSTEM, USER)] == [SYSTEM, USER]
+
+    def _user_turn(self, text: str) -> str:
+        """The text as the user's; behind an empty system turn where a template insists on one."""
+        user = _turn("user", text)
+        try:
+            return self._apply([user])
+        except TemplateError:
+            with suppress(TemplateError):
+                return self._apply([_turn("system", ""), user])
+            raise
 
     def _apply(self, turns: Sequence[Turn]) -> str:
         return rendered(self.tokenizer, turns, self.now)

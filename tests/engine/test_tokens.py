@@ -226,6 +226,22 @@ def test_a_system_turn_that_is_lost_heads_the_user_turn(name: str, turns: tuple[
     assert text.count(system) == 1 + user.count(system)
 
 
+INSISTS = {
+    "raises": (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('Begin with a system turn') }}"
+        "{% endif %}[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]"
+    ),
+    "by number": "[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]",
+}
+
+
+@pytest.mark.parametrize("name", INSISTS)
+def test_a_template_that_insists_on_a_system_turn_has_one(name: str) -> None:
+    codec = byte_codec(INSISTS[name])
+    assert codec.chat("", "2+2?") == "[s][u]2+2?[a]"
+    assert codec.chat("You check.", "2+2?") == "[s]You check.[u]2+2?[a]"
+
+
 BROKEN = {
     "{% for t in tools %}{{ t }}{% endfor %}": "'NoneType' object is not iterable",
     "{{ raise_exception('Tools are needed') }}": "Tools are needed",
