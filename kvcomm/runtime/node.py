@@ -255,7 +255,7 @@ class Attempt:
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
         tokens: list[Token] = []
-        stops = StopTexts(self.engine.codec, self.agent.sampling.stop)
+        stops, self.stopped = StopTexts(self.engine.codec, self.agent.sampling.stop), False
         self._begin()
         async with aclosing(seq.decode()) as decoded:
             async for token in decoded:
