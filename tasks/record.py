@@ -218,8 +218,16 @@ def read_config(folder: Path) -> Config:
         return Config.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise UsageError(f"{folder} holds no evaluation: there is no {CONFIG}") from None
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path} is damaged: {_first(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is damaged: {error}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first, and in which field."""
+    found = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
 
 
 def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
@@ -241,7 +249,6 @@ def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
         try:
             sample = Sample.model_validate_json(line.removeprefix(BOM_UTF8))
         except ValidationError as error:
-            what = str(error).splitlines()[0]
-            raise UsageError(f"{path}, line {number} is no sample: {what}") from None
+            raise UsageError(f"{path}, line {number} is no sample: {_first(error)}") from None
         samples.setdefault(sample.key, sample)
     return list(samples.values())

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_plan import anchors_of, modes_of, numbers_of, select, team_of
+from kvcomm.cli.eval_progress import EvalProgress, resumable
 from kvcomm.cli.eval_report import report
 from kvcomm.cli.eval_table import show
 from kvcomm.cli.home import Home
@@ -225,7 +226,7 @@ def suite(
     found, tasks = load_suite(name, data)
     chosen, warm = select(tasks, limit, shuffle, ids, warmup)
     place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
-    with Graders(unsandboxed) as graders:
+    with Graders(unsandboxed) as graders, resumable(place):
 
         def plan(number: int | None) -> Plan:
             team = team_of(
@@ -283,7 +284,6 @@ def evaluate(
     home: Home, plan: Plan, graders: Graders, out: Path, quality: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Do what is left of a plan on an engine of its own, and sum it up."""
-    from kvcomm.cli.eval_progress import EvalProgress
     from kvcomm.tasks.evaluate import Evaluation
     from kvcomm.tasks.record import write_summary
     from kvcomm.tasks.summary import whole_summary

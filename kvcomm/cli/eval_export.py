@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kvcomm.cli.eval_table import labelled
+
 # Of an evaluation, before the numbers of its modes.
 FIRST = ("suite", "graph", "agent_count", "model", "warmup", "gamma", "anchors", "complete")
 DOUBLE = {("", "agents")}  # `by_agent` has them
@@ -15,6 +17,8 @@ SPECIAL = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
+
+HEADS = {"γ": r"$\gamma$", "V": "$V$"}
 
 
 def to_csv(values: Sequence[dict[str, Any]]) -> str:
@@ -60,30 +64,38 @@ def _flat(prefix: str, value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def to_latex(values: Sequence[dict[str, Any]]) -> str:
-    """A table for the package booktabs: scores with their intervals, reuse, and times."""
+    """A table for the package booktabs: scores with their intervals, reuse, and times.
+
+    What else differs among the evaluations (γ, V, warm-up, folders) has columns of its own.
+    """
+    labels, differing = labelled(values)
+    own = [name for name in differing if name not in ("suite", "graph", "agents", "model")]
+    heads = "".join(f" & {HEADS.get(name, name.capitalize())}" for name in own)
     lines = [
         r"% needs \usepackage{booktabs}; 95 % intervals; reuse: prompt tokens, calls",
         *_measured(values),
-        r"\begin{tabular}{llrllrrrrr}",
+        rf"\begin{{tabular}}{{llrl{'l' * len(own)}lrrrrr}}",
         r"\toprule",
-        r"Suite & Graph & Agents & Model & Mode & $n$ & Score (\%) & Tokens (\%) & Calls (\%) "
-        r"& TTFT (s) \\",
+        rf"Suite & Graph & Agents & Model{heads} & Mode & $n$ & Score (\%) & Tokens (\%) "
+        r"& Calls (\%) & TTFT (s) \\",
         r"\midrule",
     ]
-    for value in values:
+    for value, label in zip(values, labels, strict=True):
         for mode, found in value["modes"].items():
             low, high = (100 * edge for edge in found["ci95"])
             ttft = "--" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}"
+            done = found["samples"] > 0
             cells = [
                 _tex(value["suite"]),
                 _tex(value["graph"]),
                 str(value["agent_count"] or "--"),
                 _tex(value["model"]),
+                *(_tex(label[name]) or "--" for name in own),
                 _tex(mode),
                 str(found["samples"]),
-                f"{100 * found['score']:.1f} [{low:.1f}, {high:.1f}]",
-                f"{100 * found['token_reuse']:.1f}",
-                f"{100 * found['call_reuse']:.1f}",
+                f"{100 * found['score']:.1f} [{low:.1f}, {high:.1f}]" if done else "--",
+                f"{100 * found['token_reuse']:.1f}" if done else "--",
+                f"{100 * found['call_reuse']:.1f}" if done else "--",
                 ttft,
             ]
             lines.append(" & ".join(cells) + r" \\")

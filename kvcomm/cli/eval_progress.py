@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcomm.cli.output import complain
@@ -9,6 +12,17 @@ from kvcomm.cli.progress import Counted
 
 if TYPE_CHECKING:
     from kvcomm.tasks.record import Sample
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say how an evaluation goes on that is stopped by a signal."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out.exists():
+            complain(f"what is done is kept: the same command with --out {out} goes on from there")
+        raise
 
 
 class EvalProgress(Counted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,7 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
     from rich.console import Group
     from rich.text import Text
 
-    labels = [_labels(value) for value in values]
-    differing = _differing(labels)
+    labels, differing = labelled(values)
     parts: list[RenderableType] = [
         Text(_common(labels, differing)),
         Text(_measured(values), style="dim"),
@@ -38,7 +38,8 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
         parts += ["", _agents(values, labels, differing)]
     for value, label in zip(values, labels, strict=True):
         where = ", ".join(filter(None, (_said(name, label[name]) for name in differing)))
-        lines = [_compared(found["first"], found) for found in value["comparisons"]]
+        lines = [] if value["complete"] else ["not finished: some samples are still to be done"]
+        lines += [_compared(found["first"], found) for found in value["comparisons"]]
         lines += [
             f"{mode}: {', '.join(more)}"
             for mode, found in value["modes"].items()
@@ -52,13 +53,23 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
 
 def labels_of(values: Sequence[dict[str, Any]]) -> list[str]:
     """What tells each evaluation from the others, in a few words."""
-    labels = [_labels(value) for value in values]
-    differing = _differing(labels)
+    labels, differing = labelled(values)
     return [", ".join(filter(None, (_said(n, found[n]) for n in differing))) for found in labels]
 
 
+def labelled(values: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
+    """What each evaluation is of, and the names of what differs among them."""
+    places = [Path(value["out"]).absolute() for value in values]
+    above = os.path.commonpath([place.parent for place in places])
+    labels = [
+        {**_labels(value), "run": str(place.relative_to(above))}
+        for value, place in zip(values, places, strict=True)
+    ]
+    return labels, _differing(labels)
+
+
 def _labels(value: dict[str, Any]) -> dict[str, str]:
-    """What an evaluation is of; what does not apply is empty."""
+    """What does not apply is empty."""
     anchored = "kvcomm" in value["modes"]
     return {
         "suite": value["suite"],
@@ -68,7 +79,6 @@ def _labels(value: dict[str, Any]) -> dict[str, str]:
         "γ": f"{value['gamma']:g}" if anchored else "",
         "V": str(value["anchors"]) if anchored else "",
         "warm-up": str(value["warmup"]),
-        "run": Path(value["out"]).name,
     }
 
 
@@ -136,14 +146,16 @@ def _scores(
         names = [_short(name, label[name]) for name in differing]
         for mode, found in value["modes"].items():
             low, high = found["ci95"]
+            shares = [found["score"], found["token_reuse"], found["call_reuse"]]
+            score, tokens, calls = (f"{share:.1%}" if found["samples"] else "–" for share in shares)
             table.add_row(
                 *names,
                 mode,
                 f"{found['samples']:,}",
-                f"{found['score']:.1%}",
+                score,
                 f"{low:.0%}–{high:.0%}",
-                f"{found['token_reuse']:.1%}",
-                f"{found['call_reuse']:.1%}",
+                tokens,
+                calls,
                 "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
                 *([str(found["errors"])] if errors else []),
             )

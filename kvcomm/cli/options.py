@@ -238,6 +238,8 @@ def check_plot(path: Path) -> None:
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
     if path.suffix and path.suffix[1:].lower() not in formats:
         raise UsageError(f"--plot {path}: matplotlib writes {', '.join(formats)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def need(package: str, extra: str) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+from kvcomm.errors import UsageError
+
+MARKERS = "osD^vPX*"  # of one evaluation after the other
 
 
 def plot_ttft(value: dict[str, Any], path: Path) -> None:
@@ -26,14 +31,14 @@ def plot_ttft(value: dict[str, Any], path: Path) -> None:
     axes.legend(frameon=False, ncols=2, fontsize=8)
     axes.set_title(f"{value['model']}, {value['hardware']}", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     """Score against token reuse, one point a mode; and the time to first token by agent.
 
-    Agents are numbered in the order in which they are called.
+    A mode has its colour in all evaluations, and an evaluation its marker. Agents are numbered in
+    the order in which they are called. Modes without a sample are left out.
     """
     import matplotlib
 
@@ -47,21 +52,25 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
         1, 2, figsize=(10.5, 3.8), dpi=150, layout="constrained"
     )
     times: list[float] = []
-    for value, name in zip(values, labels_of(values), strict=True):
+    modes = dict.fromkeys(mode for value in values for mode in value["modes"])
+    colours = {mode: f"C{number}" for number, mode in enumerate(modes)}
+    for value, name, marker in zip(values, labels_of(values), cycle(MARKERS), strict=False):
         for mode, found in value["modes"].items():
+            if not found["samples"]:
+                continue
             label = f"{name}, {mode}" if name else mode
+            look = {"color": colours[mode], "marker": marker, "label": label}
             low, high = (abs(edge - found["score"]) for edge in found["ci95"])
             left.errorbar(
                 100 * found["token_reuse"],
                 100 * found["score"],
                 yerr=[[100 * low], [100 * high]],
-                marker="o",
                 capsize=3,
-                label=label,
+                **look,
             )
             by_agent = list(found["agents"].values())
             times += by_agent
-            right.plot(range(1, len(by_agent) + 1), by_agent, "o-", label=label)
+            right.plot(range(1, len(by_agent) + 1), by_agent, **look)
     left.set_xlabel("prompt tokens not computed, %")
     left.set_ylabel("score, %")
     right.set_xlabel("agent")
@@ -71,9 +80,21 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     handles, names = left.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path)
-    pyplot.close(figure)
+    if handles:
+        figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a figure and forget it. Raises `UsageError` for a file that cannot be written."""
+    from matplotlib import pyplot
+
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        pyplot.close(figure)
 
 
 def _plain_scale(axes: Any, values: Sequence[float]) -> None:

@@ -120,6 +120,7 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
         (("--out", "x"), "--out belongs to --to"),
         (("--plot", "r.txt"), "--plot r.txt: matplotlib writes "),
         (("--to", "csv", "--out", "no/x"), "cannot write no/x"),
+        (("--plot", "no/r.png"), "--plot no/r.png: there is no folder no"),
     ],
 )
 def test_bad_usage_of_the_report(cli, data: str, args: tuple[str, ...], message: str) -> None:
@@ -136,7 +137,7 @@ def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
     Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": ["kvcomm"]}))
     ended = cli("eval", "report", "one", "--plot", "r.pdf")
     assert ended.code == 0, ended.err
-    assert "kvcomm  0   0.0%  0%–100%" in ended.out
+    assert "kvcomm  0      –  0%–100%" in ended.out
     assert Path("r.pdf").read_bytes()[:4] == b"%PDF"
 
 

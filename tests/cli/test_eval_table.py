@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kvcomm.cli.eval_export import to_latex
 from kvcomm.cli.eval_table import labels_of, show, times_in_words
 from kvcomm.cli.output import console
 from kvcomm.tasks.summary import whole_summary
@@ -43,6 +44,30 @@ def test_what_differs_has_a_column(
 def test_evaluations_that_are_alike_have_the_names_of_their_folders() -> None:
     alike = [{**value(), "out": out} for out in ("runs/one", "runs/two")]
     assert labels_of(alike) == ["one", "two"]
+
+    alike = [{**value(), "out": out} for out in ("runs/s0/one", "runs/s1/one")]
+    assert labels_of(alike) == ["s0/one", "s1/one"]
+
+
+def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "not finished" not in printed([value()], capsys)
+    begun = whole_summary(config(modes=("dense",), tasks=1), [], Path("out"))
+    out = printed([begun], capsys)
+    assert "not finished" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("dense")] == [
+        ["dense", "0", "–", "0%–100%", "–", "–", "–"]
+    ]
+    assert r" & dense & 0 & -- & -- & -- & -- \\" in to_latex([begun])
+
+
+def test_latex_has_columns_for_what_else_differs() -> None:
+    assert r"Model & Mode & $n$" in to_latex([value()])
+    tex = to_latex([value(), value(gamma=0.9, warmup=1)])
+    assert r"\begin{tabular}{llrllllrrrrr}" in tex
+    assert r"Model & $\gamma$ & Warm-up & Mode & $n$" in tex
+    assert "m & 0.9 & 1 & kvcomm & 1 & " in tex
 
 
 def test_long_names_are_wrapped_and_numbers_are_not(

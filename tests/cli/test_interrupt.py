@@ -49,3 +49,25 @@ def test_a_signal_in_the_middle_of_a_run(
     finished = read_trace(trace).finished
     assert finished is not None
     assert finished.status == "interrupted"
+
+
+def test_a_signal_in_the_middle_of_an_evaluation(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--model", "random:llama-tiny", "--reuse", "exact", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "eval", "math-mini", "--max-tokens", "500", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (out / "samples.jsonl").exists():
+        assert time.monotonic() < until, "the evaluation did not begin"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    *_, kept, last = stderr.rstrip().split("\n")
+    assert f"the same command with --out {out} goes on" in kept
+    assert last == "interrupted"
