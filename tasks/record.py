@@ -137,13 +137,15 @@ class Log:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.config = self._check(config)
+            before = self._begun(config)
             self.samples = read_samples(folder / SAMPLES, mend=True)
+            self.config = self._continued(before, config)
             self._file = LineFile(folder / SAMPLES)
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
 
-    def _check(self, config: Config) -> Config:
+    def _begun(self, config: Config) -> Config:
+        """The configuration that the folder holds, from now on `config` if it is new."""
         path = self.folder / CONFIG
         if not path.exists():
             if any(self.folder.iterdir()):
@@ -161,9 +163,16 @@ class Log:
             raise UsageError(
                 f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
             )
-        conditions = tuple(dict.fromkeys((*before.conditions, *config.conditions)))
-        after = config.model_copy(update={"conditions": conditions, "now": before.now})
+        return before
+
+    def _continued(self, before: Config, config: Config) -> Config:
+        """`config` with the day of `before`, and the conditions of all that is done or left."""
+        everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
+        left = len(self.samples) < everything
+        conditions = dict.fromkeys((*before.conditions, *(config.conditions if left else ())))
+        after = config.model_copy(update={"conditions": tuple(conditions), "now": before.now})
         if after != before:
+            path = self.folder / CONFIG
             beside = path.with_suffix(".new")  # half a file would be damage
             beside.write_text(after.model_dump_json(indent=1) + "\n", encoding="utf-8")
             beside.replace(path)

@@ -25,7 +25,8 @@ def modes_of(reuse: str, compare: str | None) -> tuple[list[str], list[str], dic
     """
     from kvcomm.tasks.methods import chosen
 
-    asked, against = split(reuse, "--reuse"), split(compare, "--compare") if compare else []
+    asked = split(reuse, "--reuse")
+    against = [] if compare is None else split(compare, "--compare")
     modes, own = chosen([*asked, *against])
     baselines, _ = chosen(against)
     if baselines and len(modes) == 1:
@@ -127,6 +128,8 @@ def team_of(
     from kvcomm.tasks.teams import rag_team
 
     adjustments = {name: change[name] for name in ("max_tokens", "temperature", "layout")}
+    if change["rounds"] is not None and graph is None:
+        raise UsageError("--rounds belongs to a ready-made graph: name one with --graph")
     if folder is not None:
         if graph is not None or change["agents"] is not None:
             raise UsageError(
@@ -136,8 +139,6 @@ def team_of(
     if graph is None and change["agents"] is not None:
         graph = PAPERS
     if graph is None:
-        if change["rounds"] is not None:
-            raise UsageError("--rounds belongs to a ready-made graph: name one with --graph")
         return adjusted(suite.team(graders), **adjustments)
     inputs = suite.inputs
     if not inputs and not is_own_file(graph) and any(task.corpus for task in tasks):

@@ -54,7 +54,10 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
 def labels_of(values: Sequence[dict[str, Any]]) -> list[str]:
     """What tells each evaluation from the others, in a few words."""
     labels, differing = labelled(values)
-    return [", ".join(filter(None, (_said(n, found[n]) for n in differing))) for found in labels]
+    return [
+        ", ".join(filter(None, (_said(name, _short(name, label[name])) for name in differing)))
+        for label in labels
+    ]
 
 
 def labelled(values: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:

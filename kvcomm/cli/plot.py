@@ -9,7 +9,7 @@ from typing import Any
 
 from kvcomm.errors import UsageError
 
-MARKERS = "osD^vPX*"  # of one evaluation after the other
+MARKERS = "osD^vPX*<>ph"  # of one evaluation after the other
 
 
 def plot_ttft(value: dict[str, Any], path: Path) -> None:
@@ -44,6 +44,7 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     from kvcomm.cli.eval_table import labels_of
@@ -54,12 +55,12 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     times: list[float] = []
     modes = dict.fromkeys(mode for value in values for mode in value["modes"])
     colours = {mode: f"C{number}" for number, mode in enumerate(modes)}
-    for value, name, marker in zip(values, labels_of(values), cycle(MARKERS), strict=False):
+    names = labels_of(values)
+    for value, marker in zip(values, cycle(MARKERS), strict=False):
         for mode, found in value["modes"].items():
             if not found["samples"]:
                 continue
-            label = f"{name}, {mode}" if name else mode
-            look = {"color": colours[mode], "marker": marker, "label": label}
+            look = {"color": colours[mode], "marker": marker}
             low, high = (abs(edge - found["score"]) for edge in found["ci95"])
             left.errorbar(
                 100 * found["token_reuse"],
@@ -79,9 +80,13 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     _plain_scale(right, [time for time in times if time > 0])
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
-    handles, names = left.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=8)
+    said = [Line2D([], [], color=colour, label=mode) for mode, colour in colours.items()]
+    said += [
+        Line2D([], [], color="0.3", linestyle="", marker=marker, label=name)
+        for name, marker in zip(names, cycle(MARKERS), strict=False)
+        if name
+    ]
+    figure.legend(handles=said, loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
 
 

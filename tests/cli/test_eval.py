@@ -160,6 +160,8 @@ def test_help_shows_what_is_typed(cli) -> None:
         (("gsm8k", "--agents", "2,,3"), "is missing between the commas"),
         (("gsm8k", "--agents", "2,3", "--graph", "mine.py"), "do not apply to a graph file"),
         (("gsm8k", "--rounds", "3"), "--rounds belongs to a ready-made graph"),
+        (("gsm8k", "--rounds", "3", "--folder", "."), "--rounds belongs to a ready-made graph"),
+        (("gsm8k", "--compare", ""), "is missing between the commas"),
         (("gsm8k", "--reuse", "exact,x"), "reuse mode 'x' is unknown"),
         (("gsm8k", "--reuse", "none.py:mine"), "policy file 'none.py' does not exist"),
         (("gsm8k", "--gamma", "0.1"), "--gamma belongs to the mode kvcomm"),

@@ -211,9 +211,12 @@ def test_a_warm_up_that_was_stopped_begins_anew_and_one_that_was_done_does_not(
 
 
 def test_conditions_may_change_and_are_all_kept(tiny: LocalEngine, tmp_path: Path) -> None:
-    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=1), tmp_path)
-    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=1), tmp_path)
-    evaluate(tiny, plan(tasks=TASKS[:1], concurrent=3, baselines=("exact",)), tmp_path)
+    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=1), tmp_path)
+    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=1), tmp_path)
+    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=2), tmp_path)  # nothing was left to do
+    log = tmp_path / SAMPLES
+    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=3, baselines=("exact",)), tmp_path)
     found = read_config(tmp_path)
     assert [conditions.concurrent for conditions in found.conditions] == [1, 3]
     assert {conditions.dtype for conditions in found.conditions} == {tiny.dtype}
