@@ -14,6 +14,10 @@ UNSPACED = (
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
     "\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
+# What some write and others leave out: vowels of Hebrew and Arabic, its long strokes, soft hyphens.
+OPTIONAL = re.compile(
+    "[\u00ad\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u065f\u0670]"
+)
 # Behind an apostrophe: Ada's, don't, we'll.
 ENDING = re.compile(r"(?<=\w)['’](?:s|t|d|m|ll|re|ve)\b", re.IGNORECASE)
 UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
@@ -37,7 +41,7 @@ def words_of(text: str) -> list[str]:
     A word may be a single letter or digit; `C++` and `C#` are words, and `c`, too. Of a run of
     characters that no space parts, each is a word and so is each pair of neighbours.
     """
-    text = ENDING.sub("", unicodedata.normalize("NFKC", text))
+    text = ENDING.sub("", OPTIONAL.sub("", unicodedata.normalize("NFKC", text)))
     names = {found.start("name") for found in NAME_A.finditer(text)}
     if not text.isupper():
         names |= {found.start() for found in CAPITALS.finditer(text)}
