@@ -59,14 +59,17 @@ def last_box(text: str) -> str | None:
     return found[-1].text if found else None
 
 
+def answer_lines(text: str) -> str:
+    """With `<answer>Paris</answer>` as a line "Answer: Paris"."""
+    return ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", text)
+
+
 def untagged(text: str) -> str:
     """Without tags, rules, fences and thoughts that something follows.
 
-    `<answer>Paris</answer>` becomes a line "Answer: Paris".
+    What stands in `<answer>` is a line of its own.
     """
-    said = THOUGHT.split(text)[-1]
-    marked = ANSWER_TAG.sub(lambda tag: "\n" if tag[1] else "\nAnswer: ", said)
-    return LINE.sub("", TAG.sub("", marked))
+    return LINE.sub("", TAG.sub("", answer_lines(THOUGHT.split(text)[-1])))
 
 
 def unwrapped(text: str) -> str:

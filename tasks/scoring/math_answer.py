@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from kvcomm.tasks.scoring.extract import boxes, undecorated
+from kvcomm.tasks.scoring.extract import answer_lines, boxes, undecorated
 from kvcomm.tasks.scoring.math_signs import latex_signs
-from kvcomm.tasks.scoring.math_units import without_unit
+from kvcomm.tasks.scoring.math_units import CHANGING, without_unit
 
 # What announces an answer: "the answer is", "Answer:", "####", or a heading that says no more.
 MARK = re.compile(
@@ -23,6 +23,9 @@ MARK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 MARKS, REACH = 50, 2000
+# "3 x 10^5", "1011 in base 2".
+TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
+BASED = re.compile(r"(?<=\d)\s+\(?(?:in\s+)?base[\s-](\d+|[a-z]+)\b\)?")
 EMPHASIS = re.compile(r"(?<![\w*)])\*\*([^*\n]+)\*\*(?![\w*(])")
 # Between boxes that are one answer: "and", "or", a comma, the name of the next one.
 BETWEEN = re.compile(
@@ -30,14 +33,24 @@ BETWEEN = re.compile(
     r"(?:,|;|\band\b|\bor\b)"
     r"(?:[\s$]|\\[()\[\],;: ]|\\q?quad|\}|and\b|or\b|\\text\{\s*(?=[ao])|[a-z]\s*(?:_\d)?\s*=)*"
 )
-DELIMITER = re.compile(r"(?<!\\)(?:\$\$?|\\[\[\]()])")
+DELIMITER = re.compile(
+    r"(?<!\\)(?:\$\$?|\\[\[\]()]|\\(?:begin|end)\{(?:align|equation|gather|multline)\*?\})"
+)
 CLOSING = {"$": "$", "$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+for _name in ("align", "equation", "gather", "multline"):
+    CLOSING |= {rf"\begin{{{_name}{star}}}": rf"\end{{{_name}{star}}}" for star in ("", "*")}
 PRICE = re.compile(r"\s*\d[\d,.]*\s+[A-Za-z]{2,}")
+# The rows of a derivation, and what says that a formula is more than one statement.
+ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}")
+SEVERAL = re.compile(
+    r"[,;&]|\\(?:land|wedge|quad)\b|\b(?:and|or|if|when|where|while|for|as|at|with|given)\b"
+)
 JOINT = re.compile(r"\s*(?:,|;|,?\s*\b(?:and|or)\b)\s*", re.IGNORECASE)
 # Words that go on about an answer, and those that may, unless another value follows.
 ABOUT = "is|are|was|were|because|since|as|which|so|where|when|who|that|not|but|if"
 NEAR = "for|from|in|on|at|with|after|before"
 CLAUSE = re.compile(rf"(?:[,;:.!?]?\s+(?:and\s+(?=not))?(?:{ABOUT})\b|[.;!?]\s+(?=[A-Z])|\s+[(—])")
+SENTENCE = re.compile(r"[.!?]\s+(?=[A-Z])")
 NEARBY = re.compile(rf"\s+(?:{NEAR})\b(?!.*\b(?:and|or)\s+[-$]?\d)")
 # Beginnings of a sentence about the answer, not of the answer.
 NO_VALUE = re.compile(
@@ -67,7 +80,8 @@ def readings(text: str) -> list[str]:
     answer is" follows that; else behind the last "answer is", "Answer:" or "####" that has a
     value; else it is the last formula in delimiters or number of plain text.
     """
-    text = EMPHASIS.sub(r"\1", latex_signs(text))
+    text = EMPHASIS.sub(r"\1", latex_signs(answer_lines(text)))
+    text = BASED.sub(r"_{\1}", TIMES.sub(r" \\times ", text))
     box, end = _boxed(text)
     marks = list(MARK.finditer(text, end))[-MARKS:]
     final = [mark for mark in marks if mark["final"] or mark["hashes"] or mark["heading"]]
@@ -76,7 +90,7 @@ def readings(text: str) -> list[str]:
         if found:
             return found
     if box:
-        return [box]
+        return _sides(box)
     last = _last_value(text)
     words = [_claim(text, mark, valued=False) for mark in marks]
     return next((found for found in reversed(words) if found), last)
@@ -95,6 +109,18 @@ def _boxed(text: str) -> tuple[str, int]:
         if one.text not in parts:
             parts.append(one.text)
     return ", ".join(reversed(parts)), found[-1].end
+
+
+def _sides(formula: str) -> list[str]:
+    """A formula, or the last row of its derivation, and the last side of it when an equation."""
+    rows = ALIGNED.sub("", formula)
+    if r"\begin" not in rows:
+        *before, row = re.sub(r"(?<!\\)&", "", rows).rstrip("\\ \n").split(r"\\")
+        name, *sides = EQUALS.split(row)
+        # A row about something else belongs to a system.
+        if sides and (not before or name.strip() in "".join(before)):
+            formula = row
+    return [formula] if SEVERAL.search(formula) else [formula, EQUALS.split(formula)[-1]]
 
 
 def formulas(text: str) -> Iterator[Formula]:
@@ -129,7 +155,7 @@ def _claim(text: str, mark: re.Match[str], *, valued: bool) -> list[str]:
 
     `valued`: a claim without a number or formula is none; else a claim of a few words is one.
     """
-    rest = text[mark.end() : mark.end() + REACH].lstrip(" \t*_:>`").lstrip()
+    rest = text[mark.end() : mark.end() + REACH].lstrip(" \t*_:>`}").lstrip()
     bare = mark["hashes"] or mark["heading"]
     delimited = list(formulas(rest))
     line = rest.split("\n", 1)[0]
@@ -139,23 +165,35 @@ def _claim(text: str, mark: re.Match[str], *, valued: bool) -> list[str]:
         return [undecorated(line), said] if known else []
     inline = [formula for formula in delimited if formula.end <= len(line)]
     if delimited and delimited[0].start == 0 and not inline:
-        return [delimited[0].text]
+        return _sides(delimited[0].text)
     if not inline and not re.search(r"[\d\\]", line):
         return [undecorated(line)] if SYMBOLS.match(line) else []
     if NO_VALUE.match(line) or (bare and (NUMBERED.match(line) or not HEADED.match(line))):
         return []
     if mark["solution"] and re.search(r"\d|\$|\\\(", text[mark.end() + len(line) + 10 :]):
         return []
-    found = [line, *(pattern.split(line, maxsplit=1)[0] for pattern in (CLAUSE, NEARBY))]
-    if inline and not re.search(r"\d", rest[: inline[0].start]):
+    sentence = SENTENCE.split(line, maxsplit=1)[0]
+    clause = CLAUSE.split(sentence, maxsplit=1)[0]
+    found = [sentence, clause, NEARBY.split(clause, maxsplit=1)[0]]
+    if inline and not re.search(r"\d", before := rest[: inline[0].start]):
         group, end = _together(rest, inline)
-        if end == inline[-1].end or CLAUSE.match(line[end:].lstrip(",")):
+        after = CLAUSE.split(line[end:].lstrip(","), maxsplit=1)[0]
+        if not CHANGING.search(before + after) and (end == inline[-1].end or not after.strip()):
             found.append(group)
-    return [undecorated(said) for said in (*found, EQUALS.split(line)[-1]) if said.strip()]
+    return [_trimmed(said) for said in (*found, *_sides(found[2])[1:]) if said.strip()]
+
+
+def _trimmed(said: str) -> str:
+    """Without decoration, and without a brace that was opened before it."""
+    said = undecorated(said)
+    return said[: said.rindex("}")] if said.count("}") > said.count("{") else said
 
 
 NUMBER = re.compile(r"\d")
 UNIT = 20
+# What the answer is not; what makes another number of the one before it.
+NEGATED = re.compile(r"(?:\b(?:not|never)|n't)\s+(?:\$[^$\n]*\$|\S*\d\S*)")
+SCALE = re.compile(r"\s+(?:(?:and\s+)?(?:an?\s+)?hal(?:f|ves)|hundred|thousand|[mbtr]+illion|pi)\b")
 # What a formula comes to, said behind it.
 ROUNDED = re.compile(
     r"(?:\babout|\bapprox(?:imately|\.)?|\broughly|\baround|\bnearly|\\approx)\s*[^\s\w]?\d[\d.,]*\d"
@@ -172,6 +210,7 @@ OPERATOR_FIRST = re.compile(r"[-+*/^=<>)\]}]|\\(?:cdot|times|div|pm|cup|cap|le|g
 
 def _last_value(text: str) -> list[str]:
     """The last formula in delimiters with those joined to it, or the last number behind it."""
+    text = NEGATED.sub("", text)
     found = list(formulas(text))
     behind = ROUNDED.sub("", text[found[-1].end :]) if found else text
     for line in reversed(behind.split("\n")):
@@ -182,12 +221,13 @@ def _last_value(text: str) -> list[str]:
     start = len(found) - 1
     while start and JOINT.fullmatch(text[found[start - 1].end : found[start].start]):
         start -= 1
-    return [_together(text, found[start:])[0]]
+    return _sides(_together(text, found[start:])[0])
 
 
 def _last_number(line: str) -> str:
     """The last number of a line, with the expression it is a part of."""
     begin = len(item[0]) - 1 if (item := ITEM.match(line)) else 0
+    line = re.sub(r"(?<=[A-Za-z]):(?=[-$\d])", ": ", line)
     tokens = list(re.finditer(r"\S+", line[begin:]))
     for n in range(len(tokens) - 1, -1, -1):
         token = tokens[n][0]
@@ -200,7 +240,9 @@ def _last_number(line: str) -> str:
         while last + 1 < len(tokens) and _belongs(tokens[last][0], tokens[last + 1][0]):
             last += 1
         run = " ".join(part[0] for part in tokens[first : last + 1])
-        run = undecorated(EQUALS.split(run)[-1].strip() or token).strip(",;:!?")
+        if scale := SCALE.match(line, begin + tokens[last].end()):
+            return run + scale[0]
+        run = _trimmed(EQUALS.split(run)[-1].strip() or token).strip(",;:!?")
         return run if run.count("(") == run.count(")") else run.strip("()")
     return ""
 

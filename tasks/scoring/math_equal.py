@@ -14,6 +14,7 @@ from sympy import (
     MatrixBase,
     Pow,
     Rational,
+    S,
     Set,
     Symbol,
     Tuple,
@@ -32,7 +33,10 @@ def near(known: Any, value: Any) -> bool:
 
     math-verify rounds to so many decimals: two tiny numbers are equal to it.
     """
-    known, value = _unwrapped(known), _unwrapped(value)
+    if not (isinstance(known, Eq) and isinstance(value, Eq)):
+        known, value = _unwrapped(known), _unwrapped(value)
+    if isinstance(known, Eq) != isinstance(value, Eq):
+        return False
     if isinstance(known, MatrixBase) and isinstance(value, MatrixBase):
         return all(near(*pair) for pair in zip(known.flat(), value.flat(), strict=True))
     if isinstance(known, FiniteSet) and isinstance(value, FiniteSet):
@@ -93,8 +97,12 @@ def number_text(value: Any) -> str:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The right side of an equation such as x = 5; else what it is."""
-    return value.rhs if isinstance(value, Eq) and value.lhs.is_Symbol else value
+    """The right side of an equation that says what something is, as x + y = 5; else what it is."""
+    if not isinstance(value, Eq):
+        return value
+    terms = value.lhs.as_coefficients_dict() if isinstance(value.lhs, Expr) else {}
+    said = value.lhs.is_number or (S.One not in terms and set(terms.values()) <= {S.One})
+    return value.rhs if said else value
 
 
 def _terminating(value: Any) -> bool:

@@ -9,7 +9,10 @@ from kvcomm.tasks.scoring.math_signs import latex_signs
 from kvcomm.tasks.scoring.math_units import CHOICE, has_words, only_number, without_unit
 
 # What stands around a value without being part of it.
-CURRENCY = re.compile(r"\b(?:US|AU|CA|HK|NZ|[ACRS](?=\\?\$))\s*\\?\$|[€£¥₹₽₩₪฿₫₦₱₴₺₿¢]")
+CURRENCY = re.compile(
+    r"\b(?:US|AU|CA|HK|NZ|[ACRS](?=\\?\$))\s*\\?\$|[€£¥₹₽₩₪฿₫₦₱₴₺₿¢]"
+    r"|\\(?:pounds|euro|yen|textcent)\b"
+)
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|\\?\$")
 GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,)\\!\s*|(?<=\d)\{,\}(?=\d)")
 SPACING = re.compile(
@@ -32,7 +35,9 @@ def tidy(text: str) -> str:
     for _ in range(3):
         text = WRAPPER.sub(r" \1 ", text)
     text = ARRAY.sub(r"\\\1{pmatrix}", text)
-    text = re.sub(r"\\(?:varnothing|O\b|\{\s*\\\})", r"\\emptyset", text).strip(AROUND)
+    text = re.sub(
+        r"\\(?:varnothing|O\b|\{\s*\\\})|\b(?:the )?empty set\b", r"\\emptyset", text
+    ).strip(AROUND)
     text = text.removeprefix(r"\approx").lstrip(AROUND)
     return text[:-1].rstrip(AROUND) if text.endswith(".") and not text.endswith("..") else text
 
@@ -40,7 +45,7 @@ def tidy(text: str) -> str:
 def plain(text: str) -> str:
     """A form in which answers that are written alike are equal: no case, blanks where needed."""
     bare = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", tidy(text)).lower()
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", bare)
+    return DOTS.sub("...", re.sub(r"([_^])\{(\w)\}", r"\1\2", bare))
 
 
 # Ways to write a number.
@@ -124,7 +129,11 @@ def latex_calls(text: str) -> str:
     return re.sub(r"\^\s*(-?\d+(?!\w))", r"^{\1}", text)
 
 
-JOINED = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*|\s*;\s*|,\s+(?![^()\[\]{}]*[)\]}])", re.IGNORECASE)
+JOINED = re.compile(
+    r"\s*,?\s*\b(?:and|or)\b\s*|\s*;\s*|,\s+(?![^()\[\]{}]*[)\]}])"
+    r"|(?<=[\d}])\s+(?=[a-z](?:_\w)?\s*=)",
+    re.IGNORECASE,
+)
 # The parser adds numbers in a row, as in mixed ones, and drops primes.
 IN_A_ROW = re.compile(r"(?<![_^])(?<!\\frac)(?<!\\frac )\d\s+\d|'")
 LONGEST = 2000

@@ -7,7 +7,7 @@ import unicodedata
 
 RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙ]+")
-FRACTION = re.compile("[¼-¾⅐-⅞↉]")
+FRACTION = re.compile("[¼-¾⅐-⅞↉]|[⁰¹²³⁴-⁹]+⁄[₀-₉]+")
 BARRED = re.compile("(?:\\d[\u0304\u0305])+")
 ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z]|π|(?=[({\\]))")
 DEGREE = {"√": "", "∛": "[3]", "∜": "[4]"}
@@ -23,7 +23,7 @@ COMMANDS = {
     "ne": "≠",
     "approx": "≈",
     "infty": "∞",
-    "emptyset": "∅",
+    "emptyset": "∅Ø",
     "cup": "∪",
     "cap": "∩",
     "in": "∈",
@@ -47,6 +47,8 @@ SIGNS = {
     **dict.fromkeys("∗✱", "*"),
     **dict.fromkeys("’‘′", "'"),
     "\u200b": "",
+    "。": ". ",
+    "—": " — ",
 }
 
 
@@ -55,9 +57,9 @@ def latex_signs(text: str) -> str:
     if text.isascii():
         return text
     text = BARRED.sub(lambda m: rf"\overline{{{re.sub('[^0-9]', '', m[0])}}}", text)
+    text = FRACTION.sub(lambda m: r"\frac{{{}}}{{{}}}".format(*_folded(m[0]).split("⁄")), text)
     text = RAISED.sub(lambda m: f"^{{{_folded(m[0])}}}", text)
     text = LOWERED.sub(lambda m: f"_{{{_folded(m[0])}}}", text)
-    text = FRACTION.sub(lambda m: r"\frac{{{}}}{{{}}}".format(*_folded(m[0]).split("⁄")), text)
     text = ROOT.sub(lambda m: rf"\sqrt{DEGREE[m[1]]}" + (f"{{{m[2]}}}" if m[2] else ""), text)
     return "".join(sign if sign.isascii() else _sign(sign) for sign in text)
 

@@ -6,7 +6,7 @@ import re
 
 SYMBOLS = "m|s|g|h|L|l|N|J|W|V|A|K|C|F"
 UNITS = (
-    "mm|cm|dm|km|mg|kg|ml|mL|cl|dl|ft|in|yd|mi|lbs?|oz|hrs?|yrs?|min|sec|ms|am|pm|mph|kmh|kph|sq"
+    "mm|cm|dm|km|mg|kg|ml|mL|cl|dl|ft|in|yd|mi|lbs?|oz|hrs?|yrs?|min|sec|ms|[ap]\\.?m|mph|kmh|kph|sq"
     "|cu|cc|gms?|kWh?|[kM]?Hz|[GMK]B|rpm|pts|pcs|USD|EUR|GBP|Rs|km/hr?|m/s|mi/hr?"
 )
 SQUARED = r"\s*\^\s*\{?-?[123]\}?"
@@ -16,7 +16,9 @@ CHANGING = re.compile(
     r"\b(?:squared|cubed|factorial|hal(?:f|ves)|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?"
     r"|ninths?|tenths?|hundredths?|thousandths?|millionths?|hundreds?|thousands?|millions?|billions?"
     r"|plus|minus|negative|over|divided|mod|modulo|choose|root|power|base|out|below|above|under"
-    r"|between|than|least|most|not|never|without|except|or (?:more|less|fewer))\b",
+    r"|between|than|least|most|not|never|without|except|but|or (?:more|less|fewer)|twice|thrice"
+    r"|double|triple|multiples?|divisible|squares? of|cubes? of|logarithm|sine|cosine|tangent"
+    r"|log of|reciprocal|inverse|undefined|exceed(?:s|ing)?|up to)\b",
     re.IGNORECASE,
 )
 # Behind a value: " boxes", "cm^2", " square feet per second"; behind a number a letter too: " m".
@@ -25,7 +27,9 @@ UNIT = re.compile(
     rf"(?:(?:[\s./-]|\\cdot)+(?:{UNITS}|{SYMBOLS}|a|{WORD}))*"
     rf"(?:{SQUARED}|\s*/\s*(?:{SYMBOLS}|{UNITS})(?:{SQUARED})?|\.|\))*$"
 )
-SYMBOL = re.compile(rf"\s+(?:{SYMBOLS})(?:\s*/\s*(?:{SYMBOLS}))?(?:{SQUARED})?$")
+SYMBOL = re.compile(
+    rf"\s+(?:{SYMBOLS})(?:{SQUARED})?(?:\s*(?:/|\\cdot)\s*(?:{SYMBOLS})(?:{SQUARED})?)?$"
+)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+|/\d+)?(?:\s*\^\s*\{?\\circ\s*\}?)?")
 # Before it: "Area = ", and the letter of a choice.
 LABEL = re.compile(r"(?:[A-Za-z]{2,}[\s']+)*[A-Za-z]{2,}\s*[=:]\s*")
@@ -37,7 +41,7 @@ WITHIN = re.compile(
 PROSE = re.compile(r"(?:[A-Za-z]{2,}(?![A-Za-z])|\b[aAI]\b|[\s.,;:'!?()\"/-])*")
 BARE = re.compile(r"(?<![\\A-Za-z])(?<!begin\{)(?<!end\{)[A-Za-z]{2,}")
 TWO_LETTERS = frozenset(
-    ("am an as at be by do he if in is it me my no of on or so to up us we " + UNITS)
+    ("am an as at be by do he if in is it me my no of on or pm so to up us we " + UNITS)
     .replace("|", " ")
     .split()
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
-from math_verify.grader import should_treat_as_complex
+from math_verify.grader import get_pct_val, should_treat_as_complex
 
 from kvcomm.tasks.scoring.math_answer import readings
 from kvcomm.tasks.scoring.math_equal import near, number_text, same_on_reals
@@ -36,12 +36,17 @@ def judged(text: str, gold: str) -> dict[str, Any]:
         return {"extracted": "", "correct": False, "reason": "no answer found"}
     # Where the gold answer is a list, a comma is none of a number.
     comma = not re.search(r"\d,\d", gold)
+    expression = parsed(gold, prose=False) is not None
     for said in found:
         # "(B) 5" is the choice B, and 5.
         letter = CHOICE.match(tidy(said) + " ")
         if plain(gold) in (plain(said), plain(letter[0]) if letter else None):
             return {"extracted": shown(said, comma), "correct": True, "reason": "equal"}
-    said = next((said for said in found if parsed(said, comma=comma) is not None), found[0])
+        # What is read whole is the answer: 3 is none of "x = 2 or x = 3".
+        if expression and parsed(said, comma=comma) is not None:
+            break
+    else:
+        said = found[0]
     correct, reason = compared(said, gold, comma)
     return {"extracted": shown(said, comma), "correct": correct, "reason": reason}
 
@@ -63,8 +68,10 @@ def compared(said: str, gold: str, comma: bool) -> tuple[bool, str]:
 
 def equal(known: Any, value: Any) -> bool:
     """Whether math-verify finds both equal, and no number in them differs."""
-    if verify(known, value, timeout_seconds=None):
-        return near(known, value)
+    # 9 % is equal to 9 as well as to 0.09.
+    for one, other in ((known, value), (get_pct_val(known, known), get_pct_val(value, value))):
+        if verify(one, other, timeout_seconds=None):
+            return near(one, other)
     return same_on_reals(known, value)
 
 
