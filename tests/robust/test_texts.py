@@ -49,7 +49,7 @@ def test_any_text_is_answered_and_shown(cli: Callable, tiny, tmp_path: Path, wha
 def test_agents_that_say_nothing_are_heard(tiny, mode: str) -> None:
     """A model that stops at once, and a `post` that leaves nothing."""
     stops = frozenset(range(tiny.config.vocab_size))
-    silent = Agent("silent", sampling=Sampling(max_tokens=4, stop=tuple(stops)))
+    silent = Agent("silent", sampling=Sampling(max_tokens=4, stop_token_ids=tuple(stops)))
     mute = Agent("mute", post=lambda text: "", sampling=Sampling(max_tokens=4))
     graph = chain(silent, mute, agent("last", 4))
     with session(tiny, mode) as active:
