@@ -145,6 +145,26 @@ async def test_sampling_is_sent_as_it_was_asked(server: FakeServer) -> None:
     assert [body[name] for name in fields] == [[20, 21, 22], 0.7, 0.9, 3, 11, [300]]
 
 
+async def test_beginnings_and_stop_texts_are_as_on_the_local_engine(
+    server: FakeServer, behind: LocalEngine
+) -> None:
+    with session(behind, "dense") as active:
+        whole = (await active.arun(chain(agent("a", 30, begins="So:")), TASK)).calls[0].text
+    stop = next(whole[i] for i in range(8, 30) if whole[i].isascii())
+    first = agent("a", begins="So:", sampling=Sampling(max_tokens=30, stop=(stop,)))
+    graph = chain(first, agent("b", 8, chat=False))
+    said = []
+    for engine in (behind, load_served(server.url)):
+        with session(engine, "exact") as active:
+            said.append(await active.arun(graph, TASK))
+        if engine is not behind:
+            engine.close()
+    assert said[0].calls[0].text == whole[: whole.index(stop, 3)]
+    assert [call.text for call in said[0].calls] == [call.text for call in said[1].calls]
+    assert said[1].calls[0].report.stop == "stop"
+    assert all(call.report.prompt_tokens for call in said[1].calls)
+
+
 async def test_no_more_requests_are_under_way_than_the_gate_lets_through(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

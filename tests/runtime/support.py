@@ -22,8 +22,7 @@ def agent(name: str, tokens: int = 12, **fields: Any) -> Agent:
         name,
         system=f"You are {name}.",
         prompt="{task}\n\n{history}\n\n{messages}\n\nGo on.",
-        sampling=Sampling(max_tokens=tokens),
-        **fields,
+        **{"sampling": Sampling(max_tokens=tokens), **fields},
     )
 
 
