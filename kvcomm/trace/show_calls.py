@@ -162,7 +162,7 @@ def _times(call: CallFinished) -> str:
     moments = (
         f"row opened at {seconds(call.opened_at)}, inputs complete at {seconds(call.ready_at)}, "
         f"first token at {seconds(call.first_token_at)}, done at {seconds(call.finished_at)} "
-        f"({'stop token' if call.stop == 'stop' else 'token limit'})"
+        f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})"
     )
     phases = [f"{name} {seconds(value)}" for name, value in call.phases.items()]
     work = [
