@@ -68,10 +68,11 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     """A retriever, two readers of its passages, and a judge who hears the readers.
 
     One reader answers at once, the other writes the facts down first. All three continue worked
-    examples in a plain completion: small models and base models answer so as well.
+    examples in a plain completion: small models and base models answer so as well. The best passage
+    stands last, next to the question, where small models look first.
     """
     search = bm25_retriever(count, folder=folder, query="question")
-    passages = "\n\n".join(f"{{{name}}}" for name in search.outputs)
+    passages = "\n\n".join(f"{{{name}}}" for name in reversed(search.outputs))
     asked = f"{passages}\n\nQuestion: {{question}}\n"
     first, second = "reader1", "reader2"
     members = (

@@ -9,7 +9,7 @@ from kvcomm.tasks.teams import rag_team
 
 SUITE = Suite(
     "rag-mini",
-    "52 questions over a made-up world, shipped with kvcomm",
+    "54 questions, half of them easy, shipped with kvcomm",
     read,
     by_words,
     rag_team,
