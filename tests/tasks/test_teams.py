@@ -38,6 +38,8 @@ def test_readers_of_passages_continue_worked_examples(name: str, graders: Grader
         assert text.count(begin) == 3
         assert text.endswith(f"\n{begin}")
         assert "<|im_start|>" not in text
+        if node != "judge":  # the best passage stands next to the question
+            assert template.names == ("passage4", "passage3", "passage2", "passage1", "question")
 
 
 @pytest.mark.parametrize(
