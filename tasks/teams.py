@@ -67,7 +67,7 @@ def code_team(graders: Graders) -> AgentGraph:
 def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> AgentGraph:
     """A retriever, two readers of its passages, and a judge who hears the readers.
 
-    One reader answers at once, the other writes the facts down first. All three continue worked
+    One reader writes the facts down first, the other answers at once. All three continue worked
     examples in a plain completion: small models and base models answer so as well. The best passage
     stands last, next to the question, where small models look first.
     """
@@ -77,8 +77,8 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     first, second = "reader1", "reader2"
     members = (
         search,
-        Agent(first, prompt=answered() + asked, begins="Answer:", chat=False, sampling=LINE),
-        Agent(second, prompt=explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
+        Agent(first, prompt=explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
+        Agent(second, prompt=answered() + asked, begins="Answer:", chat=False, sampling=LINE),
         Agent(
             "judge",
             prompt=judged(first, second) + "Question: {question}\n\n{messages}\n\n",

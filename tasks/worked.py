@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Worked:
-    """A question over passages, the facts that decide it, its answer, and a wrong one."""
+    """A question over passages, the facts that decide it, and its answer.
+
+    `misled` are facts that do not decide it, and `wrong` the answer that they suggest.
+    """
 
     passages: tuple[str, ...]
     question: str
     facts: str
     answer: str
-    wrong: str
+    misled: str = ""
+    wrong: str = ""
 
 
 WORKED = (
@@ -28,6 +32,7 @@ WORKED = (
         "In which city was the founder of Dunholt Abbey born?",
         "Dunholt Abbey was founded by Ranulf Aske. Ranulf Aske was born in Rouen.",
         "Rouen",
+        "Dunholt Abbey is a ruined monastery near Wexmoor.",
         "Wexmoor",
     ),
     Worked(
@@ -40,7 +45,6 @@ WORKED = (
         "Which film came out first, The Paper Lantern or Red Harvest Moon?",
         "The Paper Lantern came out in 1962. Red Harvest Moon came out in 1958.",
         "Red Harvest Moon",
-        "1958",
     ),
 )
 
@@ -56,16 +60,17 @@ def explained(examples: Sequence[Worked] = WORKED) -> str:
 
 
 def judged(first: str, second: str, examples: Sequence[Worked] = WORKED) -> str:
-    """Each question with what two readers wrote, and the final answer; now one reader is wrong."""
-    parts = []
-    for one, said in zip(examples, (examples[0].answer, examples[1].wrong), strict=True):
-        parts.append(
-            f"Question: {one.question}\n\n"
-            f"{first} wrote:\nAnswer: {said}\n\n"
-            f"{second} wrote:\nFacts: {one.facts}\nAnswer: {one.answer}\n\n"
-            f"Final answer: {one.answer}\n\n\n"
-        )
-    return "".join(parts)
+    """Each question with what two readers wrote, and the final answer.
+
+    The first reader writes facts and is misled where an example says how; the second is right.
+    """
+    return "".join(
+        f"Question: {one.question}\n\n"
+        f"{first} wrote:\nFacts: {one.misled or one.facts}\nAnswer: {one.wrong or one.answer}\n\n"
+        f"{second} wrote:\nAnswer: {one.answer}\n\n"
+        f"Final answer: {one.answer}\n\n\n"
+        for one in examples
+    )
 
 
 def _asked(one: Worked) -> str:

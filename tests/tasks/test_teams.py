@@ -27,7 +27,7 @@ def test_every_suite_has_a_team_that_takes_its_inputs(suite: Suite, graders: Gra
 @pytest.mark.parametrize("name", ["hotpotqa", "rag-mini"])
 def test_readers_of_passages_continue_worked_examples(name: str, graders: Graders) -> None:
     graph = SUITES[name].team(graders)
-    begins = {"reader1": "Answer:", "reader2": "Facts:", "judge": "Final answer:"}
+    begins = {"reader1": "Facts:", "reader2": "Answer:", "judge": "Final answer:"}
     for node, begin in begins.items():
         agent = graph.nodes[node].agent
         assert isinstance(agent, Agent)
