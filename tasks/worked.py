@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -49,17 +48,17 @@ WORKED = (
 )
 
 
-def answered(examples: Sequence[Worked] = WORKED) -> str:
+def answered() -> str:
     """Passages, question and answer of each example."""
-    return "".join(f"{_asked(one)}Answer: {one.answer}\n\n" for one in examples)
+    return "".join(f"{_asked(one)}Answer: {one.answer}\n\n" for one in WORKED)
 
 
-def explained(examples: Sequence[Worked] = WORKED) -> str:
+def explained() -> str:
     """Passages, question, facts and answer of each example."""
-    return "".join(f"{_asked(one)}Facts: {one.facts}\nAnswer: {one.answer}\n\n" for one in examples)
+    return "".join(f"{_asked(one)}Facts: {one.facts}\nAnswer: {one.answer}\n\n" for one in WORKED)
 
 
-def judged(first: str, second: str, examples: Sequence[Worked] = WORKED) -> str:
+def judged(first: str, second: str) -> str:
     """Each question with what two readers wrote, and the final answer.
 
     The first reader writes facts and is misled where an example says how; the second is right.
@@ -69,7 +68,7 @@ def judged(first: str, second: str, examples: Sequence[Worked] = WORKED) -> str:
         f"{first} wrote:\nFacts: {one.misled or one.facts}\nAnswer: {one.wrong or one.answer}\n\n"
         f"{second} wrote:\nAnswer: {one.answer}\n\n"
         f"Final answer: {one.answer}\n\n\n"
-        for one in examples
+        for one in WORKED
     )
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -141,7 +142,7 @@ class TokenizerCodec:
         both = _joined(system, user)
         if not self.tokenizer.chat_template:
             return f"{self.completion(system, user)}\n\nAnswer:"
-        if system and self._keeps_system():
+        if system and self._keeps_system:
             with suppress(TemplateError):
                 text = self._apply([_turn("system", system), _turn("user", user)])
                 if system.strip() in text:
@@ -152,6 +153,7 @@ class TokenizerCodec:
         """The two texts as they are, behind the token with which the model's texts begin."""
         return self._begin + _joined(system, user)
 
+    @cached_property
     def _keeps_system(self) -> bool:
         """Whether a system turn has its text before the user's: others raise on it, or drop it.
 

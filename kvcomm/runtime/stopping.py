@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kvcomm.message import TextCodec
-
-# The most tokens that spell one character: the bytes of its UTF-8 form.
-CHARACTER = 4
+from kvcomm.message import CHARACTER, TextCodec
 
 
 class StopTexts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -74,22 +75,24 @@ def untagged(text: str) -> str:
 
 def unwrapped(text: str) -> str:
     """Without LaTeX's boxes and fonts: `\\boxed{\\text{C}}` is C."""
-    before = None
-    for _ in range(LAYERS):
-        if text == before:
-            break
-        before, text = text, LATEX.sub(r"\1", text)
-    return text
+    return _layer_by_layer(lambda wrapped: LATEX.sub(r"\1", wrapped), text)
 
 
 def undecorated(text: str) -> str:
     """Without quotes, emphasis and a final full stop around it."""
-    before = None
+    return _layer_by_layer(_without_one, text)
+
+
+def _without_one(text: str) -> str:
+    text = text.strip().strip('*_`"“”„‘’‚«»‹›「」『』').strip()
+    text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
+    return text[:-1] if text.endswith((".", "。")) and not text.endswith("..") else text
+
+
+def _layer_by_layer(without_one: Callable[[str], str], text: str) -> str:
+    """What is left when no further layer comes off."""
     for _ in range(LAYERS):
+        before, text = text, without_one(text)
         if text == before:
             break
-        before = text
-        text = text.strip().strip('*_`"“”„‘’‚«»‹›「」『』').strip()
-        text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
-        text = text[:-1] if text.endswith((".", "。")) and not text.endswith("..") else text
     return text

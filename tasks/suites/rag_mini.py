@@ -1,4 +1,4 @@
-"""rag-mini: questions over passages of a made-up world, in HotpotQA's format."""
+"""rag-mini: questions over simple passages and those of a made-up world, in HotpotQA's format."""
 
 from __future__ import annotations
 
