@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm import __version__
-from kvcomm.agents import Agent
+from kvcomm.agents import Agent, Tool
 from kvcomm.engine.base import Engine
 from kvcomm.errors import ContextOverflow, KvcommError, StateError, UsageError
-from kvcomm.graphs import AgentGraph
+from kvcomm.graphs import AgentGraph, Node
 from kvcomm.reuse.policy import Anchors, Kvcomm, Policy
 from kvcomm.runtime.result import Call, Result
 from kvcomm.runtime.session import Session
@@ -288,12 +288,14 @@ def _call(call: Call) -> CallRow:
 
 
 def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetime) -> Config:
-    members = [
-        (plan.graph.template(name, engine.codec).fingerprint, node.agent.sampling, node.agent.exact)
-        if isinstance(node.agent, Agent)
-        else (name, node.texts, node.agent.max_tokens)
-        for name, node in plan.graph.nodes.items()
-    ]
+    def member(name: str, node: Node) -> object:
+        agent = node.agent
+        if isinstance(agent, Tool):
+            return name, node.texts, agent.max_tokens
+        template = plan.graph.template(name, engine.codec)
+        return template.fingerprint, agent.sampling, agent.exact, agent.keep_begins
+
+    members = [member(name, node) for name, node in plan.graph.nodes.items()]
 
     def asked(tasks: Sequence[Task]) -> str:
         inputs = plan.graph.inputs
@@ -311,8 +313,8 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetim
         repeats=plan.repeats,
         retries=plan.retries,
         tasks=len(plan.tasks),
-        now=now,
         tasks_digest=asked(plan.tasks),
+        now=now,
         gamma=plan.anchors.gamma,
         anchors=plan.anchors.capacity,
         policies={name: own.digest for name, own in plan.own.items()},

@@ -312,6 +312,15 @@ def test_a_changed_plan_is_refused(
         evaluate(tiny, plan(**{"tasks": TASKS[:1], **change}), tmp_path)
 
 
+def test_whether_messages_hold_their_beginning_is_part_of_an_evaluation(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    kept, cut = (chain(member("a", begins="So:", keep_begins=keep)) for keep in (True, False))
+    evaluate(tiny, plan(tasks=TASKS[:1], graph=kept), tmp_path)
+    with pytest.raises(UsageError, match="is of another evaluation"):
+        evaluate(tiny, plan(tasks=TASKS[:1], graph=cut), tmp_path)
+
+
 @pytest.mark.parametrize(
     "fields", [{"repeats": 0}, {"concurrent": 0}, {"retries": -1}, {"traces": 2.0}]
 )
