@@ -31,9 +31,6 @@ from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
 from kvcomm.trace.record import TRACE_FILE
 
-# What was learned is saved this often, and at the end.
-SAVE_S = 60.0
-
 Item = tuple[Task, int, str]  # a task, which repeat of it, a mode
 
 
@@ -129,13 +126,11 @@ class Evaluation:
                 runs=None,
                 # Modes beside each other must not live on what another one has computed.
                 namespace=mode if len(plan.modes) > 1 else "",
-                saves=False,
                 now=self.config.now,
                 **quality,
             )
             for mode in plan.modes
         }
-        self._saved = time.monotonic()
         self.warnings: dict[str, str] = {}
 
     async def run(self) -> list[Sample]:
@@ -143,6 +138,8 @@ class Evaluation:
         for sample in self.log.samples:
             self._on_sample(sample)
         try:
+            for session in self._sessions.values():
+                await session.awarm_up()
             await self._warm_up()
             try:
                 await self._each(self._left(self.plan.work()), self._keep)
@@ -192,11 +189,8 @@ class Evaluation:
     async def _keep(self, sample: Sample) -> None:
         self.log.append(sample)
         self._on_sample(sample)
-        if time.monotonic() - self._saved > SAVE_S:
-            await self._save()
 
     async def _save(self) -> None:
-        self._saved = time.monotonic()
         for session in self._sessions.values():
             try:
                 await session.save()

@@ -74,7 +74,7 @@ def fidelity(
     built = with_passages(built, rows.inputs)
     quality = options.quality(target, audit_rate, budget)
 
-    from kvcomm.reuse.auto import controller
+    from kvcomm.reuse.auto import Auto
     from kvcomm.runtime.fidelity import Fidelity, policies
 
     wanted = _wanted(methods, [*policies(), "auto"])
@@ -86,7 +86,7 @@ def fidelity(
             held_out=held_out,
             passages=frozenset(rows.inputs),
             methods={name: policy for name, policy in policies().items() if name in wanted},
-            auto=controller(**quality) if "auto" in wanted else None,
+            auto=Auto(*quality.values()) if "auto" in wanted else None,
             on_call=bar.advance,
         )
         measured = asyncio.run(bench.run([task.inputs for task in tasks]))

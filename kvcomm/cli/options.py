@@ -165,7 +165,7 @@ RepairBudget = Annotated[
         "--repair-budget",
         metavar="SHARE",
         help="The most that auto computes of a realigned text.",
-        show_default="by the device",
+        show_default="0.25",
     ),
 ]
 Data = Annotated[
@@ -204,14 +204,14 @@ def check_mode(mode: str) -> str:
 
 def quality(target: float | None, rate: float | None, budget: float | None) -> dict[str, Any]:
     """The options of `auto` as `Session` takes them, checked before anything is loaded."""
-    from kvcomm.reuse.auto import AUDIT_RATE, TARGET, controller
+    from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
 
     fields: dict[str, Any] = {
         "target_divergence": TARGET if target is None else target,
         "audit_rate": AUDIT_RATE if rate is None else rate,
-        "repair_budget": budget,
+        "repair_budget": REPAIR_BUDGET if budget is None else budget,
     }
-    controller(**fields)
+    Auto(*fields.values())
     return fields
 
 

@@ -274,6 +274,7 @@ class EngineSequence(Protocol):
 class Engine(Protocol):
     """Runs one model. Sequences of all sessions share its steps, store and prefix cache.
 
+    `fingerprint` names the model as it runs here, `weights` its weights alone, whatever the dtype.
     `steps` counts the calls answered so far: the clock by which uses of KV are foretold.
     """
 
@@ -281,6 +282,7 @@ class Engine(Protocol):
     device: str
     dtype: str
     fingerprint: str
+    weights: str
     max_context: int
     steps: int
     capabilities: Capabilities
@@ -316,11 +318,11 @@ class Engine(Protocol):
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""
 
-    async def load_state(self, folder: Path) -> Learned:
-        """Read what was learned for this model. Raises `StateError` for another model's folder."""
+    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
+        """Read what a namespace has learned. Raises `StateError` for another model's folder."""
 
-    async def save_state(self, folder: Path) -> None:
-        """Write what was learned since."""
+    async def save_state(self, folder: Path, namespace: str = "") -> int:
+        """Write what a namespace has learned and the folder does not hold; returns the bytes."""
 
     async def quiet(self) -> None:
         """Wait until nothing is left to compute ahead or for a first token."""

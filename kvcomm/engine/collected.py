@@ -46,12 +46,13 @@ class WithoutStore:
         """Nothing is learned."""
         return 0
 
-    async def load_state(self, folder: Path) -> Learned:
+    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
         """Nothing is learned without reuse."""
         return Learned(None, 0, 0, self.capabilities.reason)
 
-    async def save_state(self, folder: Path) -> None:
+    async def save_state(self, folder: Path, namespace: str = "") -> int:
         """Nothing is learned without reuse."""
+        return 0
 
 
 class _Engine(Protocol):

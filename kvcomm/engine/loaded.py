@@ -6,6 +6,7 @@ from typing import Any
 
 from kvcomm.engine.base import Capabilities
 from kvcomm.engine.bounded import Bounded
+from kvcomm.engine.models import weights_of
 from kvcomm.engine.tokens import TokenizerCodec
 
 
@@ -27,6 +28,7 @@ class LoadedEngine(Bounded):
         self.network = model
         self.config = model.config
         self.fingerprint = fingerprint
+        self.weights = weights_of(model)
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.max_context = max_context

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +21,6 @@ from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.loop import Loop, Work
 from kvcomm.engine.memory import free_memory, out_of_memory, release_unused
-from kvcomm.engine.realign import belongs, learned_by
 from kvcomm.engine.room import Room
 from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
@@ -31,7 +32,7 @@ from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Template, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets
 from kvcomm.reuse.plan import Verdict
-from kvcomm.reuse.state import check_folder, load_state, save_state
+from kvcomm.reuse.state import belongs, check_folder, copy_state, learned_by, load_state, save_state
 
 T = TypeVar("T")
 # The most bytes that are spilled to disk.
@@ -92,6 +93,8 @@ class LocalEngine(LoadedEngine):
         self.slot_bytes = slot_bytes(model.config, model.dtype)
         self._header = self._standalone_header()
         self._making: dict[str, Future[int]] = {}
+        # Versions of what is on disk, by folder and template.
+        self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
         self._lock = threading.Lock()
 
     def _lower_tiers(self, device: torch.device, spill: Path | None) -> list[Tier]:
@@ -293,22 +296,33 @@ class LocalEngine(LoadedEngine):
 
         return await self.call(count)
 
-    async def load_state(self, folder: Path) -> Learned:
-        """Read what was learned for this model. Raises `StateError` for another model's folder."""
-        return await self.call(lambda: self.read_state(folder))
+    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
+        """Read what a namespace has learned. Raises `StateError` for another model's folder."""
+        return await self.call(lambda: self.read_state(folder, namespace))
 
-    def read_state(self, folder: Path) -> Learned:
-        """`load_state`; runs on the engine's thread."""
+    def read_state(self, folder: Path, namespace: str, *, again: bool = False) -> Learned:
+        """`load_state`, or reading what is known `again`; runs on the engine's thread."""
         check_folder(folder, self.model, self.fingerprint)
-        loaded = load_state(folder, self.offsets, self.network.device)
+        before = self.offsets.samples()
+        loaded = load_state(folder, self.offsets, self.network.device, namespace, again=again)
+        for template in self.offsets.samples().keys() - before:
+            self._saved[folder][template] = self.offsets.versions.get(template, 0)
         reason = "read" if loaded.templates else "nothing saved yet"
         if loaded.refused:
             reason = "set aside: " + "; ".join(loaded.refused)
         return Learned(str(folder), loaded.templates, loaded.samples, reason)
 
-    async def save_state(self, folder: Path) -> None:
-        """Write what was learned. Raises `StateError` for another model's folder."""
-        await self.call(lambda: save_state(folder, self.model, self.fingerprint, self.offsets))
+    async def save_state(self, folder: Path, namespace: str = "") -> int:
+        """Write what a namespace has learned and the folder does not hold; returns the bytes.
+
+        It is copied between steps, and written on the caller's thread, which that blocks. Raises
+        `StateError` for another model's folder.
+        """
+        saved = self._saved[folder]
+        learned = await self.call(partial(copy_state, self.offsets, namespace, saved), idle=True)
+        written = save_state(folder, self.model, self.fingerprint, learned)
+        saved |= {template: version for template, (version, _) in learned.items()}
+        return written
 
     async def quiet(self) -> None:
         """Wait until nothing is left to compute ahead or for a first token.
@@ -348,9 +362,11 @@ class LocalEngine(LoadedEngine):
             if namespace is None:
                 self.store.clear()
                 self.offsets.models.clear()
+                self.offsets.versions.clear()
             else:
-                for key in [key for key in self.offsets.models if belongs(key[1], namespace)]:
-                    del self.offsets.models[key]
+                for template in {template for _, template, _ in self.offsets.models}:
+                    if belongs(template, namespace):
+                        self.offsets.forget(template)
             self.prefix.clear(namespace)
 
         self.loop.submit(drop).result()

@@ -259,6 +259,16 @@ def _convert(gguf: Path, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def weights_of(model: Any) -> str:
+    """Names a model's weights, in float32 or bfloat16, whatever the version of transformers."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 16)][:16].bfloat16().float().cpu()
+        digest.update(f"{name} {tuple(weight.shape)} {sample.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
 def fingerprint(model: Any, tokenizer: Any) -> str:
     """Names the model in saved state: config, dtype, a sample of every weight, the tokenizer."""
     config = model.config.to_dict()

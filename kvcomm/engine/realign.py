@@ -12,12 +12,13 @@ import torch
 
 from kvcomm.engine.base import Call, Phases, Survey
 from kvcomm.engine.rows import Row
-from kvcomm.kv import KV, content_key
+from kvcomm.kv import KV
 from kvcomm.kv.store import NEVER
 from kvcomm.message import Handle
-from kvcomm.prompt import Segment, Template
+from kvcomm.prompt import Segment
 from kvcomm.reuse.offsets import OffsetModel
 from kvcomm.reuse.plan import Fact, Step
+from kvcomm.reuse.state import learned_by
 
 if TYPE_CHECKING:
     from kvcomm.engine.local import LocalEngine
@@ -207,23 +208,7 @@ class Realigner:
                 begin = start + len(segment)
                 literal = row.position_free(range(begin, begin + len(after))) - literal_base
         self.model(index, family).observe(base, offset, literal)
-
-
-def learned_by(template: Template, namespace: str) -> str:
-    """The name under which a template's offsets are kept.
-
-    What one tenant's texts taught never shows in another's.
-    """
-    return _tenant(namespace) + template.fingerprint
-
-
-def belongs(name: str, namespace: str) -> bool:
-    """Whether `learned_by` gave a template this name in the namespace."""
-    return name.startswith(_tenant(namespace)) if namespace else "-" not in name
-
-
-def _tenant(namespace: str) -> str:
-    return content_key(namespace)[:16] + "-" if namespace else ""
+        self._engine.offsets.learned(learned_by(self._call.template, self._call.namespace))
 
 
 def _size(offset: KV) -> torch.Tensor:

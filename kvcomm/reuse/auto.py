@@ -39,10 +39,11 @@ from dataclasses import dataclass, field, replace
 from kvcomm.errors import UsageError
 from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.policy import Exact
-from kvcomm.reuse.recipe import LINEAR, Budget, Realign, Recipe
+from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
 
 TARGET = 0.02
 AUDIT_RATE = 0.1
+REPAIR_BUDGET = 0.25
 ENOUGH = 5
 SAFETY = 2.0
 WINDOW = 30
@@ -108,17 +109,18 @@ class Auto:
     """Chooses per call, and learns from audits.
 
     `target` is the mean divergence in nats to stay below, `rate` the share of calls audited once a
-    level is known, `priors` the divergence of each level without offsets. A decoding step carries
-    `spare` tokens beside its rows at no cost. Raises `UsageError` for values out of range.
+    level is known, `budget` the most that is computed of a realigned placeholder, as a share, and
+    `priors` the divergence of each level without offsets; without priors levels have to be probed.
+    Raises `UsageError` for values out of range.
     """
 
     target: float = TARGET
     rate: float = AUDIT_RATE
-    budget: Budget = field(default_factory=Budget)
+    budget: float = REPAIR_BUDGET
     priors: Mapping[str, float] = field(default_factory=dict)
-    spare: int = 0
     levels: Sequence[Recipe] = LEVELS
     audits: dict[tuple[str, str], deque[Seen]] = field(default_factory=dict)
+    unsaved: set[str] = field(default_factory=set)  # templates with audits that are not on disk
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < math.inf:
@@ -128,6 +130,8 @@ class Auto:
             )
         if not 0 <= self.rate <= 1:
             raise UsageError(f"audit_rate {self.rate!r} is no share: use 0 to 1, such as 0.1")
+        if not 0 <= self.budget <= 1:
+            raise UsageError(f"repair_budget {self.budget!r} is no share: use 0 to 1, such as 0.25")
 
     def choose(
         self,
@@ -135,22 +139,17 @@ class Auto:
         verdicts: Mapping[str, Verdict],
         *,
         longest: int = LONG - 1,
-        tokens: int = 0,
-        steps: int = 0,
         seed: int = 0,
     ) -> Choice:
         """The way of a call.
 
         `verdicts` are those of the placeholders that come with base KV, and the `longest` of them
-        may have so many tokens. The call may have `tokens` to compute, and up to `steps` decoding
-        steps are taken before its last input is complete. `seed` is the call's own.
+        may have so many tokens. `seed` is the call's own.
         """
         if self.target == 0:
             return Choice(Exact("auto: exact, the target is 0"))
         if not verdicts:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
-        if 0 < tokens <= self.spare * steps:
-            return Choice(Exact("auto: exact, computing ahead is free here"))
         # What is not known is only rotated; of some texts no offset is ever predictable.
         learned = any(v.shareable for v in verdicts.values())
         key = template if learned else template + ROTATED
@@ -177,6 +176,8 @@ class Auto:
                 measured = (level, *cheaper) if audited else ()
                 return Choice(policy, True, measured, bounds, samples, key)
         listed = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
+        if all(map(math.isinf, bounds.values())):
+            listed = "nothing is known of the model yet"
         why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
         # What rotating alone would have done is of no interest where offsets will soon be known.
@@ -204,6 +205,7 @@ class Auto:
         """Count one audit (`used`) or probe, made when the offset models had seen `samples`."""
         key = (template, level)
         self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples, used))
+        self.unsaved.add(template)
 
     def _undecided(self, template: str, level: Recipe, samples: int) -> bool:
         """Whether more audits may show that the level meets the target: its mean does."""
@@ -234,7 +236,7 @@ class Auto:
     def load_json(
         self, value: Mapping[str, Mapping[str, Sequence[tuple[float, int, bool]]]]
     ) -> None:
-        """Take up audits that `to_json` returned. Raises `ValueError` for anything else."""
+        """Add audits that `to_json` returned. Raises `ValueError` for anything else."""
         audits = {}
         for template, levels in value.items():
             for level, triples in levels.items():
@@ -242,7 +244,7 @@ class Auto:
                 if not all(0 <= s.divergence < math.inf and s.samples >= 0 for s in seen):
                     raise ValueError(f"audits of {template} hold a number that is no divergence")
                 audits[template, level] = deque(seen, maxlen=WINDOW)
-        self.audits = audits
+        self.audits |= audits
 
 
 def _upper(values: Sequence[float], floor: float) -> float:
@@ -253,15 +255,3 @@ def _upper(values: Sequence[float], floor: float) -> float:
     return math.exp(
         statistics.fmean(logs) + variance / 2 + T95[min(count - ENOUGH, len(T95) - 1)] * error
     )
-
-
-def controller(
-    target_divergence: float = TARGET,
-    audit_rate: float = AUDIT_RATE,
-    repair_budget: float | None = None,
-) -> Auto:
-    """The controller for a session's options. Raises `UsageError` for values out of range."""
-    if repair_budget is not None and not 0 <= repair_budget <= 1:
-        raise UsageError(f"repair_budget {repair_budget!r} is no share: use 0 to 1, such as 0.25")
-    budget = Budget() if repair_budget is None else Budget(repair_budget)
-    return Auto(target_divergence, audit_rate, budget)

@@ -46,22 +46,6 @@ class Recipe:
         return first, min(round(self.deviating * tokens), limit - first)
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The most that repair may compute of a placeholder: a share of it, or `tokens` if more.
-
-    Where a forward over a few more tokens takes no longer, those are free (a GPU that is bound by
-    its memory); on a CPU every token counts.
-    """
-
-    share: float = 0.25
-    tokens: int = 0
-
-    def limit(self, tokens: int) -> int:
-        """The most tokens that repair may compute of a placeholder of `tokens`."""
-        return min(tokens, max(self.tokens, int(self.share * tokens)))
-
-
 LINEAR = Recipe("linear", offsets="linear", short=24, first=6, leading=0.08, deviating=0.05)
 
 # The methods that others propose, and ours, as `kvcomm bench fidelity` measures them.
@@ -80,7 +64,8 @@ METHODS = {
 class Realign:
     """Realigns what a recipe can and computes the rest, prefix hits first.
 
-    With `borrows` base KV of inputs is that of their first reader.
+    `budget` is the most that repair may compute of a placeholder, as a share of its tokens. With
+    `borrows` base KV of inputs is that of their first reader.
     """
 
     ahead, realigns, hands_over = True, True, True
@@ -90,7 +75,7 @@ class Realign:
         self,
         recipe: Recipe,
         reason: str = "",
-        budget: Budget | None = None,
+        budget: float = 1.0,
         *,
         borrows: bool = False,
     ) -> None:
@@ -155,8 +140,7 @@ class Realign:
 
     def _repaired(self, tokens: int, *, known: bool) -> tuple[int, int]:
         """How many leading, and how many deviating tokens are computed."""
-        limit = self.budget.limit(tokens) if self.budget else tokens
-        first, deviating = self.recipe.repaired(tokens, limit)
+        first, deviating = self.recipe.repaired(tokens, int(self.budget * tokens))
         if known or self.recipe.pilot:
             return first, deviating
         # Nothing says which tokens deviate: most often it is the leading ones.

@@ -1,9 +1,10 @@
-"""What was learned, kept between runs: one safetensors file a template, beside a manifest.
+"""What was learned, kept between runs: for each template a file of offsets and one of audits.
 
 A state folder belongs to one model and one version of this library. Its `manifest.json` names
-both; a folder of another one is refused, never mixed. Templates are found by their fingerprints.
-Every file is replaced in one step and carries a checksum, so processes may share a folder: what is
-written last stays, template by template.
+both; a folder of another one is refused, never mixed. Templates are found by their fingerprints,
+behind a hash of the namespace that learned them. Only what has changed is written. Every file is
+replaced in one step, so processes may share a folder: what is written last stays, template by
+template. When a folder is over its limit, templates that were written longest ago go.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,23 @@ import torch
 
 from kvcomm.errors import StateError
 from kvcomm.kv.files import load_tensors, replace_file, save_tensors
-from kvcomm.reuse.auto import Auto
+from kvcomm.kv.store import content_key
+from kvcomm.prompt import Template
+from kvcomm.reuse.auto import ROTATED, Auto
 from kvcomm.reuse.offsets.base import OffsetModel, Offsets
 from kvcomm.version import VERSION
 
-FORMAT = "kvcomm-state-3"
+FORMAT = "kvcomm-state-4"
 LIBRARY = "kvcomm " + ".".join(VERSION.split(".")[:2])
 MANIFEST = "manifest.json"
-AUDITS = "audits.json"
+OFFSETS = ".safetensors"
+AUDITS = ".audits.json"
 DAMAGED = ".damaged"
+# The most bytes of one model's state.
+LIMIT = 4 << 30
+
+# What was learned of one template, and the version of it: see `Offsets.versions`.
+Copied = tuple[int, dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,28 @@ class Loaded:
     refused: tuple[str, ...] = ()
 
 
+def learned_by(template: Template, namespace: str) -> str:
+    """The name under which all that is learned of a template is kept.
+
+    What one tenant's texts taught never shows in another's.
+    """
+    return _tenant(namespace) + template.fingerprint
+
+
+def belongs(name: str, namespace: str) -> bool:
+    """Whether `learned_by` gave a template this name in the namespace."""
+    return name.startswith(_tenant(namespace)) if namespace else "-" not in name
+
+
+def _tenant(namespace: str) -> str:
+    return content_key(namespace)[:16] + "-" if namespace else ""
+
+
 def check_folder(folder: Path, model: str, fingerprint: str) -> None:
     """Raise `StateError` when `folder` holds what another model learned, or anything else."""
     path = folder / MANIFEST
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.glob("*.safetensors"))):
+        if folder.exists() and (not folder.is_dir() or any(folder.glob("*" + OFFSETS))):
             raise StateError(
                 f"{folder} is not a state folder (it has no {MANIFEST}): choose another --state "
                 "folder"
@@ -68,14 +94,28 @@ def check_folder(folder: Path, model: str, fingerprint: str) -> None:
         )
 
 
-def load_state(folder: Path, offsets: Offsets, device: torch.device) -> Loaded:
-    """Read every template of `folder` into `offsets`, the latest first, while there is room.
+def load_state(
+    folder: Path,
+    offsets: Offsets,
+    device: torch.device,
+    namespace: str = "",
+    *,
+    again: bool = False,
+) -> Loaded:
+    """Read the templates of a namespace into `offsets`, the latest first, while there is room.
 
-    A damaged file is set aside (its name ends in `.damaged` then) and named, and the others are
-    read.
+    Templates of which something is known already are left as they are, unless they are to be read
+    `again`. A damaged file is set aside (its name ends in `.damaged` then) and named, and the
+    others are read.
     """
     templates, samples, refused, left = 0, 0, [], 0
-    for path in sorted(folder.glob("*.safetensors"), key=_age):
+    known = offsets.samples()
+    for path in sorted(folder.glob("*" + OFFSETS), key=_age):
+        if not belongs(path.stem, namespace):
+            continue
+        if known.get(path.stem) and not again:
+            templates, samples = templates + 1, samples + known[path.stem]
+            continue
         if offsets.nbytes >= offsets.budget():
             left += 1
             continue
@@ -120,77 +160,126 @@ def _read(path: Path, offsets: Offsets, device: torch.device) -> dict[tuple[str,
     return models
 
 
-def save_state(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> None:
-    """Write every template that learned something, each file replaced atomically.
+def copy_state(offsets: Offsets, namespace: str, saved: Mapping[str, int]) -> dict[str, Copied]:
+    """Copies of what a namespace has learned and `saved`, versions by template, does not hold."""
+    found: dict[str, Copied] = {}
+    for (family, template, label), learned in offsets.models.items():
+        version = offsets.versions.get(template, 0)
+        if version == saved.get(template) or not belongs(template, namespace):
+            continue
+        if learned.samples:
+            _, tensors = found.setdefault(template, (version, {}))
+            for name, tensor in learned.state().items():
+                tensors[f"{family}/{label}/{name}"] = tensor.detach().to("cpu", copy=True)
+    return found
 
-    Raises `StateError` for another model's folder, and for one that cannot be written.
+
+def save_state(
+    folder: Path,
+    model: str,
+    fingerprint: str,
+    learned: Mapping[str, Copied],
+    limit: int = LIMIT,
+) -> int:
+    """Write templates, each file replaced in one step, and keep the folder below `limit` bytes.
+
+    Returns the bytes that were written. Raises `StateError` for another model's folder, and for
+    one that cannot be written.
     """
     check_folder(folder, model, fingerprint)
-    by_template: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    for (family, template, label), learned in offsets.models.items():
-        if learned.samples:
-            for name, tensor in learned.state().items():
-                by_template[template][f"{family}/{label}/{name}"] = tensor
-    if not by_template:
-        return
+    if not learned:
+        return 0
+    written = 0
     try:
-        _write(folder, model, fingerprint, by_template)
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "format": FORMAT,
+            "library": LIBRARY,
+            "model": model,
+            "fingerprint": fingerprint,
+        }
+        if not (folder / MANIFEST).exists():
+            _write(folder / MANIFEST, manifest)
+        for template, (_, tensors) in learned.items():
+            path = folder / (template + OFFSETS)
+            save_tensors(path, tensors, FORMAT)
+            written += path.stat().st_size
     except OSError as error:
         raise StateError(
             f"cannot write the state to {folder} ({error}): choose another --state folder, or "
             "--state none"
         ) from error
+    _keep_below(folder, limit, learned)
+    return written
 
 
-def load_audits(folder: Path, auto: Auto) -> str:
-    """Read the audits of `auto`; returns why they were set aside, or nothing."""
-    path = folder / AUDITS
-    if not path.exists():
-        return ""
-    try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-        if value["format"] != FORMAT:
-            raise ValueError(f"not in the format {FORMAT}")
-        auto.load_json(value["audits"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
-        with suppress(OSError):
-            os.replace(path, path.with_name(path.name + DAMAGED))
-        return f"{AUDITS}: {error}"
-    return ""
+def _keep_below(folder: Path, limit: int, fresh: Iterable[str]) -> None:
+    """Remove the templates that were written longest ago, but none that is `fresh`."""
+    sizes: dict[Path, int] = {}
+    for path in sorted(folder.glob("*" + OFFSETS), key=_age):
+        with suppress(OSError):  # another process may have removed it
+            sizes[path] = path.stat().st_size
+    keep, total = set(fresh), sum(sizes.values())
+    for path, size in reversed(sizes.items()):
+        if total <= limit:
+            return
+        if path.stem not in keep:
+            path.unlink(missing_ok=True)
+            path.with_name(path.stem + AUDITS).unlink(missing_ok=True)
+            total -= size
 
 
-def save_audits(folder: Path, auto: Auto) -> None:
-    """Write the audits of `auto`, if there are any. Raises `StateError`."""
-    if not auto.audits:
-        return
-    text = json.dumps({"format": FORMAT, "audits": auto.to_json()}, indent=1) + "\n"
+def load_audits(folder: Path, auto: Auto, namespace: str = "") -> str:
+    """Read a namespace's audits into `auto`; returns why some were set aside, or nothing."""
+    refused = []
+    for path in sorted(folder.glob("*" + AUDITS)):
+        if not belongs(path.name.removesuffix(AUDITS), namespace):
+            continue
+        try:
+            if not path.is_file():
+                raise ValueError("it is no file")
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
+            if value["format"] != FORMAT:
+                raise ValueError(f"not in the format {FORMAT}")
+            auto.load_json(value["audits"])
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as error:
+            with suppress(OSError):
+                os.replace(path, path.with_name(path.name + DAMAGED))
+            refused.append(f"{path.name}: {error}")
+    return "; ".join(refused)
+
+
+def save_audits(folder: Path, auto: Auto) -> int:
+    """Write the audits of `auto` that are new, template by template; returns the bytes.
+
+    Raises `StateError`.
+    """
+    fresh, auto.unsaved = auto.unsaved, set()
+    by_template: dict[str, dict[str, object]] = defaultdict(dict)
+    stems = {key.removesuffix(ROTATED) for key in fresh}
+    for key, audits in auto.to_json().items():
+        if key.removesuffix(ROTATED) in stems:
+            by_template[key.removesuffix(ROTATED)][key] = audits
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / AUDITS, lambda path: path.write_text(text, encoding="utf-8"))
+        return sum(
+            _write(folder / (template + AUDITS), {"format": FORMAT, "audits": audits})
+            for template, audits in by_template.items()
+        )
     except OSError as error:
+        auto.unsaved |= fresh
         raise StateError(f"cannot write the audits to {folder} ({error})") from error
 
 
-def _write(
-    folder: Path,
-    model: str,
-    fingerprint: str,
-    by_template: Mapping[str, Mapping[str, torch.Tensor]],
-) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = {"format": FORMAT, "library": LIBRARY, "model": model, "fingerprint": fingerprint}
-    replace_file(
-        folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n")
-    )
-    for template, tensors in by_template.items():
-        save_tensors(folder / f"{template}.safetensors", tensors, FORMAT)
+def _write(path: Path, value: object) -> int:
+    text = json.dumps(value, indent=1) + "\n"
+    replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
+    return len(text)

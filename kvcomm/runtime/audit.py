@@ -27,6 +27,7 @@ from kvcomm.prompt import Segment
 from kvcomm.reuse.auto import Auto, Choice
 from kvcomm.reuse.plan import Fact, Step
 from kvcomm.reuse.recipe import LINEAR, Recipe
+from kvcomm.reuse.state import learned_by
 from kvcomm.runtime.beside import beside
 from kvcomm.sampling import Sampling
 from kvcomm.trace.events import Audited
@@ -63,22 +64,14 @@ class Auditor:
     audits: list[Audited] = field(default_factory=list)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def choose(
-        self, call: Call, sizes: Mapping[str, int], *, tokens: int, steps: int, seed: int
-    ) -> Choice:
-        """The way of a call that reads messages and borrowed inputs of at most these `sizes`.
-
-        It has up to `tokens` to compute, and `steps` are taken until its last input is complete.
-        """
+    async def choose(self, call: Call, sizes: Mapping[str, int], *, seed: int) -> Choice:
+        """The way of a call that reads messages and borrowed inputs of at most these `sizes`."""
         outlook = await self.engine.outlook(replace(call, offsets=LINEAR.offsets))
         verdicts = {name: outlook[name] for name in sizes if name in outlook}
-        key = f"{self.namespace}/{call.template.fingerprint}"
         return self.auto.choose(
-            key,
+            learned_by(call.template, self.namespace),
             verdicts,
             longest=max(map(sizes.__getitem__, verdicts), default=0),
-            tokens=tokens,
-            steps=steps,
             seed=seed,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from kvcomm.engine.base import Divergence, EngineSequence
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Step
-from kvcomm.reuse.recipe import Budget, Realign, Recipe
+from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.filling import surveyed
 
 
@@ -16,7 +16,7 @@ async def beside(
     segments: Sequence[Segment],
     levels: Sequence[Recipe],
     dense: EngineSequence,
-    budget: Budget | None = None,
+    budget: float = 1.0,
 ) -> AsyncIterator[tuple[Recipe, Divergence, int]]:
     """Each level, its divergence from `dense`, and the tokens that measuring it took.
 

@@ -24,7 +24,7 @@ from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
 from kvcomm.runtime.audit import GREEDY, Auditor, Finished, taught_by
 from kvcomm.runtime.filling import surveyed
 from kvcomm.runtime.node import Attempt
-from kvcomm.runtime.profile import inform
+from kvcomm.runtime.priors import measure
 from kvcomm.runtime.scheduler import Scheduler
 from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
@@ -130,7 +130,8 @@ class Fidelity:
     async def run(self, questions: Sequence[Mapping[str, str]]) -> list[Method]:
         """Go through the questions until enough calls were seen."""
         if self._auditor:
-            await inform(self._auditor.auto, self.engine)
+            auto = self._auditor.auto
+            auto.priors = await measure(self.engine, auto.levels)
         for inputs in questions:
             if self.seen >= self.wanted:
                 break
@@ -224,9 +225,7 @@ class Fidelity:
         )
         reused = attempt.loans.keys() | call.messages
         sizes = {s.name: len(s) for s in segments if s.kind == "placeholder" and s.name in reused}
-        choice = await auditor.choose(
-            call, sizes, tokens=sum(map(len, segments)), steps=0, seed=self.seen
-        )
+        choice = await auditor.choose(call, sizes, seed=self.seen)
         policy = choice.policy
         seq = self.engine.open(replace(call, offsets=LINEAR.offsets))
         try:

@@ -186,11 +186,9 @@ class Attempt:
     async def _choose(self, auditor: Auditor) -> None:
         """Let `auto` decide how this call is done."""
         call = self.engine_call()
-        steps = max((draft.limit for draft in self.drafts.values()), default=0)
-        tokens = call.capacity - self.agent.sampling.max_tokens
         sizes = {name: len(self.inputs[name]) for name in self.loans}
         sizes |= {name: self.drafts[name].most for name in call.messages}
-        self.choice = await auditor.choose(call, sizes, tokens=tokens, steps=steps, seed=self.seed)
+        self.choice = await auditor.choose(call, sizes, seed=self.seed)
         self.policy = self.choice.policy
         self.record = bool(self.choice.measured)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +21,15 @@ from kvcomm.engine.models import cache_dir
 from kvcomm.errors import ReuseRefused, StateError, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
-from kvcomm.reuse.auto import AUDIT_RATE, TARGET, Auto, controller
+from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
 from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
 from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
+from kvcomm.runtime.apart import apart
 from kvcomm.runtime.draft import Detokenizer
-from kvcomm.runtime.profile import inform
+from kvcomm.runtime.priors import known, measure
 from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Call, Result, TraceRef
+from kvcomm.runtime.saving import Saver
 from kvcomm.runtime.scheduler import Scheduler
 from kvcomm.trace.events import (
     Event,
@@ -38,6 +42,8 @@ from kvcomm.trace.events import (
     Totals,
 )
 from kvcomm.trace.record import Recorder, new_run_folder
+
+log = logging.getLogger(__name__)
 
 State = Literal["default"] | Path | str | None
 
@@ -56,14 +62,16 @@ class Session:
     `reuse` is "auto", "exact", "kvcomm", "dense", or a policy of your own. `state` keeps what was
     learned between runs: "default" is the user's cache, a folder of your own, or None. `runs` is
     where run folders are made, None writes no traces. `listeners` are called with every trace
-    event. Runs of a session share what it learns, and each saves it unless `saves` is False and
-    `save` is called instead; `namespace` keeps KV of sessions on one engine apart. `now` is what
-    chat templates that write the day are told, in all runs: by default when the session was made.
+    event. Runs of a session share what it learns. It is saved behind their answers, once a minute
+    at most, and by `save` and `close`. `namespace` keeps KV of sessions on one engine apart. `now`
+    is what chat templates that write the day are told, in all runs: by default when the session was
+    made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
-    `repair_budget` the most that may be computed of a realigned placeholder, as a share (None: by
-    the device).
+    `repair_budget` the most that may be computed of a realigned placeholder, as a share. Of a model
+    that is new to kvcomm, `auto` has to know first how well its KV can be reused. That is measured
+    behind the answers, and calls are exact until then; `warm_up` measures it now.
 
     Raises `UsageError` for an unknown mode and `ReuseRefused` when the model's KV cannot be reused
     and the mode asks for it ("auto" is then exact or dense, and the trace says why).
@@ -79,31 +87,27 @@ class Session:
         runs: Path | str | None = Path("runs"),
         listeners: Sequence[Callable[[Event], None]] = (),
         namespace: str = "",
-        saves: bool = True,
         target_divergence: float = TARGET,
         audit_rate: float = AUDIT_RATE,
-        repair_budget: float | None = None,
+        repair_budget: float = REPAIR_BUDGET,
         now: datetime | None = None,
     ) -> None:
         self.engine = engine
         self._now = now or datetime.now()
         self.mode = reuse if isinstance(reuse, str) else reuse.name
         self.policy = policy_for(reuse) if isinstance(reuse, str) else reuse
-        self._auto: Auto | None = None
-        auto = controller(target_divergence, audit_rate, repair_budget)
-        if reuse == "auto" and engine.capabilities.reuse:
-            self._auto = auto
-        self._fixed_budget = repair_budget is not None
+        auto = Auto(target_divergence, audit_rate, repair_budget)
+        self._auto = auto if reuse == "auto" and engine.capabilities.reuse else None
         self.policy = _possible(self.policy, self.mode, engine)
         self.seed = seed
         self.namespace = namespace
-        self._saves = saves
         self._runs = Path(runs) if runs is not None else None
         self._listeners = tuple(listeners)
         self._state = self._state_folder(state)
         self._learned: StateRead | None = None
-        self._unsaved = False
+        self._saver = Saver(self._write)
         self._background: Background | None = None
+        self._measuring: Future[None] | None = None
 
     def _state_folder(self, state: State) -> Path | None:
         if state is None or not (self.policy.realigns or self._auto):
@@ -222,7 +226,9 @@ class Session:
                 "run it without a replay"
             )
         learned = await self._read_state()
-        auto = None if plans else await self._controller(graph)
+        auto = None if plans else self._auto
+        # One agent alone has nothing to realign.
+        unmeasured = auto is not None and len(graph.nodes) > 1 and not self._informed()
         scheduler = Scheduler(
             self.engine,
             graph,
@@ -247,8 +253,6 @@ class Session:
             recorder.write(
                 Profiled,
                 priors=dict(auto.priors),
-                spare=auto.spare,
-                breakeven=auto.budget.tokens,
             )
         calls: list[Call] = []
         status: Literal["ok", "failed", "interrupted"] = "failed"
@@ -270,13 +274,16 @@ class Session:
             recorder.close()
         # Only computed calls teach.
         if self._auto is not None or any(call.report.dense for call in calls):
-            self._unsaved = True
+            self._changed()
         warnings = [*scheduler.warnings, *([recorder.broken] if recorder.broken else [])]
-        if self._saves:
-            try:
-                await self.save()
-            except StateError as error:
-                warnings.append(str(error))
+        if self._saver.failed:
+            warnings.append(self._saver.failed)
+        if unmeasured:
+            warnings.append(
+                f"exact, because it is not measured yet how well {self.engine.model} can reuse KV: "
+                "that goes on behind the answers, once (`warm_up` does it now)"
+            )
+            self._measure_behind()
         return Result(
             answer,
             self.engine.model,
@@ -314,23 +321,54 @@ class Session:
             ],
         }
 
-    async def _controller(self, graph: AgentGraph) -> Auto | None:
-        """The controller of `auto`, with what was measured of the model and device.
+    def _informed(self) -> bool:
+        """Whether `auto` knows the model's priors, or needs none."""
+        auto = self._auto
+        if auto is None or auto.priors or auto.target == 0:
+            return True
+        priors = known(self.engine, auto.levels)
+        if priors is not None:
+            auto.priors = priors
+        return priors is not None
 
-        That takes seconds the first time, and one agent alone has nothing to realign.
+    def _measure_behind(self) -> None:
+        """Measure the model's priors when nothing else needs the engine, unless that goes on."""
+        if self._measuring is None or self._measuring.done():
+            self._measuring = self._loop().start(self._measure())
+
+    async def _measure(self) -> None:
+        try:
+            await self.awarm_up()
+        except Exception as error:
+            log.warning(
+                "%s could not be measured, and is again behind the next run: %s",
+                self.engine.model,
+                str(error) or type(error).__name__,
+            )
+
+    def warm_up(self) -> None:
+        """Do now what the first runs would have to wait for, or do without.
+
+        Reads what earlier sessions learned, and measures how well the model can reuse KV (`auto`,
+        where it is not known: some 20 forwards over up to 1,100 tokens). Raises `StateError` for
+        another model's state, and `KvcommError` where there is no room to measure.
         """
-        if self._auto is not None and len(graph.nodes) > 1:
-            await inform(self._auto, self.engine, budget=not self._fixed_budget)
-        return self._auto
+        self._loop().run(self.awarm_up())
+
+    async def awarm_up(self) -> None:
+        """`warm_up`, asynchronous."""
+        await self._read_state()
+        if self._auto is not None and not self._informed():
+            self._auto.priors = await measure(self.engine, self._auto.levels)
 
     async def _read_state(self) -> StateRead | None:
         """What earlier runs learned, read once a session."""
         if self._state is None:
             return None
         if self._learned is None:
-            read = await self.engine.load_state(self._state)
-            reason = read.reason
-            if self._auto is not None and (refused := load_audits(self._state, self._auto)):
+            read = await self.engine.load_state(self._state, self.namespace)
+            reason, auto = read.reason, self._auto
+            if auto and (refused := load_audits(self._state, auto, self.namespace)):
                 reason += f"; set aside: {refused}"
             self._learned = StateRead(
                 path=read.path, templates=read.templates, samples=read.samples, reason=reason
@@ -342,12 +380,20 @@ class Session:
 
         Raises `StateError` when it cannot be written; what was learned stays, to be saved later.
         """
-        if self._state is None or not self._unsaved:
-            return
-        await self.engine.save_state(self._state)
+        await apart(self._saver.flush)
+
+    def _changed(self) -> None:
+        """Something was learned."""
+        if self._state is not None:
+            self._saver.changed()
+
+    async def _write(self) -> None:
+        """Write what is new; called by the saver, on its thread."""
+        assert self._state is not None
+        written = await self.engine.save_state(self._state, self.namespace)
         if self._auto is not None:
-            save_audits(self._state, self._auto)
-        self._unsaved = False
+            written += save_audits(self._state, self._auto)
+        log.info("%d bytes of what was learned are written to %s", written, self._state)
 
     def _loop(self) -> Background:
         if self._background is None:
@@ -355,10 +401,14 @@ class Session:
         return self._background
 
     def close(self) -> None:
-        """Cancel what runs. The engine stays open: it may serve other sessions."""
+        """Cancel what runs and save what was learned. The engine stays open: others may use it."""
         if self._background is not None:
             self._background.close()
             self._background = None
+        try:
+            self._saver.flush()
+        except StateError as error:
+            log.warning("%s", error)
 
     def __enter__(self) -> Session:
         return self

@@ -17,7 +17,7 @@ from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy
 from kvcomm.reuse.recipe import LINEAR
-from kvcomm.runtime.profile import inform
+from kvcomm.runtime.priors import measure
 from kvcomm.runtime.result import Call
 from kvcomm.runtime.scheduler import Scheduler
 from kvcomm.runtime.workload import Workload
@@ -177,7 +177,7 @@ class Ttft:
         self._step_s = await self._decode_step()
         for mode in self.modes:
             if mode.auto is not None:
-                await inform(mode.auto, self.engine)
+                mode.auto.priors = await measure(self.engine, mode.auto.levels)
         for mode in self.modes:
             for number in range(WARM.get(mode.name, 0)):
                 await self._pass(mode, -1 - number)

@@ -65,16 +65,10 @@ class StateRead(_Event):
 
 
 class Profiled(_Event):
-    """What `auto` knows of the model and the device, measured once and kept.
-
-    `priors` are the divergences of its levels without offsets, in nats; `spare` tokens beside a
-    decoding step are free, `breakeven` double its time.
-    """
+    """What `auto` knows of the model: divergences of its levels without offsets, in nats."""
 
     kind: Literal["profile"] = "profile"
     priors: dict[str, float]
-    spare: int
-    breakeven: int
 
 
 class NodeStarted(_Event):

@@ -206,9 +206,7 @@ def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
 
 
 def _profile(event: Profiled) -> str:
-    priors = ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
-    free = f"{plural(event.spare, 'token')} beside a step free" if event.spare else "no token free"
-    return f"priors {priors}; {free}"
+    return "priors " + ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
 
 
 def _state(path: str | None, reason: str) -> str:

@@ -47,7 +47,7 @@ def state(data: bytes) -> None:
 
 def audits(data: bytes) -> None:
     """Why they were left alone, and never an exception."""
-    (PLACE / AUDITS).write_bytes(data)
+    (PLACE / ("aa" + AUDITS)).write_bytes(data)
     load_audits(PLACE, Auto())
 
 

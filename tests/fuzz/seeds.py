@@ -6,8 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kvcomm.reuse.auto import Auto, Seen
-from kvcomm.reuse.state import save_audits, save_state
+from kvcomm.reuse.auto import Auto
+from kvcomm.reuse.state import save_audits
+from tests.reuse.kvs import save_all
 from tests.robust.test_hostile_state import learned
 from tests.trace.traces import failed, whole
 
@@ -17,15 +18,15 @@ def write(corpus: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        save_state(place, "tiny", "0123", learned("aa"))
+        save_all(place, "tiny", "0123", learned("aa"))
         auto = Auto()
-        auto.audits["aa", "light"] = [Seen(0.01, 3, True)]  # type: ignore[assignment]
+        auto.record("aa", "light", 0.01, 3, used=True)
         save_audits(place, auto)
         files = [
             (0, whole(place / "whole").path),
             (0, failed(place / "failed").path),
             (1, place / "aa.safetensors"),
-            (2, place / "audits.json"),
+            (2, place / "aa.audits.json"),
             (3, place / "manifest.json"),
         ]
         for number, (kind, path) in enumerate(files):

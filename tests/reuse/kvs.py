@@ -1,10 +1,14 @@
-"""Small random KV, and comparing it."""
+"""Small random KV, comparing it, and saving what was learned from it."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.reuse.offsets import Offsets
+from kvcomm.reuse.state import copy_state, save_state
 
 LAYERS, HEADS, DIM = 3, 2, 4
 
@@ -16,6 +20,11 @@ def random_kv(
     generator = torch.Generator().manual_seed(seed)
     both = torch.randn(2, LAYERS, heads, tokens, DIM, generator=generator, dtype=torch.float64)
     return KV(both[0].to(dtype), both[1].to(dtype))
+
+
+def save_all(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> int:
+    """Save all that was learned in no namespace, as for the first time."""
+    return save_state(folder, model, fingerprint, copy_state(offsets, "", {}))
 
 
 def equal(left: KV, right: KV, tolerance: float = 0.0) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.auto import ENOUGH, LEVELS, LONG, SHARES, WINDOW, Auto, controller
+from kvcomm.reuse.auto import ENOUGH, LEVELS, LONG, SHARES, WINDOW, Auto
 from kvcomm.reuse.plan import Fact, Verdict
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import Realign
@@ -322,15 +322,6 @@ def test_levels_that_may_still_do_are_probed_beside_exact_calls() -> None:
     assert made.choose("t", {"a": known()}).used
 
 
-def test_where_computing_ahead_is_free_exact_wins() -> None:
-    made = auto(spare=16)
-    audited(made, CHEAP, 0.001)
-    free = made.choose("t", {"a": known()}, tokens=1600, steps=100)
-    assert free.policy.reason == "auto: exact, computing ahead is free here"
-    assert made.choose("t", {"a": known()}, tokens=1601, steps=100).used
-    assert made.choose("t", {"a": known()}, tokens=10, steps=0).used  # nothing decodes meanwhile
-
-
 def test_a_target_of_zero_is_exact_and_measures_nothing() -> None:
     made = auto(target=0)
     audited(made, CHEAP, 0.0)
@@ -381,12 +372,12 @@ def test_damaged_audits_are_refused(pairs: list[list[object]]) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_divergence": -0.1}, "target_divergence -0.1 is negative"),
-        ({"target_divergence": math.nan}, "not finite"),
-        ({"audit_rate": 1.5}, "audit_rate 1.5 is no share"),
-        ({"repair_budget": 2.0}, "repair_budget 2.0 is no share"),
+        ({"target": -0.1}, "target_divergence -0.1 is negative"),
+        ({"target": math.nan}, "not finite"),
+        ({"rate": 1.5}, "audit_rate 1.5 is no share"),
+        ({"budget": 2.0}, "repair_budget 2.0 is no share"),
     ],
 )
 def test_options_out_of_range_are_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        controller(**fields)
+        Auto(**fields)

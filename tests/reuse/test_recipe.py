@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.reuse.plan import Fact, Verdict
-from kvcomm.reuse.recipe import LINEAR, METHODS, WORTH, Budget, Realign, Recipe
+from kvcomm.reuse.recipe import LINEAR, METHODS, WORTH, Realign, Recipe
 
 YES = Verdict(True, "linear offsets: 9 samples", 9, 0.4)
 NO = Verdict(False, "too little learned: 1 samples", 1)
@@ -32,7 +32,7 @@ def literal(tokens: int = 5, *, base: bool = False, prefix: int = 0, last: bool 
     return Fact("literal", "literal 0", tokens, held, None, prefix, last)
 
 
-def plan(recipe: Recipe, *facts: Fact, budget: Budget | None = None) -> list[tuple[str, str]]:
+def plan(recipe: Recipe, *facts: Fact, budget: float = 1.0) -> list[tuple[str, str]]:
     return [(step.way, step.reason) for step in Realign(recipe, budget=budget).plan(facts).steps]
 
 
@@ -131,9 +131,9 @@ def test_a_pilot_is_asked_for_where_something_is_measured() -> None:
 
 def test_a_budget_trims_the_repair() -> None:
     recipe = Recipe("r", first=16, deviating=0.2)
-    tight = Realign(recipe, budget=Budget(0.1)).plan([literal(), text(100)]).steps[1]
+    tight = Realign(recipe, budget=0.1).plan([literal(), text(100)]).steps[1]
     assert len(tight.positions or ()) + tight.deviating == 10
-    free = Realign(recipe, budget=Budget(0.1, tokens=50)).plan([literal(), text(100)]).steps[1]
+    free = Realign(recipe, budget=0.5).plan([literal(), text(100)]).steps[1]
     assert len(free.positions or ()) + free.deviating == 36
 
 
@@ -158,7 +158,7 @@ def test_a_realigned_step_stays_in_range_and_saves_something(
     recipe: Recipe, tokens: int, covered: int, share: float, last: bool
 ) -> None:
     fact = text(tokens, min(covered, tokens), last=last)
-    step = Realign(recipe, budget=Budget(share)).plan([literal(), fact]).steps[1]
+    step = Realign(recipe, budget=share).plan([literal(), fact]).steps[1]
     if step.way == "realign":
         positions = step.positions or ()
         assert all(0 <= p < tokens for p in positions)
@@ -185,7 +185,7 @@ def test_what_leads_a_message_is_computed_in_the_end(
     some: int, more: int, known: bool, budget: bool
 ) -> None:
     recipe = Recipe("r", offsets="linear" * known, short=20, first=90, leading=0.2, deviating=0.1)
-    policy = Realign(recipe, budget=Budget(0.25) if budget else None)
+    policy = Realign(recipe, budget=0.25 if budget else 1.0)
     whole = some + more
     lead = policy.leading(some, 1000)
     assert lead <= some

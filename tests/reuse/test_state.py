@@ -16,12 +16,27 @@ from safetensors.torch import load_file, save_file
 
 from kvcomm.errors import StateError
 from kvcomm.kv.files import save_tensors
+from kvcomm.prompt import Template
+from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets import ANCHORS, AnchorPool, OffsetModel, Offsets
-from kvcomm.reuse.state import FORMAT, LIBRARY, Loaded, check_folder, load_state, save_state
-from tests.reuse.kvs import equal, random_kv
+from kvcomm.reuse.state import (
+    AUDITS,
+    FORMAT,
+    LIBRARY,
+    Loaded,
+    check_folder,
+    copy_state,
+    learned_by,
+    load_audits,
+    load_state,
+    save_audits,
+    save_state,
+)
+from tests.reuse.kvs import equal, random_kv, save_all
 
 MODEL, PRINT = "tiny", "0123abcd"
 CPU = torch.device("cpu")
+FILLED = Template(((), ()), ("task",), "0011")
 
 
 def nothing() -> Offsets:
@@ -49,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     offsets = learned(("aa", 0), ("aa", 2), ("bb", 1))
     folder = tmp_path / "new" / "state"
-    save_state(folder, MODEL, PRINT, offsets)
+    save_all(folder, MODEL, PRINT, offsets)
     assert sorted(p.name for p in folder.iterdir()) == [
         "aa.safetensors",
         "bb.safetensors",
@@ -69,14 +84,14 @@ def test_pools_that_share_base_kv_can_be_saved(tmp_path: Path) -> None:
     offsets, base = nothing(), random_kv(5)
     for placeholder in (0, 1):
         model_of(offsets, "aa", placeholder).observe(base, random_kv(5, 1), base.slice(0, 0))
-    save_state(tmp_path, MODEL, PRINT, offsets)
+    save_all(tmp_path, MODEL, PRINT, offsets)
     assert load_state(tmp_path, nothing(), CPU).samples == 2
 
 
 def test_nothing_learned_writes_nothing(tmp_path: Path) -> None:
     offsets = nothing()
     model_of(offsets, "aa", 0)
-    save_state(tmp_path / "state", MODEL, PRINT, offsets)
+    save_all(tmp_path / "state", MODEL, PRINT, offsets)
     assert not (tmp_path / "state").exists()
 
 
@@ -87,16 +102,99 @@ def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_templates_that_did_not_run_this_time_are_kept(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    save_state(tmp_path, MODEL, PRINT, learned(("bb", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("bb", 0)))
     assert load_state(tmp_path, nothing(), CPU).templates == 2
+
+
+def test_only_what_has_changed_is_written(tmp_path: Path) -> None:
+    offsets = learned(("aa", 0), ("bb", 0))
+    offsets.learned("aa")
+    offsets.learned("bb")
+    first = copy_state(offsets, "", {})
+    written = save_state(tmp_path, MODEL, PRINT, first)
+    assert written == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    known = {template: version for template, (version, _) in first.items()}
+    assert copy_state(offsets, "", known) == {}
+    assert save_state(tmp_path, MODEL, PRINT, {}) == 0
+    offsets.learned("bb")
+    assert list(copy_state(offsets, "", known)) == ["bb"]
+    offsets.forget("bb")  # and learned anew: that is another version
+    again = learned(("bb", 0))
+    offsets.models |= again.models
+    offsets.learned("bb")
+    assert list(copy_state(offsets, "", known)) == ["bb"]
+
+
+def test_a_copy_does_not_change_with_what_is_learned_behind_it(tmp_path: Path) -> None:
+    offsets = learned(("aa", 0))
+    (tensors,) = (tensors for _, tensors in copy_state(offsets, "", {}).values())
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    for model in offsets.models.values():
+        for tensor in model.state().values():
+            tensor.zero_()
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_namespaces_share_a_folder_and_read_their_own(tmp_path: Path) -> None:
+    one, two = (learned_by(FILLED, name) for name in ("one", "two"))
+    offsets = learned((one, 0), (two, 0), ("aa", 0))
+    for name in ("one", "two", ""):
+        save_state(tmp_path, MODEL, PRINT, copy_state(offsets, name, {}))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+    for name, stem in (("one", one), ("two", two), ("", "aa")):
+        found = nothing()
+        assert load_state(tmp_path, found, CPU, name).templates == 1
+        assert {template for _, template, _ in found.models} == {stem}
+
+
+def test_what_is_known_already_is_not_read_over(tmp_path: Path) -> None:
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0)))
+    offsets = learned(("aa", 0), seed=500, count=5)
+    assert load_state(tmp_path, offsets, CPU) == Loaded(templates=2, samples=8)
+    assert model_of(offsets, "aa", 0).samples == 5
+
+
+def test_a_folder_stays_below_its_limit(tmp_path: Path) -> None:
+    for age, name in enumerate(("bb", "aa", "cc")):  # the newest first
+        save_all(tmp_path, MODEL, PRINT, learned((name, 0)))
+        (tmp_path / (name + AUDITS)).write_text("{}")
+        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+    size = (tmp_path / "aa.safetensors").stat().st_size
+    made = copy_state(learned(("dd", 0)), "", {})
+    save_state(tmp_path, MODEL, PRINT, made, limit=3 * size)
+    left = {path.stem for path in tmp_path.glob("*.safetensors")}
+    assert left == {"aa", "bb", "dd"}
+    assert not (tmp_path / ("cc" + AUDITS)).exists()
+    save_state(tmp_path, MODEL, PRINT, made, limit=0)  # what was just written stays
+    assert {path.stem for path in tmp_path.glob("*.safetensors")} == {"dd"}
+
+
+def test_audits_are_kept_template_by_template(tmp_path: Path) -> None:
+    one, two = Auto(), Auto()
+    one.record("aa", "light", 0.01, 3, used=True)
+    one.record("aa, rotated", "light", 0.02, 3, used=False)
+    two.record("bb", "light", 0.03, 3, used=True)
+    assert save_audits(tmp_path, one) == (tmp_path / ("aa" + AUDITS)).stat().st_size
+    save_audits(tmp_path, two)
+    assert save_audits(tmp_path, one) == 0
+    found = Auto()
+    assert load_audits(tmp_path, found) == ""
+    assert found.audits == one.audits | two.audits
+    assert not found.unsaved
+    other = learned_by(FILLED, "one")
+    two.record(other, "light", 0.04, 3, used=True)
+    save_audits(tmp_path, two)
+    found = Auto()
+    load_audits(tmp_path, found, "one")
+    assert {template for template, _ in found.audits} == {other}
 
 
 # --- refusals ---
 
 
 def test_another_models_state_is_refused_and_not_touched(tmp_path: Path) -> None:
-    save_state(tmp_path, "smol", "ffff", learned(("aa", 0)))
+    save_all(tmp_path, "smol", "ffff", learned(("aa", 0)))
     before = contents(tmp_path)
     message = (
         rf"learned by smol \(ffff, {LIBRARY}, {FORMAT}\); this is tiny \({PRINT}, {LIBRARY}, "
@@ -105,7 +203,7 @@ def test_another_models_state_is_refused_and_not_touched(tmp_path: Path) -> None
     with pytest.raises(StateError, match=message):
         check_folder(tmp_path, MODEL, PRINT)
     with pytest.raises(StateError, match=message):
-        save_state(tmp_path, MODEL, PRINT, learned(("bb", 0)))
+        save_all(tmp_path, MODEL, PRINT, learned(("bb", 0)))
     assert contents(tmp_path) == before
 
 
@@ -117,7 +215,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_version_of_the_library_is_refused(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace(LIBRARY, "kvcomm 9.9"))
     with pytest.raises(StateError, match=rf"kvcomm 9.9, .*{LIBRARY}"):
@@ -134,7 +232,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(StateError, match=r"not a state folder \(it has no manifest.json\)"):
-        save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     with pytest.raises(StateError, match="not a state folder"):
         check_folder(tmp_path / "model.safetensors", MODEL, PRINT)
 
@@ -142,7 +240,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match=r"cannot write the state.*or --state none"):
-        save_state(tmp_path / "file" / "state", MODEL, PRINT, learned(("aa", 0)))
+        save_all(tmp_path / "file" / "state", MODEL, PRINT, learned(("aa", 0)))
 
 
 # --- damaged files ---
@@ -181,11 +279,11 @@ def _lacking(path: Path) -> None:
 def test_a_damaged_file_is_set_aside_and_the_others_are_read(
     tmp_path: Path, damage: Callable[[Path], None], reason: str
 ) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0)))
     damage(tmp_path / "aa.safetensors")
     found = (tmp_path / "aa.safetensors").read_bytes()
     offsets = learned(("aa", 0), seed=500, count=1)
-    loaded = load_state(tmp_path, offsets, CPU)
+    loaded = load_state(tmp_path, offsets, CPU, again=True)
     assert (loaded.templates, loaded.samples) == (1, 3)
     (refused,) = loaded.refused
     assert refused.startswith("aa.safetensors: ")
@@ -193,12 +291,12 @@ def test_a_damaged_file_is_set_aside_and_the_others_are_read(
     assert model_of(offsets, "aa", 0).samples == 1, "what was known before is kept"
     assert (tmp_path / "aa.safetensors.damaged").read_bytes() == found
     assert load_state(tmp_path, nothing(), CPU).refused == ()
-    save_state(tmp_path, MODEL, PRINT, offsets)
+    save_all(tmp_path, MODEL, PRINT, offsets)
     assert load_state(tmp_path, nothing(), CPU).templates == 2
 
 
 def test_what_there_is_no_room_for_is_left(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
     for age, name in enumerate(("bb", "aa", "cc")):  # the newest first
         os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
     offsets = nothing()
@@ -215,11 +313,11 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import torch\n"
         "from tests.reuse.test_state import MODEL, PRINT, learned, nothing\n"
-        "from kvcomm.reuse.state import load_state, save_state\n"
+        "from kvcomm.reuse.state import load_state; from tests.reuse.kvs import save_all\n"
         "folder, seed = Path(sys.argv[1]), int(sys.argv[2])\n"
         "for turn in range(30):\n"
         "    made = learned(('aa', 0), ('bb', 0), seed=seed + turn, count=1 + turn % 3)\n"
-        "    save_state(folder, MODEL, PRINT, made)\n"
+        "    save_all(folder, MODEL, PRINT, made)\n"
         "    found = load_state(folder, nothing(), torch.device('cpu'))\n"
         "    assert found.templates == 2 and not found.refused, found\n"
     )
@@ -238,7 +336,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     before = contents(tmp_path)
 
     def disk_full(tensors: object, path: Path, metadata: object) -> None:
@@ -247,22 +345,22 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
 
     monkeypatch.setattr("kvcomm.kv.files.save_file", disk_full)
     with pytest.raises(StateError, match="No space left on device"):
-        save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500))
+        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500))
     assert contents(tmp_path) == before
 
 
 def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     path = tmp_path / "aa.safetensors"
     old = path.read_bytes()
     with path.open("rb") as reader:
-        save_state(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500, count=2))
+        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500, count=2))
         assert reader.read() == old
     assert load_state(tmp_path, nothing(), CPU).samples == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
 def test_what_was_learned_is_private(tmp_path: Path) -> None:
-    save_state(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {0o600}

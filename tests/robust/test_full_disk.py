@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def test_a_run_answers_and_its_trace_ends_with_a_whole_line(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["answer"]
-    trace, state = found["warnings"]
+    (trace,) = found["warnings"]
+    (state,) = [line for line in done.stderr.splitlines() if "state" in line]
     assert trace == f"the trace in {out} is cut short: File too large"
     assert state.startswith(f"cannot write the state to {tmp_path / 'state'}")
     assert "warning: the trace in" in done.stderr
@@ -101,8 +103,11 @@ def test_state_that_cannot_be_written_is_kept_and_saved_later(
     with session(tiny, "kvcomm", state=tmp_path) as active:
         with monkeypatch.context() as patched:
             patched.setattr("kvcomm.engine.local.save_state", full)
-            result = active.run(GRAPH, TASK)
-            assert result.warnings == ("cannot write the state",)
+            active.run(GRAPH, TASK)
+            with pytest.raises(StateError, match="cannot write the state"):
+                asyncio.run(active.save())
+            assert active.run(GRAPH, TASK).warnings == ("cannot write the state",)
         assert not list(tmp_path.glob("*.safetensors"))
+        asyncio.run(active.save())
         assert active.run(GRAPH, TASK).warnings == ()
     assert list(tmp_path.glob("*.safetensors"))

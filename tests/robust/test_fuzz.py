@@ -187,7 +187,7 @@ test_mutated_state, test_mutated_state_at_length = fuzzed(check_mutated_state, d
 
 
 def check_random_audits(folder: Path, text: bytes) -> None:
-    (folder / "audits.json").write_bytes(text)
+    (folder / "aa.audits.json").write_bytes(text)
     assert load_audits(folder, Auto())
 
 

@@ -21,8 +21,8 @@ from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets import ANCHORS, AnchorPool, Offsets
 from kvcomm.reuse.offsets.linear import LinearOffsets
 from kvcomm.reuse.offsets.mean import MeanOffsets
-from kvcomm.reuse.state import AUDITS, FORMAT, check_folder, load_audits, load_state, save_state
-from tests.reuse.kvs import random_kv
+from kvcomm.reuse.state import AUDITS, FORMAT, check_folder, load_audits, load_state
+from tests.reuse.kvs import random_kv, save_all
 
 CPU = torch.device("cpu")
 FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets, "mean": MeanOffsets}
@@ -43,7 +43,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The templates `aa` and `bb`."""
     place = tmp_path_factory.mktemp("saved")
     for template in ("aa", "bb"):
-        save_state(place, "tiny", "0123", learned(template))
+        save_all(place, "tiny", "0123", learned(template))
     return place
 
 
@@ -172,7 +172,7 @@ def test_a_link_out_of_the_folder_is_replaced_not_written_through(folder: Path) 
     (folder / "manifest.json").rename(folder.parent / "outside.json")
     (folder / "manifest.json").symlink_to(folder.parent / "outside.json")
     before = outside.read_bytes()
-    save_state(folder, "tiny", "0123", learned("aa"))
+    save_all(folder, "tiny", "0123", learned("aa"))
     assert outside.read_bytes() == before
     assert not (folder / "aa.safetensors").is_symlink()
 
@@ -188,8 +188,8 @@ def test_a_link_out_of_the_folder_is_replaced_not_written_through(folder: Path) 
     ],
 )
 def test_a_manifest_or_audits_that_are_none(folder: Path, text: str) -> None:
-    (folder / AUDITS).write_text(text)
-    assert load_audits(folder, Auto()).startswith(AUDITS)
+    (folder / ("aa" + AUDITS)).write_text(text)
+    assert load_audits(folder, Auto()).startswith("aa" + AUDITS)
     (folder / "manifest.json").write_text(text)
     with pytest.raises(StateError, match="is not a state manifest"):
         check_folder(folder, "tiny", "0123")
@@ -209,8 +209,8 @@ def test_a_manifest_or_audits_that_are_none(folder: Path, text: str) -> None:
 )
 def test_audits_that_are_none_are_set_aside(folder: Path, audits: object) -> None:
     auto = Auto()
-    (folder / AUDITS).write_text(json.dumps({"format": FORMAT, "audits": audits}))
-    assert load_audits(folder, auto).startswith(f"{AUDITS}: ")
+    (folder / ("aa" + AUDITS)).write_text(json.dumps({"format": FORMAT, "audits": audits}))
+    assert load_audits(folder, auto).startswith(f"aa{AUDITS}: ")
     assert not auto.audits
 
 
@@ -240,7 +240,7 @@ def test_state_of_another_shape_under_the_right_name(folder: Path, family: str, 
     for seed in range(4):
         sample = [kv_of(OTHERS[what], tokens, seed + 10 * tokens) for tokens in (6, 6, 2)]
         other.of(family, "aa", "task", 0).observe(*sample)
-    save_state(folder, "tiny", "0123", other)
+    save_all(folder, "tiny", "0123", other)
     offsets = Offsets(FAMILIES, like=LIKE)
     loaded = load_state(folder, offsets, CPU)
     (refused,) = loaded.refused

@@ -37,12 +37,11 @@ TASKS = [
 ]
 
 
-def auto(engine: Engine, *, prior: float = 0.0, spare: int = 0, **options: Any) -> Session:
+def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
     """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
     made = session(engine, "auto", **options)
     assert made._auto is not None
     made._auto.priors = {level.name: prior for level in LEVELS}
-    made._auto.spare = spare
     return made
 
 

@@ -27,6 +27,7 @@ class About:
     device: str
     dtype: str
     fingerprint: str
+    weights: str
     max_context: int
     capabilities: Capabilities
     tokenizer: Any
@@ -89,6 +90,7 @@ class Replica(Exchange):
             engine.device,
             engine.dtype,
             engine.fingerprint,
+            engine.weights,
             engine.max_context,
             engine.capabilities,
             engine.codec.tokenizer,

@@ -43,6 +43,7 @@ class RayEngine(Bounded):
         self.device = about.device
         self.dtype = about.dtype
         self.fingerprint = about.fingerprint
+        self.weights = about.weights
         self.max_context = about.max_context
         self.capabilities = about.capabilities
         self.stop = about.stop
@@ -161,16 +162,15 @@ class RayEngine(Bounded):
         """The most bytes that a replica has learned."""
         return max(await self._all("ask", "state_bytes", offsets, namespace), default=0)
 
-    async def load_state(self, folder: Path) -> Learned:
+    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
         """Every replica reads what was learned; the folder has to be on all of their machines."""
         if not self.capabilities.reuse:
             return Learned(None, 0, 0, self.capabilities.reason)
-        return await self.sharing.read(folder)
+        return await self.sharing.read(folder, namespace)
 
-    async def save_state(self, folder: Path) -> None:
+    async def save_state(self, folder: Path, namespace: str = "") -> int:
         """Write what all replicas have learned. Raises `StateError`."""
-        if self.capabilities.reuse:
-            await self.sharing.save(folder)
+        return await self.sharing.save(folder, namespace) if self.capabilities.reuse else 0
 
     async def quiet(self) -> None:
         """Wait until nothing is left to compute ahead or for a first token, on any replica."""

@@ -76,6 +76,7 @@ class Learner:
             if known.get(key):
                 model.load_state(self._on_device(known[key]))
             model.merge(mine)
+            offsets.learned(key[1])
             return _on_cpu(mine)
 
         async with self._lock:
@@ -84,7 +85,7 @@ class Learner:
             self.taught = True
             return observed
 
-    async def read(self, folder: Path) -> tuple[Learned, Lessons]:
+    async def read(self, folder: Path, namespace: str) -> tuple[Learned, Lessons]:
         """Know what a state folder says, and what was observed here, as `adopt` does.
 
         Raises `StateError` for another model's folder.
@@ -93,7 +94,7 @@ class Learner:
 
         def replaced() -> tuple[Learned, Lessons]:
             before = dict(models)
-            read = self._engine.read_state(folder)
+            read = self._engine.read_state(folder, namespace, again=True)
             observed = {key: model.take() for key, model in before.items()}
             for key, mine in observed.items():
                 if models.get(key, before[key]) is not before[key]:
@@ -111,6 +112,7 @@ class Learner:
     async def _merge(self, lessons: Iterable[Lessons]) -> None:
         def add(key: Key, state: State) -> None:
             self._model(key).merge(self._on_device(state))
+            self._engine.offsets.learned(key[1])
 
         for lesson in lessons:
             for key, state in lesson.items():

@@ -37,8 +37,7 @@ class Sharing:
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
-        self._folder: Path | None = None
-        self._read_before: Learned | None = None
+        self._read_before: dict[tuple[Path, str], Learned] = {}  # folders, by namespace
         self._lives: list[int] = []  # of the replicas, at the last exchange
         self._wanted = self._busy = False
         self._next = time.monotonic() + SHARE_S
@@ -61,13 +60,16 @@ class Sharing:
         """Have every replica know what all have learned until now."""
         await self._run(self._exchange())
 
-    async def read(self, folder: Path) -> Learned:
+    async def read(self, folder: Path, namespace: str) -> Learned:
         """Every replica knows what the folder says, and what all have observed."""
-        return await self._run(self._read(folder))  # type: ignore[no-any-return]
+        return await self._run(self._read(folder, namespace))  # type: ignore[no-any-return]
 
-    async def save(self, folder: Path) -> None:
-        """One replica writes what all have learned. Raises `StateError` where none is up."""
-        await self._run(self._save(folder))
+    async def save(self, folder: Path, namespace: str) -> int:
+        """One replica writes what all have learned; returns the bytes.
+
+        Raises `StateError` where none is up.
+        """
+        return await self._run(self._save(folder, namespace))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End an exchange that is under way."""
@@ -97,26 +99,32 @@ class Sharing:
                 self._next = now + max(SHARE_S, RARELY * (now - began))
                 self._busy = False
 
-    async def _read(self, folder: Path) -> Learned:
+    async def _read(self, folder: Path, namespace: str) -> Learned:
         async with self._lock:
             # Reading again would take back what was learned since and not saved yet.
-            if self._folder == folder and self._read_before is not None:
-                return self._read_before
+            if (folder, namespace) in self._read_before:
+                return self._read_before[folder, namespace]
             await self._level()  # what they replace is then the same for all
-            read = await self._ask_all("read", self._up, folder)
-            await self._spread({replica: observed for replica, (_, observed) in read.items()})
-            for learned, _ in read.values():
-                self._folder, self._read_before = folder, learned
-                return learned  # type: ignore[no-any-return]
+            for learned in (await self._read_by(self._up, folder, namespace)).values():
+                self._read_before[folder, namespace] = learned
+                return learned
             return Learned(None, 0, 0, "no replica is up")
 
-    async def _save(self, folder: Path) -> None:
+    async def _read_by(
+        self, replicas: list[Replica], folder: Path, namespace: str
+    ) -> dict[Replica, Learned]:
+        """Have replicas read a folder, and tell each other what they have observed before."""
+        read = await self._ask_all("read", replicas, folder, namespace)
+        await self._spread({r: observed for r, (_, observed) in read.items()}, list(read))
+        return {replica: learned for replica, (learned, _) in read.items()}
+
+    async def _save(self, folder: Path, namespace: str) -> int:
         for replica in await self._exchange():
             try:
-                await replica.call("ask", "save_state", folder)
+                written, _ = await replica.call("ask", "save_state", folder, namespace)
             except ReplicaLost:
                 continue
-            return
+            return int(written)
         raise StateError("what was learned is not saved: no replica is up")
 
     @property
@@ -145,10 +153,10 @@ class Sharing:
                 await self._spread({donor: late}, knowing)
                 break
         else:
-            if self._folder is not None:
-                read = await self._ask_all("read", anew, self._folder)
-                await self._spread({r: observed for r, (_, observed) in read.items()}, list(read))
-                return list(read)
+            if self._read_before:
+                for folder, namespace in self._read_before:
+                    anew = list(await self._read_by(anew, folder, namespace))
+                return anew
         adopted = await self._ask_all("adopt", anew, ray.put(known))
         await self._spread(adopted, [*knowing, *adopted])
         return list(adopted)

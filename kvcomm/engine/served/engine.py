@@ -35,7 +35,7 @@ class ServedEngine(WithoutStore, Bounded):
     of their own, so neither profits from what the other has computed.
     """
 
-    dtype = ""
+    dtype = weights = ""
 
     def __init__(
         self,

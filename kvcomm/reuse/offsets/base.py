@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -118,7 +121,7 @@ class Offsets:
     that was `read` in another prompt has other offsets than that of the text alone. What `budget`
     has no room for is forgotten template by template, the least recently asked first. `shared`:
     what its models observe is kept apart, to be taken. `like` is KV of one token, as the engine
-    makes it.
+    makes it. `versions` changes for every template that learns something.
     """
 
     families: Mapping[str, Callable[..., OffsetModel]]
@@ -126,7 +129,20 @@ class Offsets:
     shared: bool = False
     like: KV | None = None
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    _count: Iterator[int] = field(default_factory=partial(itertools.count, 1))
     _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
+
+    def learned(self, template: str) -> None:
+        """Models of this template have learned something."""
+        self.versions[template] = next(self._count)
+
+    def samples(self) -> dict[str, int]:
+        """How many observations there are of each template."""
+        found: dict[str, int] = defaultdict(int)
+        for (_, template, _), model in self.models.items():
+            found[template] += model.samples
+        return found
 
     def of(
         self, family: str, template: str, name: str, number: int, *, read: bool = False
@@ -167,14 +183,19 @@ class Offsets:
         if shape_of(predicted) != shape_of(self.like):
             raise OtherShape
 
+    def forget(self, template: str) -> None:
+        """Drop what was learned of a template."""
+        self._asked.pop(template, None)
+        self.versions.pop(template, None)
+        for key in [key for key in self.models if key[1] == template]:
+            del self.models[key]
+
     def trim(self) -> None:
         """Forget the templates that there is no room for."""
         while self.models and self.nbytes > self.budget():
             never = (template for _, template, _ in self.models if template not in self._asked)
             oldest = next(never, None) or next(iter(self._asked))
-            self._asked.pop(oldest, None)
-            for key in [key for key in self.models if key[1] == oldest]:
-                del self.models[key]
+            self.forget(oldest)
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,197 @@
+"""The priors of a model: how far each level of `auto` is from dense when base KV is only rotated.
+
+They are measured on a few exchanges in which a second agent reads what a first one read and wrote:
+fixed texts, so a model has the same priors everywhere. Those of the embedded model come with
+kvcomm. Others are measured once and kept in the cache; until then `auto` is exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from kvcomm.engine.base import BACKGROUND, Answer, Call, Engine
+from kvcomm.engine.models import cache_dir
+from kvcomm.kv.files import replace_file
+from kvcomm.message import Handle
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.auto import LONG
+from kvcomm.reuse.plan import Step
+from kvcomm.reuse.recipe import Recipe
+from kvcomm.runtime.beside import beside
+from kvcomm.runtime.exchanges import EXCHANGES, templates
+from kvcomm.sampling import Sampling
+
+log = logging.getLogger(__name__)
+
+FORMAT = "kvcomm-priors-1"
+NAMESPACE = "kvcomm priors"
+SHIPPED = files("kvcomm.runtime") / "priors.json"
+COMPARED = 12
+# Who reads the KV of an exchange reads it at once.
+USE = 0
+COMPUTE = Step("compute", "priors")
+
+Priors = dict[str, float]
+_measured: WeakKeyDictionary[Engine, tuple[str, Priors]] = WeakKeyDictionary()
+_measuring: WeakKeyDictionary[Engine, Future[None]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def known(engine: Engine, levels: Sequence[Recipe]) -> Priors | None:
+    """The priors of the engine's model, in nats by level: shipped, or measured before.
+
+    None where nobody has measured them yet.
+    """
+    key = key_of(levels)
+    with _lock:
+        made, priors = _measured.get(engine, ("", {}))
+    if made == key:
+        return priors
+    found = _read(SHIPPED, key, engine.weights)
+    if found is None:
+        found = _read(_path(engine), key, engine.weights)
+    if found is not None:
+        _keep(engine, key, found)
+    return found
+
+
+async def measure(engine: Engine, levels: Sequence[Recipe]) -> Priors:
+    """The priors of the engine's model; measured now where they are not known.
+
+    That gives way to all calls, and is done once for all who ask.
+    """
+    while (found := known(engine, levels)) is None:
+        with _lock:
+            other = _measuring.get(engine)
+            if other is None:
+                mine = _measuring[engine] = Future()
+        if other is not None:
+            await asyncio.wait([asyncio.wrap_future(other)])
+            continue
+        try:
+            found = await measured(engine, levels)
+            key = key_of(levels)
+            _keep(engine, key, found)
+            _write(_path(engine), key, engine.weights, found)
+        finally:
+            with _lock:
+                del _measuring[engine]
+            mine.set_result(None)
+    return found
+
+
+def key_of(levels: Sequence[Recipe]) -> str:
+    """Names what priors were measured for: the levels and the exchanges."""
+    text = repr((FORMAT, [asdict(level) for level in levels], EXCHANGES, COMPARED))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _keep(engine: Engine, key: str, priors: Priors) -> None:
+    with _lock:
+        _measured[engine] = key, priors
+
+
+def _path(engine: Engine) -> Path:
+    return cache_dir() / "priors" / f"{engine.fingerprint}.json"
+
+
+def _read(path: Any, key: str, weights: str) -> Priors | None:
+    """The priors of a model in a file; a file that is damaged or out of date has none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["key"] == key and weights:
+            return {str(name): float(prior) for name, prior in value["models"][weights].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _write(path: Path, key: str, weights: str, priors: Priors) -> None:
+    """Keep the priors; without a place to write they are measured again next time."""
+    text = json.dumps({"key": key, "models": {weights: priors}}, indent=1) + "\n"
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
+    """The largest divergence of each level over the exchanges, base KV only rotated.
+
+    Texts are cut to the shortest that levels for long texts realign. A level that has nothing to
+    realign in any exchange has no prior.
+    """
+    log.warning(
+        "measuring how well %s can reuse KV, once; until then `auto` is exact", engine.model
+    )
+    solver, checker = templates(engine.codec)
+    worst: Priors = {}
+    for question, answer in EXCHANGES:
+        texts = {"question": question, "answer": answer}
+        ids = {name: tuple(engine.codec.encode(text))[:LONG] for name, text in texts.items()}
+        room = sum(map(len, ids.values())) + checker.literal_tokens() + COMPARED
+        if room > engine.max_context:
+            continue
+        handles = await _handles(engine, solver, ids)
+        segments = checker.fill(ids, handles)
+        call = replace(_call(checker, room), messages=frozenset({"answer"}), borrows=True)
+        try:
+            dense = await engine.enter(call)
+            try:
+                greedy = Answer(Sampling(max_tokens=COMPARED), record=True)
+                await dense.extend(segments, [COMPUTE] * len(segments), answer=greedy)
+                async for _ in dense.decode():
+                    pass
+                rotated = [replace(level, offsets="") for level in levels]
+                async for level, found, _ in beside(
+                    partial(engine.open, call), segments, rotated, dense
+                ):
+                    worst[level.name] = max(worst.get(level.name, 0.0), found.mean)
+            finally:
+                await dense.close()
+        finally:
+            for handle in handles.values():
+                await engine.release(handle, USE)
+    return worst
+
+
+async def _handles(
+    engine: Engine, template: Template, ids: Mapping[str, tuple[int, ...]]
+) -> dict[str, Handle]:
+    """The KV of texts, as a first agent reads the question and writes the answer."""
+    segments = [*template.fill(ids), Segment("placeholder", "answer", ids["answer"])]
+    seq = await engine.enter(_call(template, sum(map(len, segments))))
+    handles, start = {}, 0
+    try:
+        await seq.extend(segments, [COMPUTE] * len(segments))
+        for segment in segments:
+            if segment.kind == "placeholder":
+                handle = await seq.lend(start, len(segment), [USE])
+                if handle is not None:
+                    handles[segment.name] = handle
+            start += len(segment)
+    finally:
+        await seq.close()
+    return handles
+
+
+def _call(template: Template, capacity: int) -> Call:
+    return Call(
+        node="priors",
+        template=template,
+        capacity=capacity,
+        namespace=NAMESPACE,
+        priority=BACKGROUND,
+    )

@@ -1,0 +1,81 @@
+"""Writing what was learned behind the answers: at most once a minute, and when all is over."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from kvcomm.errors import StateError
+
+log = logging.getLogger(__name__)
+
+# What was learned is written so long after the first of it: together with what comes meanwhile.
+SAVE_S = 60.0
+
+# Those with something to write. They are kept alive, and are written when the program ends.
+_pending: set[Saver] = set()
+
+
+class Saver:
+    """Calls `save`, on a thread of its own, some time after `changed` was called.
+
+    One that fails is logged, and tried again when something else has changed: nothing that was
+    learned is forgotten meanwhile. `failed` says why, until it has succeeded.
+    """
+
+    def __init__(self, save: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.failed = ""
+        self._save = save
+        self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+
+    def changed(self) -> None:
+        """There is something to write."""
+        with self._lock:
+            _pending.add(self)
+            if self._timer is None:
+                self._timer = threading.Timer(SAVE_S, self._write)
+                self._timer.name, self._timer.daemon = "kvcomm-saver", True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Write what there is to write, now. Raises `StateError`."""
+        with self._writing:
+            with self._lock:
+                if self not in _pending:
+                    return
+                _pending.discard(self)
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+            try:
+                asyncio.run(self._save())
+            except BaseException as error:
+                _pending.add(self)
+                self.failed = str(error) or type(error).__name__
+                if isinstance(error, StateError) or not isinstance(error, Exception):
+                    raise
+                raise StateError(f"what was learned is not saved: {self.failed}") from error
+            self.failed = ""
+
+    def _write(self) -> None:
+        try:
+            self.flush()
+        except StateError as error:
+            log.warning("%s", error)
+
+
+def flush_all() -> None:
+    """Write what is left when the program ends."""
+    for saver in list(_pending):
+        with suppress(BaseException):  # a second Ctrl-C: enough is enough
+            saver._write()
+
+
+atexit.register(flush_all)
