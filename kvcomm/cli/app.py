@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvcomm.cli import bench, demo, eval, graph, models, plan, run, tasks, trace
+from kvcomm.cli import bench, demo, eval, graph, models, plan, run, state, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
 
@@ -91,6 +91,7 @@ app.add_typer(graph.app, name="graph")
 app.add_typer(trace.app, name="trace")
 app.command("plan")(plan.plan)
 app.add_typer(models.app, name="models")
+app.add_typer(state.app, name="state")
 
 
 def _version(wanted: bool) -> None:

@@ -215,8 +215,8 @@ def quality(target: float | None, rate: float | None, budget: float | None) -> d
     return fields
 
 
-def size(value: str | None) -> int | None:
-    """`--memory` in bytes. Raises `UsageError` for anything that is no size."""
+def size(value: str | None, option: str = "--memory") -> int | None:
+    """A size in bytes. Raises `UsageError` for anything that is none."""
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     if value is None:
@@ -226,7 +226,7 @@ def size(value: str | None) -> int | None:
     except (ValidationError, OverflowError):
         found = 0
     if found <= 0:
-        raise UsageError(f"--memory {value!r} is no size: write 4GB, 500MB or a number of bytes")
+        raise UsageError(f"{option} {value!r} is no size: write 4GB, 500MB or a number of bytes")
     return found
 
 

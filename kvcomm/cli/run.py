@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from kvcomm.errors import UsageError
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph
     from kvcomm.runtime.result import Result
+    from kvcomm.runtime.session import Session
 
 
 def run(
@@ -109,9 +111,9 @@ def run(
     from kvcomm.cli.progress import RunProgress
     from kvcomm.runtime.session import Session
 
+    progress = RunProgress()
     with (
         home.load() as loaded,
-        RunProgress() as progress,
         Session(
             loaded,
             reuse=reuse,
@@ -122,13 +124,23 @@ def run(
             **quality,
         ) as session,
     ):
-        result = session.run(home.place(built, loaded), out=out, replay=trace, **inputs)
-    for warning in result.warnings:
-        complain(f"warning: {warning}")
-    if json:
-        print_json(result.to_json())
-    else:
-        _print(result)
+        with progress:
+            result = session.run(home.place(built, loaded), out=out, replay=trace, **inputs)
+        for warning in result.warnings:
+            complain(f"warning: {warning}")
+        if json:
+            print_json(result.to_json())
+        else:
+            _print(result)
+        if session.measuring:
+            _finish_measuring(session)
+
+
+def _finish_measuring(session: Session) -> None:
+    """Let the model be measured to the end, for the next command; Ctrl-C leaves it for later."""
+    complain("the model is measured to the end, for the next run (Ctrl-C: not now)")
+    with suppress(KeyboardInterrupt):
+        session.warm_up()
 
 
 def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any]:

@@ -25,14 +25,8 @@ from kvcomm.kv.store import content_key
 from kvcomm.prompt import Template
 from kvcomm.reuse.auto import ROTATED, Auto
 from kvcomm.reuse.offsets.base import OffsetModel, Offsets
-from kvcomm.version import VERSION
+from kvcomm.reuse.state_files import AUDITS, DAMAGED, FORMAT, LIBRARY, MANIFEST, OFFSETS
 
-FORMAT = "kvcomm-state-4"
-LIBRARY = "kvcomm " + ".".join(VERSION.split(".")[:2])
-MANIFEST = "manifest.json"
-OFFSETS = ".safetensors"
-AUDITS = ".audits.json"
-DAMAGED = ".damaged"
 # The most bytes of one model's state.
 LIMIT = 4 << 30
 

@@ -138,7 +138,8 @@ async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
     )
     solver, checker = templates(engine.codec)
     worst: Priors = {}
-    for question, answer in EXCHANGES:
+    for number, (question, answer) in enumerate(EXCHANGES, 1):
+        log.info("exchange %d of %d", number, len(EXCHANGES))
         texts = {"question": question, "answer": answer}
         ids = {name: tuple(engine.codec.encode(text))[:LONG] for name, text in texts.items()}
         room = sum(map(len, ids.values())) + checker.literal_tokens() + COMPARED

@@ -23,7 +23,8 @@ from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
 from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
-from kvcomm.reuse.state import LIBRARY, load_audits, save_audits
+from kvcomm.reuse.state import load_audits, save_audits
+from kvcomm.reuse.state_files import VERSIONED
 from kvcomm.runtime.apart import apart
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.priors import known, measure
@@ -113,7 +114,7 @@ class Session:
         if state is None or not (self.policy.realigns or self._auto):
             return None
         if state == "default":
-            return cache_dir() / "state" / LIBRARY.replace(" ", "-") / self.engine.fingerprint
+            return cache_dir() / "state" / VERSIONED / self.engine.fingerprint
         return Path(state)
 
     def run(
@@ -331,9 +332,14 @@ class Session:
             auto.priors = priors
         return priors is not None
 
+    @property
+    def measuring(self) -> bool:
+        """Whether the model is being measured behind the answers."""
+        return self._measuring is not None and not self._measuring.done()
+
     def _measure_behind(self) -> None:
         """Measure the model's priors when nothing else needs the engine, unless that goes on."""
-        if self._measuring is None or self._measuring.done():
+        if not self.measuring:
             self._measuring = self._loop().start(self._measure())
 
     async def _measure(self) -> None:
@@ -393,7 +399,7 @@ class Session:
         written = await self.engine.save_state(self._state, self.namespace)
         if self._auto is not None:
             written += save_audits(self._state, self._auto)
-        log.info("%d bytes of what was learned are written to %s", written, self._state)
+        log.debug("%d bytes of what was learned are written to %s", written, self._state)
 
     def _loop(self) -> Background:
         if self._background is None:

@@ -13,6 +13,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import load_engine
 from kvcomm.errors import StateError, TemplateError, UsageError
 from kvcomm.graphs import chain
+from kvcomm.reuse.state_files import VERSIONED
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Delta, Session
 from kvcomm.trace import read_trace
@@ -174,7 +175,7 @@ def test_the_default_state_lies_in_the_users_cache(
     monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
     with Session(tiny, reuse="kvcomm", runs=None) as active:
         active.run(GRAPH, TASK)
-    assert (tmp_path / "state" / "kvcomm-0.1" / tiny.fingerprint / "manifest.json").exists()
+    assert (tmp_path / "state" / VERSIONED / tiny.fingerprint / "manifest.json").exists()
 
 
 # One day is written in more bytes than the other.

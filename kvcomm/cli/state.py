@@ -1,0 +1,135 @@
+"""`kvcomm state list|prune`: what was learned of which models, and removing it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvcomm.cli import options
+from kvcomm.cli.output import console, number_table, print_json, say
+from kvcomm.errors import StateError, UsageError
+
+if TYPE_CHECKING:
+    from kvcomm.reuse.state_files import Folder
+
+app = typer.Typer(no_args_is_help=True, help="Look at what was learned, and remove it.")
+DAY_S = 24 * 3600
+Where = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="Another folder.", show_default="the user's cache"),
+]
+
+
+@app.command("list")
+def list_state(state: Where = None, json: options.Json = False) -> None:
+    """What was learned, model by model."""
+    found = _found(state)
+    if json:
+        print_json({"bytes": sum(f.nbytes for f in found), "folders": [_json(f) for f in found]})
+        return
+    if not found:
+        say(f"Nothing was learned yet in {_root(state)}.")
+        return
+    from rich.text import Text
+
+    table = number_table("model", "version", "templates", "size", "last learned")
+    for folder in found:
+        last = max((t.written for t in folder.templates), default=0.0)
+        when = datetime.fromtimestamp(last).strftime("%Y-%m-%d %H:%M") if last else ""
+        library = folder.library.removeprefix("kvcomm ")
+        table.add_row(
+            Text(folder.model, overflow="ellipsis"),
+            library if folder.usable else f"{library}, unused",
+            str(len(folder.templates)),
+            _size(folder.nbytes),
+            when,
+        )
+    console().print(table)
+    say(f"\n{_size(sum(folder.nbytes for folder in found))} in {_root(state)}")
+    if any(not folder.usable or folder.rest for folder in found):
+        say("Some of it is of no use to this version: kvcomm state prune")
+
+
+@app.command("prune")
+def prune(
+    state: Where = None,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            "--older-than",
+            min=0,
+            metavar="DAYS",
+            help="Also what has learned nothing for so long.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Also the oldest, until so much is left.", show_default=False
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Remove what other versions of kvcomm learned, and files that are damaged."""
+    from kvcomm.reuse.state_files import remove, unwanted
+
+    found = _found(state)
+    age = None if older_than is None else older_than * DAY_S
+    room = options.size(keep, "--keep")
+    paths = unwanted(found, older_than=age, keep=room, everything=everything)
+    try:
+        size = sum(path.lstat().st_size for path in paths)
+        removed = 0 if dry_run else remove(paths, found)
+    except OSError as error:
+        raise StateError(f"cannot remove what was learned: {error}") from error
+    if json:
+        listed = [str(path) for path in paths]
+        print_json({"files": listed, "bytes": size if dry_run else removed, "removed": not dry_run})
+    elif not paths:
+        say("Nothing to remove.")
+    else:
+        files = f"{len(paths)} file{'s' * (len(paths) != 1)}"
+        say(f"{files} would go: {_size(size)}" if dry_run else f"{files} gone: {_size(removed)}")
+
+
+def _root(state: Path | None) -> Path:
+    from kvcomm.engine.models import cache_dir
+
+    return cache_dir() / "state" if state is None else state
+
+
+def _found(state: Path | None) -> list[Folder]:
+    """The state folders. Raises `UsageError` for a folder of the user's that is not there."""
+    from kvcomm.reuse.state_files import folders
+
+    if state is not None and not state.is_dir():
+        raise UsageError(f"--state {state}: there is no such folder")
+    return folders(_root(state))
+
+
+def _json(folder: Folder) -> dict[str, object]:
+    return {
+        "path": str(folder.path),
+        "model": folder.model,
+        "library": folder.library,
+        "usable": folder.usable,
+        "bytes": folder.nbytes,
+        "templates": [
+            {
+                "template": learned.template,
+                "bytes": learned.nbytes,
+                "written": datetime.fromtimestamp(learned.written).isoformat(timespec="seconds"),
+            }
+            for learned in folder.templates
+        ],
+    }
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:,.2f} GB"

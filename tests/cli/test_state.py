@@ -1,0 +1,123 @@
+"""`kvcomm state`: what was learned, shown and removed, and nothing else touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kvcomm.reuse.state_files import FORMAT, LIBRARY
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which one model learned two templates, and an earlier version one."""
+    monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
+    now = folder(tmp_path / "state" / "now" / "0011", "tiny", LIBRARY)
+    (now / "aa.safetensors").write_bytes(bytes(3_000_000))
+    (now / "aa.audits.json").write_bytes(bytes(10))
+    (now / "bb.safetensors").write_bytes(bytes(2_000_000))
+    for name, age in (("aa.safetensors", 0), ("aa.audits.json", 0), ("bb.safetensors", 9)):
+        when = (now / name).stat().st_mtime - age * 24 * 3600
+        os.utime(now / name, (when, when))
+    old = folder(tmp_path / "state" / "before" / "0011", "tiny", "kvcomm 0.0")
+    (old / "cc.safetensors").write_bytes(bytes(1_000_000))
+    return tmp_path
+
+
+def folder(path: Path, model: str, library: str) -> Path:
+    path.mkdir(parents=True)
+    manifest = {"format": FORMAT, "library": library, "model": model, "fingerprint": "0011"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def left(cache: Path) -> list[str]:
+    return sorted(
+        str(p.relative_to(cache / "state")) for p in (cache / "state").rglob("*") if p.is_file()
+    )
+
+
+def test_what_was_learned_is_listed(cli, cache: Path) -> None:
+    out = cli("state", "list").out
+    assert "tiny" in out
+    assert "5.0 MB" in out
+    assert "0.0, unused" in out
+    assert "6.0 MB in" in out
+    assert "kvcomm state prune" in out
+    found = json.loads(cli("state", "list", "--json").out)
+    assert found["bytes"] == 6_000_010
+    old, now = found["folders"]
+    assert (old["usable"], now["usable"]) == (False, True)
+    assert [t["template"] for t in now["templates"]] == ["aa", "bb"]
+    assert now["templates"][0]["bytes"] == 3_000_010
+
+
+def test_nothing_learned_is_said(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
+    assert "Nothing was learned yet" in cli("state", "list").out
+    assert "Nothing to remove" in cli("state", "prune").out
+
+
+def test_prune_removes_what_no_one_can_use(cli, cache: Path) -> None:
+    now = cache / "state" / "now" / "0011"
+    (now / "dd.safetensors.damaged").write_bytes(b"x")
+    for name, age in ((".ee.safetensors.abc", 2 * 3600), (".ff.safetensors.abc", 0)):
+        (now / name).write_bytes(b"x")
+        when = (now / name).stat().st_mtime - age
+        os.utime(now / name, (when, when))
+    before = left(cache)
+    assert "3 files would go" in cli("state", "prune", "--dry-run").out
+    assert left(cache) == before
+    assert "3 files gone: 1.0 MB" in cli("state", "prune").out
+    assert left(cache) == [
+        "now/0011/.ff.safetensors.abc",
+        "now/0011/aa.audits.json",
+        "now/0011/aa.safetensors",
+        "now/0011/bb.safetensors",
+        "now/0011/manifest.json",
+    ]
+    assert not (cache / "state" / "before").exists()
+
+
+def test_prune_by_age_and_size(cli, cache: Path) -> None:
+    cli("state", "prune", "--older-than", "10")
+    assert "now/0011/bb.safetensors" in left(cache)
+    found = json.loads(cli("state", "prune", "--older-than", "8", "--json").out)
+    assert [Path(name).name for name in found["files"]] == ["bb.safetensors"]
+    assert found["bytes"] == 2_000_000
+    assert "Nothing to remove" in cli("state", "prune", "--keep", "4MB").out
+    cli("state", "prune", "--keep", "2MB")
+    assert left(cache) == []
+
+
+def test_prune_all_leaves_what_is_not_ours(cli, cache: Path, tmp_path: Path) -> None:
+    now = cache / "state" / "now" / "0011"
+    (now / "notes.txt").write_text("mine")
+    other = cache / "state" / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"x")
+    elsewhere = folder(tmp_path / "elsewhere", "tiny", LIBRARY)
+    (elsewhere / "aa.safetensors").write_bytes(b"x")
+    (cache / "state" / "link").symlink_to(elsewhere)
+    cli("state", "prune", "--all")
+    assert left(cache) == [
+        "now/0011/manifest.json",
+        "now/0011/notes.txt",
+        "other/model.safetensors",
+    ]
+    assert (elsewhere / "aa.safetensors").exists()
+
+
+def test_a_folder_of_ones_own(cli, cache: Path) -> None:
+    own = cache / "state" / "now" / "0011"
+    found = json.loads(cli("state", "list", "--state", str(own), "--json").out)
+    assert [f["path"] for f in found["folders"]] == [str(own)]
+    missing = cli("state", "list", "--state", str(cache / "nowhere"))
+    assert missing.code == 2
+    assert "there is no such folder" in missing.err
+    refused = cli("state", "prune", "--keep", "much")
+    assert refused.code == 2
+    assert "--keep 'much' is no size" in refused.err
