@@ -26,6 +26,9 @@ MARK = "\ue000"
 # Stands before a segment that is spelled by itself.
 LEAD = "x"
 
+# The texts of a user's turn and of the assistant's.
+Turns = tuple[str, str]
+
 
 class Codec(Protocol):
     """What a prompt needs of a tokenizer. Implemented by `kvcomm.engine.tokens`."""
@@ -54,11 +57,14 @@ class Codec(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens spelled out."""
 
-    def chat(self, system: str, user: str) -> str:
-        """One system and one user turn, and the header of the assistant's turn."""
+    def chat(self, system: str, user: str, earlier: Sequence[Turns] = ()) -> str:
+        """One system and one user turn, and the header of the assistant's turn.
 
-    def completion(self, system: str, user: str) -> str:
-        """The two texts as they are, behind the token with which the model's texts begin."""
+        `earlier` user and assistant turns stand between the two.
+        """
+
+    def completion(self, system: str, user: str, earlier: Sequence[Turns] = ()) -> str:
+        """The texts as they are, behind the token with which the model's texts begin."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,33 @@ class Hole:
     name: str
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A hole that is filled with token ids already: they become part of a literal."""
+
+    ids: tuple[int, ...]
+
+
 Piece = Text | Hole
-# A hole that nothing fills, where a control token spelled in a literal is cut in two.
-SEAM = Hole("")
+Part = Piece | Filled
+# Nothing, where a control token spelled in a literal is cut in two.
+SEAM = Filled(())
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An earlier turn of a conversation: the ids of what filled the prompt, and of the answer.
+
+    The `answer` holds what it began with.
+    """
+
+    texts: Mapping[str, tuple[int, ...]]
+    answer: tuple[int, ...]
+
+    def turns(self, ask: Sequence[Part]) -> tuple[list[Part], list[Part]]:
+        """The user's turn and the assistant's."""
+        asked: list[Part] = [Filled(self.texts[p.name]) if isinstance(p, Hole) else p for p in ask]
+        return asked, [Filled(self.answer)]
 
 
 def parse_template(source: str) -> tuple[Piece, ...]:
@@ -190,22 +220,27 @@ def compile_template(
     begins: str = "",
     *,
     chat: bool = True,
+    earlier: Sequence[Exchange] = (),
 ) -> Template:
     """Apply the chat template around the holes and cut the token ids at them.
 
     `begins` stands behind the header of the assistant's turn: the answer continues it. Without
-    `chat` the prompt is the texts alone, for a plain completion.
+    `chat` the prompt is the texts alone, for a plain completion. Each exchange of `earlier` is a
+    user's turn, with its holes filled, and the assistant's.
 
     Literals are tokenised in context: the whole prompt is encoded once with a mark in every hole
     and cut at the character offsets, so a literal gets the ids it has inside the chat. Only a
     token that reaches over the edge of a hole has its literal part encoded by itself. Structure is
     what the chat template adds: a control token spelled in a literal is text, as in a filled hole.
     """
-    system, user = _split_control(codec, system), _split_control(codec, user)
+    role, ask = _split_control(codec, system), _split_control(codec, user)
     answer = [SEAM, *_split_control(codec, [Text(begins)])] if begins else []
+    turns = [exchange.turns(ask) for exchange in earlier]
     wrap = codec.chat if chat else codec.completion
-    text = wrap(_marked(system), _marked(user)) + _marked(answer)
-    holes = [piece for piece in (*system, *user, *answer) if isinstance(piece, Hole)]
+    before = [(_marked(asked), _marked(answered)) for asked, answered in turns]
+    text = wrap(_marked(role), _marked(ask), before) + _marked(answer)
+    spoken = [piece for pair in turns for turn in pair for piece in turn]
+    holes = [p for p in (*role, *spoken, *ask, *answer) if not isinstance(p, Text)]
     parts = text.split(MARK)
     if len(parts) != len(holes) + 1:
         raise TemplateError(
@@ -215,28 +250,28 @@ def compile_template(
     ids, offsets = codec.encode_structured(text)
     literals: list[tuple[int, ...]] = []
     start = begun = 0
-    answers = len(parts) - sum(isinstance(piece, Hole) for piece in answer)
+    answers = len(parts) - sum(not isinstance(piece, Text) for piece in answer)
     for index, (hole, part) in enumerate(zip([None, *holes], parts, strict=True)):
         end = start + len(part)
         literal = _cut(codec, text, ids, offsets, start, end)
         begun += len(literal) if index >= answers else 0
-        if hole == SEAM:
-            literals[-1] += literal
+        if isinstance(hole, Filled):
+            literals[-1] += hole.ids + literal
         else:
             literals.append(literal)
         start = end + len(MARK)
-    names = tuple(hole.name for hole in holes if hole != SEAM)
+    names = tuple(hole.name for hole in holes if isinstance(hole, Hole))
     digest = hashlib.sha256(repr((literals, len(names))).encode()).hexdigest()[:16]
     if (undated := codec.undated) is not codec and chat:
         digest = compile_template(undated, system, user, begins).fingerprint
     return Template(tuple(literals), names, digest, begun)
 
 
-def _split_control(codec: Codec, pieces: Sequence[Piece]) -> list[Piece]:
+def _split_control(codec: Codec, pieces: Sequence[Piece]) -> list[Part]:
     """`pieces` with a seam inside every control token that their texts spell."""
-    split: list[Piece] = []
-    for is_hole, run in groupby(pieces, lambda piece: isinstance(piece, Hole)):
-        if is_hole:
+    split: list[Part] = []
+    for is_text, run in groupby(pieces, lambda piece: isinstance(piece, Text)):
+        if not is_text:
             split += run
             continue
         # Neighbouring texts are one: together they may spell what neither does.
@@ -250,8 +285,8 @@ def _split_control(codec: Codec, pieces: Sequence[Piece]) -> list[Piece]:
     return split
 
 
-def _marked(pieces: Sequence[Piece]) -> str:
-    return "".join(MARK if isinstance(piece, Hole) else piece.text for piece in pieces)
+def _marked(parts: Sequence[Part]) -> str:
+    return "".join(part.text if isinstance(part, Text) else MARK for part in parts)
 
 
 def _cut(

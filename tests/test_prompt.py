@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 import pytest
@@ -14,6 +15,7 @@ from kvcomm.message import Handle
 from kvcomm.prompt import (
     MARK,
     Codec,
+    Exchange,
     Hole,
     Piece,
     Segment,
@@ -187,6 +189,50 @@ def test_a_filled_prompt_reads_as_the_chat_with_the_texts_in_place(
     segments = template.fill({key: tuple(codec.encode(text)) for key, text in texts.items()})
     one_by_one = (spelled(codec, s.ids, opening=not at) for at, s in enumerate(segments))
     assert "".join(one_by_one) == codec.decode(prompt)
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if "dropped" not in name])
+@given(
+    system=PIECES, user=PIECES, texts=st.lists(st.tuples(*[FILLING] * 4), min_size=2, max_size=3)
+)
+@settings(max_examples=30, deadline=None)
+def test_a_conversation_reads_as_the_chat_with_all_its_turns(
+    name: str, system: list[Piece], user: list[Piece], texts: list[tuple[str, ...]]
+) -> None:
+    codec = CODECS[name]()
+    first, second = (Text("S:"), *system, Text(".")), (Text("U:"), *user, Text("."))
+    *before, now = [dict(zip("abc", turn, strict=False)) for turn in texts]
+    answers = [f"A:{turn[3]}." for turn in texts[:-1]]
+
+    def encoded(words: dict[str, str]) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(codec.encode(text)) for key, text in words.items()}
+
+    earlier = [
+        Exchange(encoded(words), tuple(codec.encode(answer)))
+        for words, answer in zip(before, answers, strict=True)
+    ]
+    template = compile_template(codec, first, second, earlier=earlier)
+    prompt = ids_of(template, codec, **now)
+    said = [(worded(second, words), answer) for words, answer in zip(before, answers, strict=True)]
+    assert codec.decode(prompt) == codec.chat(worded(first, now), worded(second, now), said)
+    # What was said stands there as its ids, and it is no structure.
+    row = bytes_of(prompt)
+    assert all(bytes_of(exchange.answer) in row for exchange in earlier)
+    plain = codec.chat("S:", "U:", [("U:", "A:")] * len(earlier))
+    structure = [i for i in codec.encode_structured(plain)[0] if i in codec.special_ids]
+    assert [i for i in prompt if i in codec.special_ids] == structure
+
+
+def test_a_chat_template_that_drops_the_answers_is_refused() -> None:
+    codec = byte_codec(DROPS_SYSTEM)
+    earlier = [Exchange({"task": (50,)}, (51,))]
+    with pytest.raises(TemplateError, match="kept 2 of 3 placeholders"):
+        compile_template(codec, (), parse("Do {task}."), earlier=earlier)
+
+
+def bytes_of(ids: Sequence[int]) -> bytes:
+    """Ids as four bytes each, to search one list in another."""
+    return b"".join(i.to_bytes(4, "big") for i in ids)
 
 
 # --- filling ---

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from kvcomm.engine.chat_template import Turn, rendered, tells_time
 from kvcomm.errors import TemplateError
 from kvcomm.message import well_formed
+from kvcomm.prompt import Turns
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -28,8 +29,8 @@ CHATML = (
 LEADS = ("\ue000", "\n", "a")
 
 
-# Texts that stand for those of the two turns, to see what becomes of them.
-SYSTEM, USER = "\ue001", "\ue002"
+# Texts that stand for those of the turns, to see what becomes of them.
+SYSTEM, USER, ASKED, ANSWERED = "\ue001", "\ue002", "\ue003", "\ue004"
 # What templates are named by does not change from day to day.
 ANY_DAY = datetime(2000, 1, 1)
 
@@ -132,26 +133,25 @@ class TokenizerCodec:
         )
         return text
 
-    def chat(self, system: str, user: str) -> str:
-        """The chat template around one system and one user turn.
+    def chat(self, system: str, user: str, earlier: Sequence[Turns] = ()) -> str:
+        """The chat template around a system turn, `earlier` turns, and the user's.
 
-        Templates that know no system turn get its text at the head of the user turn; a model
-        without a chat template gets the two texts and a line to answer on. Raises `TemplateError`
-        for a template that cannot be rendered.
+        Templates that know no system turn, or put its text behind earlier ones, get it at the head
+        of the first user turn; a model without a chat template gets the texts and lines to answer
+        on. Raises `TemplateError` for a template that cannot be rendered.
         """
-        both = _joined(system, user)
         if not self.tokenizer.chat_template:
-            return f"{self.completion(system, user)}\n\nAnswer:"
-        if system and self._keeps_system:
+            return self._begin + _written(system, user, earlier, "\n\nAnswer:")
+        if system and self._keeps_system and (not earlier or self._keeps_system_first):
             with suppress(TemplateError):
-                text = self._apply([_turn("system", system), _turn("user", user)])
+                text = self._apply([_turn("system", system), *_turns(user, earlier)])
                 if system.strip() in text:
                     return text
-        return self._user_turn(both)
+        return self._no_system(_turns(*_headed(system, user, earlier)))
 
-    def completion(self, system: str, user: str) -> str:
-        """The two texts as they are, behind the token with which the model's texts begin."""
-        return self._begin + _joined(system, user)
+    def completion(self, system: str, user: str, earlier: Sequence[Turns] = ()) -> str:
+        """The texts as they are, behind the token with which the model's texts begin."""
+        return self._begin + _written(system, user, earlier, "")
 
     @cached_property
     def _keeps_system(self) -> bool:
@@ -159,20 +159,28 @@ class TokenizerCodec:
 
         Not asked of the texts themselves: the user's may hold the system's.
         """
+        return self._in_order(_turns(USER, []))
+
+    @cached_property
+    def _keeps_system_first(self) -> bool:
+        """Whether it also stands before earlier turns: some templates keep it for the last one."""
+        return self._in_order(_turns(USER, [(ASKED, ANSWERED)]))
+
+    def _in_order(self, turns: Sequence[Turn]) -> bool:
+        signs = [SYSTEM, *(turn["content"] for turn in turns)]
         try:
-            text = self._apply([_turn("system", SYSTEM), _turn("user", USER)])
+            text = self._apply([_turn("system", SYSTEM), *turns])
         except TemplateError:
             return False
-        return [sign for sign in text if sign in (SYSTEM, USER)] == [SYSTEM, USER]
+        return [sign for sign in text if sign in signs] == signs
 
-    def _user_turn(self, text: str) -> str:
-        """The text as the user's; behind an empty system turn where a template insists on one."""
-        user = _turn("user", text)
+    def _no_system(self, turns: Sequence[Turn]) -> str:
+        """The turns alone; behind an empty system turn where a template insists on one."""
         try:
-            return self._apply([user])
+            return self._apply(turns)
         except TemplateError:
             with suppress(TemplateError):
-                return self._apply([_turn("system", ""), user])
+                return self._apply([_turn("system", ""), *turns])
             raise
 
     def _apply(self, turns: Sequence[Turn]) -> str:
@@ -181,6 +189,31 @@ class TokenizerCodec:
 
 def _joined(system: str, user: str) -> str:
     return "\n\n".join(part for part in (system, user) if part)
+
+
+def _headed(system: str, user: str, earlier: Sequence[Turns]) -> tuple[str, list[Turns]]:
+    """The user's text and the earlier ones, with the system's at the head of the first."""
+    if not earlier:
+        return _joined(system, user), []
+    (asked, answered), *others = earlier
+    return user, [(_joined(system, asked), answered), *others]
+
+
+def _written(system: str, user: str, earlier: Sequence[Turns], answer: str) -> str:
+    """A conversation without a chat template; `answer` is the line that asks for one."""
+    user, earlier = _headed(system, user, earlier)
+    before = [f"{asked}{answer}{answered}" for asked, answered in earlier]
+    return "\n\n".join([*before, f"{user}{answer}"])
+
+
+def _turns(user: str, earlier: Sequence[Turns]) -> list[Turn]:
+    """The turns of a chat, the user's last."""
+    before = [
+        turn
+        for asked, answered in earlier
+        for turn in (_turn("user", asked), _turn("assistant", answered))
+    ]
+    return [*before, _turn("user", user)]
 
 
 def _turn(role: str, content: str) -> Turn:

@@ -242,6 +242,44 @@ def test_a_template_that_insists_on_a_system_turn_has_one(name: str) -> None:
     assert codec.chat("You check.", "2+2?") == "[s]You check.[u]2+2?[a]"
 
 
+EARLIER = [("2+2?", "4"), ("3+3?", "6")]
+CHATS = {
+    "turns": (CHATML, "system\nBe brief.|user\n2+2?|assistant\n4|user\n3+3?|assistant\n6|user\n"),
+    "no system": (NO_SYSTEM, "user\nBe brief.\n\n2+2?|assistant\n4|user\n3+3?|assistant\n6|user\n"),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_earlier_turns_stand_between_system_and_user(name: str) -> None:
+    template, expected = CHATS[name]
+    text = byte_codec(template).chat("Be brief.", "4+4?", EARLIER)
+    plain = text.replace("<|im_start|>", "").replace("<|im_end|>\n", "|")
+    assert plain.startswith(f"{expected}4+4?|")
+
+
+LAST = (
+    "{% for m in messages if m['role'] != 'system' %}{{ '[' + m['role'] + ']' }}"
+    "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n\n' }}"
+    "{% endif %}{{ m['content'] }}{% endfor %}[answer]"
+)
+
+
+def test_a_system_text_that_a_template_moves_behind_earlier_turns_stays_at_the_head() -> None:
+    codec = byte_codec(LAST)
+    first = codec.chat("Be brief.", "2+2?")
+    assert first == "[user]Be brief.\n\n2+2?[answer]"
+    later = codec.chat("Be brief.", "3+3?", EARLIER[:1])
+    assert later == "[user]Be brief.\n\n2+2?[assistant]4[user]3+3?[answer]"
+
+
+def test_earlier_turns_without_a_chat_template() -> None:
+    codec = byte_codec(None)
+    assert codec.chat("Be brief.", "4+4?", EARLIER[:1]) == (
+        "Be brief.\n\n2+2?\n\nAnswer:4\n\n4+4?\n\nAnswer:"
+    )
+    assert codec.completion("Be brief.", "4+4?", EARLIER[:1]) == "Be brief.\n\n2+2?4\n\n4+4?"
+
+
 BROKEN = {
     "{% for t in tools %}{{ t }}{% endfor %}": "'NoneType' object is not iterable",
     "{{ raise_exception('Tools are needed') }}": "Tools are needed",
