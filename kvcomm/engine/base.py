@@ -44,7 +44,8 @@ class Call:
     runs first; see `hurry`. `next_uses` are the engine's steps at which another call will read the
     same input. `run` names the call's run, whose calls an engine of several replicas keeps
     together, but for those that ask for a `replica` by its number. Engines without replicas have no
-    use for either.
+    use for either. A call that `goes_on` is one turn of a conversation: the next turn's prompt
+    begins with its prompt and its answer.
     """
 
     node: str
@@ -60,6 +61,7 @@ class Call:
     next_uses: Mapping[str, int] = field(default_factory=dict)
     run: str = ""
     replica: int | None = None
+    goes_on: bool = False
 
     def borrowed(self, name: str) -> bool:
         """Whether base KV of the placeholder `name` is that of another call that read it."""

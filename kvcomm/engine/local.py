@@ -194,7 +194,7 @@ class LocalEngine(LoadedEngine):
         if not ids:
             return key, 0
         return key, await self._make_base(
-            key, row_ids, lambda row: [(key, range(start, len(row_ids)))]
+            key, row_ids, namespace, lambda row: [(key, range(start, len(row_ids)))]
         )
 
     async def template_base(self, template: Template, namespace: str) -> tuple[list[str], int]:
@@ -212,10 +212,14 @@ class LocalEngine(LoadedEngine):
             self.prefix.insert(row.slab, first, exact=True, namespace=namespace, opening=len(first))
             return spans
 
-        return keys, await self._make_base(keys[-1], ids, pieces)
+        return keys, await self._make_base(keys[-1], ids, namespace, pieces)
 
     async def _make_base(
-        self, key: str, ids: tuple[int, ...], pieces: Callable[[Row], list[tuple[str, range]]]
+        self,
+        key: str,
+        ids: tuple[int, ...],
+        namespace: str,
+        pieces: Callable[[Row], list[tuple[str, range]]],
     ) -> int:
         """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
         while True:
@@ -231,6 +235,16 @@ class LocalEngine(LoadedEngine):
         try:
             row = self.new_row(len(ids))
             row.ids += ids
+            found: list[int] = []
+
+            def begin() -> range:
+                """What no prefix holds: of a conversation, earlier turns are known."""
+                match = self.prefix.match(ids[:-1], namespace)
+                held = match[1] if match else 0
+                if match:
+                    row.slab.copy_from(match[0], 0, held)
+                found.append(held)
+                return range(held, len(ids))
 
             def keep(_: object) -> None:
                 for name, span in pieces(row):
@@ -238,7 +252,7 @@ class LocalEngine(LoadedEngine):
 
             work = Work(
                 row,
-                begin=lambda: range(len(ids)),
+                begin=begin,
                 priority=lambda: READY,
                 logits=0,
                 phases=Phases(),
@@ -249,7 +263,7 @@ class LocalEngine(LoadedEngine):
             with self._lock:
                 del self._making[key]
             mine.set_result(0)
-        return len(ids)
+        return len(ids) - found[-1]
 
     async def call(self, task: Callable[[], T], *, idle: bool = False) -> T:
         """Run `task` on the engine's thread; `idle`: when no call waits for its first token."""

@@ -65,6 +65,10 @@ class LocalSequence:
         self._lent: list[str] = []  # the keys under which its KV is read by others
 
     @property
+    def _feeds_prefix(self) -> bool:
+        return self._call.feeds_prefix or self._call.goes_on
+
+    @property
     def length(self) -> int:
         """Filled slots."""
         return len(self._row)
@@ -251,7 +255,7 @@ class LocalSequence:
     def _offer(self) -> None:
         row = self._row
         held = min(row.settled, row.exact_length)
-        if self._call.feeds_prefix and held:
+        if self._feeds_prefix and held:
             self.engine.prefix.insert(
                 row.slab,
                 row.ids[:held],
@@ -259,6 +263,7 @@ class LocalSequence:
                 namespace=self._call.namespace,
                 opening=len(self._call.template.literals[0]),
                 held=True,
+                goes_on=self._call.goes_on,
             )
 
     async def truncate(self, length: int) -> None:
@@ -396,7 +401,7 @@ class LocalSequence:
             self._decoding.cancelled = True
             self.engine.loop.wake()
         slab = self._row.slab
-        if self._call.feeds_prefix:
+        if self._feeds_prefix:
             with suppress(KvcommError):  # the engine is closed, and its cache with it
                 self.engine.loop.submit(lambda: self.engine.prefix.leave(slab))
         if self.ticket:

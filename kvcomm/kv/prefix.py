@@ -21,7 +21,8 @@ BLOCK = 16
 class _Entry:
     """`opening` tokens stay when the rest goes; of an entry that is an opening, none.
 
-    While a row holds the slab it costs the cache nothing, and letting go of it frees nothing.
+    While a row holds the slab it costs the cache nothing, and letting go of it frees nothing. One
+    that `goes_on` is a conversation's: it counts as an opening, until a longer row begins with it.
     """
 
     slab: Slab
@@ -31,6 +32,7 @@ class _Entry:
     ids: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
     only_opening: bool = False
+    goes_on: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -64,12 +66,14 @@ class PrefixCache:
         namespace: str = "",
         opening: int = 0,
         held: bool = False,
+        goes_on: bool = False,
     ) -> None:
         """Offer the first `len(ids)` slots of `slab`; called again as its row grows.
 
         `opening` of them are the template's beginning. Those slots must never be written again.
-        A row that goes on has `held` its slab: tell `leave` when it ends. Raises `ValueError` for
-        KV that is not exact.
+        A row that is open has `held` its slab: tell `leave` when it ends. All of a row of a
+        conversation that `goes_on` is kept like an opening. Raises `ValueError` for KV that is not
+        exact.
         """
         if not exact:
             raise ValueError("only exact KV may enter the prefix cache")
@@ -77,9 +81,10 @@ class PrefixCache:
         if entry is None:
             alone = opening >= len(ids) and not held  # nothing else will ever be in it
             opening = opening // BLOCK * BLOCK
-            if alone or 2 * opening > slab.capacity:  # not worth a copy
+            if alone or goes_on or 2 * opening > slab.capacity:  # not worth a copy
                 opening = 0
-            entry = _Entry(slab, namespace, opening, held, only_opening=alone)
+            entry = _Entry(slab, namespace, opening, held, only_opening=alone or goes_on)
+            entry.goes_on = goes_on
         self._enter(entry, ids)
 
     def _enter(self, entry: _Entry, ids: Sequence[int]) -> None:
@@ -131,9 +136,20 @@ class PrefixCache:
             self._drop(entry)
             return
         self.nbytes -= entry.nbytes
+        if entry.goes_on:
+            self._supersede(entry)
+            slab.shrink(len(entry.ids))
         entry.held = False
         self.nbytes += entry.nbytes
         self.trim()
+
+    def _supersede(self, longer: _Entry) -> None:
+        """Drop the earlier turns of a conversation whose latest row has ended."""
+        for entry in list(self._entries.values()):
+            other = entry.goes_on and not entry.held and entry is not longer
+            inside = other and entry.namespace == longer.namespace
+            if inside and longer.ids[: len(entry.ids)] == entry.ids:
+                self._drop(entry)
 
     def trim(self) -> None:
         """Let go of what there is no room for any more."""

@@ -78,7 +78,7 @@ class Auditor:
     async def after(self, done: Finished) -> None:
         """Measure what was chosen and learn; a failure is recorded and harms nobody."""
         done.seq.hurry(BACKGROUND)
-        call = replace(done.call, offsets=LINEAR.offsets, priority=BACKGROUND)
+        call = replace(done.call, offsets=LINEAR.offsets, priority=BACKGROUND, goes_on=False)
         done = replace(done, call=call)
         async with self._turn:
             try:

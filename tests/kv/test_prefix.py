@@ -121,6 +121,41 @@ def test_shared_blocks_outlive_one_of_their_rows() -> None:
     assert cache.match(ids(1, 2)) == (second, BLOCK)
 
 
+def test_a_row_that_goes_on_is_kept_whole_like_an_opening() -> None:
+    cache = PrefixCache(lambda: 4 * ROW, whole=1 / 4)
+    talk, others = slab(), [slab() for _ in range(3)]
+    cache.insert(talk, ids(1, 2, tail=3), exact=True, opening=BLOCK, held=True, goes_on=True)
+    cache.leave(talk)
+    assert talk.capacity == 2 * BLOCK + 3  # room for the answer is given back
+    assert cache.nbytes == talk.nbytes
+    for number, row in enumerate(others):
+        cache.insert(row, ids(5, 6 + number), exact=True, held=True)
+        cache.leave(row)
+    assert cache.match(ids(5, 6)) == (others[2], BLOCK)
+    assert cache.match(ids(1, 2, tail=3)) == (talk, 2 * BLOCK + 3)
+
+
+def test_a_longer_row_takes_the_place_of_the_one_it_begins_with() -> None:
+    cache, turns = cache_of(9), [slab() for _ in range(4)]
+    rows = [ids(1), ids(1, 2), ids(1, 3), ids(1, 2, 4)]
+    for row, known in zip(turns, rows, strict=True):
+        cache.insert(row, known, exact=True, held=True, goes_on=True)
+        cache.leave(row)
+        cache.leave(row)
+    assert len(cache) == 2  # of the two that part behind the first block
+    assert cache.nbytes == turns[2].nbytes + turns[3].nbytes
+    assert cache.match(ids(1, 2, 4)) == (turns[3], 3 * BLOCK)
+    assert cache.match(ids(1, 3, 4)) == (turns[2], 2 * BLOCK)
+
+
+def test_a_row_that_goes_on_takes_no_other_tenant_s_place() -> None:
+    cache, mine, yours = cache_of(9), slab(), slab()
+    for row, known, space in ((mine, ids(1), "me"), (yours, ids(1, 2), "you")):
+        cache.insert(row, known, exact=True, held=True, goes_on=True, namespace=space)
+        cache.leave(row)
+    assert cache.match(ids(1), "me") == (mine, BLOCK)
+
+
 def test_clear() -> None:
     cache, row = cache_of(2), slab()
     cache.insert(row, ids(1), exact=True)
