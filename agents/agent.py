@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from kvcomm.agents.care import Care
 from kvcomm.errors import GraphError, TemplateError, UsageError
 from kvcomm.message import strip_thinking
-from kvcomm.prompt import Codec, Hole, Piece, Template, Text, compile_template, parse_template
+from kvcomm.prompt import (
+    Codec,
+    Exchange,
+    Hole,
+    Piece,
+    Template,
+    Text,
+    compile_template,
+    parse_template,
+)
 from kvcomm.sampling import Sampling
 
 NAME = re.compile(r"[A-Za-z_][\w-]*\Z")
@@ -79,6 +88,15 @@ class Agent(Care):
     chat: bool = True
     exact: bool = False
     replica: int | None = None
+
+    def __new__(cls, *_: object, **options: object) -> Self:
+        """Names what agents of other frameworks have, and these have elsewhere."""
+        if not options.keys().isdisjoint(("tools", "functions", "tool_choice")):
+            raise UsageError(
+                "an agent has no tools of its own: put Tool(name, function) into the graph, and an "
+                "edge from it to the agent; calls that the model chooses are not supported"
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -159,7 +177,8 @@ class Agent(Care):
         )
         raise GraphError(
             f"placeholder `{{{name}}}` of agent `{self.name}` has no producer: known here are "
-            f"{', '.join(f'`{{{k}}}`' for k in known)}; write `{{{{{name}}}}}` if you mean braces"
+            f"{', '.join(f'`{{{k}}}`' for k in known)}. Write `{{{{{name}}}}}` if you mean braces; "
+            f"a text of yours is an input: AgentGraph(..., inputs={(*inputs, name)!r})"
         )
 
     def _no_place(self, sender: Sender) -> str:
@@ -173,10 +192,26 @@ class Agent(Care):
             f"place for it: add `{{{sender.output or sender.agent}}}` or `{{messages}}`"
         )
 
-    def template(self, codec: Codec, senders: Sequence[Sender], inputs: Sequence[str]) -> Template:
-        """The agent's prompt at token level, for these predecessors."""
+    def template(
+        self,
+        codec: Codec,
+        senders: Sequence[Sender],
+        inputs: Sequence[str],
+        earlier: Sequence[Exchange] = (),
+    ) -> Template:
+        """The agent's prompt at token level, for these predecessors.
+
+        Of `earlier` turns the answers are the messages. All prompts behind earlier turns are one
+        template for what is learned, whatever was said in them.
+        """
         turns = self.resolve(senders, inputs)
-        return compile_template(codec, *turns, self.begins, chat=self.chat)
+        first = compile_template(codec, *turns, self.begins, chat=self.chat)
+        if not earlier:
+            return first
+        lead = () if self.keep_begins else first.begins
+        whole = [Exchange(turn.texts, (*lead, *turn.answer)) for turn in earlier]
+        later = compile_template(codec, *turns, self.begins, chat=self.chat, earlier=whole)
+        return replace(later, fingerprint=f"{first.fingerprint}later")
 
 
 def _blocks(entries: Sequence[tuple[str, str]]) -> list[Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +13,10 @@ import networkx as nx
 from kvcomm.agents import Agent, Tool
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import GraphError
-from kvcomm.prompt import Codec, Template
+from kvcomm.prompt import Codec, Exchange, Template
 from kvcomm.trace.text import MOST, listed
+
+Said = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,12 @@ class AgentGraph:
         rounds: Mapping[str, int] | None = None,
     ) -> None:
         named = (
-            list(agents.items()) if isinstance(agents, Mapping) else [(a.name, a) for a in agents]
+            list(agents.items())
+            if isinstance(agents, Mapping)
+            else [(name_of(agent), agent) for agent in agents]
         )
+        for _, agent in named:
+            name_of(agent)
         self._name = name
         self._inputs = tuple(inputs)
         rounds = rounds or {}
@@ -93,6 +100,8 @@ class AgentGraph:
             for node, agent in self._agents.items()
         }
         self._answer = self._check_answer(answer)
+        self._earlier: tuple[Said, ...] = ()
+        self._conversation = ""
         for item in self._nodes.values():
             if isinstance(item.agent, Agent):
                 item.agent.resolve(item.senders, self._inputs)
@@ -231,12 +240,43 @@ class AgentGraph:
 
         return self.with_agents(place)
 
+    def after(self, earlier: Sequence[Said], conversation: str) -> AgentGraph:
+        """The same graph with prompts that begin with `earlier` turns of a conversation.
+
+        A turn holds the token ids of its inputs, messages and tools' texts by name. Every node goes
+        on with its own conversation: its prompts are the user's turns, its messages the
+        assistant's. `conversation` names it; a graph without a name of that kind does not go on.
+        """
+        going_on = copy.copy(self)
+        going_on._earlier, going_on._conversation = tuple(earlier), conversation
+        return going_on
+
+    @property
+    def conversation(self) -> str:
+        """The name of the conversation that the graph goes on with, if it does."""
+        return self._conversation
+
     def template(self, node: str, codec: Codec) -> Template:
         """The token-level template of `node`. Raises `GraphError` for a tool: it has none."""
         item = self._nodes[node]
         if isinstance(item.agent, Tool):
             raise GraphError(f"node `{node}` is a tool: it has no prompt")
-        return item.agent.template(codec, item.senders, self.inputs)
+        earlier = [Exchange(said, said[node]) for said in self._earlier]
+        return item.agent.template(codec, item.senders, self.inputs, earlier)
+
+    def templates(self, codec: Codec) -> dict[str, Template]:
+        """Token-level templates of all agents' nodes; nodes with equal prompts share one."""
+        known: dict[object, Template] = {}
+        templates: dict[str, Template] = {}
+        for name, node in self._nodes.items():
+            if isinstance(node.agent, Tool):
+                continue
+            agent, said = node.agent, tuple(turn[name] for turn in self._earlier)
+            prompt = (agent.resolve(node.senders, self._inputs), agent.begins, agent.chat, said)
+            if prompt not in known:
+                known[prompt] = self.template(name, codec)
+            templates[name] = known[prompt]
+        return templates
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """A `networkx.DiGraph` whose nodes carry `agent` and `round`; a copy."""
@@ -281,6 +321,30 @@ class AgentGraph:
 
     def __repr__(self) -> str:
         return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self._answer!r})"
+
+    def __str__(self) -> str:
+        from kvcomm.graphs.draw import draw
+
+        return draw(self)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """What notebooks show: a mermaid drawing where they can, else characters."""
+        from kvcomm.graphs.draw import mermaid
+
+        return {"text/plain": str(self), "text/markdown": f"```mermaid\n{mermaid(self)}\n```"}
+
+
+def name_of(agent: Agent | Tool) -> str:
+    """The name of an agent or a tool. Raises `GraphError` for anything else."""
+    given: object = agent
+    if isinstance(given, Agent | Tool):
+        return given.name
+    if callable(given) and not isinstance(given, type) and (name := getattr(given, "__name__", "")):
+        raise GraphError(
+            f"`{name}` is a function, not an agent: wrap it, Tool({name.strip('<>_')!r}, {name}); "
+            "it is called with the texts it hears, by name, and returns a text"
+        )
+    raise GraphError(f"{given!r:.60} is no node: a graph is made of Agent(...) and Tool(...)")
 
 
 def _sent(node: str, source: Agent | Tool, reader: Agent | Tool) -> list[Sender]:

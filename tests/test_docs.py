@@ -75,7 +75,7 @@ def test_python_blocks_run(
         space["engine"].close()
 
 
-@pytest.mark.parametrize("name", ["two_agents", "inspect_reuse"])
+@pytest.mark.parametrize("name", ["two_agents", "inspect_reuse", "chat"])
 def test_examples_run(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / f"{name}.py")],
@@ -104,7 +104,7 @@ def test_the_graph_file_of_the_examples_runs(
 
 def test_every_example_is_short_and_tested() -> None:
     files = {file.stem: file for file in (ROOT / "examples").glob("*.py")}
-    assert set(files) == {"two_agents", "my_graph", "inspect_reuse"}
+    assert set(files) == {"two_agents", "my_graph", "inspect_reuse", "chat"}
     for file in files.values():
         assert len(file.read_text("utf-8").splitlines()) < 40, file.name
 

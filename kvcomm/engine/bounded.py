@@ -12,6 +12,8 @@ class Bounded:
     """Checks calls against the context of a model; to be used in a `with` statement."""
 
     model: str
+    device: str
+    dtype: str
     max_context: int
 
     def check(self, call: Call) -> None:
@@ -27,6 +29,10 @@ class Bounded:
     def close(self) -> None:
         """Stop what the engine runs."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        where = ", ".join(filter(None, (self.device, self.dtype)))
+        return f"<{type(self).__name__} {self.model} on {where}>"
 
     def __enter__(self) -> Self:
         return self

@@ -68,6 +68,7 @@ class Attempt:
     choice: Choice | None = None
     forced: tuple[int, ...] = ()
     run_name: str = ""
+    goes_on: bool = False
     opened: float = 0.0
     sampled: int | None = None
     stopped: bool = False
@@ -222,6 +223,7 @@ class Attempt:
             priority=AHEAD if self.policy.ahead and self._waits else READY,
             next_uses=self.next_uses,
             run=self.run_name,
+            goes_on=self.goes_on and self.policy.reads_prefix,
             replica=self.agent.replica,
         )
 

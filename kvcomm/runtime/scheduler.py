@@ -70,6 +70,7 @@ class Scheduler:
         self._plans = plans or {}
         self._auditor: Auditor | None = None
         self.audits: list[Audited] = []
+        self.tools: list[ToolFinished] = []
         self.warnings: list[str] = []  # nodes that failed, where the run went on
         self.answered_at = 0.0  # the clock when the latest call was done, audits apart
         self._recorder = Recorder(None)
@@ -78,10 +79,10 @@ class Scheduler:
         self._on_token = on_token
         self._after = after
         self._forced = forced or {}
-        self._run = secrets.token_hex(8)
+        self._run = graph.conversation or secrets.token_hex(8)
         self._sample = hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()
         self._texts = dict(inputs)
-        self._templates = _templates(graph, codec or engine.codec)
+        self._templates = graph.templates(codec or engine.codec)
         self._inputs = {
             name: tuple(engine.codec.encode(inputs[name]))
             for name in {name for template in self._templates.values() for name in template.names}
@@ -228,6 +229,12 @@ class Scheduler:
         assert message is not None
         return message.text
 
+    @property
+    def said(self) -> dict[str, tuple[int, ...]]:
+        """The ids of the inputs that were read, and of all messages and tools' texts, by name."""
+        messages = {name: tuple(draft.ids) for name, draft in self._drafts.items()}
+        return self._inputs | messages
+
     async def _early_texts(self, node: Node) -> None:
         """Wait for what tools find before any agent speaks, and take it for input."""
         for sender in node.senders:
@@ -255,7 +262,7 @@ class Scheduler:
                 found[name] = text = codec.decode(ids)
             self._drafts[name].seal(ids, finished)
             self._drafts[name].deliver(Message(node.name, text, ids, None, finished))
-        self._recorder.write(
+        used = self._recorder.write(
             ToolFinished,
             node=node.name,
             attempt=number,
@@ -265,6 +272,7 @@ class Scheduler:
             ready_at=self._recorder.since_start(ready),
             finished_at=self._recorder.since_start(finished),
         )
+        self.tools.append(used)
 
     def _attempt(self, node: Node, agent: Agent, number: int) -> Attempt:
         template = self._templates[node.name]
@@ -294,6 +302,7 @@ class Scheduler:
             seed=call_seed(self._seed, self._sample, node.name, number),
             namespace=self._namespace,
             run_name=self._run,
+            goes_on=bool(self._graph.conversation),
             started=self._begins(node),
             on_token=self._on_token,
             record=self._after is not None,
@@ -357,21 +366,6 @@ def _early(graph: AgentGraph) -> frozenset[str]:
         if isinstance(node.agent, Tool) and all(s.name in early for s in node.senders):
             early |= set(node.texts)
     return frozenset(early)
-
-
-def _templates(graph: AgentGraph, codec: Codec) -> dict[str, Template]:
-    """Token-level templates of all nodes; nodes with equal prompts share one."""
-    known: dict[object, Template] = {}
-    templates: dict[str, Template] = {}
-    for node in graph.nodes.values():
-        if isinstance(node.agent, Tool):
-            continue
-        agent = node.agent
-        prompt = (agent.resolve(node.senders, graph.inputs), agent.begins, agent.chat)
-        if prompt not in known:
-            known[prompt] = graph.template(node.name, codec)
-        templates[node.name] = known[prompt]
-    return templates
 
 
 def _text(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
 from kvcomm.reuse.state import load_audits, save_audits
 from kvcomm.reuse.state_files import VERSIONED
 from kvcomm.runtime.apart import apart
+from kvcomm.runtime.chat import Chat
 from kvcomm.runtime.draft import Detokenizer
 from kvcomm.runtime.priors import known, measure
 from kvcomm.runtime.replay import replayed
@@ -208,6 +209,10 @@ class Session:
             task_.cancel()
             await asyncio.gather(task_, return_exceptions=True)
 
+    def chat(self, graph: AgentGraph) -> Chat:
+        """A new conversation with `graph`: its turns are run one after another."""
+        return Chat(self, graph)
+
     async def _run(
         self,
         graph: AgentGraph,
@@ -294,6 +299,8 @@ class Session:
             totals,
             TraceRef(folder),
             tuple(warnings),
+            scheduler.said,
+            scheduler.tools,
         )
 
     def _header(self, graph: AgentGraph, inputs: Mapping[str, str], seed: int) -> dict[str, object]:
@@ -416,6 +423,10 @@ class Session:
         except StateError as error:
             log.warning("%s", error)
 
+    def __repr__(self) -> str:
+        space = f", namespace {self.namespace!r}" if self.namespace else ""
+        return f"<Session {self.mode} on {self.engine!r}{space}>"
+
     def __enter__(self) -> Session:
         return self
 
@@ -449,7 +460,14 @@ def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dic
     for name in graph.inputs:
         if name not in given:
             raise UsageError(f"the graph `{graph.name}` needs the input `{name}`: pass {name}=...")
-        if not isinstance(given[name], str) or not given[name].strip():
+        text: object = given[name]
+        if not isinstance(text, str):
+            raise UsageError(
+                f"the input `{name}` is {text!r:.60}, which is no text: pass one string. Where it "
+                "is a list of messages, hold the conversation with chat = session.chat(graph), and "
+                "give every turn's text to chat.run"
+            )
+        if not text.strip():
             raise UsageError(f"the input `{name}` is empty: give it some text")
     unknown = [name for name in given if name not in graph.inputs]
     if unknown:
@@ -467,6 +485,7 @@ def _totals(calls: Sequence[Call], scheduler: Scheduler, wall_s: float) -> Total
         prompt_tokens=prompt,
         computed_tokens=computed,
         reused_tokens=prompt - computed,
+        output_tokens=sum(call.report.output_tokens for call in calls),
         extra={
             "base": sum(call.report.base_tokens for call in calls),
             "pilot": round(sum(call.report.pilot_tokens for call in calls)),

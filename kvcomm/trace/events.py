@@ -255,13 +255,14 @@ class Failed(_Event):
 
 
 class Totals(BaseModel):
-    """Tokens over all prompts of a run; `extra` is work beside them."""
+    """Tokens over all prompts and answers of a run; `extra` is work beside them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt_tokens: int
     computed_tokens: int
     reused_tokens: int
+    output_tokens: int = 0
     extra: dict[str, int]
     wall_s: float
 

@@ -23,8 +23,10 @@ def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
         "model",
         "mode",
         "calls",
+        "tools",
         "audits",
         "totals",
+        "usage",
         "trace",
         "warnings",
     }
@@ -33,9 +35,12 @@ def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
     for call in value["calls"]:
         assert call["prompt_tokens"] == sum(segment["tokens"] for segment in call["segments"])
         assert call["output_tokens"] <= 6
+        assert call["stop"] == ("length" if call["output_tokens"] == 6 else "stop")
         for segment in call["segments"]:
             parts = segment["computed"] + segment["prefix"] + segment["realigned"]
             assert parts == segment["tokens"]
+    assert value["calls"][-1]["text"].strip() == value["answer"]
+    assert value["totals"]["output_tokens"] == sum(c["output_tokens"] for c in value["calls"])
     assert Path(value["trace"], "trace.jsonl").is_file()
     assert "critic: 6 tokens in" in ended.err
 

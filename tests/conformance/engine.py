@@ -246,6 +246,30 @@ class EngineContract:
         elif mode == "exact":
             assert result.calls[-1].total("ahead") > 0
 
+    @pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm", "auto"])
+    async def test_a_chat_says_what_the_reference_says(
+        self, engine: Engine, reference: LocalEngine, mode: str
+    ) -> None:
+        if mode in refused(engine):
+            return
+        graph = graphs(self.tokens)["chain"]
+        options = {"target_divergence": 0.0} if mode == "auto" else {}
+        said = []
+        for asked, how, more in ((reference, "dense", {}), (engine, mode, options)):
+            with session(asked, how, namespace=next(_names), **more) as active:
+                chat = active.chat(graph)
+                turns = [await chat.arun(task) for task in (self.task, "And one of each?")]
+            said.append([{call.node: call.text for call in turn.calls} for turn in turns])
+        assert said[0] == said[1]
+        first, second = turns
+        check_books(second)
+        if mode == "dense" or not engine.capabilities.exact:
+            assert second.totals.reused_tokens == 0
+        elif mode == "exact":
+            for call in second.calls:
+                # Servers keep whole blocks.
+                assert call.total("prefix") > first.call(call.node).report.prompt_tokens - 16
+
     async def test_what_one_agent_has_read_is_lent_to_the_others(self, engine: Engine) -> None:
         if not engine.capabilities.reuse:
             seq = engine.open(call(60))

@@ -109,8 +109,10 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
         "model",
         "mode",
         "calls",
+        "tools",
         "audits",
         "totals",
+        "usage",
         "trace",
         "warnings",
     }
@@ -118,14 +120,14 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
     call = found["calls"][1]
     assert {
         "node", "agent", "round", "prompt_tokens", "output_tokens", "exact", "ttft_s", "decode_s",
-        "segments",
+        "segments", "text", "stop", "usage",
     } <= set(call)  # fmt: skip
     assert set(call["segments"][0]) == {
         "kind", "name", "tokens", "computed", "prefix", "realigned", "ahead", "reason",
     }  # fmt: skip
-    assert {"prompt_tokens", "computed_tokens", "reused_tokens", "extra", "wall_s"} == set(
-        found["totals"]
-    )
+    assert set(found["totals"]) == {
+        "prompt_tokens", "computed_tokens", "reused_tokens", "output_tokens", "extra", "wall_s",
+    }  # fmt: skip
     assert {"base", "pilot", "audit"} <= set(found["totals"]["extra"])
 
 

@@ -1,0 +1,302 @@
+"""Conversations: a turn reads the whole chat, and finds the KV of the turns before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from kvcomm.agents import Agent, Sampling, Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
+from kvcomm.errors import ContextOverflow, NodeFailed, UsageError
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.runtime.chat import Chat
+from kvcomm.runtime.result import Result
+from kvcomm.runtime.session import Session
+from tests.engine.support import generate
+from tests.runtime.support import auto, session
+
+TASKS = (
+    "How many legs do three spiders have?",
+    "And how many do two of them have together with a cat?",
+    "Which of these has more?",
+)
+LENGTH = 14
+SIGN = "@@{}@@"
+
+
+def speaker(name: str, **fields: Any) -> Agent:
+    return Agent(
+        name,
+        system=f"You are {name}.",
+        prompt="{task}\n\n{messages}\n\nGo on.",
+        sampling=Sampling(max_tokens=LENGTH),
+        **fields,
+    )
+
+
+ONE = chain(speaker("a"))
+TWO = chain(speaker("a"), speaker("b"))
+FOUND = Tool("search", lambda texts: f"Found: {texts['task'][:12]}")
+TOOL = AgentGraph([FOUND, speaker("a"), speaker("b")], [("search", "a"), ("a", "b")])
+GRAPHS = {"one": ONE, "two": TWO, "tool": TOOL}
+
+
+def talk(active: Session, graph: AgentGraph, tasks: Sequence[str] = TASKS) -> list[Result]:
+    chat = active.chat(graph)
+    return [chat.run(task) for task in tasks]
+
+
+def ids(result: Result) -> dict[str, list[int]]:
+    return {call.node: call.message.ids for call in result.calls}
+
+
+def conversation(engine: LocalEngine, graph: AgentGraph, node: str, turns: list[Result]) -> Any:
+    """The prompt of the last turn, as the model's chat template renders all turns."""
+    said: dict[str, tuple[int, ...]] = {}
+
+    def sign(turn: Result, name: str) -> str:
+        key = SIGN.format(len(said))
+        said[key] = turn.said[name]
+        return key
+
+    messages = [{"role": "system", "content": f"You are {node}."}]
+    for turn in turns:
+        heard = [f"{sender} wrote:\n{sign(turn, sender)}\n\n" for sender in graph.nodes[node].hears]
+        asked = f"{sign(turn, 'task')}\n\n{''.join(heard)}Go on."
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": sign(turn, node)})
+    tokenizer = engine.codec.tokenizer
+    text = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    found: list[int] = []
+    for piece in text.split("@@"):
+        key = f"@@{piece}@@"
+        found += said[key] if key in said else engine.codec.encode_structured(piece)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("reuse", ["dense", "exact"])
+def test_every_turn_answers_the_whole_chat(tiny: LocalEngine, reuse: str, name: str) -> None:
+    with session(tiny, reuse) as active:
+        turns = talk(active, GRAPHS[name])
+    for number, turn in enumerate(turns, 1):
+        for call in turn.calls:
+            prompt = conversation(tiny, GRAPHS[name], call.node, turns[:number])
+            assert call.report.prompt_tokens == len(prompt)
+            expected = generate(tiny, prompt, LENGTH)
+            assert call.text == tiny.codec.decode(expected)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_exact_says_what_dense_says(tiny: LocalEngine, name: str) -> None:
+    with session(tiny, "dense") as active:
+        expected = [ids(turn) for turn in talk(active, GRAPHS[name])]
+    for active in (session(tiny, "exact"), session(tiny, "auto", target_divergence=0.0)):
+        with active:
+            assert [ids(turn) for turn in talk(active, GRAPHS[name])] == expected
+
+
+def test_exact_says_what_dense_says_with_the_embedded_model(smol: LocalEngine) -> None:
+    with session(smol, "dense") as active:
+        expected = [ids(turn) for turn in talk(active, TWO)]
+    with session(smol, "exact") as active:
+        assert [ids(turn) for turn in talk(active, TWO)] == expected
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("model", ["tiny", "smol"])
+def test_a_turn_begins_with_the_row_of_the_turn_before(
+    model: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    with session(request.getfixturevalue(model), "exact") as active:
+        turns = talk(active, GRAPHS[name])
+    for before, turn in pairwise(turns):
+        for call in turn.calls:
+            earlier = before.call(call.node).report
+            row = earlier.prompt_tokens + earlier.output_tokens
+            # The last token has no KV where the answer ended by its length.
+            assert call.total("prefix") >= row - (earlier.stop == "length")
+
+
+def test_dense_reuses_nothing(tiny: LocalEngine) -> None:
+    with session(tiny, "dense") as active:
+        for turn in talk(active, TWO):
+            assert turn.totals.reused_tokens == 0
+    assert len(tiny.prefix) == 0
+
+
+def test_kvcomm_computes_each_turn_once_more_at_most(tiny: LocalEngine) -> None:
+    with session(tiny, "kvcomm") as active:
+        turns = talk(active, TWO, TASKS * 2)
+    for number in range(1, len(turns)):
+        for call in turns[number].calls:
+            earlier = turns[number - 1].call(call.node).report
+            assert call.total("prefix") >= earlier.prompt_tokens
+            # Base KV of literals is made of what is new since, not of the whole chat.
+            assert call.report.base_tokens < 2 * turns[1].call(call.node).report.base_tokens
+    assert any(call.total("realigned") for turn in turns for call in turn.calls)
+    # A turn that was computed is found whole: what is made is the base KV of what is new.
+    first, second = (turn.call("a") for turn in turns[:2])
+    assert first.report.dense
+    row = first.report.prompt_tokens + first.report.output_tokens
+    new, task = second.report.prompt_tokens - row, len(tiny.codec.encode(TASKS[1]))
+    header = len(tiny.codec.encode_structured(tiny.codec.chat("", "x"))[0])
+    assert second.report.base_tokens <= new + task + header
+
+
+@pytest.mark.usefixtures("predictable")
+def test_auto_realigns_inside_a_chat(tiny: LocalEngine) -> None:
+    long = chain(speaker("a"), speaker("b"), speaker("c"))
+    graph = long.with_agents(
+        lambda a: Agent(a.name, prompt=a.prompt, sampling=Sampling(max_tokens=60))
+    )
+    with auto(tiny, prior=0.0) as active:
+        turns = talk(active, graph, TASKS * 2)
+    later = [call for turn in turns[1:] for call in turn.calls]
+    assert any(call.total("realigned") for call in later)
+    for call in later:
+        counts = [call.total(way) for way in ("computed", "prefix", "realigned")]
+        assert sum(counts) == call.report.prompt_tokens
+        assert call.total("prefix") > 0
+
+
+def test_offsets_of_later_turns_are_one_template(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        chat = active.chat(TWO)
+        names = []
+        for task in TASKS:
+            earlier = [turn.said for turn in chat.turns]
+            going_on = TWO.after(earlier, "chat")
+            names.append({n: t.fingerprint for n, t in going_on.templates(tiny.codec).items()})
+            chat.run(task)
+    first, second, third = names
+    assert first == {n: t.fingerprint for n, t in TWO.templates(tiny.codec).items()}
+    assert second == third
+    assert not set(first.values()) & set(second.values())
+
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "begins": {"begins": "So:"},
+    "begins, left out": {"begins": "So:", "keep_begins": False},
+    "no turns": {"chat": False},
+    "shared-first": {"layout": "shared-first"},
+    "shorter messages": {"post": lambda text: text[:5]},
+    "other messages": {"post": lambda text: f"[{len(text)}]"},
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_whatever_an_agent_is_its_chat_goes_on(tiny: LocalEngine, name: str) -> None:
+    graph = chain(speaker("a", **FIELDS[name]), speaker("b", **FIELDS[name]))
+    with session(tiny, "dense") as active:
+        expected = [ids(turn) for turn in talk(active, graph)]
+    with session(tiny, "exact") as active:
+        turns = talk(active, graph)
+    assert [ids(turn) for turn in turns] == expected
+    for before, turn in pairwise(turns):
+        for call in turn.calls:
+            prompt = before.call(call.node).report.prompt_tokens
+            assert call.total("prefix") >= prompt - len("So:")
+
+
+def test_a_failed_turn_is_not_part_of_the_chat(tiny: LocalEngine) -> None:
+    failing = {TASKS[1]}
+
+    def look(texts: Any) -> str:
+        if texts["task"] in failing:
+            raise OSError("no network")
+        return "nothing"
+
+    graph = AgentGraph([Tool("search", look), speaker("a")], [("search", "a")])
+    with session(tiny, "exact") as active:
+        chat = active.chat(graph)
+        chat.run(TASKS[0])
+        with pytest.raises(NodeFailed):
+            chat.run(TASKS[1])
+        assert len(chat.turns) == 1
+        failing.clear()
+        again = chat.run(TASKS[1])
+        assert ids(again) == ids(talk(active, graph, TASKS[:2])[1])
+
+
+def test_chats_of_one_session_know_nothing_of_each_other(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        first, second = active.chat(ONE), active.chat(ONE)
+        first.run(TASKS[0])
+        assert ids(second.run(TASKS[1])) == ids(active.run(ONE, TASKS[1]))
+
+
+async def test_turns_come_one_after_another(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        chat, other = active.chat(ONE), active.chat(ONE)
+        items = [item async for item in chat.astream(TASKS[0])]
+        assert chat.turns == [items[-1]]
+        stream = chat.astream(TASKS[1])
+        await anext(stream)
+        with pytest.raises(UsageError, match="another turn of this chat is being answered"):
+            await chat.arun(TASKS[1])
+        await other.arun(TASKS[0])
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert len(chat.turns) == 1
+        again = await chat.arun(TASKS[1])
+        assert ids(again) == ids(await other.arun(TASKS[1]))
+
+
+def test_a_stream_is_a_turn(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        chat = active.chat(TWO)
+        results = [list(chat.stream(task))[-1] for task in TASKS]
+        assert chat.turns == results
+        assert [ids(turn) for turn in results] == [ids(turn) for turn in talk(active, TWO)]
+        assert repr(chat) == "Chat(AgentGraph('chain', 2 nodes, answer='b'), 3 turns)"
+
+
+def test_a_chat_beyond_the_context_says_what_to_do(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        chat, limit = active.chat(ONE), tiny.max_context
+        long = "x" * (limit // 2)
+        with pytest.raises(ContextOverflow, match="shorten its inputs"):
+            chat.run("x" * limit)
+        chat.run(long)
+        with pytest.raises(ContextOverflow, match=r"turn 2 of the chat .* chat.forget\(1\)"):
+            chat.run(long)
+        chat.forget()
+        assert chat.turns == []
+        chat.run(long)
+        with pytest.raises(UsageError, match="cannot forget 2 of 1 turns"):
+            chat.forget(2)
+
+
+def test_forgotten_turns_are_not_read(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active:
+        chat = active.chat(TWO)
+        for task in TASKS[:2]:
+            chat.run(task)
+        chat.forget(1)
+        turn = chat.run(TASKS[2])
+        for call in turn.calls:
+            prompt = conversation(tiny, TWO, call.node, [*chat.turns[:-1], turn])
+            assert call.report.prompt_tokens == len(prompt)
+            assert call.text == tiny.codec.decode(generate(tiny, prompt, LENGTH))
+
+
+def test_a_chat_stays_where_other_rows_have_to_leave(
+    engine_of: Callable[..., LocalEngine],
+) -> None:
+    """In so little memory whole rows may fill less than one turn takes."""
+    room = engine_of("random:llama-tiny").slot_bytes * 12_000
+    with (
+        load_engine("random:llama-tiny", device="cpu", memory=room) as small,
+        session(small, "exact") as active,
+    ):
+        chat = Chat(active, ONE)
+        before = chat.run(TASKS[0]).calls[0].report
+        for number in range(8):
+            active.run(ONE, f"{TASKS[1]} {number}")
+        row = before.prompt_tokens + before.output_tokens - 1
+        assert row * small.slot_bytes > small.budget.for_prefix() // 10
+        assert chat.run(TASKS[1]).calls[0].total("prefix") >= row
