@@ -6,6 +6,9 @@ from kvcomm.agents import Tool
 from kvcomm.graphs.graph import AgentGraph
 from kvcomm.trace.lanes import draw_lanes
 
+# What mermaid would not take for text, in its own way of writing characters.
+ENTITIES = str.maketrans({sign: f"#{ord(sign)};" for sign in '"<>&#`'})
+
 
 def draw(graph: AgentGraph) -> str:
     """One lane a node, grouped by topological level; the nodes of a level may run at once."""
@@ -32,7 +35,7 @@ def mermaid(graph: AgentGraph) -> str:
     lines = ["flowchart TD"]
     for name in graph.nodes:
         opening, closing = ("([", "])") if name == graph.answer else ("[", "]")
-        label = name.replace('"', "#quot;")
+        label = name.translate(ENTITIES)
         lines.append(f'    {ids[name]}{opening}"{label}"{closing}')
     lines += [f"    {ids[source]} --> {ids[target]}" for source, target in graph.edges]
     return "\n".join(lines)

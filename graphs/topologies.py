@@ -8,18 +8,18 @@ from itertools import pairwise
 
 from kvcomm.agents import Agent
 from kvcomm.errors import GraphError
-from kvcomm.graphs.graph import AgentGraph
+from kvcomm.graphs.graph import AgentGraph, name_of
 
 
 def chain(*agents: Agent) -> AgentGraph:
     """Each agent hears the one before it."""
-    names = [agent.name for agent in agents]
+    names = [name_of(agent) for agent in agents]
     return AgentGraph(agents, list(pairwise(names)), name="chain")
 
 
 def fully_connected(*agents: Agent) -> AgentGraph:
     """Each agent hears all agents before it: the paper's topology."""
-    names = [agent.name for agent in agents]
+    names = [name_of(agent) for agent in agents]
     edges = [(names[i], names[j]) for j in range(len(names)) for i in range(j)]
     return AgentGraph(agents, edges, name="full")
 
@@ -54,8 +54,9 @@ def debate(*agents: Agent, rounds: int = 2, judge: Agent | None = None) -> Agent
 
 def star(hub: Agent, *leaves: Agent) -> AgentGraph:
     """The hub hears every leaf and answers."""
-    edges = [(leaf.name, hub.name) for leaf in leaves]
-    return AgentGraph([*leaves, hub], edges, answer=hub.name, name="star")
+    name = name_of(hub)
+    edges = [(name_of(leaf), name) for leaf in leaves]
+    return AgentGraph([*leaves, hub], edges, answer=name, name="star")
 
 
 def layered(*layers: Sequence[Agent]) -> AgentGraph:
@@ -63,13 +64,13 @@ def layered(*layers: Sequence[Agent]) -> AgentGraph:
     if not all(layers):
         raise GraphError("a layer without agents hands nothing on: leave it out")
     edges = [
-        (source.name, target.name)
+        (name_of(source), name_of(target))
         for above, below in pairwise(layers)
         for source in above
         for target in below
     ]
     agents = [agent for layer in layers for agent in layer]
-    answer = layers[-1][-1].name if layers else None
+    answer = name_of(layers[-1][-1]) if layers else None
     return AgentGraph(agents, edges, answer=answer, name="layered")
 
 
@@ -77,8 +78,9 @@ def tree(*agents: Agent, branching: int = 2) -> AgentGraph:
     """A reduction: the first agent is the root and answers, each hears its `branching` children."""
     if branching < 1:
         raise GraphError(f"a tree with {branching} branches does not branch: use at least 1")
-    edges = [(agents[i].name, agents[(i - 1) // branching].name) for i in range(1, len(agents))]
-    answer = agents[0].name if agents else None
+    names = [name_of(agent) for agent in agents]
+    edges = [(names[i], names[(i - 1) // branching]) for i in range(1, len(names))]
+    answer = names[0] if names else None
     return AgentGraph(agents, edges, answer=answer, name="tree")
 
 
@@ -88,7 +90,7 @@ def random_dag(*agents: Agent, density: float = 0.5, seed: int = 0) -> AgentGrap
     Agents that nobody else hears speak to the last one, so no work is lost.
     """
     draw = random.Random(seed)
-    names = [agent.name for agent in agents]
+    names = [name_of(agent) for agent in agents]
     edges = [
         (names[i], names[j]) for j in range(len(names)) for i in range(j) if draw.random() < density
     ]
@@ -100,6 +102,7 @@ def random_dag(*agents: Agent, density: float = 0.5, seed: int = 0) -> AgentGrap
 def _check_names(agents: Sequence[Agent]) -> None:
     seen: set[str] = set()
     for agent in agents:
-        if agent.name in seen:
-            raise GraphError(f"two agents are called `{agent.name}`: give one another name")
-        seen.add(agent.name)
+        name = name_of(agent)
+        if name in seen:
+            raise GraphError(f"two agents are called `{name}`: give one another name")
+        seen.add(name)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 
 from kvcomm.agents import Agent, Sampling
@@ -145,7 +149,8 @@ def test_a_placeholder_without_producer_lists_what_is_known() -> None:
         bound("{tasks}", SOLVER, inputs=("task", "passage"))
     assert str(raised.value) == (
         "placeholder `{tasks}` of agent `me` has no producer: known here are `{task}`, "
-        "`{passage}`, `{solver}`, `{messages}`, `{history}`; write `{{tasks}}` if you mean braces"
+        "`{passage}`, `{solver}`, `{messages}`, `{history}`. Write `{{tasks}}` if you mean braces; "
+        "a text of yours is an input: AgentGraph(..., inputs=('task', 'passage', 'tasks'))"
     )
 
 
@@ -225,3 +230,16 @@ def test_replicas_count_from_zero() -> None:
     assert Agent("me", replica=0).replica == 0
     with pytest.raises(UsageError, match="agent `me`: there is no replica -1, they count from 0"):
         Agent("me", replica=-1)
+
+
+@pytest.mark.parametrize("option", ["tools", "functions", "tool_choice"])
+def test_tools_of_an_agent_are_nodes_of_its_graph(option: str) -> None:
+    with pytest.raises(UsageError, match=r"put Tool\(name, function\) into the graph"):
+        Agent("a", **{option: []})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'toolz'"):
+        Agent("a", toolz=[])  # type: ignore[call-arg]
+
+
+def test_an_agent_can_be_copied_and_sent() -> None:
+    agent = Agent("a", system="x")
+    assert copy.deepcopy(agent) == replace(agent) == pickle.loads(pickle.dumps(agent)) == agent

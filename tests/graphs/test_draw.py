@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvcomm.agents import critic, editor, judge, solver
@@ -85,3 +87,22 @@ def test_mermaid_escapes_names_and_marks_the_answer() -> None:
         "    n2 --> n4",
         "    n3 --> n4",
     ]
+
+
+def test_mermaid_has_signs_of_its_own_only() -> None:
+    name = '"]<img onerror=x>&#35;`'
+    lines = mermaid(AgentGraph({name: solver("a")})).split("\n")
+    label = lines[1].removeprefix('    n0(["').removesuffix('"])')
+    assert not set(label) & set('"<>&`')
+    spelled = re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label)
+    assert spelled == name
+
+
+def test_a_graph_draws_itself() -> None:
+    graph = chain(solver(), critic())
+    assert str(graph) == draw(graph)
+    bundle = graph._repr_mimebundle_(include=None, exclude=None)
+    assert bundle == {
+        "text/plain": draw(graph),
+        "text/markdown": f"```mermaid\n{mermaid(graph)}\n```",
+    }

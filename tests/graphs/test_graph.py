@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from kvcomm.agents import Agent, critic, editor, judge, solver
 from kvcomm.errors import GraphError
-from kvcomm.graphs import AgentGraph, chain, debate, fully_connected
+from kvcomm.graphs import (
+    AgentGraph,
+    chain,
+    debate,
+    fully_connected,
+    layered,
+    random_dag,
+    star,
+    tree,
+)
 from tests.codecs import byte_codec
 
 A, B, C = Agent("a"), Agent("b"), Agent("c")
@@ -57,6 +66,37 @@ def test_a_graph_that_cannot_run_is_refused(
 ) -> None:
     with pytest.raises(GraphError, match=message):
         AgentGraph(agents, edges, **options)
+
+
+def search(texts: Any) -> str:
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AgentGraph([search, A]),
+        lambda: AgentGraph({"a": A, "search": search}, answer="a"),
+        lambda: chain(search, A),
+        lambda: fully_connected(A, search),
+        lambda: debate(A, B, judge=search),
+        lambda: star(A, search),
+        lambda: star(search, A),
+        lambda: layered([search], [A]),
+        lambda: layered([A], [search]),
+        lambda: tree(A, search),
+        lambda: random_dag(A, search),
+    ],
+)
+def test_a_function_among_the_agents_is_told_to_be_a_tool(build: Any) -> None:
+    with pytest.raises(GraphError, match=r"`search` is a function.* Tool\('search', search\)"):
+        build()
+
+
+@pytest.mark.parametrize("node", ["solver", None, object(), Agent])
+def test_what_is_no_node_is_named(node: Any) -> None:
+    with pytest.raises(GraphError, match=r"is made of Agent\(\.\.\.\) and Tool"):
+        AgentGraph([A, node])
 
 
 def test_a_long_cycle_is_named_in_order() -> None:

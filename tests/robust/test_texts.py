@@ -66,6 +66,13 @@ def test_an_empty_input_is_refused(tiny, text: str) -> None:
         active.run(GRAPH, text)
 
 
+@pytest.mark.parametrize("given", [[{"role": "user", "content": "Hi"}], 42, {"a": 1}, b"Hi"])
+def test_an_input_that_is_no_text_is_refused_and_chats_are_named(tiny, given: object) -> None:
+    wanted = r"`task` is .*, which is no text: .* session\.chat\(graph\)"
+    with session(tiny, "exact") as active, pytest.raises(UsageError, match=wanted):
+        active.run(GRAPH, given)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_tool_that_finds_nothing_is_heard(tiny, mode: str) -> None:
     graph = AgentGraph([Tool("find", lambda texts: ""), agent("a", 4)], [("find", "a")])
