@@ -63,6 +63,11 @@ class EngineContract:
     def reference(self, tiny: LocalEngine) -> LocalEngine:
         return tiny
 
+    def test_it_shows_in_a_line_what_it_is(self, engine: Engine) -> None:
+        shown = repr(engine)
+        assert shown.startswith(f"<{type(engine).__name__} {engine.model} on {engine.device}")
+        assert len(shown) < 200
+
     # One row.
 
     async def test_a_row_grows_to_the_prompt(self, engine: Engine) -> None:
