@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,17 @@ def test_offsets_of_later_turns_are_one_template(tiny: LocalEngine) -> None:
     assert first == {n: t.fingerprint for n, t in TWO.templates(tiny.codec).items()}
     assert second == third
     assert not set(first.values()) & set(second.values())
+
+
+def test_what_later_turns_taught_survives(tiny: LocalEngine, tmp_path: Path) -> None:
+    with session(tiny, "kvcomm", state=tmp_path) as active:
+        first = talk(active, TWO, TASKS[:2])
+    tiny.forget()
+    with session(tiny, "kvcomm", state=tmp_path) as active:
+        again = talk(active, TWO, TASKS[:2])
+    for before, after in zip(first, again, strict=True):
+        assert "0 anchors" in before.call("b").report.gate
+        assert "1 anchor of at least" in after.call("b").report.gate
 
 
 FIELDS: dict[str, dict[str, Any]] = {
