@@ -340,8 +340,9 @@ def name_of(agent: Agent | Tool) -> str:
     if isinstance(given, Agent | Tool):
         return given.name
     if callable(given) and not isinstance(given, type) and (name := getattr(given, "__name__", "")):
+        called = name if name.isidentifier() else "function"
         raise GraphError(
-            f"`{name}` is a function, not an agent: wrap it, Tool({name.strip('<>_')!r}, {name}); "
+            f"`{name}` is a function, not an agent: wrap it, Tool({called!r}, {called}); "
             "it is called with the texts it hears, by name, and returns a text"
         )
     raise GraphError(f"{given!r:.60} is no node: a graph is made of Agent(...) and Tool(...)")
