@@ -45,7 +45,7 @@ from kvcomm.tasks.summary import whole_summary
 # Nodes that look for an address of their own may find one that others cannot reach, and hang; Ray
 # takes 127.0.0.1 to mean: look for one.
 NODE = {"node_ip_address": "127.0.0.2", "num_cpus": 1, "num_gpus": 0}
-QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": None}
+QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": 0.25}
 
 
 @contextmanager

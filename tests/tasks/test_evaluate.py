@@ -24,7 +24,7 @@ from kvcomm.tasks.summary import whole_summary
 from kvcomm.trace.read import read_trace
 from tests.codecs import DATED
 
-QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": None}
+QUALITY = {"target_divergence": 0.02, "audit_rate": 0.1, "repair_budget": 0.25}
 
 
 def by_length(task: Task, answer: str, graders: Graders) -> Score:
