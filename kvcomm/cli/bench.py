@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from kvcomm.runtime.fidelity import Method
 
-app = typer.Typer(no_args_is_help=True, help="Measure, beside the alternatives.")
+app = typer.Typer(
+    no_args_is_help=True, help="Benchmark speed, memory and accuracy against other methods."
+)
 app.command("ttft")(ttft)
 app.command("throughput")(throughput)
 app.command("memory")(memory)

@@ -201,8 +201,8 @@ def suite(
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
 
-    Every sample is kept as soon as it is done. Stopped, the same command with the same --out goes
-    on from there.
+    Every sample is kept as soon as it is done. The same command with the same
+    --out continues where it stopped.
     """
     from kvcomm.tasks import Graders, load_suite
     from kvcomm.tasks.evaluate import Plan

@@ -134,7 +134,7 @@ Spill = Annotated[
     typer.Option(
         "--spill",
         metavar="DIR",
-        help="Where KV of shared texts goes that has to leave memory.",
+        help="Folder for shared KV that no longer fits in memory.",
         show_default=False,
     ),
 ]
@@ -146,7 +146,7 @@ Target = Annotated[
     typer.Option(
         "--target-divergence",
         metavar="NATS",
-        help="What auto stays below, on average.",
+        help="Highest mean divergence from dense that auto may cause.",
         show_default="0.02",
     ),
 ]
@@ -177,10 +177,19 @@ Data = Annotated[
         show_default="KVCOMM_DATA",
     ),
 ]
+
+
+def _seed(value: int) -> int:
+    """A seed of 64 bits. A range of the option would be printed, and squeeze all other words."""
+    if not -(2**63) <= value < 2**63:
+        raise UsageError(f"--seed {value} has more than 64 bits: use a smaller number")
+    return value
+
+
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", min=-(2**63), max=2**63 - 1, metavar="S", help="Of sampling and random graphs."
+        "--seed", metavar="S", callback=_seed, help="Seed of sampling and of random graphs."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

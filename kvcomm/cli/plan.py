@@ -46,7 +46,9 @@ def plan(
     ] = None,
     modes: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Only these modes.", show_default="all it tells of"),
+        typer.Option(
+            metavar="A,B", help="Only these modes.", show_default="all that the trace allows"
+        ),
     ] = None,
     kv_bytes: Annotated[
         int | None,
