@@ -14,6 +14,7 @@ from kvcomm.cli.trace_export import export
 from kvcomm.errors import TraceError
 
 if TYPE_CHECKING:
+    from kvcomm.trace.events import RunFinished, RunStarted
     from kvcomm.trace.read import CallView, TraceRun
 
 app = typer.Typer(no_args_is_help=True, help="Look at what happened in a run.")
@@ -25,14 +26,15 @@ Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run fol
 @app.command("list")
 def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
     """The runs in a folder, oldest first."""
-    from kvcomm.trace.read import read_trace
+    from kvcomm.trace.ends import read_ends
 
     rows: list[dict[str, Any]] = []
     # A demo is a folder of run folders, so two levels are read.
     for path in [*runs.glob("*/trace.jsonl"), *runs.glob("*/*/trace.jsonl")]:
         name = path.parent.relative_to(runs).as_posix()
         try:
-            rows.append({"run": name, **_summary(read_trace(path))})
+            ends = read_ends(path)
+            rows.append({"run": name, **_summary(ends.started, ends.finished, ends.calls)})
         except TraceError as error:
             rows.append({"run": name, "status": "unreadable", "error": str(error)})
     rows.sort(key=lambda row: (row.get("started", ""), row["run"]))
@@ -88,7 +90,7 @@ def diff(
     one, other = (read_trace(find_run(name, runs)) for name in (first, second))
     if json:
         calls = [pair.to_json() for pair in pairs(one, other)]
-        print_json({"first": _summary(one), "second": _summary(other), "calls": calls})
+        print_json({"first": _run_summary(one), "second": _run_summary(other), "calls": calls})
     else:
         console().print(show_diff(one, other))
 
@@ -138,7 +140,7 @@ def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
     started = run.started
     return {
         "trace": str(run.path.parent),
-        **_summary(run),
+        **_run_summary(run),
         "seed": started.seed,
         "device": started.device,
         "dtype": started.dtype,
@@ -157,11 +159,11 @@ def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
 
 def _call_json(run: TraceRun, view: CallView) -> dict[str, Any]:
     """A call as `kvcomm run --json` has it, with its attempt, its prompt and its message."""
-    call = view.call
+    call = view.call or view.interrupted
     return {
         "node": view.node,
         "attempt": view.attempt,
-        "finished": call is not None,
+        "finished": view.call is not None,
         **(call.model_dump(exclude={"v", "t", "kind", "node", "attempt"}) if call else {}),
         "message": view.message.text if view.message else None,
         "segments": [
@@ -175,15 +177,19 @@ def _call_json(run: TraceRun, view: CallView) -> dict[str, Any]:
     }
 
 
-def _summary(run: TraceRun) -> dict[str, Any]:
+def _run_summary(run: TraceRun) -> dict[str, Any]:
+    return _summary(run.started, run.finished, sum(1 for view in run.calls if view.call))
+
+
+def _summary(started: RunStarted, finished: RunFinished | None, calls: int) -> dict[str, Any]:
     return {
-        "started": run.started.started,
-        "graph": run.started.graph,
-        "mode": run.started.mode,
-        "model": run.started.model,
-        "status": run.finished.status if run.finished else "cut off",
-        "calls_finished": sum(1 for view in run.calls if view.call),
-        "wall_s": run.finished.totals.wall_s if run.finished else None,
+        "started": started.started,
+        "graph": started.graph,
+        "mode": started.mode,
+        "model": started.model,
+        "status": finished.status if finished else "cut off",
+        "calls_finished": calls,
+        "wall_s": finished.totals.wall_s if finished else None,
     }
 
 

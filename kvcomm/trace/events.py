@@ -37,7 +37,10 @@ class NodeInfo(BaseModel):
 
 
 class RunStarted(_Event):
-    """The first line of every trace."""
+    """The first line of every trace.
+
+    `automatic`: the run folder's name was chosen by kvcomm, so that it may go with older ones.
+    """
 
     kind: Literal["run"] = "run"
     kvcomm: str
@@ -52,6 +55,7 @@ class RunStarted(_Event):
     answer_node: str
     inputs: dict[str, str]
     now: datetime | None = None
+    automatic: bool = False
 
 
 class StateRead(_Event):
@@ -186,6 +190,33 @@ class CallFinished(_Event):
         return max(self.opened_at, self.ready_at - self.ahead_s)
 
 
+class CallInterrupted(_Event):
+    """A call that was cancelled under way: with its run, or at its agent's time limit.
+
+    Its `step` events are the segments that were in the row, and `text` is what was written so far,
+    as sampled. `ready_at` is None where an input was still missing, `first_token_at` where no token
+    was sampled yet.
+    """
+
+    kind: Literal["interrupted"] = "interrupted"
+    node: str
+    agent: str
+    round: int
+    attempt: int
+    mode: str
+    gate: str
+    prompt_tokens: int
+    output_tokens: int
+    text: str
+    opened_at: float
+    ready_at: float | None
+    first_token_at: float | None
+    finished_at: float
+    stop: Literal["interrupted"] = "interrupted"
+    redone_tokens: int = 0
+    phases: dict[str, float] = {}
+
+
 class ToolFinished(_Event):
     """A tool returned: its texts by name, and their tokens.
 
@@ -255,7 +286,11 @@ class Failed(_Event):
 
 
 class Totals(BaseModel):
-    """Tokens over all prompts and answers of a run; `extra` is work beside them."""
+    """Tokens over all prompts and answers of a run; `extra` is work beside them.
+
+    Those of a run that did not end well count its interrupted calls, too. `queued_s` is how long
+    the run waited for others before it began, beside `wall_s`.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -265,15 +300,17 @@ class Totals(BaseModel):
     output_tokens: int = 0
     extra: dict[str, int]
     wall_s: float
+    queued_s: float = 0.0
 
 
 class RunFinished(_Event):
-    """The last line of a trace that ended by itself or by Ctrl-C."""
+    """The last line of a trace that ended by itself or by Ctrl-C; `calls` finished in it."""
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed", "interrupted"]
     answer: str | None
     totals: Totals
+    calls: int | None = None
 
 
 Event = Annotated[
@@ -285,6 +322,7 @@ Event = Annotated[
     | SegmentStep
     | MessageSent
     | CallFinished
+    | CallInterrupted
     | ToolFinished
     | Audited
     | Retried

@@ -22,6 +22,9 @@ def event_line(event: Event) -> str | None:
             f"{seconds(event.decode_s)}, the first after {seconds(event.ttft_s)}; "
             f"{plain(event.gate)}"
         )
+    if event.kind == "interrupted":
+        wrote = plural(event.output_tokens, "token")
+        return f"{event.node} interrupted, {wrote} written: {shorten(event.text, 100)}"
     if event.kind == "tool":
         took = seconds(event.finished_at - event.ready_at)
         return f"{event.node} found {plural(len(event.texts), 'text')} in {took}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from kvcomm.errors import TraceError
 from kvcomm.trace.events import (
     Audited,
     CallFinished,
+    CallInterrupted,
     Event,
     Failed,
     MessageSent,
@@ -32,18 +34,23 @@ from kvcomm.trace.record import TRACE_FILE
 # In bytes; the longest lines hold a run's inputs.
 LONGEST = 1 << 25
 MOST = 1e100
+OF_CALLS = (NodeStarted, SegmentStep, MessageSent, CallFinished, CallInterrupted, Audited)
 COUNTS = ("computed", "prefix", "realigned", "ahead")
 
 
 @dataclass
 class CallView:
-    """Everything a trace says of one attempt at a node."""
+    """Everything a trace says of one attempt at a node.
+
+    `call` is there once it has finished, `interrupted` if it was cancelled under way instead.
+    """
 
     node: str
     attempt: int
     steps: list[SegmentStep] = field(default_factory=list)
     message: MessageSent | None = None
     call: CallFinished | None = None
+    interrupted: CallInterrupted | None = None
     audits: list[Audited] = field(default_factory=list)
 
     @property
@@ -55,6 +62,28 @@ class CallView:
     def prompt_tokens(self) -> int:
         """The length of the prompt, as far as it is known."""
         return self.call.prompt_tokens if self.call else sum(step.tokens for step in self.steps)
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The tokens that were sampled; None where the trace does not say."""
+        known = self.call or self.interrupted
+        return known.output_tokens if known else None
+
+    @property
+    def moments(self) -> tuple[float, float, float, float, float] | None:
+        """When it waited, worked ahead, prefilled and decoded: the begins of each, and the end.
+
+        An interrupted call is in its last part when it ends. None for a call without times.
+        """
+        if call := self.call:
+            begins = (call.opened_at, call.ahead_from, call.ready_at, call.first_token_at)
+            return (*begins, call.finished_at)
+        if cut := self.interrupted:
+            end = cut.finished_at
+            ready = end if cut.ready_at is None else cut.ready_at
+            first = end if cut.first_token_at is None else cut.first_token_at
+            return cut.opened_at, max(cut.opened_at, ready), ready, first, end
+        return None
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -135,21 +164,28 @@ def read_trace(path: Path) -> TraceRun:
     """
     events: list[Event] = []
     skipped = 0
+    with opened(path) as file:
+        for line in whole_lines(file):
+            if (event := read_event(line)) is not None:
+                events.append(event)
+            elif line.strip():
+                skipped += 1
+    if not events or not isinstance(events[0], RunStarted):
+        raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
+    return _assemble(path, events, skipped)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, open for reading. Raises `TraceError` where that fails, now or later."""
     try:
         # A pipe or a device would never end.
         if path.exists() and not path.is_file():
             raise TraceError(f"cannot read {path}: it is not a file")
         with path.open("rb") as file:
-            for line in whole_lines(file):
-                if (event := read_event(line)) is not None:
-                    events.append(event)
-                elif line.strip():
-                    skipped += 1
+            yield file
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror}") from None
-    if not events or not isinstance(events[0], RunStarted):
-        raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
-    return _assemble(path, events, skipped)
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
@@ -191,7 +227,7 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
     for event in events:
         if isinstance(event, NodeStarted) and event.node in tools:
             continue
-        if isinstance(event, NodeStarted | SegmentStep | MessageSent | CallFinished | Audited):
+        if isinstance(event, OF_CALLS):
             key = (event.node, event.attempt)
             view = views.setdefault(key, CallView(*key))
             if isinstance(event, SegmentStep):
@@ -200,6 +236,8 @@ def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
                 view.message = event
             elif isinstance(event, CallFinished):
                 view.call = event
+            elif isinstance(event, CallInterrupted):
+                view.interrupted = event
             elif isinstance(event, Audited):
                 view.audits.append(event)
         elif isinstance(event, PromptText):

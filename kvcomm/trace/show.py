@@ -41,7 +41,7 @@ def show_run(
         *_section("Graph", show_graph(run)),
         *_section("Calls", show_calls(run.calls)),
     ]
-    if any(view.call for view in run.calls) or run.tools:
+    if any(view.moments for view in run.calls) or run.tools:
         parts += _section("Timeline", Timeline(run))
     if len(run.calls) > 1 and (slow := slowest(run)):
         parts += _section("Slowest", _points(slow))
@@ -110,15 +110,19 @@ def status(run: TraceRun) -> str:
         begun = len(run.calls) - len(done) - len(run.retries)
         open_calls = f", {plural(begun, 'call')} under way" if begun > 0 else ""
         return f"cut off: {plural(len(done), 'call')} finished{open_calls}"
-    return f"{run.finished.status} in {seconds(run.finished.totals.wall_s)}"
+    total = run.finished.totals
+    waited = f", after {seconds(total.queued_s)} in the queue" if total.queued_s >= 0.001 else ""
+    cut = sum(1 for view in run.calls if view.interrupted and not view.call)
+    under_way = f", {plural(cut, 'call')} under way" if cut and run.finished.status != "ok" else ""
+    return f"{run.finished.status} in {seconds(total.wall_s)}{under_way}{waited}"
 
 
 def totals(run: TraceRun) -> Totals:
     """The run's totals; for a trace that was cut off, those of the calls it holds."""
     if run.finished is not None:
         return run.finished.totals
-    calls = [view for view in run.calls if view.call]
-    prompt = sum(view.call.prompt_tokens for view in calls if view.call)
+    calls = [view for view in run.calls if view.call or view.interrupted]
+    prompt = sum(view.prompt_tokens for view in calls)
     computed = sum(step.computed for view in calls for step in view.steps)
     last = max((event.t for event in run.events), default=0.0)
     return Totals(

@@ -10,10 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep
+from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, MessageSent, SegmentStep
 from kvcomm.trace.read import COUNTS, CallView, TraceRun
 from kvcomm.trace.show_prompt import show_prompt
-from kvcomm.trace.text import number, plain, seconds, shorten
+from kvcomm.trace.text import number, plain, plural, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
 WIDE = 120
@@ -70,8 +70,8 @@ def show_call(
     if senders:
         title.append(f"  hears {', '.join(senders)}", style="not bold")
     parts: list[RenderableType] = []
-    if view.call:
-        parts.append(Text(_how(view.call)))
+    if (done := view.call or view.interrupted) and (how := _how(done)):
+        parts.append(Text(how))
     if view.steps:
         parts.append(show_segments(view.steps, run.counts))
     if view.call and times:
@@ -81,6 +81,8 @@ def show_call(
     parts += [Text(show_audit(audit)) for audit in view.audits]
     if view.message:
         parts += show_message(view.message, whole=whole)
+    if view.interrupted:
+        parts += show_interrupted(view.interrupted, whole=whole)
     parts += [Text(line, style="yellow") for line in _trouble(run, view)]
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
@@ -125,6 +127,21 @@ def show_message(message: MessageSent, *, whole: bool = False) -> list[Renderabl
     return [line, Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)]
 
 
+def show_interrupted(cut: CallInterrupted, *, whole: bool = False) -> list[RenderableType]:
+    """How far a call had come, and what it had written."""
+    if cut.ready_at is None:
+        where = "while it waited for its inputs"
+    elif cut.first_token_at is None:
+        where = "before its first token"
+    else:
+        where = f"after {plural(cut.output_tokens, 'token')}"
+    line = Text(f"interrupted {where}, at {seconds(cut.finished_at)}", style="yellow")
+    if not cut.text:
+        return [line]
+    body = plain(cut.text) if whole else shorten(cut.text)
+    return [line, Padding(Text(body, style="italic"), (0, 0, 0, 2), expand=False)]
+
+
 def _title(view: CallView) -> str:
     return view.node if view.attempt == 1 else f"{view.node} (attempt {view.attempt})"
 
@@ -132,7 +149,7 @@ def _title(view: CallView) -> str:
 def _row(view: CallView) -> list[RenderableType]:
     call = view.call
     times = (number(call.ttft_s), number(call.decode_s)) if call else ("–", "–")
-    out = f"{call.output_tokens:,}" if call else "–"
+    out = "–" if view.output_tokens is None else f"{view.output_tokens:,}"
     return [
         Text(_title(view)),
         f"{view.prompt_tokens:,}",
@@ -150,11 +167,15 @@ def _bar(view: CallView, slowest: float) -> str:
 
 
 def _gate(view: CallView) -> Text:
-    return Text(_how(view.call) if view.call else "did not finish")
+    if view.call:
+        return Text(_how(view.call))
+    return Text("interrupted" if view.interrupted else "did not finish")
 
 
-def _how(call: CallFinished) -> str:
+def _how(call: CallFinished | CallInterrupted) -> str:
     """What the mode decided for the call as a whole."""
+    if isinstance(call, CallInterrupted):
+        return plain(call.gate)
     return plain(call.gate) or ("dense" if call.dense else "reuse")
 
 
@@ -185,6 +206,6 @@ def _trouble(run: TraceRun, view: CallView) -> list[str]:
     ]
     last = run.attempts.get(view.node) == view.attempt
     lines += [f"failed: {plain(e.said)}" for e in run.errors if e.node == view.node and last]
-    if not lines and not view.call:
+    if not lines and not view.call and not view.interrupted:
         lines.append("this call did not finish")
     return lines

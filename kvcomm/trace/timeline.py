@@ -11,7 +11,7 @@ from kvcomm.trace.events import CallFinished, ToolFinished
 from kvcomm.trace.read import TraceRun
 from kvcomm.trace.text import number, seconds
 
-WAITS, AHEAD, PREFILL, DECODE, TOOL = "·░▓█▒"
+WAITS, AHEAD, PREFILL, DECODE, TOOL = MARKS = "·░▓█▒"
 LEGEND = f"{WAITS} waits  {AHEAD} fills its row ahead  {PREFILL} prefills  {DECODE} decodes"
 # A name may take so much of a line.
 NAME = 16
@@ -26,13 +26,15 @@ class Timeline:
     """
 
     def __init__(self, run: TraceRun) -> None:
-        self._calls = [view for view in run.calls if view.call]
+        self._calls = [(view, view.moments) for view in run.calls]
         self._tools = run.tools
-        ends = [view.call.finished_at for view in self._calls if view.call]
+        ends = [moments[-1] for _, moments in self._calls if moments]
         self._end = max([*ends, *(tool.finished_at for tool in run.tools)], default=0.0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        names = [view.title for view in self._calls] + [tool.node for tool in self._tools]
+        names = [view.title for view, moments in self._calls if moments] + [
+            tool.node for tool in self._tools
+        ]
         width = min(max(map(len, names), default=0), NAME)
         room = max(options.max_width - width - 12, 10)
         lines = sorted(self._lines(room))
@@ -49,26 +51,17 @@ class Timeline:
     def _lines(self, room: int) -> Sequence[tuple[float, str, str, str]]:
         lines = [
             (
-                view.call.opened_at,
+                moments[0],
                 view.title,
-                self._bar(view.call, room),
-                number(view.call.ttft_s),
+                self._draw(tuple(zip(moments, moments[1:], MARKS, strict=False)), room),
+                number(view.call.ttft_s) if view.call else "cut",
             )
-            for view in self._calls
-            if view.call
+            for view, moments in self._calls
+            if moments
         ]
         return lines + [
             (tool.ready_at, tool.node, self._tool(tool, room), "") for tool in self._tools
         ]
-
-    def _bar(self, call: CallFinished, room: int) -> str:
-        parts = (
-            (call.opened_at, call.ahead_from, WAITS),
-            (call.ahead_from, call.ready_at, AHEAD),
-            (call.ready_at, call.first_token_at, PREFILL),
-            (call.first_token_at, call.finished_at, DECODE),
-        )
-        return self._draw(parts, room)
 
     def _tool(self, tool: ToolFinished, room: int) -> str:
         return self._draw(((tool.ready_at, tool.finished_at, TOOL),), room)

@@ -223,6 +223,7 @@ def _holds(view: CallView, words: str, texts: set[int]) -> bool:
     said = [view.node, *(step.name + " " + step.reason for step in view.steps)]
     said += [view.message.text] if view.message else []
     said += [view.call.gate] if view.call else []
+    said += [view.interrupted.text] if view.interrupted else []
     return any(step.text in texts for step in view.steps) or any(
         words in text.lower() for text in said
     )
@@ -230,7 +231,8 @@ def _holds(view: CallView, words: str, texts: set[int]) -> bool:
 
 def _label(view: CallView) -> Text:
     label = Text(shorten(view.title, 20))
-    label.append(f"  {number(view.call.ttft_s)} s" if view.call else "  did not finish", "dim")
+    unfinished = "interrupted" if view.interrupted else "did not finish"
+    label.append(f"  {number(view.call.ttft_s) + ' s' if view.call else unfinished}", "dim")
     return label
 
 

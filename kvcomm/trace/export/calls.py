@@ -47,5 +47,5 @@ def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
     }
     for column in COLUMNS:
         if column.name not in cells:
-            cells[column.name] = getattr(view.call, column.name) if view.call else None
+            cells[column.name] = getattr(view.call or view.interrupted, column.name, None)
     return {column.name: cells[column.name] for column in COLUMNS}

@@ -124,7 +124,7 @@ def _cells(view: CallView, place: int) -> list[str]:
         *(f"{count:,}" for count in view.tokens.values()),
         number(call.ttft_s) if call else "–",
         number(call.decode_s) if call else "–",
-        f"{call.output_tokens:,}" if call else "–",
+        "–" if view.output_tokens is None else f"{view.output_tokens:,}",
         f"{found:.4f}" if found is not None else "",
     ]
 
@@ -138,7 +138,8 @@ def _call(run: TraceRun, view: CallView, place: int) -> str:
     info = next((info for info in run.started.nodes if info.name == view.node), None)
     hears = f"hears {', '.join(info.senders)}" if info and info.senders else ""
     call = view.call
-    how = (call.gate or ("dense" if call.dense else "reuse")) if call else "did not finish"
+    unfinished = "interrupted" if view.interrupted else "did not finish"
+    how = (call.gate or ("dense" if call.dense else "reuse")) if call else unfinished
     inside = [
         *([f"<p>{escaped(hears)}</p>"] if hears else []),
         f"<p>{escaped(how)}</p>",
@@ -148,9 +149,10 @@ def _call(run: TraceRun, view: CallView, place: int) -> str:
         _prompt(run, view.steps),
         *(f"<p>{escaped(_audit(audit))}</p>" for audit in view.audits),
         _message(view.message) if view.message else "",
+        _text("wrote until then", view.interrupted.text) if view.interrupted else "",
     ]
     brief = f"{view.prompt_tokens:,} tokens"
-    brief += f", {number(call.ttft_s)} s to the first" if call else ", did not finish"
+    brief += f", {number(call.ttft_s)} s to the first" if call else f", {unfinished}"
     body = f'<div id="{_anchor(place)}">{"".join(inside)}</div>'
     return _folded(view.title, brief, body)
 

@@ -64,7 +64,7 @@ class _Spans:
             for event in run.events
             if isinstance(event, NodeStarted)
         }
-        ends = [view.call.finished_at for view in run.calls if view.call]
+        ends = [moments[-1] for view in run.calls if (moments := view.moments)]
         ends += [tool.finished_at for tool in run.tools]
         self._end = max([*ends, *(event.t for event in run.events)])
 
@@ -133,13 +133,19 @@ class _Spans:
             facts |= _finished(view.call)
             events.append(self._event("inputs complete", view.call.ready_at, {}))
             events.append(self._event("first token", view.call.first_token_at, {}))
+        elif cut := view.interrupted:
+            begin, end = cut.opened_at, cut.finished_at
+            facts[genai.OUTPUT_TOKENS] = cut.output_tokens
+            facts[genai.FINISH_REASONS] = [cut.stop]
         else:
             begin = self._began.get((view.node, view.attempt), self._end)
             end = self._failed_at(view)
         name = f"{genai.CHAT} {agent}"
         span_id = self._id(view.node, str(view.attempt))
         span = self._span(span_id, name, begin, end, facts, events, self._root, kind=CLIENT)
-        return span if view.call else _with_error(span, "did not finish")
+        if view.call:
+            return span
+        return _with_error(span, "interrupted" if view.interrupted else "did not finish")
 
     def _tool_span(self, tool: ToolFinished) -> Json:
         facts = {

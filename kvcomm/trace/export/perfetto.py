@@ -49,9 +49,10 @@ def _threads(run: TraceRun) -> dict[str, int]:
 
 
 def _call(view: CallView, tid: int) -> Iterator[Slice]:
-    call = view.call
-    if call is None:
+    call, moments = view.call or view.interrupted, view.moments
+    if call is None or moments is None:
         return
+    opened, ahead_from, ready, first, finished = moments
     args = {
         "agent": call.agent,
         "attempt": call.attempt,
@@ -59,14 +60,16 @@ def _call(view: CallView, tid: int) -> Iterator[Slice]:
         "tokens": view.prompt_tokens,
         **{name: count for name, count in view.tokens.items() if name != "ahead"},
     }
-    if call.ready_at > call.opened_at:
+    if ready > opened:
         ahead = {"tokens": view.tokens["ahead"]}
-        yield _slice("waits", tid, call.opened_at, call.ready_at, args)
-        if call.ahead_from < call.ready_at:
-            yield _slice("ahead", tid, call.ahead_from, call.ready_at, ahead)
-    yield _slice("prefill", tid, call.ready_at, call.first_token_at, args)
-    decoded = {"tokens": call.output_tokens, "stop": call.stop}
-    yield _slice("decode", tid, call.first_token_at, call.finished_at, decoded)
+        yield _slice("waits", tid, opened, ready, args)
+        if ahead_from < ready:
+            yield _slice("ahead", tid, ahead_from, ready, ahead)
+    if view.call or ready < finished:
+        yield _slice("prefill", tid, ready, first, args)
+    if view.call or first < finished:
+        decoded = {"tokens": call.output_tokens, "stop": call.stop}
+        yield _slice("decode", tid, first, finished, decoded)
 
 
 def _instants(run: TraceRun, threads: dict[str, int]) -> Iterator[Slice]:

@@ -55,12 +55,11 @@ def timeline(run: TraceRun) -> str:
     """A bar a call and a tool, in the order in which they began; nothing when none finished."""
     bars: list[tuple[str, list[Part], str]] = []
     for view in run.calls:
-        if call := view.call:
-            ahead = call.ahead_from
-            moments = (call.opened_at, ahead, call.ready_at, call.first_token_at, call.finished_at)
+        if moments := view.moments:
             spans = zip(moments, moments[1:], PARTS, strict=False)
             parts = [(b, e, part, f"{part} {number(max(e - b, 0))} s") for b, e, part in spans]
-            bars.append((view.title, parts, f"{number(call.ttft_s)} s"))
+            note = f"{number(view.call.ttft_s)} s" if view.call else "interrupted"
+            bars.append((view.title, parts, note))
     for tool in run.tools:
         taken = f"tool {number(max(tool.finished_at - tool.ready_at, 0))} s"
         bars.append((tool.node, [(tool.ready_at, tool.finished_at, "tool", taken)], ""))
