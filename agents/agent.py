@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -68,13 +68,13 @@ class Agent(Care):
     `{history}` for the agent's own earlier messages (debates); `{{` and `}}` are braces. `layout`
     puts the role text `system` in the system turn ("role-first", as the paper does) or behind the
     prompt ("shared-first"), where agents that share task and messages also share an exact prefix.
-    `post` turns generated text into the message (default: cut a `<think>` block). The answer
-    continues `begins`, a literal behind the header of the assistant's turn ("Answer:"); the message
-    holds it, unless `keep_begins` is off. Without `chat` there are no turns: the prompt is a plain
-    completion of the role text and the prompt, as base models take it. An `exact`
-    agent is never given a realigned segment. `replica` is the number, from 0, of the replica that
-    runs its calls, where the engine has several; without one they go where the run goes. What
-    happens when a call fails is said by the options of `Care`.
+    `post` turns generated text into the message (default: cut a `<think>` block); it may be
+    `async`. The answer continues `begins`, a literal behind the header of the assistant's turn
+    ("Answer:"); the message holds it, unless `keep_begins` is off. Without `chat` there are no
+    turns: the prompt is a plain completion of the role text and the prompt, as base models take it.
+    An `exact` agent is never given a realigned segment. `replica` is the number, from 0, of the
+    replica that runs its calls, where the engine has several; without one they go where the run
+    goes. What happens when a call fails is said by the options of `Care`.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Agent(Care):
     prompt: str = "{task}\n\n{messages}"
     layout: Literal["role-first", "shared-first"] = "role-first"
     sampling: Sampling = field(default_factory=Sampling)
-    post: Callable[[str], str] = strip_thinking
+    post: Callable[[str], str | Awaitable[str]] = strip_thinking
     begins: str = ""
     keep_begins: bool = True
     chat: bool = True

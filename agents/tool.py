@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvcomm.agents.agent import check_name
@@ -10,7 +10,8 @@ from kvcomm.agents.care import Care
 from kvcomm.errors import KvcommError, UsageError
 from kvcomm.message import well_formed
 
-Run = Callable[[Mapping[str, str]], str | Sequence[str]]
+Found = str | Sequence[str]
+Run = Callable[[Mapping[str, str]], Found | Awaitable[Found]]
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class Tool(Care):
     """A search, a test run, a look at a clock: `run(texts)` returns its message.
 
     `texts` holds the run's inputs and the messages of the tool's predecessors by name. `run` is
-    called in a thread. A tool with `outputs` returns as many texts, and each is a placeholder of
-    its own in the prompts of those who hear it, so their KV is shared text by text. What is longer
-    than `max_tokens` is cut, and the trace says so. What happens when a call fails is said by the
-    options of `Care`; what hangs is left behind, because nobody can stop it.
+    called in a thread; an `async` one is awaited on the run's event loop, which it must not hold
+    up, and is cancelled with its call. A tool with `outputs` returns as many texts, and each is a
+    placeholder of its own in the prompts of those who hear it, so their KV is shared text by text.
+    What is longer than `max_tokens` is cut, and the trace says so. What happens when a call fails
+    is said by the options of `Care`; a thread that hangs is left behind, because nobody can stop
+    it.
 
     Raises `UsageError` for names that cannot stand in a template.
     """
@@ -45,7 +48,7 @@ class Tool(Care):
         """A tool reads no KV."""
         return False
 
-    def texts(self, found: str | Sequence[str]) -> dict[str, str]:
+    def texts(self, found: Found) -> dict[str, str]:
         """What `run` returned, by the name of each text. Raises `KvcommError` for another shape."""
         if not self.outputs and isinstance(found, str):
             return {self.name: well_formed(found)}

@@ -6,8 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 from kvcomm.agents import Agent
 from kvcomm.engine import base as engine_base
@@ -15,25 +14,26 @@ from kvcomm.engine.base import AHEAD, READY, Engine, EngineSequence, Token
 from kvcomm.errors import KvcommError, NotANumber, Preempted, StartOver
 from kvcomm.graphs import Node
 from kvcomm.message import Message, outgoing, strip_thinking
-from kvcomm.prompt import Segment, Template, spelled
+from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Choice
 from kvcomm.reuse.plan import Step
 from kvcomm.reuse.policy import Dense, Policy
 from kvcomm.reuse.recipe import LINEAR
-from kvcomm.runtime.account import Entry
-from kvcomm.runtime.apart import apart
+from kvcomm.runtime import report
+from kvcomm.runtime.apart import called
 from kvcomm.runtime.audit import Auditor, Finished
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.filling import FINE, Filling
 from kvcomm.runtime.loan import Loan
 from kvcomm.runtime.result import Call
-from kvcomm.runtime.stopping import StopTexts, cut_at
-from kvcomm.trace.events import CallFinished, MessageSent, NodeStarted, SegmentStep
+from kvcomm.runtime.stopping import StopTexts, before
+from kvcomm.trace.events import CallInterrupted, MessageSent, NodeStarted, SegmentStep
 from kvcomm.trace.record import Recorder
 
 FORCED = Step("compute", "forced")
 
 After = Callable[["Attempt", EngineSequence], Awaitable[None]]
+Interrupted = list[tuple[CallInterrupted, list[SegmentStep]]]
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Attempt:
     """Runs a node once. Inputs are texts as ids, or drafts of predecessors' messages.
 
     `uses` are the engine's steps at which the message will be read, `next_uses` those at which
-    others will read the same inputs. KV of inputs comes by `loans`, and goes by `lends`.
+    others will read the same inputs. KV of inputs comes by `loans`, and goes by `lends`. What an
+    attempt that is cancelled leaves is added to `interrupted`.
     """
 
     engine: Engine
@@ -72,6 +73,9 @@ class Attempt:
     opened: float = 0.0
     sampled: int | None = None
     stopped: bool = False
+    reported: bool = False
+    tokens: list[Token] = field(default_factory=list)
+    interrupted: Interrupted = field(default_factory=list)
 
     async def run(self, deadline: asyncio.Timeout, on_report: Callable[[Call], None]) -> None:
         """The whole call; `deadline` counts from its last input to its report.
@@ -91,18 +95,27 @@ class Attempt:
             except (Preempted, StartOver):
                 if self.draft.sealed:
                     raise  # it has answered: nothing is to be said twice
-                if self.draft.ids:
-                    self.draft.restart()
+                self._restart()
                 filling.drop()
+            except asyncio.CancelledError:
+                if not self.reported:
+                    report.interrupted(self, seq, filling)
+                raise
             except NotANumber as error:
                 if not filling.reused or self.draft.sealed:
                     raise
                 # What was reused may be damaged: the prompt is computed instead.
                 self.policy, self.choice = Dense(f"computed, because with reuse {error}"), None
-                self.draft.restart()
+                self._restart()
                 filling = self._filling(deadline)
             finally:
                 await asyncio.shield(seq.close())
+
+    def _restart(self) -> None:
+        """What it wrote does not count."""
+        self.tokens = []
+        if self.draft.ids:
+            self.draft.restart()
 
     async def _fill(self, filling: Filling, seq: EngineSequence) -> None:
         """Fill the row, unless it loses its room meanwhile; then `Preempted` is raised."""
@@ -142,7 +155,7 @@ class Attempt:
         if seq is None:
             for draft in self.drafts.values():
                 await draft.delivered()
-            for loan in self._borrowed.values():
+            for loan in self.borrowed.values():
                 await loan.given()
             self._start_deadline(deadline)
             call = self.engine_call()
@@ -172,7 +185,8 @@ class Attempt:
             if learn := filling.plans[-1].learn:
                 await seq.observe(learn)
         finally:
-            on_report(self._report(seq, filling, tokens, sent))
+            self.reported = True
+            on_report(report.finished(self, seq, filling, tokens, sent))
         deadline.reschedule(None)
         if self.auditor is not None and self.choice is not None:
             # Of an answer that was given in advance only the first token was sampled.
@@ -194,7 +208,7 @@ class Attempt:
         self.record = bool(self.choice.measured)
 
     @property
-    def _borrowed(self) -> Mapping[str, Loan]:
+    def borrowed(self) -> Mapping[str, Loan]:
         """The loans that the prompt is filled with."""
         return self.loans if self.policy.borrows else {}
 
@@ -231,7 +245,7 @@ class Attempt:
     def _waits(self) -> bool:
         """Whether an input is still being written, or read by the one who lends its KV."""
         written = all(draft.message for draft in self.drafts.values())
-        return not (written and all(loan.settled for loan in self._borrowed.values()))
+        return not (written and all(loan.settled for loan in self.borrowed.values()))
 
     async def segments(self) -> list[Segment]:
         """The whole prompt, messages and loans with their handles. Waits for both."""
@@ -254,7 +268,7 @@ class Attempt:
             deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
     async def _decode(self, seq: EngineSequence) -> list[Token]:
-        tokens: list[Token] = []
+        tokens = self.tokens = []
         stops, self.stopped = StopTexts(self.engine.codec, self.agent.sampling.stop), False
         self._begin()
         async with aclosing(seq.decode()) as decoded:
@@ -305,17 +319,25 @@ class Attempt:
         tokens[-1] = replace(tokens[-1], last="length")
         return tokens
 
+    async def _post(self, text: str) -> str:
+        """The message that the agent's post-processing makes of its answer."""
+        if self.agent.post is strip_thinking:
+            return strip_thinking(text)
+        kept: object = await called(self.agent.post, text)
+        if not isinstance(kept, str):
+            what = f"the post-processing of agent `{self.agent.name}`"
+            raise KvcommError(f"{what} returned {type(kept).__name__}, not text")
+        return kept
+
     async def _send(self, seq: EngineSequence, tokens: list[Token]) -> MessageSent:
         """Post-process, make the final ids known at once, then the handle and the record."""
         generated = [token.id for token in tokens if token.last != "stop"]
         codec, begins = self.engine.codec, self.begins
-        post = _checked(self.agent.name, self.agent.post)
+        text = codec.decode([*begins, *generated])
         if self.stopped:
-            post = cut_at(self.agent.sampling.stop, post, codec.decode(begins))
-        if self.agent.post is strip_thinking:
-            sent = outgoing(codec, generated, post, begins)
-        else:
-            sent = await apart(outgoing, codec, generated, post, begins)
+            text = before(self.agent.sampling.stop, text, codec.decode(begins))
+        kept = await self._post(text)
+        sent = outgoing(codec, generated, lambda _: kept, begins)
         finished = tokens[-1].at
         self.draft.seal(sent.ids, finished)
         handle, reason = None, f"text only: {self.policy.name} mode"
@@ -338,78 +360,3 @@ class Attempt:
             reason=reason,
             ids=list(sent.ids),
         )
-
-    def _report(
-        self, seq: EngineSequence, filling: Filling, tokens: list[Token], sent: MessageSent
-    ) -> Call:
-        if seq.arrived is not None:
-            filling.account.restate(seq.arrived)
-        clock = self.recorder.since_start
-        generated = len(tokens) - (tokens[-1].last == "stop")
-        ready = self.ready_at
-        steps = [
-            self.recorder.write(
-                SegmentStep,
-                node=self.node.name,
-                attempt=self.number,
-                index=index,
-                **{**entry.fields(ready), **self._lent(entry)},
-                text=self._text(entry, opening=index == 0),
-            )
-            for index, entry in sorted(filling.account.entries.items())
-        ]
-        report = self.recorder.write(
-            CallFinished,
-            node=self.node.name,
-            agent=self.agent.name,
-            round=self.node.round,
-            attempt=self.number,
-            mode=self.policy.name,
-            gate=filling.gate,
-            dense=filling.dense,
-            exact=seq.exact,
-            prompt_tokens=filling.account.tokens,
-            output_tokens=generated,
-            opened_at=clock(self.opened),
-            ready_at=clock(ready),
-            first_token_at=clock(tokens[0].at),
-            finished_at=clock(tokens[-1].at),
-            ttft_s=tokens[0].at - ready,
-            decode_s=tokens[-1].at - tokens[0].at,
-            ahead_s=filling.ahead_s,
-            first_token=self.sampled,
-            stop="stop" if self.stopped else tokens[-1].last or "length",
-            offsets=self.policy.offsets,
-            base_tokens=filling.base_tokens,
-            pilot_tokens=seq.pilot_tokens,
-            redone_tokens=filling.account.redone,
-            phases=seq.phases.seconds,
-        )
-        return Call(report=report, steps=steps, message=sent)
-
-    def _lent(self, entry: Entry) -> dict[str, str]:
-        """What a step says of a loan that was used."""
-        loan = self._borrowed.get(entry.name) if entry.realigned else None
-        if loan is None:
-            return {}
-        reason = f"{entry.reason}; KV from the prompt of {loan.lender}"
-        return {"lender": loan.lender, "reason": reason}
-
-    def _text(self, entry: Entry, *, opening: bool) -> int | None:
-        ids = tuple(entry.ids)
-        spell = partial(spelled, self.engine.codec, ids, opening=opening)
-        return self.recorder.text((ids, opening), spell)
-
-
-def _checked(agent: str, post: Callable[[str], str]) -> Callable[[str], str]:
-    """`post`, refused with the agent's name when it returns something else than text."""
-
-    def run(text: str) -> str:
-        result = post(text)
-        if not isinstance(result, str):
-            raise KvcommError(
-                f"the post-processing of agent `{agent}` returned {type(result).__name__}, not text"
-            )
-        return result
-
-    return run

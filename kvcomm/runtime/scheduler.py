@@ -19,11 +19,11 @@ from kvcomm.message import Message, strip_thinking
 from kvcomm.prompt import Codec, Template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
-from kvcomm.runtime.apart import apart
+from kvcomm.runtime.apart import called
 from kvcomm.runtime.audit import Auditor
 from kvcomm.runtime.draft import Draft
 from kvcomm.runtime.loan import Loan
-from kvcomm.runtime.node import After, Attempt
+from kvcomm.runtime.node import After, Attempt, Interrupted
 from kvcomm.runtime.result import Call
 from kvcomm.sampling import call_seed
 from kvcomm.trace.events import Audited, Failed, NodeStarted, Retried, ToolFinished
@@ -71,7 +71,8 @@ class Scheduler:
         self._auditor: Auditor | None = None
         self.audits: list[Audited] = []
         self.tools: list[ToolFinished] = []
-        self.warnings: list[str] = []  # nodes that failed, where the run went on
+        self.warnings: list[str] = []  # attempts and nodes that failed, where the run went on
+        self.interrupted: Interrupted = []  # calls that were cancelled under way
         self.answered_at = 0.0  # the clock when the latest call was done, audits apart
         self._recorder = Recorder(None)
         self._seed = seed
@@ -187,9 +188,11 @@ class Scheduler:
                 for draft in drafts:
                     draft.restart()
                 wait = node.agent.backoff_s * 2 ** (number - 1)
+                error = _text(failure)
                 self._recorder.write(
-                    Retried, node=node.name, attempt=number, error=_text(failure), wait_s=wait
+                    Retried, node=node.name, attempt=number, error=error, wait_s=wait
                 )
+                self.warnings.append(f"`{node.name}` failed and was tried again: {error}")
                 await asyncio.sleep(wait)
             else:
                 return
@@ -223,6 +226,11 @@ class Scheduler:
         self.warnings.append(f"`{node.name}` failed: {event.said}")
 
     @property
+    def answered(self) -> bool:
+        """Whether every node has spoken, so that only audits are left."""
+        return all(draft.message is not None for draft in self._drafts.values())
+
+    @property
     def answer(self) -> str:
         """What the graph answered, once it has run."""
         message = self._drafts[self._graph.answer].message
@@ -251,7 +259,7 @@ class Scheduler:
             deadline.reschedule(asyncio.get_running_loop().time() + tool.timeout_s)
         ready = time.perf_counter()
         self._recorder.write(NodeStarted, node=node.name, attempt=number, prompt_capacity=0)
-        found = tool.texts(await apart(tool.run, texts))
+        found = tool.texts(await called(tool.run, texts))
         finished = time.perf_counter()
         codec, cut = self._engine.codec, []
         for name, text in found.items():
@@ -309,6 +317,7 @@ class Scheduler:
             after=self._after,
             auditor=auditor,
             forced=self._forced.get(node.name, ()),
+            interrupted=self.interrupted,
         )
 
     def _next_uses(self, node: Node, template: Template) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kvcomm.message import CHARACTER, TextCodec
 
@@ -26,13 +26,7 @@ class StopTexts:
         return any(text in said for text in self._texts)
 
 
-def cut_at(
-    stops: Sequence[str], post: Callable[[str], str], begun: str = ""
-) -> Callable[[str], str]:
-    """`post` of what stands before the first of `stops`, which are not sought in `begun`."""
-
-    def run(text: str) -> str:
-        found = [at for stop in stops if (at := text.find(stop, len(begun))) >= 0]
-        return post(text[: min(found, default=len(text))])
-
-    return run
+def before(stops: Sequence[str], text: str, begun: str = "") -> str:
+    """What stands in `text` before the first of `stops`, which are not sought in `begun`."""
+    found = [at for stop in stops if (at := text.find(stop, len(begun))) >= 0]
+    return text[: min(found, default=len(text))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from kvcomm.agents import Agent, Sampling
+from kvcomm.agents import Agent, Sampling, Tool
 from kvcomm.engine.base import Engine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.reuse.auto import LEVELS
@@ -48,6 +49,18 @@ def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
 def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
     """The first `count` tasks, one after another."""
     return [active.run(graph, task) for task in TASKS[:count]]
+
+
+async def forever(texts: object) -> str:
+    """A tool that never returns."""
+    await asyncio.Event().wait()
+    return ""
+
+
+# It speaks, and never ends.
+ENDLESS = AgentGraph(
+    [agent("a"), Tool("web", forever), agent("b")], [("a", "web"), ("a", "b"), ("web", "b")]
+)
 
 
 class Events:

@@ -12,8 +12,8 @@ from kvcomm.agents import Agent, Sampling
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph, chain, fully_connected
-from kvcomm.runtime.session import Delta
-from kvcomm.runtime.stopping import StopTexts, cut_at
+from kvcomm.runtime.stopping import StopTexts, before
+from kvcomm.runtime.stream_events import Delta
 from tests.codecs import byte_codec
 from tests.engine.support import generate
 from tests.runtime.support import TASK, agent, session
@@ -178,10 +178,7 @@ def test_a_stop_text_is_found_over_tokens_and_inside_them() -> None:
     ],
 )
 def test_a_text_is_cut_before_the_first_stop(text: str, begun: str, left: str) -> None:
-    def same(given: str) -> str:
-        return given
-
-    assert cut_at(("\n", "END"), same, begun)(text) == left
+    assert before(("\n", "END"), text, begun) == left
 
 
 @pytest.mark.parametrize("stop", ["\n", ("",), (3,), ["\n"]])

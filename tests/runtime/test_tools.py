@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from kvcomm.agents import Agent, Sampling, Tool
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import GraphError, NodeFailed
-from kvcomm.graphs import AgentGraph
+from kvcomm.graphs import AgentGraph, chain
 from kvcomm.trace.read import find_run, read_trace
 from kvcomm.trace.show import show_run
 from tests.runtime.support import TASK, Events, agent, auto, session
@@ -180,3 +182,130 @@ def test_the_trace_shows_tools(tiny: LocalEngine, tmp_path: Path) -> None:
     assert "search  a tool" in text
     assert "passage2 (27 tokens): Cats sleep most of the day." in text
     assert "did not finish" not in text
+
+
+async def asked(texts: Mapping[str, str]) -> str:
+    await asyncio.sleep(0)
+    return f"You asked: {texts['task']}"
+
+
+class Asked:
+    """A tool with a connection of its own."""
+
+    async def __call__(self, texts: Mapping[str, str]) -> str:
+        return await asked(texts)
+
+
+@pytest.mark.parametrize(
+    "run", [asked, lambda texts: asked(texts), Asked(), partial(asked)], ids=lambda run: str(run)
+)
+def test_an_asynchronous_tool_is_awaited(tiny: LocalEngine, run: Any) -> None:
+    def graph(tool: Tool) -> AgentGraph:
+        return AgentGraph([tool, agent("a")], [("web", "a")])
+
+    with session(tiny, "exact") as active:
+        result = active.run(graph(Tool("web", run)), TASK)
+        plain = active.run(graph(Tool("web", lambda texts: f"You asked: {TASK}")), TASK)
+    assert result.answer == plain.answer
+
+
+async def test_an_asynchronous_tool_runs_on_the_callers_event_loop(tiny: LocalEngine) -> None:
+    loops = []
+
+    async def web(texts: Mapping[str, str]) -> str:
+        loops.append(asyncio.get_running_loop())
+        return "x"
+
+    await session(tiny, "exact").arun(
+        AgentGraph([Tool("web", web), agent("a")], [("web", "a")]), TASK
+    )
+    assert loops == [asyncio.get_running_loop()]
+
+
+def test_an_asynchronous_tool_is_tried_again_and_times_out(tiny: LocalEngine) -> None:
+    ended = []
+
+    async def web(texts: Mapping[str, str]) -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
+        return ""
+
+    tool = Tool("web", web, timeout_s=0.02, retries=1, backoff_s=0.001)
+    graph = AgentGraph([tool, agent("a")], [("web", "a")])
+    with (
+        session(tiny, "exact") as active,
+        pytest.raises(NodeFailed, match=r"after 2 attempts: .*timeout of 0\.02 s"),
+    ):
+        active.run(graph, TASK)
+    assert ended == [1, 1], "it was cancelled, not left behind"
+
+
+async def test_cancelling_a_run_cancels_its_asynchronous_tools(tiny: LocalEngine) -> None:
+    began, ended = asyncio.Event(), []
+
+    async def web(texts: Mapping[str, str]) -> str:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # its clean-up is waited for
+            ended.append("cleaned up")
+        return ""
+
+    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
+    run = asyncio.create_task(session(tiny, "exact").arun(graph, TASK))
+    await began.wait()
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert ended == ["cleaned up"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("no connection"), "no connection"),
+        (asyncio.CancelledError(), "cancelled from inside"),
+        (SystemExit(3), "SystemExit: 3"),
+        (StopIteration(), "StopIteration"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_an_asynchronous_tool_raises_fails_its_node(
+    tiny: LocalEngine, error: BaseException, said: str
+) -> None:
+    async def web(texts: Mapping[str, str]) -> str:
+        raise error
+
+    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
+    with session(tiny, "exact") as active:
+        with pytest.raises(NodeFailed, match=said):
+            active.run(graph, TASK)
+        assert active.run(chain(agent("a")), TASK).answer, "the session goes on"
+
+
+def test_an_asynchronous_tool_must_return_text_too(tiny: LocalEngine) -> None:
+    async def web(texts: Mapping[str, str]) -> Any:
+        return 3
+
+    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
+    with session(tiny, "exact") as active, pytest.raises(NodeFailed, match="a text, not 3"):
+        active.run(graph, TASK)
+
+
+def test_an_asynchronous_post_processing_is_awaited(tiny: LocalEngine) -> None:
+    async def shout(text: str) -> str:
+        await asyncio.sleep(0)
+        return text.upper()
+
+    async def counts(text: str) -> Any:
+        return len(text)
+
+    with session(tiny, "exact") as active:
+        said = active.run(chain(agent("a")), TASK).answer
+        loud = active.run(chain(agent("a", post=shout)), TASK).call("a").text
+        assert loud.strip() == said.upper()
+        with pytest.raises(NodeFailed, match="returned int, not text"):
+            active.run(chain(agent("a", post=counts)), TASK)
