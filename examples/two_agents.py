@@ -2,10 +2,10 @@
 
 import os
 
-from kvcomm import Session, load_engine
+from kvcomm import Delta, NodeEnd, NodeStart, Session, load_engine
 from kvcomm.agents import Agent, Sampling
 from kvcomm.graphs import AgentGraph
-from kvcomm.runtime.session import Delta
+from kvcomm.runtime.result import Result
 
 poet = Agent(
     "poet",
@@ -23,16 +23,15 @@ graph = AgentGraph([poet, translator], [("poet", "translator")])
 
 engine = load_engine(os.environ.get("KVCOMM_MODEL", "smollm2-135m"))
 with engine, Session(engine, reuse="exact", runs=None) as session:
-    speaker = ""
     for item in session.stream(graph, task="the sea at night"):
-        if isinstance(item, Delta):
-            if item.node != speaker:
-                print(f"\n{item.node}: ", end="")
-                speaker = item.node
-            print(item.text, end="", flush=True)
-        else:
-            ahead = item.call("translator").total("ahead")
-            print(
-                f"\n\n{item.totals.computed_tokens} tokens computed in {item.totals.wall_s:.1f} s"
-            )
-            print(f"{ahead} tokens of the translator's prompt were ready before the poet was")
+        match item:
+            case NodeStart(node):
+                print(f"[{node} reads]")
+            case Delta(_, text):
+                print(text, end="", flush=True)
+            case NodeEnd(node):
+                print(f"\n[{node} has spoken]")
+            case Result(totals=totals):
+                ahead = item.call("translator").total("ahead")
+                print(f"{totals.computed_tokens} tokens computed in {totals.wall_s:.1f} s")
+                print(f"{ahead} of the translator's prompt were ready before the poet was")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from kvcomm.version import VERSION
@@ -9,9 +10,35 @@ from kvcomm.version import VERSION
 if TYPE_CHECKING:
     from kvcomm.engine.models import load_engine, load_ray, load_served
     from kvcomm.runtime.session import Session
+    from kvcomm.runtime.stream_events import (
+        Delta,
+        NodeEnd,
+        NodeError,
+        NodeStart,
+        Retry,
+        RunStart,
+        ToolCall,
+        ToolResult,
+    )
 
 __version__ = VERSION
-__all__ = ["Session", "__version__", "load_engine", "load_ray", "load_served"]
+__all__ = [
+    "Delta",
+    "NodeEnd",
+    "NodeError",
+    "NodeStart",
+    "Retry",
+    "RunStart",
+    "Session",
+    "ToolCall",
+    "ToolResult",
+    "__version__",
+    "load_engine",
+    "load_ray",
+    "load_served",
+]
+# Who imports the library says where its log goes.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +51,8 @@ def __getattr__(name: str) -> Any:
         from kvcomm.engine import models
 
         return getattr(models, name)
+    if name in __all__:
+        from kvcomm.runtime import stream_events
+
+        return getattr(stream_events, name)
     raise AttributeError(f"module 'kvcomm' has no attribute {name!r}")

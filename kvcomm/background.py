@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 # How long it may take until a waiting caller notices Ctrl-C.
 NOTICE_S = 0.2
+CLEAN_UP_S = 30
 
 
 class Background:
@@ -30,7 +34,7 @@ class Background:
                 pass
             return future.result()
         except KeyboardInterrupt:
-            self.cancel()
+            self.cancel(coroutine)
             raise
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -42,17 +46,27 @@ class Background:
         """Whether the loop is gone."""
         return self._loop.is_closed()
 
-    def cancel(self) -> None:
-        """Cancel what runs, and wait for its clean-up."""
+    def cancel(self, coroutine: Coroutine[Any, Any, Any] | None = None) -> None:
+        """Cancel a coroutine that was started, or all, and wait for the clean-up."""
 
-        async def cancel() -> None:
-            me = asyncio.current_task()
-            tasks = [task for task in asyncio.all_tasks() if task is not me]
+        def cancelled(me: asyncio.Task[Any] | None) -> list[asyncio.Task[Any]]:
+            tasks = [task for task in asyncio.all_tasks(self._loop) if task is not me]
+            if coroutine is not None:
+                tasks = [task for task in tasks if task.get_coro() is coroutine]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            return tasks
 
-        asyncio.run_coroutine_threadsafe(cancel(), self._loop).result(timeout=30)
+        async def cancel() -> None:
+            await asyncio.gather(*cancelled(asyncio.current_task()), return_exceptions=True)
+
+        if threading.current_thread() is self._thread:
+            # A stream that nobody holds any more may be collected here, which cannot wait.
+            cancelled(None)
+        elif not self.closed:
+            over = asyncio.run_coroutine_threadsafe(cancel(), self._loop)
+            if not wait([over], timeout=CLEAN_UP_S).done:
+                log.warning("what was cancelled is not over after %d s: left behind", CLEAN_UP_S)
 
     def close(self) -> None:
         """Cancel what runs and stop the thread."""

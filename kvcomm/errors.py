@@ -62,6 +62,22 @@ class NodeTimeout(KvcommError):
         self.node = node
 
 
+class RunTimeout(KvcommError):
+    """A run took longer than its `timeout_s`; `doing` is what it was at."""
+
+    def __init__(self, seconds: float, doing: str = "") -> None:
+        at = f", {doing}" if doing else ""
+        super().__init__(f"the run took longer than its timeout of {seconds:g} s{at}")
+        self.seconds = seconds
+
+
+class RunCancelled(KvcommError):
+    """A run was ended from elsewhere: its session was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the session was closed while this run was under way")
+
+
 class OutOfMemory(KvcommError):
     """The device has no memory left, even after everything was let go that can be."""
 

@@ -41,7 +41,14 @@ def end_on_signals() -> None:
 
 
 class Notices(logging.Handler):
-    """What the library has to say while it works, on stderr."""
+    """What the library has to say while it works, on stderr.
+
+    What it logs of single runs is left out: commands show their runs themselves.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this is not about a single run."""
+        return record.name != "kvcomm.run"
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
@@ -82,7 +89,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run.run)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("demo")(demo.demo)
 app.add_typer(eval.app, name="eval")
 app.add_typer(tasks.app, name="tasks")

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from kvcomm.cli import options
 from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
-from kvcomm.errors import UsageError
+from kvcomm.errors import KvcommError, UsageError
 
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph
     from kvcomm.runtime.result import Result
     from kvcomm.runtime.session import Session
+    from kvcomm.runtime.stream_events import StreamEvent
+
+# No option looks like this: a digit or a blank behind the dash, or several words.
+QUESTION = re.compile(r"-[^A-Za-z-]|-\S*\s")
+
+
+class RunCommand(TyperCommand):
+    """Says what to type when a question was taken for an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, or an error that names `--`."""
+        given = list(args)
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            asked = [arg for arg in given if QUESTION.match(arg)]
+            if asked and "--" not in given and isinstance(getattr(error, "message", None), str):
+                hint = f'use -- before a question that begins with -: kvcomm run -- "{asked[0]}"'
+                error.message = f"{error.message} ({hint})"  # type: ignore[attr-defined]
+            raise
 
 
 def run(
@@ -52,7 +75,11 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The run folder.", show_default="runs/TIME-GRAPH"),
+        typer.Option(
+            metavar="DIR",
+            help="The run folder. Without one, the newest 100 runs are kept.",
+            show_default="runs/TIME-GRAPH",
+        ),
     ] = None,
     extra: Annotated[
         list[str] | None,
@@ -125,7 +152,8 @@ def run(
         ) as session,
     ):
         with progress:
-            result = session.run(home.place(built, loaded), out=out, replay=trace, **inputs)
+            placed = home.place(built, loaded)
+            result = _last(session.stream(placed, out=out, replay=trace, **inputs))
         for warning in result.warnings:
             complain(f"warning: {warning}")
         if json:
@@ -141,6 +169,25 @@ def _finish_measuring(session: Session) -> None:
     complain("the model is measured to the end, for the next run (Ctrl-C: not now)")
     with suppress(KeyboardInterrupt):
         session.warm_up()
+
+
+def _last(stream: Iterator[StreamEvent | Result]) -> Result:
+    """The result at the end of a stream; where none comes, stderr says where the trace is."""
+    from kvcomm.runtime.result import Result
+    from kvcomm.runtime.stream_events import RunStart
+
+    folder: Path | None = None
+    try:
+        for item in stream:
+            if isinstance(item, RunStart):
+                folder = item.folder
+            elif isinstance(item, Result):
+                return item
+    except (KvcommError, KeyboardInterrupt):
+        if folder is not None:
+            complain(f"its trace: kvcomm trace show {folder}")
+        raise
+    raise AssertionError("a stream ends with a result or an error")
 
 
 def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any]:

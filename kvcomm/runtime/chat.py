@@ -8,8 +8,8 @@ the prefix cache has it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +18,8 @@ from kvcomm.graphs import AgentGraph
 from kvcomm.runtime.result import Result
 
 if TYPE_CHECKING:
-    from kvcomm.runtime.session import Delta, Session
+    from kvcomm.runtime.session import Session
+    from kvcomm.runtime.stream_events import StreamEvent
 
 
 class Chat:
@@ -41,6 +42,7 @@ class Chat:
         *,
         out: Path | None = None,
         seed: int | None = None,
+        timeout_s: float | None = None,
         **inputs: str,
     ) -> Result:
         """The next turn: `Session.run`, behind the earlier turns.
@@ -49,7 +51,9 @@ class Chat:
         conversation does not fit the model's context any more.
         """
         with self._turn() as graph:
-            result = self._session.run(graph, task, out=out, replay=None, seed=seed, **inputs)
+            result = self._session.run(
+                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
+            )
         self.turns.append(result)
         return result
 
@@ -59,33 +63,53 @@ class Chat:
         *,
         out: Path | None = None,
         seed: int | None = None,
+        timeout_s: float | None = None,
         **inputs: str,
     ) -> Result:
         """`run`, asynchronous."""
         with self._turn() as graph:
             result = await self._session.arun(
-                graph, task, out=out, replay=None, seed=seed, **inputs
+                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
             )
         self.turns.append(result)
         return result
 
     def stream(
-        self, task: str | None = None, *, out: Path | None = None, **inputs: str
-    ) -> Iterator[Delta | Result]:
+        self,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+        **inputs: str,
+    ) -> Iterator[StreamEvent | Result]:
         """The next turn: `Session.stream`, behind the earlier turns."""
         with self._turn() as graph:
-            for item in self._session.stream(graph, task, out=out, **inputs):
-                if isinstance(item, Result):
-                    self.turns.append(item)
-                yield item
+            stream = self._session.stream(
+                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
+            )
+            with closing(cast("Generator[StreamEvent | Result, None, None]", stream)) as items:
+                for item in items:
+                    if isinstance(item, Result):
+                        self.turns.append(item)
+                    yield item
 
     async def astream(
-        self, task: str | None = None, *, out: Path | None = None, **inputs: str
-    ) -> AsyncIterator[Delta | Result]:
+        self,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+        **inputs: str,
+    ) -> AsyncIterator[StreamEvent | Result]:
         """`stream`, asynchronous. Leaving the iteration early cancels the turn."""
         with self._turn() as graph:
-            stream = self._session.astream(graph, task, out=out, **inputs)
-            async with aclosing(cast("AsyncGenerator[Delta | Result, None]", stream)) as items:
+            stream = self._session.astream(
+                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
+            )
+            events = cast("AsyncGenerator[StreamEvent | Result, None]", stream)
+            async with aclosing(events) as items:
                 async for item in items:
                     if isinstance(item, Result):
                         self.turns.append(item)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,22 +20,27 @@ from kvcomm.agents import Agent, Tool
 from kvcomm.background import NOTICE_S, Background
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
-from kvcomm.errors import ReuseRefused, StateError, UsageError
+from kvcomm.errors import ReuseRefused, RunCancelled, RunTimeout, StateError, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
 from kvcomm.reuse.policy import Dense, Exact, Policy, policy_for
 from kvcomm.reuse.state import load_audits, save_audits
 from kvcomm.reuse.state_files import VERSIONED
+from kvcomm.runtime.admission import Admission, Deadline
 from kvcomm.runtime.apart import apart
 from kvcomm.runtime.chat import Chat
-from kvcomm.runtime.draft import Detokenizer
+from kvcomm.runtime.node import Interrupted
 from kvcomm.runtime.priors import known, measure
 from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Call, Result, TraceRef
 from kvcomm.runtime.saving import Saver
 from kvcomm.runtime.scheduler import Scheduler
+from kvcomm.runtime.stream_events import RunStart, Streamer, StreamEvent
 from kvcomm.trace.events import (
+    Audited,
+    CallFinished,
+    CallInterrupted,
     Event,
     Failed,
     NodeInfo,
@@ -43,7 +50,9 @@ from kvcomm.trace.events import (
     StateRead,
     Totals,
 )
-from kvcomm.trace.record import Recorder, new_run_folder
+from kvcomm.trace.log import RunLog
+from kvcomm.trace.record import Listener, Recorder, new_run_folder
+from kvcomm.trace.retention import KEPT, Retention
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +60,13 @@ State = Literal["default"] | Path | str | None
 
 
 @dataclass(frozen=True)
-class Delta:
-    """A piece of text that a node has just written."""
+class _Options:
+    """What one run is given beside its inputs."""
 
-    node: str
-    text: str
+    out: Path | None
+    replay: Path | None
+    seed: int | None
+    timeout_s: float | None
 
 
 class Session:
@@ -63,11 +74,13 @@ class Session:
 
     `reuse` is "auto", "exact", "kvcomm", "dense", or a policy of your own. `state` keeps what was
     learned between runs: "default" is the user's cache, a folder of your own, or None. `runs` is
-    where run folders are made, None writes no traces. `listeners` are called with every trace
-    event. Runs of a session share what it learns. It is saved behind their answers, once a minute
-    at most, and by `save` and `close`. `namespace` keeps KV of sessions on one engine apart. `now`
-    is what chat templates that write the day are told, in all runs: by default when the session was
-    made.
+    where run folders are made, None writes no traces; of those whose names no `out=` chose, the
+    newest `keep_runs` are kept (None: all). At most `max_runs` runs go on at a time, the others
+    wait in the order in which they came. `listeners` are called with every trace event; one that
+    raises hears nothing more of its run, and a warning says so. Runs of a session share what it
+    learns. It is saved behind their answers, once a minute at most, and by `save` and `close`.
+    `namespace` keeps KV of sessions on one engine apart. `now` is what chat templates that write
+    the day are told, in all runs: by default when the session was made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -87,6 +100,8 @@ class Session:
         seed: int = 0,
         state: State = "default",
         runs: Path | str | None = Path("runs"),
+        keep_runs: int | None = KEPT,
+        max_runs: int | None = None,
         listeners: Sequence[Callable[[Event], None]] = (),
         namespace: str = "",
         target_divergence: float = TARGET,
@@ -104,12 +119,15 @@ class Session:
         self.seed = seed
         self.namespace = namespace
         self._runs = Path(runs) if runs is not None else None
+        self._retention = Retention(self._runs, keep_runs) if self._runs is not None else None
         self._listeners = tuple(listeners)
+        self._admission = Admission(max_runs)
         self._state = self._state_folder(state)
         self._learned: StateRead | None = None
         self._saver = Saver(self._write)
         self._background: Background | None = None
         self._measuring: Future[None] | None = None
+        self._opening = threading.Lock()
 
     def _state_folder(self, state: State) -> Path | None:
         if state is None or not (self.policy.realigns or self._auto):
@@ -126,17 +144,24 @@ class Session:
         out: Path | None = None,
         replay: Path | None = None,
         seed: int | None = None,
+        timeout_s: float | None = None,
         **inputs: str,
     ) -> Result:
         """Run `graph` and wait for its answer; `task` and `inputs` fill the graph's inputs.
 
         `replay` is a trace whose plans are used again, whatever the session's mode: the same
         positions are computed and the others realigned, with what is known of their offsets now.
-        Its prompts are of the trace's day. `seed` is used instead of the session's.
+        Its prompts are of the trace's day. `seed` is used instead of the session's. `timeout_s` is
+        the time limit of the whole run, with its wait for others (`max_runs`).
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
-        agent fails. Works in a thread that runs an event loop of its own (a notebook).
+        agent fails, `RunTimeout` at the time limit, `RunCancelled` when the session is closed
+        meanwhile. Works in a thread that runs an event loop of its own (a notebook).
         """
-        return self._loop().run(self.arun(graph, task, out=out, replay=replay, seed=seed, **inputs))
+        options = _Options(out, replay, seed, timeout_s)
+        try:
+            return self._loop().run(self._start(graph, task, inputs, options))
+        except CancelledError:
+            raise RunCancelled from None
 
     async def arun(
         self,
@@ -146,64 +171,75 @@ class Session:
         out: Path | None = None,
         replay: Path | None = None,
         seed: int | None = None,
+        timeout_s: float | None = None,
         **inputs: str,
     ) -> Result:
-        """`run`, asynchronous."""
-        plans, now = replayed(replay, graph) if replay else (None, None)
-        given = _inputs(graph, task, inputs)
-        return await self._run(
-            graph, given, out, None, plans, self.seed if seed is None else seed, now
-        )
+        """`run`, asynchronous. Cancelling it cancels the run."""
+        options = _Options(out, replay, seed, timeout_s)
+        return await self._start(graph, task, inputs, options)
 
     def stream(
-        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
-    ) -> Iterator[Delta | Result]:
-        """Run `graph`: text as its nodes write it, and the `Result` at the end."""
-        items: queue.Queue[Delta | Result | BaseException] = queue.Queue()
+        self,
+        graph: AgentGraph,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        replay: Path | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+        **inputs: str,
+    ) -> Iterator[StreamEvent | Result]:
+        """Run `graph`: text as its nodes write it (`Delta`), what happens beside, and the `Result`.
+
+        Leaving the iteration early, or closing it, cancels the run and waits until it is over.
+        """
+        options = _Options(out, replay, seed, timeout_s)
+        items: queue.Queue[StreamEvent | Result | BaseException] = queue.Queue()
 
         async def produce() -> None:
             try:
-                async for item in self.astream(graph, task, out=out, **inputs):
-                    items.put(item)
+                items.put(await self._start(graph, task, inputs, options, items.put))
             except BaseException as error:
                 items.put(error)
 
-        self._loop().start(produce())
-        while True:
-            try:
-                item = items.get(timeout=NOTICE_S)
-            except queue.Empty:
-                continue
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if isinstance(item, Result):
-                return
+        background, running = self._loop(), produce()
+        background.start(running)
+        try:
+            while True:
+                try:
+                    item = items.get(timeout=NOTICE_S)
+                except queue.Empty:
+                    continue
+                if isinstance(item, asyncio.CancelledError):
+                    raise RunCancelled
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if isinstance(item, Result):
+                    return
+        finally:
+            background.cancel(running)
 
     async def astream(
-        self, graph: AgentGraph, task: str | None = None, *, out: Path | None = None, **inputs: str
-    ) -> AsyncIterator[Delta | Result]:
+        self,
+        graph: AgentGraph,
+        task: str | None = None,
+        *,
+        out: Path | None = None,
+        replay: Path | None = None,
+        seed: int | None = None,
+        timeout_s: float | None = None,
+        **inputs: str,
+    ) -> AsyncIterator[StreamEvent | Result]:
         """`stream`, asynchronous. Leaving the iteration early cancels the run."""
-        items: asyncio.Queue[Delta] = asyncio.Queue()
-        texts = {node: Detokenizer(self.engine.codec) for node in graph.nodes}
-
-        def on_token(node: str, token: int) -> None:
-            if text := texts[node].feed(token):
-                items.put_nowait(Delta(node, text))
-
-        task_ = asyncio.create_task(
-            self._run(graph, _inputs(graph, task, inputs), out, on_token, None, self.seed)
-        )
+        options = _Options(out, replay, seed, timeout_s)
+        items: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+        put = items.put_nowait
+        task_ = asyncio.create_task(self._start(graph, task, inputs, options, put))
+        task_.add_done_callback(lambda _: items.put_nowait(None))
         try:
-            while not task_.done():
-                getter = asyncio.create_task(items.get())
-                await asyncio.wait({task_, getter}, return_when=asyncio.FIRST_COMPLETED)
-                if getter.done():
-                    yield getter.result()
-                else:
-                    getter.cancel()
-            while not items.empty():
-                yield items.get_nowait()
+            while (item := await items.get()) is not None:
+                yield item
             yield await task_
         finally:
             task_.cancel()
@@ -213,28 +249,54 @@ class Session:
         """A new conversation with `graph`: its turns are run one after another."""
         return Chat(self, graph)
 
+    async def _start(
+        self,
+        graph: AgentGraph,
+        task: str | None,
+        inputs: Mapping[str, str],
+        options: _Options,
+        put: Callable[[StreamEvent], None] | None = None,
+    ) -> Result:
+        """Check what is asked for, and run it when its turn comes; `put` takes a stream's items."""
+        plans, now = replayed(options.replay, graph) if options.replay else (None, None)
+        given = _inputs(graph, task, inputs)
+        seed = self.seed if options.seed is None else options.seed
+        if not -(2**63) <= seed < 2**63:
+            raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
+        deadline, asked = Deadline(options.timeout_s), time.perf_counter()
+        await self._admission.enter(deadline)
+        try:
+            queued_s = time.perf_counter() - asked
+            return await self._run(
+                graph, given, options.out, put, plans, seed, now or self._now, deadline, queued_s
+            )
+        finally:
+            self._admission.leave()
+
     async def _run(
         self,
         graph: AgentGraph,
         inputs: Mapping[str, str],
         out: Path | None,
-        on_token: Callable[[str, int], None] | None,
+        put: Callable[[StreamEvent], None] | None,
         plans: Mapping[str, Policy] | None,
         seed: int,
-        now: datetime | None = None,
+        now: datetime,
+        deadline: Deadline,
+        queued_s: float,
     ) -> Result:
-        now = now or self._now
-        if not -(2**63) <= seed < 2**63:
-            raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
         if plans and not self.engine.capabilities.reuse:
             raise ReuseRefused(
                 f"{self.engine.model} cannot reuse KV: {self.engine.capabilities.reason}; "
                 "run it without a replay"
             )
-        learned = await self._read_state()
+        async with deadline.within("reading what was learned before"):
+            learned = await self._read_state()
         auto = None if plans else self._auto
         # One agent alone has nothing to realign.
         unmeasured = auto is not None and len(graph.nodes) > 1 and not self._informed()
+        tools = [node.name for node in graph.nodes.values() if isinstance(node.agent, Tool)]
+        streamer = Streamer(self.engine.codec, tools, put) if put else None
         scheduler = Scheduler(
             self.engine,
             graph,
@@ -244,15 +306,22 @@ class Session:
             inputs=inputs,
             seed=seed,
             namespace=self.namespace,
-            on_token=on_token,
+            on_token=streamer.token if streamer else None,
             codec=self.engine.codec.at(now),
         )
         folder = None
         if out is not None or self._runs is not None:
+            if self._retention is not None and out is None:
+                await apart(self._retention.tidy)
             folder = new_run_folder(graph.name, out, self._runs or Path("runs"))
-        recorder = Recorder(folder, self._listeners)
+        name = folder.name if folder else secrets.token_hex(4)
+        mine: list[Listener] = [RunLog(name), *([streamer] if streamer else [])]
+        if put:
+            put(RunStart(name, folder))
+        recorder = Recorder(folder, [*mine, *self._listeners])
         began = time.perf_counter()
-        recorder.write(RunStarted, **self._header(graph, inputs, seed), now=now)
+        header = self._header(graph, inputs, seed)
+        recorder.write(RunStarted, **header, now=now, automatic=out is None)
         if learned:
             recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
         if auto and auto.priors:
@@ -264,7 +333,13 @@ class Session:
         status: Literal["ok", "failed", "interrupted"] = "failed"
         answer: str | None = None
         try:
-            await scheduler.run(recorder, calls)
+            try:
+                async with deadline.within():
+                    await scheduler.run(recorder, calls)
+            except RunTimeout as error:
+                if not scheduler.answered:
+                    raise
+                scheduler.warnings.append(f"audits of the answer were cut short: {error}")
             answer = scheduler.answer.strip()
             status = "ok"
         except asyncio.CancelledError:
@@ -274,14 +349,18 @@ class Session:
             recorder.write(Failed, node=None, error=str(error) or type(error).__name__)
             raise
         finally:
-            wall_s = scheduler.answered_at - began if scheduler.answered_at else 0.0
-            totals = _totals(calls, scheduler, wall_s or time.perf_counter() - began)
-            recorder.write(RunFinished, status=status, answer=answer, totals=totals)
+            ended = scheduler.answered_at if status == "ok" else 0.0
+            wall_s = (ended or time.perf_counter()) - began
+            cut: Interrupted = [] if status == "ok" else scheduler.interrupted
+            totals = _totals(calls, cut, scheduler.audits, wall_s, queued_s)
+            recorder.write(
+                RunFinished, status=status, answer=answer, totals=totals, calls=len(calls)
+            )
             recorder.close()
         # Only computed calls teach.
         if self._auto is not None or any(call.report.dense for call in calls):
             self._changed()
-        warnings = [*scheduler.warnings, *([recorder.broken] if recorder.broken else [])]
+        warnings = [*scheduler.warnings, *recorder.warnings]
         if self._saver.failed:
             warnings.append(self._saver.failed)
         if unmeasured:
@@ -409,15 +488,21 @@ class Session:
         log.debug("%d bytes of what was learned are written to %s", written, self._state)
 
     def _loop(self) -> Background:
-        if self._background is None:
-            self._background = Background()
-        return self._background
+        with self._opening:
+            if self._background is None:
+                self._background = Background()
+            return self._background
 
     def close(self) -> None:
-        """Cancel what runs and save what was learned. The engine stays open: others may use it."""
-        if self._background is not None:
-            self._background.close()
-            self._background = None
+        """Cancel what `run` and `stream` have under way, and save what was learned.
+
+        Returns when all that is over. Runs on an event loop of yours (`arun`, `astream`) end with
+        their tasks. The engine stays open: it may serve other sessions.
+        """
+        with self._opening:
+            background, self._background = self._background, None
+        if background is not None:
+            background.close()
         try:
             self._saver.flush()
         except StateError as error:
@@ -478,19 +563,29 @@ def _inputs(graph: AgentGraph, task: str | None, more: Mapping[str, str]) -> dic
     return {name: well_formed(text) for name, text in given.items()}
 
 
-def _totals(calls: Sequence[Call], scheduler: Scheduler, wall_s: float) -> Totals:
-    prompt = sum(call.report.prompt_tokens for call in calls)
-    computed = sum(call.total("computed") for call in calls)
+def _totals(
+    calls: Sequence[Call],
+    interrupted: Interrupted,
+    audits: Sequence[Audited],
+    wall_s: float,
+    queued_s: float,
+) -> Totals:
+    reports: list[CallFinished | CallInterrupted] = [call.report for call in calls]
+    reports += [report for report, _ in interrupted]
+    steps = [*(call.steps for call in calls), *(steps for _, steps in interrupted)]
+    prompt = sum(report.prompt_tokens for report in reports)
+    computed = sum(step.computed for segments in steps for step in segments)
     return Totals(
         prompt_tokens=prompt,
         computed_tokens=computed,
         reused_tokens=prompt - computed,
-        output_tokens=sum(call.report.output_tokens for call in calls),
+        output_tokens=sum(report.output_tokens for report in reports),
         extra={
             "base": sum(call.report.base_tokens for call in calls),
             "pilot": round(sum(call.report.pilot_tokens for call in calls)),
-            "audit": sum(audit.tokens for audit in scheduler.audits),
-            "redone": sum(call.report.redone_tokens for call in calls),
+            "audit": sum(audit.tokens for audit in audits),
+            "redone": sum(report.redone_tokens for report in reports),
         },
         wall_s=wall_s,
+        queued_s=queued_s,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,10 @@ from kvcomm.errors import UsageError
 from kvcomm.trace.events import Event, PromptText, _Event
 from kvcomm.trace.line_file import LineFile
 
+log = logging.getLogger("kvcomm.run")
+
 E = TypeVar("E", bound=_Event)
+Listener = Callable[[Event], None]
 TRACE_FILE = "trace.jsonl"
 
 
@@ -43,15 +47,14 @@ class Recorder:
 
     `listeners` see every event as it is written (progress displays). A recorder without a folder
     only calls its listeners. A trace that cannot be written (a full disk) ends there, whole lines
-    only, and `broken` says why: the run is worth more than its trace.
+    only, and a listener that raises hears nothing more: the run is worth more than what is told of
+    it. `warnings` say what was lost.
     """
 
-    def __init__(
-        self, folder: Path | None, listeners: tuple[Callable[[Event], None], ...] = ()
-    ) -> None:
+    def __init__(self, folder: Path | None, listeners: Sequence[Listener] = ()) -> None:
         self.path = folder
-        self.broken = ""
-        self._listeners = listeners
+        self.warnings: list[str] = []
+        self._listeners = list(listeners)
         self._start = time.perf_counter()
         self._file = LineFile(folder / TRACE_FILE, anew=True) if folder else None
         self._texts: dict[Hashable, int] = {}
@@ -67,11 +70,23 @@ class Recorder:
             try:
                 self._file.append(event.model_dump_json())
             except OSError as error:
-                self.broken = f"the trace in {self.path} is cut short: {error.strerror or error}"
+                why = error.strerror or error
+                self.warnings.append(f"the trace in {self.path} is cut short: {why}")
                 self._file.close()
-        for listener in self._listeners:
-            listener(event)  # type: ignore[arg-type]
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)  # type: ignore[arg-type]
+            except Exception as error:
+                self._drop(listener, error)
         return event
+
+    def _drop(self, listener: Listener, error: Exception) -> None:
+        """A listener is broken: say so once, and go on without it."""
+        self._listeners.remove(listener)
+        name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
+        what = f"{type(error).__name__}: {error}"
+        self.warnings.append(f"the listener {name} raised {what}; it heard nothing more")
+        log.warning("the listener %s raised and hears nothing more", name, exc_info=error)
 
     def text(self, key: Hashable, spell: Callable[[], str]) -> int | None:
         """The id of the text that `key` stands for; it is spelled and written when it is new.

@@ -68,3 +68,11 @@ def test_errors_are_one_line_and_ctrl_c_is_130(cli, monkeypatch, error, code, li
     monkeypatch.setattr("kvcomm.cli.topologies.build_graph", fail)
     ended = cli("graph", "show", "chain")
     assert (ended.code, ended.err, ended.out) == (code, line, "")
+
+
+def test_no_help_prints_a_range_that_squeezes_its_words(cli) -> None:
+    for command in ("run", "eval", "bench ttft", "graph show"):
+        text = cli(*command.split(), "--help").out
+        assert "--seed" in text
+        assert "9223372036854775808" not in text
+    assert "64 bits" in cli("run", "x", "--seed", str(2**63)).err

@@ -44,11 +44,13 @@ def test_a_signal_in_the_middle_of_a_run(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert stdout == ""
-    assert stderr.rstrip().split("\n")[-1] == word
+    *_, where, last = stderr.rstrip().split("\n")
+    assert (where, last) == (f"its trace: kvcomm trace show {out}", word)
     assert "Traceback" not in stderr
-    finished = read_trace(trace).finished
-    assert finished is not None
-    assert finished.status == "interrupted"
+    run = read_trace(trace)
+    assert run.finished is not None
+    assert run.finished.status == "interrupted"
+    assert any(view.interrupted for view in run.calls)
 
 
 def test_a_signal_in_the_middle_of_an_evaluation(tmp_path: Path) -> None:

@@ -144,3 +144,43 @@ def test_a_served_model_answers(
         refused = cli(*asked, "--reuse", "kvcomm")
     assert refused.code == 2
     assert "use --reuse exact or dense (or auto)" in refused.err
+
+
+@pytest.mark.parametrize(
+    "question", ["-5 + 3 = ?", "- what is 3?", "-x is what?", "--why is it so"]
+)
+def test_a_question_that_begins_with_a_dash_gets_a_hint(cli, question: str) -> None:
+    ended = cli("run", question, *MODEL)
+    assert ended.code == 2
+    said = " ".join(ended.err.replace("│", " ").split())
+    assert "use -- before a question that begins with -" in said
+    assert f'kvcomm run -- "{question}"' in said
+    # An option that is misspelled gets none.
+    assert "use --" not in cli("run", "Hello?", "--grahp", "full").err
+    assert cli("run", *MODEL, "--", question).code == 0
+
+
+def test_a_run_that_fails_says_where_its_trace_is(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kvcomm.agents import Agent\nfrom kvcomm.graphs import chain\n"
+        "def post(text):\n    raise ValueError('no luck')\n"
+        "graph = chain(Agent('a', prompt='{task}', post=post))\n"
+    )
+    ended = cli("run", "Hello?", *MODEL, "--graph", "mine.py", "--out", "here")
+    assert ended.code == 1
+    *_, trace, error = ended.err.strip().split("\n")
+    assert trace == "its trace: kvcomm trace show here"
+    assert error.startswith("error: node `a` failed")
+
+
+def test_a_retry_is_a_warning(cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from kvcomm.agents import Agent\nfrom kvcomm.graphs import chain\nleft = [1]\n"
+        "def post(text):\n    if left.pop():\n        left.append(0)\n"
+        "        raise ValueError('no luck')\n    return text\n"
+        "graph = chain(Agent('a', prompt='{task}', post=post, retries=1, backoff_s=0))\n"
+    )
+    ended = cli("run", "Hello?", *MODEL, "--graph", "mine.py")
+    assert ended.code == 0
+    (line,) = [line for line in ended.err.split("\n") if line.startswith("warning: ")]
+    assert line == "warning: `a` failed and was tried again: ValueError: no luck"

@@ -15,7 +15,8 @@ from kvcomm.errors import StateError, TemplateError, UsageError
 from kvcomm.graphs import chain
 from kvcomm.reuse.state_files import VERSIONED
 from kvcomm.runtime.result import Result
-from kvcomm.runtime.session import Delta, Session
+from kvcomm.runtime.session import Session
+from kvcomm.runtime.stream_events import Delta
 from kvcomm.trace import read_trace
 from tests.codecs import DATED
 from tests.runtime.support import TASK, TASKS, Events, agent, session
@@ -127,6 +128,7 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
     }  # fmt: skip
     assert set(found["totals"]) == {
         "prompt_tokens", "computed_tokens", "reused_tokens", "output_tokens", "extra", "wall_s",
+        "queued_s",
     }  # fmt: skip
     assert {"base", "pilot", "audit"} <= set(found["totals"]["extra"])
 

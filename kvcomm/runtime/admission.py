@@ -1,0 +1,86 @@
+"""When a run may begin, and when it has to be over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+
+from kvcomm.errors import RunTimeout, UsageError
+
+
+def check_timeout(seconds: float | None) -> None:
+    """Raise `UsageError` for a `timeout_s` that is no time."""
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"timeout_s {seconds!r} must be positive, or None for no limit")
+
+
+class Deadline:
+    """The time limit of one run, `seconds` from now; None is none. Belongs to one event loop."""
+
+    def __init__(self, seconds: float | None) -> None:
+        check_timeout(seconds)
+        self._seconds = seconds
+        now = asyncio.get_running_loop().time()
+        self._when = None if seconds is None else now + seconds
+
+    @asynccontextmanager
+    async def within(self, doing: str = "") -> AsyncIterator[None]:
+        """Raise `RunTimeout` as soon as the time is over; what is inside is cancelled."""
+        timeout = asyncio.timeout_at(self._when)
+        try:
+            async with timeout:
+                yield
+        except TimeoutError:
+            if timeout.expired() and self._seconds is not None:
+                raise RunTimeout(self._seconds, doing) from None
+            raise
+
+
+class Admission:
+    """At most `most` runs at a time, over all event loops; None is no limit.
+
+    The others wait, and begin in the order in which they came.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        if most is not None and most < 1:
+            raise UsageError(f"max_runs {most!r} must be at least 1, or None for no limit")
+        self._most = self._free = most
+        self._waiting: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
+
+    async def enter(self, deadline: Deadline) -> None:
+        """Wait for a place, which `leave` gives back. Raises `RunTimeout` at the deadline."""
+        with self._lock:
+            if self._free is None:
+                return
+            if self._free > 0:
+                self._free -= 1
+                return
+            turn: Future[None] = Future()
+            self._waiting.append(turn)
+        try:
+            async with deadline.within(f"waiting for its turn: max_runs is {self._most}"):
+                await asyncio.wrap_future(turn)
+        except BaseException:
+            if not turn.cancel():  # it was given a place at the same moment
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Give a place back: to the run that has waited longest, if any does."""
+        with self._lock:
+            if self._free is None:
+                return
+            while self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    break
+            else:
+                self._free += 1
+                return
+        turn.set_result(None)

@@ -1,0 +1,199 @@
+"""Turns and time limits: how many runs go on at once, in which order, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kvcomm.agents import Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import RunTimeout, UsageError
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.runtime.admission import Admission, Deadline
+from kvcomm.trace import read_trace
+from tests.runtime.support import ENDLESS, TASK, Events, agent, auto, session
+
+
+async def test_runs_begin_in_the_order_in_which_they_came() -> None:
+    admission, order = Admission(2), []
+
+    async def run(number: int) -> None:
+        await admission.enter(Deadline(None))
+        order.append(number)
+        assert len(order) - len(done) <= 2
+        await asyncio.sleep(0)
+        done.append(number)
+        admission.leave()
+
+    done: list[int] = []
+    await asyncio.gather(*(run(number) for number in range(9)))
+    assert order == list(range(9))
+
+
+async def test_who_stops_waiting_takes_no_place() -> None:
+    admission = Admission(1)
+    await admission.enter(Deadline(None))
+    waiting = [asyncio.create_task(admission.enter(Deadline(None))) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    waiting[1].cancel()
+    await asyncio.gather(*waiting[:2], return_exceptions=True)
+    admission.leave()
+    await waiting[2]
+    admission.leave()
+    assert admission._free == 1
+    assert not admission._waiting
+
+
+async def test_a_place_given_at_the_moment_of_cancelling_goes_on_to_the_next() -> None:
+    admission = Admission(1)
+    await admission.enter(Deadline(None))
+    first, second = (asyncio.create_task(admission.enter(Deadline(None))) for _ in range(2))
+    await asyncio.sleep(0)
+    admission.leave()  # to the first, which is cancelled before it hears of it
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await second
+    admission.leave()
+    assert admission._free == 1
+
+
+def test_places_are_shared_by_event_loops() -> None:
+    admission, inside, most = Admission(2), [0], [0]
+    lock = threading.Lock()
+
+    async def run() -> None:
+        await admission.enter(Deadline(None))
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        with lock:
+            inside[0] -= 1
+        admission.leave()
+
+    async def several() -> None:
+        await asyncio.gather(*(run() for _ in range(20)))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(several())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] <= 2
+    assert (admission._free, len(admission._waiting)) == (2, 0)
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_a_limit_that_lets_nobody_in_is_refused(tiny: LocalEngine, most: int) -> None:
+    with pytest.raises(UsageError, match="max_runs"):
+        session(tiny, "exact", max_runs=most)
+
+
+async def test_a_session_runs_no_more_than_it_may_and_says_who_waited(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    under_way: set[str] = set()
+    most = [0]
+
+    def listen(event: object) -> None:
+        if event.kind == "run":  # type: ignore[attr-defined]
+            under_way.add(event.inputs["task"])  # type: ignore[attr-defined]
+            most[0] = max(most[0], len(under_way))
+        if event.kind == "end":  # type: ignore[attr-defined]
+            under_way.clear()
+
+    active = session(tiny, "exact", max_runs=1, listeners=[listen])
+    tasks = [f"{TASK} {i}" for i in range(3)]
+    runs = [active.arun(chain(agent("a")), t, out=tmp_path / str(n)) for n, t in enumerate(tasks)]
+    results = await asyncio.gather(*runs)
+    assert most == [1]
+    queued = [result.totals.queued_s for result in results]
+    assert queued[0] < queued[1] < queued[2]
+    # The second waited for all of the first.
+    assert queued[1] >= results[0].totals.wall_s
+    finished = read_trace(tmp_path / "2" / "trace.jsonl").finished
+    assert finished is not None
+    assert finished.totals.queued_s == queued[2]
+
+
+def test_a_run_that_fails_gives_its_place_back(tiny: LocalEngine) -> None:
+    with session(tiny, "exact", max_runs=1) as active:
+        for _ in range(2):
+            with pytest.raises(UsageError, match="no input"):
+                active.run(chain(agent("a")), TASK, other="x")
+        stream = active.stream(ENDLESS, TASK)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert active.run(chain(agent("a")), TASK).answer
+
+
+@pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm"])
+def test_a_run_ends_at_its_time_limit(tiny: LocalEngine, mode: str, tmp_path: Path) -> None:
+    with session(tiny, mode) as active:
+        with pytest.raises(RunTimeout, match=r"longer than its timeout of 0\.3 s") as caught:
+            active.run(ENDLESS, TASK, out=tmp_path, timeout_s=0.3)
+        assert caught.value.exit_code == 1
+        trace = read_trace(tmp_path / "trace.jsonl")
+        assert trace.finished is not None
+        assert trace.finished.status == "failed"
+        (error,) = trace.errors
+        assert error.node is None
+        assert "timeout of 0.3 s" in error.error
+        # Everything is released: rows and pins.
+        assert all(decoding.cancelled for decoding in tiny.loop._decodings)
+        assert all(not entry.uses for entry in tiny.store._entries.values())
+        assert active.run(chain(agent("a")), TASK, timeout_s=600).answer
+
+
+def test_a_stream_ends_at_its_time_limit(tiny: LocalEngine) -> None:
+    with session(tiny, "exact") as active, pytest.raises(RunTimeout):
+        list(active.stream(ENDLESS, TASK, timeout_s=0.3))
+
+
+async def test_waiting_counts_for_the_time_limit(tiny: LocalEngine, tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def wait(texts: Mapping[str, str]) -> str:
+        await release.wait()
+        return "x"
+
+    held = AgentGraph([Tool("web", wait), agent("a")], [("web", "a")])
+    active = session(tiny, "exact", max_runs=1)
+    first = asyncio.create_task(active.arun(held, TASK))
+    await asyncio.sleep(0)
+    with pytest.raises(RunTimeout, match="waiting for its turn: max_runs is 1"):
+        await active.arun(chain(agent("a")), TASK, out=tmp_path / "late", timeout_s=0.05)
+    assert not (tmp_path / "late").exists(), "it never began"
+    release.set()
+    assert (await first).answer
+
+
+def test_an_answer_is_not_lost_to_audits(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("kvcomm.runtime.audit.Auditor.after", endless)
+    with auto(tiny) as active:
+        result = active.run(chain(agent("a"), agent("b")), TASK, timeout_s=2.0)
+    assert result.answer
+    assert [call.node for call in result.calls] == ["a", "b"]
+    assert "audits of the answer were cut short" in result.warnings[-1]
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+def test_time_limits_have_to_be_times(tiny: LocalEngine, seconds: float) -> None:
+    events = Events()
+    active = session(tiny, "exact", listeners=[events])
+    with active, pytest.raises(UsageError, match="timeout_s"):
+        active.run(chain(agent("a")), TASK, timeout_s=seconds)
+    assert not events.all

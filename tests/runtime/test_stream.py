@@ -1,0 +1,213 @@
+"""Streams: what they yield beside text, and that leaving one ends its run."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvcomm
+from kvcomm import Delta, NodeEnd, NodeError, NodeStart, Retry, RunStart, ToolCall, ToolResult
+from kvcomm.agents import Agent, Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import NodeFailed, RunCancelled
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.runtime.result import Result
+from kvcomm.runtime.session import Session
+from kvcomm.trace import read_trace
+from tests.runtime.support import ENDLESS, TASK, agent, session
+from tests.runtime.test_scheduler import flaky
+
+
+def test_a_stream_tells_of_nodes_tools_and_their_order(tiny: LocalEngine, tmp_path: Path) -> None:
+    graph = AgentGraph(
+        [
+            Tool("web", lambda texts: "Spiders have eight legs."),
+            Agent("a", prompt="{task} {web}", sampling=agent("a").sampling),
+            agent("b"),
+        ],
+        [("web", "a"), ("a", "b")],
+    )
+    with session(tiny, "exact", runs=tmp_path) as active:
+        *items, result = active.stream(graph, TASK)
+    assert isinstance(result, Result)
+    assert items[0] == RunStart(result.trace.path.name, result.trace.path)  # type: ignore[union-attr]
+    at = items.index
+    assert at(ToolCall("web", 1)) < at(ToolResult("web", {"web": "Spiders have eight legs."}))
+    for call in result.calls:
+        end = NodeEnd(call.node, call.text)
+        pieces = [n for n, i in enumerate(items) if isinstance(i, Delta) and i.node == call.node]
+        assert at(NodeStart(call.node, 1)) < pieces[0] <= pieces[-1] < at(end)
+        assert "".join(items[n].text for n in pieces) == call.text  # type: ignore[union-attr]
+    kinds = (RunStart, NodeStart, NodeEnd, Delta, ToolCall, ToolResult)
+    assert all(isinstance(item, kinds) for item in items)
+
+
+def test_what_comes_behind_a_retry_is_the_whole_message(tiny: LocalEngine) -> None:
+    graph = chain(agent("a", 9, post=flaky(1), retries=1, backoff_s=0.001))
+    with session(tiny, "exact") as active:
+        *items, result = active.stream(graph, TASK)
+    retry = next(n for n, item in enumerate(items) if isinstance(item, Retry))
+    assert "no luck" in items[retry].error  # type: ignore[union-attr]
+    texts = ["", ""]
+    for n, item in enumerate(items):
+        if isinstance(item, Delta):
+            texts[n > retry] += item.text
+    assert isinstance(result, Result)
+    assert texts == [result.call("a").text] * 2
+
+
+def test_a_node_that_is_skipped_is_told(tiny: LocalEngine) -> None:
+    graph = chain(agent("a", post=flaky(9), on_error="skip"), agent("b"))
+    with session(tiny, "exact") as active:
+        items = list(active.stream(graph, TASK))
+    (error,) = [item for item in items if isinstance(item, NodeError)]
+    assert (error.node, error.instead) == ("a", "(a gave no answer.)")
+    assert "no luck" in error.error
+
+
+def test_events_come_before_the_error_that_ends_a_stream(tiny: LocalEngine) -> None:
+    stream = session(tiny, "exact").stream(chain(agent("a", post=flaky(9))), TASK)
+    items: list[object] = []
+    with pytest.raises(NodeFailed, match="no luck"):
+        items.extend(stream)
+    assert isinstance(items[-1], NodeError)
+
+
+def first_word(stream: Iterator[object]) -> None:
+    """Take items until an agent has said something."""
+    while not isinstance(next(stream), Delta):
+        pass
+
+
+def interrupted(folder: Path) -> bool:
+    """Whether the trace is complete, and says that the run was interrupted."""
+    finished = read_trace(folder / "trace.jsonl").finished
+    return finished is not None and finished.status == "interrupted"
+
+
+def test_closing_a_stream_ends_its_run_and_waits_for_it(tiny: LocalEngine, tmp_path: Path) -> None:
+    with session(tiny, "exact") as active:
+        stream = active.stream(ENDLESS, TASK, out=tmp_path)
+        first_word(stream)
+        stream.close()  # type: ignore[attr-defined]
+        # At once: the run is over when `close` returns.
+        assert interrupted(tmp_path)
+        assert all(decoding.cancelled for decoding in tiny.loop._decodings)
+        assert active.run(chain(agent("b")), TASK).answer
+
+
+def test_leaving_a_loop_over_a_stream_ends_its_run(tiny: LocalEngine, tmp_path: Path) -> None:
+    with session(tiny, "exact") as active:
+        for item in active.stream(ENDLESS, TASK, out=tmp_path):
+            if isinstance(item, Delta):
+                break
+        gc.collect()  # nobody holds the stream any more
+        assert interrupted(tmp_path)
+
+
+def test_an_interrupt_in_a_stream_ends_its_run(tiny: LocalEngine, tmp_path: Path) -> None:
+    with session(tiny, "exact") as active:
+        stream = active.stream(ENDLESS, TASK, out=tmp_path)
+        first_word(stream)
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+        assert interrupted(tmp_path)
+
+
+def test_other_runs_of_the_session_go_on(tiny: LocalEngine, tmp_path: Path) -> None:
+    with session(tiny, "exact") as active:
+        kept = active.stream(chain(agent("a", 60)), TASK)
+        first_word(kept)
+        left = active.stream(ENDLESS, TASK, out=tmp_path)
+        first_word(left)
+        left.close()  # type: ignore[attr-defined]
+        assert isinstance(list(kept)[-1], Result)
+
+
+def test_closing_the_session_ends_its_streams_and_runs(tiny: LocalEngine, tmp_path: Path) -> None:
+    active = session(tiny, "exact")
+    stream = active.stream(ENDLESS, TASK, out=tmp_path / "stream")
+    first_word(stream)
+    begun, raised = threading.Event(), []
+
+    def run() -> None:
+        try:
+            active.run(ENDLESS, TASK, out=tmp_path / "run")
+        except RunCancelled as error:
+            raised.append(error)
+
+    active._listeners = (lambda event: begun.set() if event.kind == "node" else None,)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    active.close()
+    thread.join()
+    assert interrupted(tmp_path / "stream")
+    assert interrupted(tmp_path / "run")
+    assert len(raised) == 1
+    with pytest.raises(RunCancelled, match="session was closed"):
+        list(stream)
+
+
+def test_a_stream_that_is_collected_on_the_sessions_own_thread(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    """There is nobody to wait for there: the run is cancelled, and ends a little later."""
+    over = threading.Event()
+
+    def ends(event: object) -> None:
+        if event.kind == "end":  # type: ignore[attr-defined]
+            over.set()
+
+    with session(tiny, "exact", listeners=[ends]) as active:
+        stream = active.stream(ENDLESS, TASK, out=tmp_path)
+        first_word(stream)
+
+        async def close() -> None:
+            stream.close()  # type: ignore[attr-defined]
+
+        active._loop().run(close())
+        assert over.wait(60)
+    assert interrupted(tmp_path)
+
+
+async def test_leaving_an_asynchronous_stream_ends_its_run(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    stream = session(tiny, "exact").astream(ENDLESS, TASK, out=tmp_path)
+    async for item in stream:
+        if isinstance(item, Delta):
+            break
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert interrupted(tmp_path)
+
+
+async def test_both_kinds_of_streams_yield_the_same(tiny: LocalEngine) -> None:
+    graph = chain(agent("a"))
+    with session(tiny, "exact") as active:
+        one = [item async for item in active.astream(graph, TASK)]
+        other = await asyncio.to_thread(lambda: list(active.stream(graph, TASK)))
+    assert one[1:-1] == other[1:-1]
+
+
+def test_a_stream_takes_what_run_takes(tiny: LocalEngine, tmp_path: Path) -> None:
+    graph = chain(agent("a"))
+    with session(tiny, "exact") as active:
+        active.run(graph, TASK, out=tmp_path / "first", seed=5)
+        options = {"out": tmp_path / "again", "replay": tmp_path / "first" / "trace.jsonl"}
+        list(active.stream(graph, TASK, seed=5, **options))  # type: ignore[arg-type]
+    started = read_trace(tmp_path / "again" / "trace.jsonl").started
+    assert started.seed == 5
+
+
+def test_the_events_are_exported() -> None:
+    assert kvcomm.Session is Session
+    for name in kvcomm.__all__:
+        assert getattr(kvcomm, name) is not None
+    with pytest.raises(AttributeError):
+        kvcomm.nothing  # noqa: B018

@@ -1,0 +1,151 @@
+"""Logging and listeners: what an operator sees of a run."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+import kvcomm
+from kvcomm.agents import Tool
+from kvcomm.engine.local import LocalEngine
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.trace import read_trace
+from kvcomm.trace.log import RunLog
+from tests.runtime.support import TASK, Events, agent, session
+from tests.runtime.test_scheduler import flaky
+
+GRAPH = chain(agent("a"), agent("b"))
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "kvcomm.run" and r.levelno == level]
+
+
+def test_a_call_is_one_line_with_its_numbers(
+    tiny: LocalEngine, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO, "kvcomm")
+    with session(tiny, "exact", runs=tmp_path) as active:
+        result = active.run(GRAPH, TASK)
+    assert result.trace.path is not None
+    *calls, end = lines(caplog, logging.INFO)
+    for call, line in zip(result.calls, calls, strict=True):
+        r = call.report
+        assert line == (
+            f"run={result.trace.path.name} node={r.node} attempt=1 prompt={r.prompt_tokens} "
+            f"computed={call.total('computed')} prefix={call.total('prefix')} "
+            f"realigned={call.total('realigned')} ttft_s={r.ttft_s:.3f} "
+            f"output={r.output_tokens} stop={r.stop}"
+        )
+    assert end.startswith(f"run={result.trace.path.name} ok calls=2 wall_s=")
+    assert not lines(caplog, logging.WARNING)
+
+
+def test_a_run_without_a_folder_has_a_short_id(
+    tiny: LocalEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kvcomm")
+    with session(tiny, "exact") as active:
+        active.run(GRAPH, TASK)
+        active.run(GRAPH, TASK)
+    names = [line.split()[0] for line in lines(caplog, logging.INFO)]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"run=[0-9a-f]{8}", name) for name in names)
+
+
+def test_a_retry_is_logged_and_is_a_warning_of_the_result(
+    tiny: LocalEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [1]
+
+    def web(texts: object) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise OSError("no\nconnection \x1b[31m")
+        return "x"
+
+    graph = AgentGraph(
+        [
+            Tool("web", web, retries=1, backoff_s=0.001),
+            agent("a", post=flaky(1), retries=2, backoff_s=0.001),
+        ],
+        [("web", "a")],
+    )
+    with session(tiny, "exact") as active:
+        result = active.run(graph, TASK)
+    assert result.warnings == (
+        "`web` failed and was tried again: OSError: no\nconnection \x1b[31m",
+        "`a` failed and was tried again: RuntimeError: no luck",
+    )
+    first, second = lines(caplog, logging.WARNING)
+    assert first.endswith(
+        "node=web attempt=1 failed, tried again in 0.001 s: OSError: no connection �[31m"
+    )
+    assert "node=a attempt=1 failed, tried again" in second
+
+
+def test_nothing_is_spelled_while_the_log_is_off(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "kvcomm.run")
+
+    def spell(*_: object) -> None:
+        raise AssertionError("spelled for nobody")
+
+    monkeypatch.setattr(RunLog, "_inform", spell)
+    with session(tiny, "exact") as active:
+        assert not active.run(GRAPH, TASK).warnings
+
+
+def test_the_library_says_nothing_by_itself() -> None:
+    handlers = logging.getLogger("kvcomm").handlers
+    assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
+    assert kvcomm.__name__ == "kvcomm"
+
+
+class Broken:
+    """A listener that raises at every event of one kind."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.heard = 0
+
+    def __call__(self, event: object) -> None:
+        self.heard += 1
+        if event.kind == self.kind:  # type: ignore[attr-defined]
+            raise ValueError("my listener")
+
+
+@pytest.mark.parametrize("kind", ["run", "step", "message", "end"])
+def test_a_listener_that_raises_is_named_and_harms_no_run(
+    tiny: LocalEngine, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
+) -> None:
+    broken, sound = Broken(kind), Events()
+    with session(tiny, "exact", listeners=[broken, sound]) as active:
+        result = active.run(GRAPH, TASK, out=tmp_path)
+        heard = broken.heard
+        assert result.answer == active.run(GRAPH, TASK).answer
+    assert result.warnings == (
+        "the listener Broken raised ValueError: my listener; it heard nothing more",
+    )
+    trace = read_trace(tmp_path / "trace.jsonl")
+    assert trace.finished is not None
+    assert trace.finished.status == "ok"
+    # The other listener heard everything, in both runs; this one nothing behind its failure.
+    assert len(sound.of("end")) == 2
+    written = [event.kind for event in trace.events]
+    assert heard == written.index(kind) + 1
+    warned = lines(caplog, logging.WARNING)
+    assert warned == ["the listener Broken raised and hears nothing more"] * 2
+
+
+def test_a_listener_that_is_a_function_has_its_name(tiny: LocalEngine) -> None:
+    def my_listener(event: object) -> None:
+        raise RuntimeError("gone")
+
+    with session(tiny, "exact", listeners=[my_listener]) as active:
+        (warning,) = active.run(GRAPH, TASK).warnings
+    assert "my_listener raised RuntimeError: gone" in warning

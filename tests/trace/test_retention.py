@@ -1,0 +1,173 @@
+"""Retention: old run folders go, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvcomm.engine.local import LocalEngine
+from kvcomm.errors import UsageError
+from kvcomm.graphs import chain
+from kvcomm.runtime.session import Session
+from kvcomm.trace import Recorder
+from kvcomm.trace.events import RunFinished, RunStarted, Totals
+from kvcomm.trace.retention import DEAD_S, Retention
+from tests.runtime.support import TASK, agent
+
+TOTALS = Totals(prompt_tokens=0, computed_tokens=0, reused_tokens=0, extra={}, wall_s=0.0)
+
+
+def run(
+    root: Path, number: int, *, name: str = "", automatic: bool = True, over: bool = True
+) -> Path:
+    """A run folder, the newer the higher its number."""
+    folder = root / (name or f"20250102-03{number:04d}-chain")
+    folder.mkdir(parents=True)
+    recorder = Recorder(folder)
+    recorder.write(
+        RunStarted,
+        kvcomm="0.1.0",
+        started="2025-01-02T03:04:05",
+        model="m",
+        device="cpu",
+        dtype="float32",
+        mode="exact",
+        seed=0,
+        graph="chain",
+        nodes=[],
+        answer_node="a",
+        inputs={},
+        automatic=automatic,
+    )
+    if over:
+        recorder.write(RunFinished, status="ok", answer="x", totals=TOTALS, calls=0)
+    recorder.close()
+    return folder
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    folders = [run(tmp_path, number) for number in range(7)]
+    retention = Retention(tmp_path, 4)
+    assert sorted(retention.tidy()) == folders[:4]  # the fourth is the one that is about to begin
+    assert sorted(tmp_path.iterdir()) == folders[4:]
+    assert retention.tidy() == []
+
+
+def test_all_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    folders = [run(tmp_path, number) for number in range(7)]
+    assert Retention(tmp_path, None).tidy() == []
+    assert sorted(tmp_path.iterdir()) == folders
+
+
+def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    kept = [
+        run(root, 1, automatic=False),  # named by `out=`, under such a name
+        run(root, 2, name="my-best-run"),  # renamed
+        run(root, 3, over=False),  # under way
+        run(root, 4),  # with a file of the user's
+        run(root, 5),  # with a folder of the user's
+        run(root, 6, name="20250102-030006-demo/dense"),  # a demo holds runs
+    ]
+    (kept[3] / "notes.txt").write_text("mine")
+    (kept[4] / "plots").mkdir()
+    # Links to folders and to traces, which look like runs.
+    outside = run(elsewhere, 7)
+    (root / "20250102-030007-chain").symlink_to(outside, target_is_directory=True)
+    linked = root / "20250102-030008-chain"
+    linked.mkdir()
+    (linked / "trace.jsonl").symlink_to(outside / "trace.jsonl")
+    # What is no run at all.
+    (root / "20250102-030009-chain").write_text("a file")
+    (root / "20250102-030010-chain").mkdir()
+    other = root / "20250102-030011-chain"
+    other.mkdir()
+    (other / "trace.jsonl").write_text("not a trace\n")
+    piped = root / "20250102-030012-chain"
+    piped.mkdir()
+    os.mkfifo(piped / "trace.jsonl")
+    folder = root / "20250102-030013-chain"
+    (folder / "trace.jsonl").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    gone = run(root, 0)
+    run(root, 99)
+    assert Retention(root, 1).tidy() == [root / "20250102-030099-chain", gone]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all(path.exists() for path in kept)
+
+
+def test_a_run_under_way_goes_when_it_has_been_dead_for_a_month(tmp_path: Path) -> None:
+    old, young = (run(tmp_path, number, over=False) for number in (1, 2))
+    trace = old / "trace.jsonl"
+    at = trace.stat().st_mtime - DEAD_S - 60
+    os.utime(trace, (at, at))
+    assert Retention(tmp_path, 1).tidy() == [old]
+    assert young.exists()
+
+
+def test_what_is_beyond_repair_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = run(tmp_path, 1), run(tmp_path, 2)
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == second:
+            raise PermissionError
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert Retention(tmp_path, 1).tidy() == [first]
+    assert second.exists()
+    assert Retention(tmp_path / "none", 1).tidy() == []
+
+
+def test_several_processes_may_tidy_at_once(tmp_path: Path) -> None:
+    folders = [run(tmp_path, number) for number in range(60)]
+    mine = run(tmp_path, 7, name="20250102-030007-mine")
+    (mine / "notes.txt").write_text("mine")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom kvcomm.trace.retention import Retention\n"
+        "sys.stdin.readline()\nprint(len(Retention(Path(sys.argv[1]), 11).tidy()))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:  # all are ready before the first begins
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=60) for process in processes]
+    assert [err for _, err in ended] == ["", "", ""]
+    # Each folder was deleted by one of them.
+    assert sum(int(out) for out, _ in ended) == 50
+    assert sorted(tmp_path.iterdir()) == sorted([mine, *folders[50:]])
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_a_number_that_keeps_nothing_is_refused(tmp_path: Path, keep: int) -> None:
+    with pytest.raises(UsageError, match="keep_runs"):
+        Retention(tmp_path, keep)
+
+
+def test_a_session_keeps_its_newest_runs_and_all_that_were_named(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    graph = chain(agent("a", 2))
+    with Session(tiny, reuse="exact", state=None, runs=tmp_path, keep_runs=2) as active:
+        named = [tmp_path / f"20200101-00000{n}-chain" for n in range(3)]
+        for folder in named:
+            active.run(graph, TASK, out=folder)
+        made = [active.run(graph, TASK).trace.path for _ in range(4)]
+    assert sorted(tmp_path.iterdir()) == sorted([*named, *filter(None, made[2:])])
