@@ -28,6 +28,8 @@ from kvcomm.trace.timeline import Timeline
 from tests.runtime.support import ENDLESS, TASK, Events, agent, forever, session
 
 TEAM = fully_connected(agent("a", 8), agent("b", 60), agent("c"))
+# The same, but b is never done: however fast it decodes, it is under way when it is cancelled.
+HELD = fully_connected(agent("a", 8), agent("b", 60, post=forever), agent("c"))
 
 
 async def cancelled_at(
@@ -54,7 +56,7 @@ async def test_a_call_that_decodes_leaves_its_prompt_and_what_it_wrote(
     tiny: LocalEngine, mode: str, tmp_path: Path
 ) -> None:
     active = session(tiny, mode)
-    trace, said = await cancelled_at(active, TEAM, "b", 5, tmp_path)
+    trace, said = await cancelled_at(active, HELD, "b", 5, tmp_path)
     whole = await active.arun(TEAM, TASK)
     assert trace.finished is not None
     assert trace.finished.status == "interrupted"
@@ -72,8 +74,9 @@ async def test_a_call_that_decodes_leaves_its_prompt_and_what_it_wrote(
         assert trace.text(step) is not None
     # What it wrote is the beginning of what it would have written.
     assert cut.text.startswith(said)
-    assert 5 <= cut.output_tokens < 60
-    assert whole.call("b").text.startswith(cut.text)
+    assert 5 <= cut.output_tokens <= 60
+    # (It may end within a character.)
+    assert whole.call("b").text.startswith(cut.text.rstrip("\ufffd"))
     assert cut.stop == "interrupted"
     assert cut.ready_at is not None
     assert cut.first_token_at is not None
@@ -91,7 +94,7 @@ async def test_a_call_that_decodes_leaves_its_prompt_and_what_it_wrote(
 async def test_a_call_that_works_ahead_leaves_what_was_in_its_row(
     tiny: LocalEngine, tmp_path: Path
 ) -> None:
-    trace, _ = await cancelled_at(session(tiny, "exact"), TEAM, "b", 20, tmp_path)
+    trace, _ = await cancelled_at(session(tiny, "exact"), HELD, "b", 20, tmp_path)
     cut = {view.node: view.interrupted for view in trace.calls}["c"]
     assert cut is not None
     assert (cut.ready_at, cut.first_token_at, cut.output_tokens, cut.text) == (None, None, 0, "")
@@ -132,7 +135,7 @@ def test_a_time_limit_leaves_what_was_written_until_then(tiny: LocalEngine) -> N
 
 async def test_an_engine_that_generates_whole_answers_leaves_the_prompt(tmp_path: Path) -> None:
     with load_engine("random:llama-dynamic-tiny", device="cpu") as dense:
-        trace, said = await cancelled_at(session(dense, "dense"), TEAM, "b", 1, tmp_path)
+        trace, said = await cancelled_at(session(dense, "dense"), HELD, "b", 1, tmp_path)
     (view,) = [view for view in trace.calls if view.node == "b"]
     assert view.interrupted is not None
     assert view.interrupted.text.startswith(said)
@@ -141,7 +144,7 @@ async def test_an_engine_that_generates_whole_answers_leaves_the_prompt(tmp_path
 @pytest.fixture
 async def cut_short(tiny: LocalEngine, tmp_path: Path) -> TraceRun:
     """A run that was interrupted while b was decoding, and c worked ahead."""
-    trace, _ = await cancelled_at(session(tiny, "exact"), TEAM, "b", 20, tmp_path / "run")
+    trace, _ = await cancelled_at(session(tiny, "exact"), HELD, "b", 20, tmp_path / "run")
     return trace
 
 
