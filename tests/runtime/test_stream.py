@@ -14,7 +14,7 @@ import kvcomm
 from kvcomm import Delta, NodeEnd, NodeError, NodeStart, Retry, RunStart, ToolCall, ToolResult
 from kvcomm.agents import Agent, Tool
 from kvcomm.engine.local import LocalEngine
-from kvcomm.errors import NodeFailed, RunCancelled
+from kvcomm.errors import NodeFailed, RunCancelled, RunTimeout
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session import Session
@@ -211,3 +211,17 @@ def test_the_events_are_exported() -> None:
         assert getattr(kvcomm, name) is not None
     with pytest.raises(AttributeError):
         kvcomm.nothing  # noqa: B018
+
+
+def test_leaving_a_turn_of_a_chat_ends_it_and_it_does_not_count(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    with session(tiny, "exact") as active:
+        chat = active.chat(ENDLESS)
+        stream = chat.stream(TASK, out=tmp_path)
+        first_word(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert interrupted(tmp_path)
+        assert chat.turns == []
+        with pytest.raises(RunTimeout):
+            chat.run(TASK, timeout_s=0.2)
