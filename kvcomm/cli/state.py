@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +80,8 @@ def prune(
     """Remove what other versions of kvcomm learned, and files that are damaged."""
     from kvcomm.reuse.state_files import remove, unwanted
 
+    if older_than is not None and not math.isfinite(older_than):
+        raise UsageError(f"--older-than {older_than} is no number of days")
     found = _found(state)
     age = None if older_than is None else older_than * DAY_S
     room = options.size(keep, "--keep")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -328,6 +328,10 @@ class Engine(Protocol):
 
     async def quiet(self) -> None:
         """Wait until nothing is left to compute ahead or for a first token."""
+
+    @property
+    def before_close(self) -> set[Callable[[], object]]:
+        """What is called when the engine is closed, while it still works."""
 
     def close(self) -> None:
         """Stop the engine; sequences still open fail."""

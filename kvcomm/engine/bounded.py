@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Self
 
 from kvcomm.engine.base import Call
@@ -26,9 +28,15 @@ class Bounded:
                 "max_tokens"
             )
 
+    @cached_property
+    def before_close(self) -> set[Callable[[], object]]:
+        """What is called when the engine is closed, while it still works."""
+        return set()
+
     def close(self) -> None:
         """Stop what the engine runs."""
-        raise NotImplementedError
+        for call in tuple(self.before_close):
+            call()
 
     def __repr__(self) -> str:
         where = ", ".join(filter(None, (self.device, self.dtype)))

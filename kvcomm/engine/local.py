@@ -386,5 +386,6 @@ class LocalEngine(LoadedEngine):
         self.loop.submit(drop).result()
 
     def close(self) -> None:
-        """Stop the loop; sequences still open fail."""
+        """Save what was learned and stop the loop; sequences still open fail."""
+        super().close()
         self.loop.close()

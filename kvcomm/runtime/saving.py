@@ -7,9 +7,11 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from kvcomm.engine.base import Engine
 from kvcomm.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -24,13 +26,15 @@ _pending: set[Saver] = set()
 class Saver:
     """Calls `save`, on a thread of its own, some time after `changed` was called.
 
-    One that fails is logged, and tried again when something else has changed: nothing that was
-    learned is forgotten meanwhile. `failed` says why, until it has succeeded.
+    It is called at once when `engine` is closed, and when the program ends. One that fails is
+    logged, and tried again when something else has changed: nothing that was learned is forgotten
+    meanwhile. `failed` says why, until it has succeeded.
     """
 
-    def __init__(self, save: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, save: Callable[[], Coroutine[Any, Any, None]], engine: Engine) -> None:
         self.failed = ""
         self._save = save
+        self._engine = engine
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -38,6 +42,7 @@ class Saver:
     def changed(self) -> None:
         """There is something to write."""
         with self._lock:
+            self._engine.before_close.add(self._write)
             _pending.add(self)
             if self._timer is None:
                 self._timer = threading.Timer(SAVE_S, self._write)
@@ -48,6 +53,7 @@ class Saver:
         """Write what there is to write, now. Raises `StateError`."""
         with self._writing:
             with self._lock:
+                self._engine.before_close.discard(self._write)
                 if self not in _pending:
                     return
                 _pending.discard(self)
@@ -55,9 +61,10 @@ class Saver:
                     self._timer.cancel()
                     self._timer = None
             try:
-                asyncio.run(self._save())
+                _finish(self._save)
             except BaseException as error:
                 _pending.add(self)
+                self._engine.before_close.add(self._write)
                 self.failed = str(error) or type(error).__name__
                 if isinstance(error, StateError) or not isinstance(error, Exception):
                     raise
@@ -69,6 +76,17 @@ class Saver:
             self.flush()
         except StateError as error:
             log.warning("%s", error)
+
+
+def _finish(save: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine to its end, also where an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(save())
+        return
+    with ThreadPoolExecutor(1, "kvcomm-saver") as pool:
+        pool.submit(asyncio.run, save()).result()
 
 
 def flush_all() -> None:

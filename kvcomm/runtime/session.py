@@ -124,7 +124,7 @@ class Session:
         self._admission = Admission(max_runs)
         self._state = self._state_folder(state)
         self._learned: StateRead | None = None
-        self._saver = Saver(self._write)
+        self._saver = Saver(self._write, engine)
         self._background: Background | None = None
         self._measuring: Future[None] | None = None
         self._opening = threading.Lock()

@@ -27,10 +27,10 @@ WRONG = {
 # These take them: any seed, a divergence or a temperature however large, all of fewer tasks.
 RIGHT = {
     "-1": {"--seed", "--shuffle"},
-    "0": {"--seed", "--shuffle", "--retries", "--warmup", "--target-divergence"},
+    "0": {"--seed", "--shuffle", "--retries", "--warmup", "--target-divergence", "--older-than"},
     str(10**30): {"--limit", "--shuffle"},
     "9" * 5000: set(),
-    "1e30": {"--target-divergence", "--temperature"},
+    "1e30": {"--target-divergence", "--temperature", "--older-than"},
 }
 
 

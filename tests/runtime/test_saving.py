@@ -7,16 +7,27 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from kvcomm.engine.base import Engine
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.models import load_engine
 from kvcomm.errors import StateError
 from kvcomm.runtime import saving
 from kvcomm.runtime.saving import Saver, flush_all
 
 from .support import GRAPH, TASK, TASKS, session
+
+
+class Stub:
+    """As much of an engine as a saver knows."""
+
+    def __init__(self) -> None:
+        self.before_close: set[Callable[[], object]] = set()
 
 
 class Written:
@@ -37,7 +48,7 @@ class Written:
 def test_changes_are_written_together_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "SAVE_S", 0.01)
     written = Written()
-    saver = Saver(written)
+    saver = Saver(written, cast(Engine, Stub()))
     with saver._lock:  # the timer cannot have been seen to run before all three are counted
         pass
     for _ in range(3):
@@ -53,7 +64,7 @@ def test_changes_are_written_together_after_a_while(monkeypatch: pytest.MonkeyPa
 
 def test_a_change_waits_for_company() -> None:
     written = Written()
-    saver = Saver(written)
+    saver = Saver(written, cast(Engine, Stub()))
     for _ in range(100):
         saver.changed()
     assert not written.threads
@@ -66,7 +77,7 @@ def test_a_change_waits_for_company() -> None:
 def test_a_write_that_fails_is_told_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
     written = Written()
     written.fails = "the disk is full"
-    saver = Saver(written)
+    saver = Saver(written, cast(Engine, Stub()))
     saver.changed()
     with pytest.raises(StateError, match="the disk is full"):
         saver.flush()
@@ -85,6 +96,21 @@ def test_what_was_learned_is_written_when_the_session_closes(
     with session(tiny, "kvcomm", state=tmp_path) as active:
         active.run(GRAPH, TASK)
         assert not list(tmp_path.iterdir()), "not before the answer, nor right behind it"
+    assert list(tmp_path.glob("*.safetensors"))
+
+
+async def test_a_session_that_is_closed_in_an_event_loop_saves(
+    tiny: LocalEngine, tmp_path: Path
+) -> None:
+    with session(tiny, "kvcomm", state=tmp_path) as active:
+        await active.arun(GRAPH, TASK)
+    assert list(tmp_path.glob("*.safetensors"))
+    assert not tiny.before_close
+
+
+def test_an_engine_that_is_closed_saves_what_it_learned(tmp_path: Path) -> None:
+    with load_engine("random:llama-tiny", device="cpu") as engine:
+        session(engine, "kvcomm", state=tmp_path).run(GRAPH, TASK)
     assert list(tmp_path.glob("*.safetensors"))
 
 

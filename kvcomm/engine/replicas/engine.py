@@ -177,7 +177,8 @@ class RayEngine(Bounded):
         await self._all("ask", "quiet")
 
     def close(self) -> None:
-        """End the replicas, and Ray where it was started for them."""
+        """Save what was learned; end the replicas, and Ray where it was started for them."""
+        super().close()
         self.sharing.close()
         for replica in self.replicas:
             replica.stop()
