@@ -24,15 +24,26 @@ FOREIGN = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 @dataclass(frozen=True, eq=False)
+class Lent:
+    """The slots `start` to `stop` of a slab, equal to those of another row that takes them."""
+
+    slab: Slab
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """Tokens `offset : offset + len(positions)` of the pack belong to the row of `slab`.
 
-    `positions` are ascending slots; all slots below the last one are filled by then.
+    `positions` are ascending slots; all slots below the last one are filled by then, those that are
+    `lent` by a part before this one: layer by layer, as soon as they are there.
     """
 
     slab: Slab
     offset: int
     positions: Sequence[int]
+    lent: Lent | None = None
 
     @property
     def contiguous(self) -> bool:
@@ -169,6 +180,10 @@ def packed_attention(
         stop = start + count
         keys, values = part.slab.keys[layer], part.slab.values[layer]
         low, top = part.positions[0], part.positions[-1] + 1
+        if part.lent is not None:
+            taken = slice(part.lent.start, part.lent.stop)
+            keys[:, taken] = part.lent.slab.keys[layer][:, taken]
+            values[:, taken] = part.lent.slab.values[layer][:, taken]
         if part.contiguous:
             keys[:, low:top] = key[0, :, start:stop]
             values[:, low:top] = value[0, :, start:stop]

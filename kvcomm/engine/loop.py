@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from kvcomm.engine.attention import Pack, Part, packed_forward
+from kvcomm.engine.attention import Lent, Pack, Part, packed_forward
 from kvcomm.engine.base import AHEAD, BACKGROUND, READY, SAME_TEXT, Phases, Token
+from kvcomm.engine.beginnings import Beginning, lent
 from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.memory import out_of_memory, release_unused
 from kvcomm.engine.rows import Row
@@ -50,7 +51,9 @@ class Work:
 
     `begin` names the positions when the work's turn comes. `done` gets the logits of the last
     `logits` positions, on the loop's thread, before the future resolves and before any other work:
-    what it starts is part of the next step. A pilot computes the first `layers` only.
+    what it starts is part of the next step. A pilot computes the first `layers` only. Of the
+    beginning that it `takes` it need not compute what another row in the step `gives`; `took` hears
+    the first slot behind that.
     """
 
     row: Row
@@ -60,6 +63,10 @@ class Work:
     phases: Phases
     done: Callable[[torch.Tensor | None], None]
     layers: int | None = None
+    takes: Beginning | None = None
+    gives: Beginning | None = None
+    took: Callable[[int], None] = lambda _: None
+    lent: Lent | None = None
     future: Future[None] = field(default_factory=Future)
     order: int = 0
     queued: float = 0.0
@@ -341,6 +348,8 @@ class Loop:
             if left > 0:
                 fewer.append((work, chunk[:left]))
                 left -= len(chunk)
+            elif work.lent is not None:  # who gave it is cut: it begins anew
+                work.positions = work.lent = None
         return fewer
 
     def _sampled(self, decodings: Sequence[Decoding]) -> list[Decoding]:
@@ -384,7 +393,8 @@ class Loop:
     ) -> list[tuple[Work, Sequence[int]]]:
         """The most urgent positions within the budget; less urgent rows wait for urgent ones.
 
-        Rows share a step while it is not full; after that the first to come is the first to go.
+        Rows share a step while it is not full; after that the first to come is the first to go. An
+        equal beginning of several rows is computed in the first of them.
         """
         chunks: list[tuple[Work, Sequence[int]]] = []
         urgent: int | None = None
@@ -402,6 +412,7 @@ class Loop:
                 except Exception as error:
                     self._drop([work], [], error)
                     continue
+                _borrow(work, chunks)
             positions = work.positions[work.computed : work.computed + budget - taken]
             if positions:
                 urgent = work.priority()
@@ -435,7 +446,7 @@ class Loop:
             positions.append(slot)
         counts = []
         for work, chunk in chunks:
-            parts.append(Part(work.row.slab, len(ids), chunk))
+            parts.append(Part(work.row.slab, len(ids), chunk, work.lent))
             asked = [i for i in range(len(chunk)) if work.wants(work.computed + i)]
             wanted += [len(ids) + i for i in asked]
             counts.append(len(asked))
@@ -463,11 +474,24 @@ class Loop:
                 work.collected.append(logits[taken : taken + count])
                 taken += count
             work.computed += len(chunk)
+            if work.lent is not None:
+                work.took(work.lent.stop)
+                work.lent = None
             work.phases.add("forward" if layers is None else "pilot", spent)
         finished = [w for w, _ in chunks if w.computed == len(w.positions or ())]
         self._remove(finished)
         for work in finished:
             work.finish()
+
+
+def _borrow(work: Work, chunks: Sequence[tuple[Work, Sequence[int]]]) -> None:
+    """Take what these chunks compute of the work's beginning; its last position is its own."""
+    if work.takes is None or not work.positions:
+        return
+    givers = [(w.row.slab, w.gives, chunk[-1] + 1) for w, chunk in chunks if w.gives is not None]
+    work.lent = lent(work.takes, work.positions[0], work.positions[-1], givers)
+    if work.lent is not None:
+        work.positions = [slot for slot in work.positions if slot >= work.lent.stop]
 
 
 def _tell(told: Sequence[tuple[Decoding, Token | BaseException]]) -> None:

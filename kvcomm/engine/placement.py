@@ -59,22 +59,32 @@ class Placement:
         last = len(self.row) - 1
         return found if found[-1:] == [last] or not self.answers else [*found, last]
 
-    def adopt(self, cache: PrefixCache, namespace: str) -> None:
-        """Copy what the cache holds of the leading computed segments."""
+    @property
+    def adoptable(self) -> int:
+        """The leading slots of the row that may come from the prefix cache.
+
+        The final token of a prompt is always computed: its logits are wanted.
+        """
         lead = self.start
         for piece in self.pieces:
             if piece.positions is not None:
                 break
             lead = piece.start + piece.size
-        match = cache.match(self.row.ids[:lead], namespace)
+        return lead - (self.answers and lead == len(self.row))
+
+    def adopt(self, cache: PrefixCache, namespace: str) -> None:
+        """Copy what the cache holds of the leading computed segments."""
+        match = cache.match(self.row.ids[: self.adoptable], namespace)
         if match is None or match[0] is self.row.slab:
             return
-        # The final token of a prompt is always computed: its logits are wanted.
-        ends_here = self.answers and lead == len(self.row)
-        held = min(match[1], lead - ends_here)
+        slab, held = match
         if held > self.start:
-            self.row.slab.copy_from(match[0], self.start, held)
-            self.adopted = held
+            self.row.slab.copy_from(slab, self.start, held)
+            self.take(held)
+
+    def take(self, stop: int) -> None:
+        """The slots below `stop` are there."""
+        self.adopted = stop
 
     def pilot_slots(self) -> list[int]:
         """Everything that no prefix holds: a pilot computes it in the first layers."""

@@ -25,6 +25,7 @@ from kvcomm.engine.base import (
     Survey,
     Token,
 )
+from kvcomm.engine.beginnings import Beginning
 from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work, post
 from kvcomm.engine.placement import Piece, Placement
@@ -181,13 +182,26 @@ class LocalSequence:
                 self._decoding.logits = logits[-1]
                 self.engine.loop.decode(self._decoding)
 
-        work = Work(row, begin, lambda: self._priority, int(answers), self.phases, done)
+        work = Work(
+            row,
+            begin,
+            lambda: self._priority,
+            int(answers),
+            self.phases,
+            done,
+            takes=self._beginning(placement.adoptable) if adopts else None,
+            gives=self._beginning(row.exact_length) if self._call.feeds_prefix else None,
+            took=placement.take,
+        )
         self._work = work
         if pilot:
             self._pilot(placement, begin, pilot, work)
         else:
             self.engine.loop.compute(work)
         return placement, work
+
+    def _beginning(self, length: int) -> Beginning:
+        return Beginning(self._call.namespace, self._row.ids[:length])
 
     def _pilot(
         self, placement: Placement, begin: Callable[[], object], layers: int, then: Work

@@ -141,15 +141,19 @@ class Memory:
 
     def held(self, row: Row) -> int:
         """Leading tokens of the row's prompt that the prefix cache holds."""
-        graph, node = row.key
+        node = row.key[1]
         found = 0
         for other, length in self._prefixes.items():
-            table = self._shared if other.key[0] == graph else self._across
             if other is not row:
-                found = max(found, min(length, table.get((node, other.key[1]), 0)))
+                found = max(found, min(length, self.common(row, other)))
         for name, length in self._openings.items():
             found = max(found, min(length, self._across.get((node, name), 0)))
         return found if found >= BLOCK else 0
+
+    def common(self, one: Row, other: Row) -> int:
+        """The leading tokens that the prompts of two rows have in common."""
+        table = self._shared if one.key[0] == other.key[0] else self._across
+        return table.get((one.key[1], other.key[1]), 0)
 
     def _measure(self) -> None:
         kept = sum(row.capacity for row in self._ended()) + sum(self._openings.values())

@@ -11,7 +11,7 @@ from typing import Any
 import simpy
 
 from kvcomm.plan.hardware import Hardware
-from kvcomm.plan.memory import Memory
+from kvcomm.plan.memory import BLOCK, Memory
 
 # As in the engine (which cannot be imported here: it needs torch); a test compares them.
 READY, AHEAD, BACKGROUND = 0, 1, 2
@@ -38,8 +38,8 @@ class Row:
 class Work:
     """Slots `start` to `end` of a row, of which `tokens` are computed when their turn comes.
 
-    With `adopts`, a prefix may hold some of them. `done` is called on the loop's turn, `finished`
-    wakes who waits.
+    With `adopts`, a prefix may hold some of them, or another row in the step may compute them.
+    `done` is called on the loop's turn, `finished` wakes who waits.
     """
 
     row: Row
@@ -169,7 +169,7 @@ class Replica:
     def _chunks(self, works: list[Work], budget: int) -> list[tuple[Work, int]]:
         """The most urgent tokens within the budget; less urgent rows wait for urgent ones.
 
-        Rows share a step while it is not full.
+        Rows share a step while it is not full. An equal beginning is computed in the first of them.
         """
         chunks: list[tuple[Work, int]] = []
         taken = 0
@@ -179,7 +179,7 @@ class Replica:
             if chunks and work.row.priority > chunks[-1][0].row.priority:
                 break
             if not work.begun:
-                self._begin(work)
+                self._begin(work, chunks)
             count = min(work.left, budget - taken)
             if count:
                 chunks.append((work, count))
@@ -188,12 +188,20 @@ class Replica:
                 self._finish(work)
         return chunks
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, work: Work, chunks: list[tuple[Work, int]]) -> None:
         work.begun = True
         if work.adopts:
-            held = min(self.memory.held(work.row), work.end - work.answers)
-            work.prefix = max(held - work.start, 0)
+            held = max(min(self.memory.held(work.row), work.end - work.answers) - work.start, 0)
+            lent = max((self._lent(work, *chunk) for chunk in chunks), default=0)
+            work.prefix = lent if lent >= held + BLOCK else held
             work.tokens -= work.prefix
+
+    def _lent(self, work: Work, other: Work, count: int) -> int:
+        """What `other` has of these tokens with its next `count`; the last one is not lent."""
+        if not other.adopts:
+            return 0
+        there = other.end - other.left + count
+        return min(self.memory.common(work.row, other.row), there, work.end - 1) - work.start
 
     def _finish(self, work: Work) -> None:
         self._works.remove(work)

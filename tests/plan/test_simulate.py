@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
+import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcomm.plan.memory import Memory
+from kvcomm.plan.replica import READY, Replica, Row
+from kvcomm.plan.replica import Work as Queued
 from kvcomm.plan.simulate import Estimate, Fleet, estimate
 from kvcomm.plan.workload import Piece, ToolUse, Work
 from tests.plan.works import SIMPLE, call, chains, graphs, work
@@ -90,6 +95,24 @@ def test_a_prefix_is_computed_once() -> None:
     assert (found["first"].prefix, found["second"].prefix) == (0, 60)
     dense = one(both, "dense").graphs[0].calls
     assert dense["second"].computed == 110
+
+
+@pytest.mark.parametrize(("common", "expected"), [(60, [0, 60]), (15, [0, 0])])
+def test_rows_of_one_step_compute_their_beginning_once(common: int, expected: list[int]) -> None:
+    env = simpy.Environment()
+    shared = {("a", "b"): common, ("b", "a"): common}
+    memory = Memory(env, SIMPLE.memory, SIMPLE.kv_bytes, shared, {})
+    replica = Replica(env, SIMPLE, memory)
+    works = []
+    for name in ("a", "b"):
+        row = Row((0, name), 100, READY, length=100)
+        settle = partial(memory.settle, row)
+        queued = Queued(row, 0, 100, 100, env.event(), adopts=True, done=settle)
+        works.append(queued)
+        replica.compute(queued)
+    env.run(env.all_of([queued.finished for queued in works]))
+    assert [queued.prefix for queued in works] == expected
+    assert replica.computed == 200 - sum(expected)
 
 
 def test_graphs_share_literals_only_and_only_on_a_replica() -> None:
