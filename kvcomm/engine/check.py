@@ -18,6 +18,7 @@ from kvcomm.engine import flash
 from kvcomm.engine.attention import NAME, Pack, Part, packed_forward
 from kvcomm.engine.rows import Row
 from kvcomm.kv import Rope, Slab
+from kvcomm.kv.precision import wide
 
 # Models compute rotary angles in float32 whatever their dtype, so float64 gains nothing here.
 TOLERANCE = {
@@ -192,5 +193,5 @@ def _window(text: Any) -> int | None:
 
 def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest difference over the largest reference value."""
-    difference = (value.double() - reference.double()).abs().max()
-    return float(difference / reference.double().abs().max())
+    value, reference = wide(value), wide(reference)
+    return float((value - reference).abs().max() / reference.abs().max())

@@ -23,6 +23,7 @@ from kvcomm.engine.shapes import SHAPES, random_model
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ModelError, UsageError
 from kvcomm.kv import Rope
+from kvcomm.kv.precision import place_for
 from kvcomm.prompt import Hole, compile_template
 from kvcomm.reuse.offsets.linear import state_bytes
 
@@ -200,4 +201,6 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ModelError(f"dtype {name!r} is unknown: choose one of {', '.join(DTYPES)}")
     kind: torch.dtype = getattr(torch, name)
+    if place_for(kind, device) != device:
+        raise ModelError(f"{device.type} has no {name}: use float32 or float16, or --device cpu")
     return kind

@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from kvcomm.kv.precision import place
+
 FORMAT, CHECKSUM = "format", "checksum"
 
 
@@ -43,7 +45,8 @@ def load_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file that `save_tensors` wrote.
 
-    Raises `ValueError` for a file of another format, and for one that is damaged.
+    They are on `device`, as far as it has their dtype. Raises `ValueError` for a file of another
+    format, and for one that is damaged.
     """
     try:
         # Opened once: a library that opens a path again may find the file that replaced it.
@@ -56,7 +59,8 @@ def load_tensors(
         raise ValueError(f"not in the format {form}")
     if header.pop(CHECKSUM, "") != _sum(tensors, header):
         raise ValueError("damaged: its checksum is another")
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
+    where = torch.device(device)
+    return {name: place(tensor, where) for name, tensor in tensors.items()}, header
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 
 from kvcomm.engine.base import Learned
 from kvcomm.engine.local import LocalEngine
+from kvcomm.kv.precision import place
 from kvcomm.reuse.offsets import OffsetModel
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ class Learner:
 
     def _on_device(self, state: State) -> State:
         device = self._engine.network.device
-        return {name: tensor.to(device) for name, tensor in state.items()}
+        return {name: place(tensor, device) for name, tensor in state.items()}
 
 
 def _on_cpu(state: State) -> State:

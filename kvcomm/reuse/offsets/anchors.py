@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.kv.precision import wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved, shape_of
 from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.policy import Anchors
@@ -59,12 +60,14 @@ class AnchorPool:
             have = "1 anchor" if count == 1 else f"{count} anchors"
             return Verdict(False, f"{have} of at least {len(base)} tokens, needs 2", count)
         tokens = len(base)
-        distances = torch.stack(
-            [
-                torch.linalg.vector_norm((base.values - a.base.values[:, :, :tokens]).float())
-                for a in usable
-            ]
-        ).double()
+        distances = wide(
+            torch.stack(
+                [
+                    torch.linalg.vector_norm((base.values - a.base.values[:, :, :tokens]).float())
+                    for a in usable
+                ]
+            )
+        )
         weights = torch.softmax(-distances, dim=0)
         entropy = float(-(weights * weights.clamp_min(1e-300).log()).sum())
         limit = self.gamma * math.log(count)

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.kv.precision import place_for, wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved
 from kvcomm.reuse.offsets.mean import LiteralMean
 from kvcomm.reuse.plan import Verdict
@@ -54,15 +55,16 @@ class _Sums:
         """Room for those of `count` tokens; see `put`."""
 
         def room(*shape: int) -> torch.Tensor:
-            return torch.empty(shape, dtype=torch.float64, device=device)
+            wide_place = place_for(torch.float64, device)
+            return torch.empty(shape, dtype=torch.float64, device=wide_place)
 
         xx, xy = room(groups, width, width), room(groups, width, width)
         return cls(xx, xy, room(groups, width), room(groups, width), count)
 
     def put(self, groups: slice, x: torch.Tensor, y: torch.Tensor) -> None:
         """Those of features and targets, `[groups, tokens, width]` each."""
-        self.xx[groups], self.xy[groups] = x.mT @ x, x.mT @ y
-        self.x[groups], self.y[groups] = x.double().sum(dim=1), y.double().sum(dim=1)
+        self.xx[groups], self.xy[groups] = wide(x.mT @ x), wide(x.mT @ y)
+        self.x[groups], self.y[groups] = wide(x).sum(dim=1), wide(y).sum(dim=1)
 
     def copy(self) -> _Sums:
         """The same in tensors of their own."""
@@ -143,16 +145,18 @@ class LinearOffsets:
 
     def predict(self, base: KV) -> KV:
         """The offset of every token. Raises `ValueError` when nothing was learned."""
-        if self._weights is None or self._bias is None:
+        solution = self._solution(base.keys.device)
+        if solution is None:
             raise ValueError("no linear offsets learned yet")
+        weights, bias = solution
         count, heads, _, dim = base.keys.shape
         per_layer, width = self._size(heads, dim)
-        if self._weights.shape[:2] != ((count - 1) * per_layer, width):
+        if weights.shape[:2] != ((count - 1) * per_layer, width):
             raise OtherShape
         offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
         for layers, groups in self._blocks(base):
-            x = self._features(base, layers).to(self._weights.dtype)
-            y = torch.baddbmm(self._bias[groups], x, self._weights[groups])
+            x = self._features(base, layers).to(weights.dtype)
+            y = torch.baddbmm(bias[groups], x, weights[groups])
             self._unpack(y, offset, layers)
         return offset
 
@@ -166,13 +170,15 @@ class LinearOffsets:
             return
         one = LinearOffsets(self.ridge, self.heads)
         one._sums = self._room(base)
+        solution = self._solution(base.keys.device)
         for layers, groups in self._blocks(base):
             x, y = (self._features(kv, layers).float() for kv in (base, offset))
             one._sums.put(groups, x, y)
-            one._total += float(y.double().square().sum())
-            if self._weights is not None and self._bias is not None:
-                y -= torch.baddbmm(self._bias[groups], x, self._weights[groups])
-            one._left += float(y.double().square().sum())
+            one._total += float(wide(y).square().sum())
+            if solution is not None:
+                weights, bias = solution
+                y -= torch.baddbmm(bias[groups], x, weights[groups])
+            one._left += float(wide(y).square().sum())
         one._seen = 1
         one._literal.observe(literal)
         for model in (self, self._untaken):
@@ -206,6 +212,13 @@ class LinearOffsets:
             weights[groups], bias[groups] = sums.solve(groups, ridge)
         self._weights, self._bias = weights, bias
         self._solved_at = sums.count
+
+    def _solution(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """W and b where the KV is: they are solved where float64 is."""
+        if self._weights is None or self._bias is None:
+            return None
+        self._weights, self._bias = self._weights.to(device), self._bias.to(device)
+        return self._weights, self._bias
 
     def _room(self, kv: KV) -> _Sums:
         layers, heads, tokens, dim = kv.keys.shape
