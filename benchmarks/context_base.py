@@ -92,7 +92,7 @@ class Bench:
 
     def standalone(self, ids: Sequence[int]) -> KV:
         """Base KV of a text alone."""
-        header = self.engine._header
+        header = self.engine.bases.header
         row = self.row([*header, *ids])
         self.compute(row, range(len(row)))
         return row.position_free(range(len(header), len(row)))

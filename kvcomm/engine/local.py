@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from kvcomm.engine.base import READY, Call, Capabilities, EngineSequence, Learned, Phases
+from kvcomm.engine.base import Call, Capabilities, EngineSequence, Learned
+from kvcomm.engine.bases import Bases
 from kvcomm.engine.budget import WHOLE, Budget
 from kvcomm.engine.check import TOLERANCE, kv_shape, slot_bytes
 from kvcomm.engine.dense import DenseEngine
@@ -26,10 +25,9 @@ from kvcomm.engine.rows import Row
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import OutOfMemory
-from kvcomm.kv import KV, PrefixCache, Rope, Slab, Store, content_key
+from kvcomm.kv import KV, PrefixCache, Rope, Slab, Store
 from kvcomm.kv.tiers import Disk, Host, Tier
 from kvcomm.message import Handle
-from kvcomm.prompt import Hole, Template, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets
 from kvcomm.reuse.plan import Verdict
 from kvcomm.reuse.state import belongs, check_folder, copy_state, learned_by, load_state, save_state
@@ -91,11 +89,9 @@ class LocalEngine(LoadedEngine):
         graphs = Graphs(model, TOLERANCE[model.dtype]) if flash else None
         self.loop = Loop(model, self.relieve, flash=flash, graphs=graphs)
         self.slot_bytes = slot_bytes(model.config, model.dtype)
-        self._header = self._standalone_header()
-        self._making: dict[str, Future[int]] = {}
+        self.bases = Bases(self)
         # Versions of what is on disk, by folder and template.
         self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
-        self._lock = threading.Lock()
 
     def _lower_tiers(self, device: torch.device, spill: Path | None) -> list[Tier]:
         tiers: list[Tier] = []
@@ -171,99 +167,15 @@ class LocalEngine(LoadedEngine):
             self.loop.submit(self.trim)
         try:
             seq = LocalSequence(self, call, ticket)
-        except OutOfMemory:
+        except BaseException as error:
             self.room.leave(ticket)
-            return None
+            if isinstance(error, OutOfMemory):
+                return None
+            raise
         opened.append(seq)
         if ticket.leaving:  # asked before it was there to hear it
             seq.give_way(running)
         return seq
-
-    def _standalone_header(self) -> tuple[int, ...]:
-        """What stands before a bare user text: it takes the attention sink of a base prefill.
-
-        That of any day: base KV is found again on the next one.
-        """
-        return compile_template(self.codec.undated, (), (Hole("text"),)).literals[0]
-
-    async def text_base(self, ids: tuple[int, ...], namespace: str) -> tuple[str, int]:
-        """Key of the base KV of a standalone text, and the tokens computed to make it."""
-        key = content_key(self.fingerprint, namespace, "text", self._header, ids)
-        row_ids = (*self._header, *ids)
-        start = len(self._header)
-        if not ids:
-            return key, 0
-        return key, await self._make_base(
-            key, row_ids, namespace, lambda row: [(key, range(start, len(row_ids)))]
-        )
-
-    async def template_base(self, template: Template, namespace: str) -> tuple[list[str], int]:
-        """Keys of the base KV of a template's literals, prefilled together with empty holes."""
-        ids = tuple(i for literal in template.literals for i in literal)
-        stem = content_key(self.fingerprint, namespace, "template", template.literals)
-        keys = [f"{stem}.{index}" for index in range(len(template.literals))]
-
-        def pieces(row: Row) -> list[tuple[str, range]]:
-            spans, start = [], 0
-            for key, literal in zip(keys, template.literals, strict=True):
-                spans.append((key, range(start, start + len(literal))))
-                start += len(literal)
-            first = template.literals[0]
-            self.prefix.insert(row.slab, first, exact=True, namespace=namespace, opening=len(first))
-            return spans
-
-        return keys, await self._make_base(keys[-1], ids, namespace, pieces)
-
-    async def _make_base(
-        self,
-        key: str,
-        ids: tuple[int, ...],
-        namespace: str,
-        pieces: Callable[[Row], list[tuple[str, range]]],
-    ) -> int:
-        """Prefill `ids` in a row of their own and store pieces of it, once for all who ask."""
-        while True:
-            if await self.call(lambda: key in self.store):
-                return 0
-            with self._lock:
-                making = self._making.get(key)
-                if making is None:
-                    mine = self._making[key] = Future()
-            if making is None:
-                break
-            await asyncio.wait([asyncio.wrap_future(making)])
-        try:
-            row = self.new_row(len(ids))
-            row.ids += ids
-            found: list[int] = []
-
-            def begin() -> range:
-                """What no prefix holds: of a conversation, earlier turns are known."""
-                match = self.prefix.match(ids[:-1], namespace)
-                held = match[1] if match else 0
-                if match:
-                    row.slab.copy_from(match[0], 0, held)
-                found.append(held)
-                return range(held, len(ids))
-
-            def keep(_: object) -> None:
-                for name, span in pieces(row):
-                    self.store.put(name, row.position_free(span))
-
-            work = Work(
-                row,
-                begin=begin,
-                priority=lambda: READY,
-                logits=0,
-                phases=Phases(),
-                done=keep,
-            )
-            await self.finish(self.loop.compute(work))
-        finally:
-            with self._lock:
-                del self._making[key]
-            mine.set_result(0)
-        return len(ids) - found[-1]
 
     async def call(self, task: Callable[[], T], *, idle: bool = False) -> T:
         """Run `task` on the engine's thread; `idle`: when no call waits for its first token."""

@@ -37,31 +37,34 @@ class Realigner:
         self._call = call
         self._phases = phases
         self.segments: list[Segment] = []
+        self._absent: dict[int, str] = {}  # why segments have no base KV that were to have it
 
     async def survey(self, segments: Sequence[Segment], *, literals: bool, last: bool) -> Survey:
         """Handles on base KV, made where it is not borrowed, and what the offset models say.
 
         The segments follow those surveyed before; `last` says that the prompt ends with them.
         """
-        engine, call, space, cost = self._engine, self._call, self._call.namespace, 0
-        keys: list[str] = []
-        if literals:
-            keys, cost = await engine.template_base(self._call.template, space)
+        engine, call, space = self._engine, self._call, self._call.namespace
+        template = await engine.bases.of_template(call.template, space) if literals else None
+        cost = template.tokens if template else 0
         found: list[Segment] = []
-        for segment in segments:
-            handle = segment.handle
-            if segment.kind == "literal" and keys:
+        for number, segment in enumerate(segments, len(self.segments)):
+            handle, absent = segment.handle, ""
+            if segment.kind == "literal" and template:
                 index = int(segment.name.rpartition(" ")[2])
-                handle = _whole(keys[index], len(segment))
+                handle, absent = _whole(template.keys[index], len(segment)), template.absent
             elif (
                 segment.kind == "placeholder"
                 and segment.name not in call.messages
                 and not call.borrows
             ):
-                key, tokens = await engine.text_base(segment.ids, space)
+                base = await engine.bases.of_text(segment.ids, space)
+                (key,) = base.keys
                 engine.store.expect(key, self._call.next_uses.get(segment.name, NEVER))
-                cost += tokens
-                handle = _whole(key, len(segment))
+                cost += base.tokens
+                handle, absent = _whole(key, len(segment)), base.absent
+            if absent:
+                self._absent[number] = absent
             found.append(replace(segment, handle=handle))
         first = len(self.segments)
         self.segments += found
@@ -91,7 +94,8 @@ class Realigner:
                 last=ends and index == len(self.segments) - 1,
                 done=segment.done,
             )
-            facts.append(replace(fact, absent=NOT_LENT) if self._borrowed(segment) else fact)
+            absent = NOT_LENT if self._borrowed(segment) else self._absent.get(index)
+            facts.append(replace(fact, absent=absent) if absent else fact)
             start += tokens
         self._phases.add("offsets", time.perf_counter() - began)
         return tuple(facts)
