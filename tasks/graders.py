@@ -5,6 +5,7 @@ And the ways to score that suites choose from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 from kvcomm.tasks.scoring import MathScorer, Score, score_choice, score_qa
@@ -13,6 +14,7 @@ from kvcomm.tasks.scoring.sandbox import Limits, Sandbox, find_sandbox
 from kvcomm.tasks.task import Task
 
 LETTERS = "ABCD"
+Grade = Callable[[Task, str, "Graders"], Score]
 
 
 class Graders:
@@ -30,6 +32,13 @@ class Graders:
     def sandbox(self) -> Sandbox:
         """The best sandbox here. Raises `UsageError` when there is none and none is insisted on."""
         return find_sandbox(self._allow_unsandboxed)
+
+    def ready(self, grade: Grade) -> None:
+        """Find what `grade` will need. Raises `UsageError` where it is not there."""
+        if grade is by_math:
+            _ = self.math
+        elif grade is by_tests:
+            _ = self.sandbox
 
     def close(self) -> None:
         """End the processes."""

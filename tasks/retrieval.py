@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import Any
 
 from kvcomm.agents import Tool
 from kvcomm.errors import UsageError
+from kvcomm.extras import need
 from kvcomm.tasks.rows import read_text
 from kvcomm.tasks.task import passage_names
 from kvcomm.tasks.words import words_of
@@ -41,8 +41,7 @@ def bm25_retriever(
 
     Raises `UsageError` for a folder without text, and when bm25s is not installed.
     """
-    if importlib.util.find_spec("bm25s") is None:
-        raise UsageError("bm25s is not installed: pip install 'kvcomm[tasks]'")
+    need("bm25s", "tasks")
     passages = passages_of(folder) if folder else None
 
     def run(texts: Mapping[str, str]) -> list[str]:

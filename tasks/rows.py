@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.errors import UsageError
+from kvcomm.extras import has
 from kvcomm.tasks.task import DATA
 from kvcomm.trace.text import shorten
 
@@ -50,10 +50,10 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
         path = DATA / f"{name}.jsonl"
     if path and (path.exists() or hub is None):
         return read_rows(path)
-    if hub and importlib.util.find_spec("datasets"):
+    if hub and has("datasets"):
         return _from_hub(hub)
     sought = f"{path} is not there" if path else f"no folder is given ({FOLDER} is not set)"
-    from_hub = f", or pip install 'kvcomm[hf]' to load {hub.id} from the hub" if hub else ""
+    from_hub = f', or pip install "kvcomm[hf]" to load {hub.id} from the hub' if hub else ""
     raise UsageError(
         f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{name}.jsonl{from_hub}"
     )

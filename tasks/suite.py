@@ -9,13 +9,11 @@ from typing import Any
 
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
-from kvcomm.tasks.graders import Graders
+from kvcomm.tasks.graders import Grade, Graders
 from kvcomm.tasks.rows import Hub, given_id, read_rows, rows_of
-from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.task import Task, passage_names
 
 Read = Callable[[Mapping[str, Any], str], Task]
-Grade = Callable[[Task, str, Graders], Score]
 Team = Callable[[Graders], AgentGraph]
 
 

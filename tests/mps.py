@@ -41,6 +41,8 @@ def _run(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
             return MPS
         if func is torch.device:
             return func(*args, **kwargs)
+        if ours and func is torch.hash_tensor:
+            raise NotImplementedError("The operator 'aten::hash_tensor' is not implemented for MPS")
         others = [t for t in given if isinstance(t, torch.Tensor) and not isinstance(t, OnMps)]
         if ours and func not in MIXING and any(t.dim() for t in others):
             raise RuntimeError("Expected all tensors to be on the same device")

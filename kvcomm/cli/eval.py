@@ -227,6 +227,7 @@ def suite(
     chosen, warm = select(tasks, limit, shuffle, ids, warmup)
     place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
     with Graders(unsandboxed) as graders, resumable(place):
+        graders.ready(found.grade)
 
         def plan(number: int | None) -> Plan:
             team = team_of(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcomm.errors import UsageError
+from kvcomm.extras import need
 
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
@@ -249,11 +250,3 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"--plot {path}: matplotlib writes {', '.join(formats)}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}")
-
-
-def need(package: str, extra: str) -> None:
-    """Raise `UsageError` when a package of an extra is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec(package) is None:
-        raise UsageError(f"{package} is not installed: pip install 'kvcomm[{extra}]'")

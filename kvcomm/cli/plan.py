@@ -9,6 +9,7 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import console, number_table, print_json
+from kvcomm.extras import need
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +72,7 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Estimate time to first token, throughput and memory of a run's graph, by simulation."""
-    options.need("simpy", "plan")
+    need("simpy", "plan")
     from kvcomm.plan.gpus import hardware_named
     from kvcomm.plan.provenance import notes
     from kvcomm.plan.simulate import Fleet, estimate

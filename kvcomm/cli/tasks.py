@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json
+from kvcomm.extras import has
 
 if TYPE_CHECKING:
     from kvcomm.tasks import Suite
@@ -56,6 +56,6 @@ def _source(suite: Suite, data: Path | None) -> str:
         return "the folder"
     if suite.shipped:
         return "kvcomm"
-    if suite.hub and importlib.util.find_spec("datasets"):
+    if suite.hub and has("datasets"):
         return "the hub"
     return "--data or the hub"

@@ -12,6 +12,7 @@ from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json, say
 from kvcomm.cli.trace_export import export
 from kvcomm.errors import TraceError
+from kvcomm.extras import need
 
 if TYPE_CHECKING:
     from kvcomm.trace.events import RunFinished, RunStarted
@@ -105,7 +106,7 @@ def view(
     """Look around in a run: agents, prompts by source, timeline, audits, events."""
     from kvcomm.trace.read import find_run, read_trace
 
-    options.need("textual", "tui")
+    need("textual", "tui")
     path = find_run(run, runs)
     # The trace stays to the end: to look for garbage in it takes longer than to read it.
     gc.disable()

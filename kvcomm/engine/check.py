@@ -9,6 +9,7 @@ together in a row from computed chunks and a piece of moved KV, must give the pl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -136,8 +137,14 @@ def _keys(model: Any, ids: torch.Tensor, shift: int) -> torch.Tensor:
     """Rotated keys `[layers, kv_heads, tokens, head_dim]` of `ids` at positions from `shift`."""
     cache = DynamicCache()
     positions = torch.arange(shift, shift + len(ids), device=model.device)[None]
-    model(input_ids=ids[None].to(model.device), position_ids=positions, past_key_values=cache)
+    named = {cache_name(model): cache}
+    model(input_ids=ids[None].to(model.device), position_ids=positions, **named)
     return torch.stack([layer.keys[0] for layer in cache.layers])
+
+
+def cache_name(model: Any) -> str:
+    """What the model's forward calls the KV it is given: `cache` since transformers 5.24."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def _compose(model: Any, rope: Rope, ids: list[int], fast: bool) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import platformdirs
 
 from kvcomm.errors import ModelError
+from kvcomm.extras import need
 
 RANDOM = "random:"
 
@@ -130,8 +131,7 @@ def load_served(base_url: str, model: str | None = None, *, served_model: str | 
     `OPENAI_API_KEY`. What the server can do is found out here, with a few requests; `capabilities`
     say it. Raises `ModelError` (exit code 2).
     """
-    if importlib.util.find_spec("httpx") is None:
-        raise ModelError("httpx is not installed: pip install 'kvcomm[serve]'")
+    need("httpx", "serve")
     from kvcomm.engine.served.load import build_served
 
     return build_served(base_url, model, served_model)
@@ -153,8 +153,7 @@ def load_ray(
     mean the same model on all machines. The other options are those of `load_engine`. Raises
     `ModelError` (exit code 2).
     """
-    if importlib.util.find_spec("ray") is None:
-        raise ModelError("ray is not installed: pip install 'kvcomm[ray]'")
+    need("ray", "ray")
     from kvcomm.engine.replicas.load import build_replicas
 
     return build_replicas(name, replicas, address, device, dtype, memory)

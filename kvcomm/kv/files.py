@@ -14,15 +14,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from kvcomm.kv.precision import place
+from kvcomm.kv.precision import place, where_wide
 
 FORMAT, CHECKSUM = "format", "checksum"
 
 
 def checksum(tensors: Iterable[torch.Tensor]) -> str:
     """A number for the bits of `tensors`, in their order: it tells damage, not malice."""
-    # An XOR over all words, at the speed of reading them.
-    sums = (torch.hash_tensor(t.detach()).item() if t.numel() else 0 for t in tensors)
+    # An XOR over all words as float64, at the speed of reading them.
+    sums = (torch.hash_tensor(where_wide(t.detach())).item() if t.numel() else 0 for t in tensors)
     return "-".join(f"{value:016x}" for value in sums)
 
 

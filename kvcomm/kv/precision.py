@@ -17,6 +17,11 @@ def place(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(place_for(tensor.dtype, device))
 
 
+def where_wide(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` on a device that has float64."""
+    return tensor.to(place_for(torch.float64, tensor.device))
+
+
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in float64."""
-    return tensor.to(place_for(torch.float64, tensor.device)).double()
+    return where_wide(tensor).double()

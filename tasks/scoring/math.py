@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import select
 import subprocess
@@ -13,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from kvcomm.errors import UsageError
+from kvcomm.extras import need
 from kvcomm.tasks.scoring.score import Score, right_or_wrong
 
 TIMEOUT_S = 5.0
@@ -30,8 +29,7 @@ class MathScorer:
     """
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        if importlib.util.find_spec("math_verify") is None:
-            raise UsageError("math-verify is not installed: pip install 'kvcomm[tasks]'")
+        need("math_verify", "tasks")
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None

@@ -81,7 +81,7 @@ def test_without_data_both_ways_to_give_it_are_named(cli, monkeypatch) -> None:
     ended = cli(*ARGS)
     assert ended.code == 2
     assert "pass --data DIR with DIR/gsm8k.jsonl" in ended.err
-    assert "pip install 'kvcomm[hf]'" in ended.err
+    assert 'pip install "kvcomm[hf]"' in ended.err
 
 
 SPEED = ("--model", "random:llama-tiny", "--agents", "2", "--prefix", "30", "--input", "40")

@@ -102,6 +102,12 @@ def test_sums_are_in_float64_wherever_the_numbers_are() -> None:
     assert place(small.double(), mps.MPS).device == CPU
 
 
+@pytest.mark.usefixtures("mac")
+def test_kv_has_the_same_checksum() -> None:
+    kv = drawn(7)
+    assert there(kv).checksum() == kv.checksum()
+
+
 def test_float64_on_a_mac_is_refused_with_what_to_type() -> None:
     with pytest.raises(ModelError, match="mps has no float64: use float32 or float16"):
         load._dtype("float64", mps.MPS)

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from kvcomm.engine.attention import NAME
 from kvcomm.engine.base import Answer, Call, Extended
+from kvcomm.engine.check import cache_name
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.sequence import LocalSequence
 from kvcomm.message import Outgoing, Span
@@ -105,7 +106,7 @@ def reference(engine: LocalEngine, seq: LocalSequence, fed: list[int]) -> torch.
             out = engine.network(
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.arange(length, length + len(ids))[None],
-                past_key_values=cache,
+                **{cache_name(engine.network): cache},
             )
     finally:
         engine.network.set_attn_implementation(NAME)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvcomm.engine.check import cache_name
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, fully_connected, random_dag
 from kvcomm.kv.tiers import Disk
@@ -98,7 +99,8 @@ def plain(engine: LocalEngine, ids: list[int]) -> list[tuple[torch.Tensor, torch
     network.set_attn_implementation("sdpa")
     try:
         with torch.inference_mode():
-            cache = network(torch.tensor([ids]), use_cache=True).past_key_values
+            out = network(torch.tensor([ids]), use_cache=True)
+            cache = getattr(out, cache_name(network))
     finally:
         network.set_attn_implementation(name)
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]

@@ -168,5 +168,5 @@ def test_a_folder_without_text(tmp_path: Path) -> None:
 
 def test_without_bm25s_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'kvcomm\[tasks\]'"):
+    with pytest.raises(UsageError, match=r'pip install "kvcomm\[tasks\]"'):
         bm25_retriever()

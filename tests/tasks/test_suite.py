@@ -73,7 +73,7 @@ def test_without_rows_the_error_says_both_ways(
     monkeypatch.delenv("KVCOMM_DATA", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for folder in (None, tmp_path):
-        with pytest.raises(UsageError, match=r"pass --data DIR .*pip install 'kvcomm\[hf\]'"):
+        with pytest.raises(UsageError, match=r'pass --data DIR .*pip install "kvcomm\[hf\]"'):
             load_suite("gsm8k", folder)
 
 

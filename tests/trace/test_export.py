@@ -310,7 +310,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=re.escape("pip install 'kvcomm[parquet]'")):
+    with pytest.raises(UsageError, match=re.escape('pip install "kvcomm[parquet]"')):
         FORMATS["parquet"].write(traces.whole(tmp_path / "run"), tmp_path / "calls.parquet")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvcomm.errors import TraceError, UsageError
+from kvcomm.errors import TraceError
+from kvcomm.extras import need
 from kvcomm.trace.export.calls import COLUMNS, rows
 from kvcomm.trace.read import TraceRun
 
@@ -14,11 +15,10 @@ def write_parquet(run: TraceRun, path: Path) -> None:
 
     Raises `UsageError` when pyarrow is not installed, `TraceError` for numbers beyond 64 bits.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError("pyarrow is not installed: pip install 'kvcomm[parquet]'") from None
+    need("pyarrow", "parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     types = {
         "text": pyarrow.string(),
         "whole": pyarrow.int64(),

@@ -219,7 +219,7 @@ def test_without_math_verify_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'kvcomm\[tasks\]'"):
+    with pytest.raises(UsageError, match=r'pip install "kvcomm\[tasks\]"'):
         MathScorer()
 
 
