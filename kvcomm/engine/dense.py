@@ -15,6 +15,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from kvcomm.engine.base import Answer, Call, Capabilities, Token
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.collected import CollectedSequence, WithoutStore
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
@@ -108,10 +109,11 @@ class DenseSequence(CollectedSequence):
     def _generate(self, answer: Answer, emit: Callable[[Token | BaseException], None]) -> None:
         engine, sampling = self._engine, answer.sampling
         stop = engine.stop | frozenset(sampling.stop_token_ids)
-        started, own = time.perf_counter(), engine.config._attn_implementation
+        device = engine.network.device
+        started, own = done_at(device), engine.config._attn_implementation
         try:
             torch.manual_seed(answer.seed)
-            ids = torch.tensor([self._ids], device=engine.network.device)
+            ids = torch.tensor([self._ids], device=device)
             greedy = sampling.temperature == 0
             self._set(engine.attention)
             engine.network.generate(
@@ -131,7 +133,7 @@ class DenseSequence(CollectedSequence):
                 emit(error)
         finally:
             self._set(own if engine.attention else None)
-        self.phases.add("forward", time.perf_counter() - started)
+        self.phases.add("forward", done_at(device) - started)
 
     def _set(self, attention: str | None) -> None:
         if attention is not None:

@@ -12,7 +12,6 @@ recorded again: the reason is logged.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from kvcomm.engine.attention import Lone, Pack, model_forward
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.rows import Row
 
 # Lone steps of a row before one is recorded: recording takes as long as a few of them.
@@ -120,19 +120,20 @@ class Graphs:
         error = float((found - wanted).abs().max() / wanted.abs().max())
         if not error <= self._tolerance:
             return f"a recorded step differs from a plain one (relative error {error:.1e})"
-        slow, fast = (_seconds(run) for run in (plain, lambda: step.run(token, slot)))
+        runs = (plain, lambda: step.run(token, slot))
+        slow, fast = (_seconds(run, wanted.device) for run in runs)
         if fast > slow:
             return f"a recorded step takes {fast * 1e3:.1f} ms, a plain one {slow * 1e3:.1f}"
         self._steps[row] = step
         return ""
 
 
-def _seconds(run: Callable[[], torch.Tensor]) -> float:
+def _seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:
     """The shortest of a few runs, to the moment when the result is there."""
 
     def once() -> float:
-        began = time.perf_counter()
-        run().argmax().item()
-        return time.perf_counter() - began
+        began = done_at(device)
+        run()
+        return done_at(device) - began
 
     return min(once() for _ in range(TIMES))

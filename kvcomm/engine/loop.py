@@ -22,6 +22,7 @@ import torch
 from kvcomm.engine.attention import Lent, Pack, Part, packed_forward
 from kvcomm.engine.base import AHEAD, BACKGROUND, READY, SAME_TEXT, Phases, Token
 from kvcomm.engine.beginnings import Beginning, lent
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.graphs import Graphs
 from kvcomm.engine.memory import out_of_memory, release_unused
 from kvcomm.engine.rows import Row
@@ -433,7 +434,7 @@ class Loop:
         chunks: Sequence[tuple[Work, Sequence[int]]],
         layers: int | None,
     ) -> None:
-        started = time.perf_counter()
+        started = done_at(self._model.device)
         parts: list[Part] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -464,7 +465,7 @@ class Loop:
         self.steps += 1
         if len(ids) > FULL_STEP and self._model.device.type == "cpu":
             release_unused(self._model.device)
-        spent = time.perf_counter() - started
+        spent = done_at(self._model.device) - started
         for index, decoding in enumerate(due):
             decoding.logits = logits[index]
             decoding.phases.add("decode", spent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvcomm.engine.base import Call, Phases, Survey
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.rows import Row
 from kvcomm.kv import KV
 from kvcomm.kv.store import NEVER
@@ -36,6 +36,7 @@ class Realigner:
         self._engine = engine
         self._call = call
         self._phases = phases
+        self._device = engine.network.device
         self.segments: list[Segment] = []
         self._absent: dict[int, str] = {}  # why segments have no base KV that were to have it
 
@@ -72,7 +73,7 @@ class Realigner:
         return Survey(tuple(found), facts, cost)
 
     def _facts(self, first: int, ends: bool) -> tuple[Fact, ...]:
-        began = time.perf_counter()
+        began = done_at(self._device)
         facts: list[Fact] = []
         start, held = sum(map(len, self.segments[:first])), self._prefix()
         for index in range(first, len(self.segments)):
@@ -97,7 +98,7 @@ class Realigner:
             absent = NOT_LENT if self._borrowed(segment) else self._absent.get(index)
             facts.append(replace(fact, absent=absent) if absent else fact)
             start += tokens
-        self._phases.add("offsets", time.perf_counter() - began)
+        self._phases.add("offsets", done_at(self._device) - began)
         return tuple(facts)
 
     def _borrowed(self, segment: Segment) -> bool:
@@ -138,12 +139,12 @@ class Realigner:
         if base is None or segment.handle is None:
             why = self._engine.store.why(segment.handle.key) if segment.handle else "it has no KV"
             return None, [], f"computed, {why}; planned: {step.reason}"
-        began = time.perf_counter()
+        began = done_at(self._device)
         try:
             offset = self._offset(len(row) - done, segment, base) if step.corrected else None
         except ValueError as error:
             return None, [], f"computed, {error}; planned: {step.reason}"
-        predicted = time.perf_counter()
+        predicted = done_at(self._device)
         self._phases.add("offsets", predicted - began)
         covered = segment.handle.positions
         there = set(range(done))
@@ -159,7 +160,7 @@ class Realigner:
             kv = kv.take(keep)
         rotating = row.fill(segment.rest, [position - done for position in filled], kv)
         self._phases.add("rotate", rotating)
-        self._phases.add("fill", time.perf_counter() - predicted - rotating)
+        self._phases.add("fill", done_at(self._device) - predicted - rotating)
         return sorted(computed - there), filled, step.reason
 
     def _index(self, start: int, segment: Segment) -> int:
@@ -191,10 +192,10 @@ class Realigner:
         """Teach its offset model the placeholder at `index`, from a computed row."""
         if not row.exact:
             raise ValueError("offsets can only be observed in a row that was computed")
-        began = time.perf_counter()
+        began = done_at(self._device)
         self._observe(row, index, family)
         self._engine.offsets.trim()
-        self._phases.add("observe", time.perf_counter() - began)
+        self._phases.add("observe", done_at(self._device) - began)
 
     def _observe(self, row: Row, index: int, family: str | None) -> None:
         segment = self.segments[index]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from kvcomm.engine.clock import done_at
 from kvcomm.kv import KV, Rope, Slab
 
 
@@ -60,9 +60,9 @@ class Row:
         if self._realigned_from is None:
             self._realigned_from = start + min(positions)
         slots = torch.as_tensor(positions, device=kv.keys.device) + start
-        began = time.perf_counter()
+        began = done_at(kv.keys.device)
         keys = self.rope.rotate(kv.keys, slots)
-        rotating = time.perf_counter() - began
+        rotating = done_at(kv.keys.device) - began
         self.slab.keys.index_copy_(2, slots, keys)
         self.slab.values.index_copy_(2, slots, kv.values)
         return rotating

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -26,6 +25,7 @@ from kvcomm.engine.base import (
     Token,
 )
 from kvcomm.engine.beginnings import Beginning
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.divergence import divergence
 from kvcomm.engine.loop import Decoding, Work, post
 from kvcomm.engine.placement import Piece, Placement
@@ -169,9 +169,9 @@ class LocalSequence:
 
         def begin() -> Sequence[int]:
             if adopts:
-                began = time.perf_counter()
+                began = done_at(row.slab.keys.device)
                 placement.adopt(self.engine.prefix, self._call.namespace)
-                self.phases.add("fill", time.perf_counter() - began)
+                self.phases.add("fill", done_at(row.slab.keys.device) - began)
             return placement.slots()
 
         def done(logits: torch.Tensor | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-import time
 from asyncio import gather
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.engine.base import Answer, Call, EngineSequence
+from kvcomm.engine.clock import done_at
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.models import hardware
 from kvcomm.plan.hardware import Hardware
@@ -108,10 +108,10 @@ class Measured:
 
     async def _compute(self, seq: EngineSequence, ids: Sequence[int]) -> float:
         """Seconds in forwards of one chunk; what else the call takes is kept in `calls`."""
-        before, began = seq.phases.seconds.get("forward", 0.0), time.perf_counter()
+        before, began = seq.phases.seconds.get("forward", 0.0), done_at(self.engine.device)
         segment = Segment("placeholder", "text", tuple(ids))
         await seq.extend([segment], [COMPUTE], settle=False)
-        took = time.perf_counter() - began
+        took = done_at(self.engine.device) - began
         spent = seq.phases.seconds["forward"] - before
         self.calls.append(max(took - spent, 0.0))
         return spent

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.base import Call as EngineCall
+from kvcomm.engine.clock import done_at
 from kvcomm.graphs import AgentGraph
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import Auto
@@ -192,7 +192,7 @@ class Ttft:
         return f"ttft {mode.name}" if mode.keeps else f"ttft {mode.name} {sample}"
 
     async def _pass(self, mode: Mode, sample: int) -> Pass:
-        began = time.perf_counter()
+        began = done_at(self.engine.device)
         codec, work = self.engine.codec, self.workload
         forced = {} if self._decode else work.answers(codec, mode.graph, sample)
         scheduler = Scheduler(
@@ -206,7 +206,7 @@ class Ttft:
             forced=forced,
         )
         calls: list[Call] = []
-        started = time.perf_counter()
+        started = done_at(self.engine.device)
         await scheduler.run(Recorder(None), calls)
         found = Pass(
             [self._agent(mode, call) for call in sorted(calls, key=self._order(mode))],
@@ -221,7 +221,7 @@ class Ttft:
             mode.state_bytes = await self.engine.state_bytes(family, space)
         if not mode.keeps:
             self._forget(self._space(mode, sample))
-        self._on_pass(mode.name, sample, time.perf_counter() - began)
+        self._on_pass(mode.name, sample, done_at(self.engine.device) - began)
         return found
 
     @staticmethod

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvcomm.agents import critic, editor, solver
 from kvcomm.engine.base import Answer, Call, Engine, EngineSequence
+from kvcomm.engine.clock import done_at
 from kvcomm.graphs import chain
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Step
@@ -101,9 +101,9 @@ class Throughput:
             )
             await scheduler.run(Recorder(None), [])
 
-        began = time.perf_counter()
+        began = done_at(self.engine.device)
         await asyncio.gather(*(one(number) for number in range(count)))
-        return count / (time.perf_counter() - began)
+        return count / (done_at(self.engine.device) - began)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `kvcomm bench throughput --json`."""

@@ -23,7 +23,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def mac() -> Iterator[None]:
+def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
     with mps.Mps():
         yield
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kvcomm.engine.clock import wait_for
 from kvcomm.engine.memory import out_of_memory
 from kvcomm.engine.replicas.parcel import Parcel, packed, unpacked
 from kvcomm.kv import KV
@@ -67,7 +68,9 @@ class Exchange:
             parcel = await _arriving(ref, limit)
         except Exception:
             return False
-        await asyncio.to_thread(unpacked, parcel, self.engine.network.device)
+        device = self.engine.network.device
+        await asyncio.to_thread(unpacked, parcel, device)
+        await asyncio.to_thread(wait_for, device)
         return True
 
 

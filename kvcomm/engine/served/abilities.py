@@ -15,6 +15,8 @@ from kvcomm.errors import ModelError
 SAMPLE = "A sample: {x} = 12.5, 你好 ∑. "
 # Longer than a block of any server's prefix cache.
 PROBE = 300
+# With what option servers do.
+TOLD = "vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Abilities:
         if not self.salt:
             parts.append("it refuses cache_salt, so modes and namespaces share its prefix cache")
         if not self.counts:
-            parts.append("it does not say what its prefix cache held")
+            parts.append(f"it does not say what its prefix cache held ({TOLD})")
         return "; ".join(parts)
 
 
