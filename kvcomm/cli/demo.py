@@ -1,4 +1,4 @@
-"""`kvcomm demo`: small questions, two graphs, every reuse mode, and what each of them cost."""
+"""`kvcomm demo`: three agents answer questions about long texts, in every reuse mode."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ from kvcomm.errors import UsageError
 if TYPE_CHECKING:
     from kvcomm.cli.demo_report import Played
     from kvcomm.engine.base import Engine
-    from kvcomm.graphs import AgentGraph
-    from kvcomm.tasks import Task
 
-MAX_TOKENS = 24
-MODES = {"chain": ("dense", "exact", "kvcomm"), "debate": ("dense", "exact")}
+MODES = ("dense", "exact", "kvcomm", "auto")
 
 
 def demo(
@@ -37,86 +34,70 @@ def demo(
     dtype: options.Dtype = None,
     json: options.Json = False,
 ) -> None:
-    """Let three agents, then a debate, answer small questions in every reuse mode, and compare."""
+    """Let three agents answer questions about long texts in every reuse mode, and compare."""
     from kvcomm.cli import demo_report
-    from kvcomm.cli.topologies import build_graph
-    from kvcomm.tasks import DATA, load_suite
+    from kvcomm.cli.demo_team import QUESTIONS, team
     from kvcomm.trace.record import new_run_folder
 
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: the demo needs at least 1 question")
-    tasks = load_suite(str(DATA / "demo.jsonl"))[1][:limit]
-    graphs = {name: build_graph(name, max_tokens=MAX_TOKENS) for name in MODES}
+    played = demo_report.Played(team(), QUESTIONS[:limit], {mode: [] for mode in MODES})
     folder = new_run_folder("demo", out)
 
-    from kvcomm.engine.models import load_engine
+    from kvcomm.engine.models import hardware, load_engine
 
     complain(f"loading {model}")
-    played: list[Played] = []
     with load_engine(model, device=device, dtype=dtype) as engine:
-        for name, graph in graphs.items():
-            played.append(play(engine, graph, MODES[name], tasks, folder, show=not json))
+        if not json:
+            texts = {q.source: len(engine.codec.encode(q.passage)) for q in played.questions}
+            console().print(demo_report.show_plan(played, model, hardware(engine), texts))
+        play(engine, played, folder, show=not json)
     if json:
         print_json(
             {
                 "model": model,
-                "graphs": {p.graph.name: demo_report.to_json(p) for p in played},
+                "graphs": {played.graph.name: demo_report.to_json(played)},
                 "out": str(folder),
             }
         )
         return
-    for one in played:
-        console().print(demo_report.show_table(one))
-    console().print(f"\n{demo_report.LEGEND}")
-    say(f"\ntraces: kvcomm trace list --runs {folder}")
+    console().print(demo_report.show_table(played))
+    last = played.questions[-1]
+    say(f"\ntraces: {folder}\none of them: kvcomm trace show {folder / last.id}-auto")
 
 
-def play(
-    engine: Engine,
-    graph: AgentGraph,
-    modes: tuple[str, ...],
-    tasks: list[Task],
-    folder: Path,
-    show: bool,
-) -> Played:
-    """Run every task in every mode, one session a mode; `show` prints the first task's messages.
+def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
+    """Ask every question in every mode, one session a mode; `show` prints each as it is done.
 
     Modes take turns question by question, and the one that begins changes, so that the noise of
-    the machine favours none of them. Each has a namespace of its own, so that none finds what
-    another has computed.
+    the machine favours none of them. Each has a namespace of its own and no saved state, so that
+    none finds what another, or an earlier demo, has computed or learned.
     """
-    from kvcomm.cli.demo_report import Played, show_question
+    from kvcomm.cli.demo_report import show_question
     from kvcomm.runtime.session import Session
 
-    played = Played(graph, tasks, {mode: [] for mode in modes})
+    modes = tuple(played.results)
     with ExitStack() as stack:
         sessions = {
             mode: stack.enter_context(
-                Session(
-                    engine,
-                    reuse=mode,
-                    state=None,
-                    runs=folder,
-                    namespace=f"{graph.name}-{mode}",
-                )
+                Session(engine, reuse=mode, state=None, runs=folder, namespace=mode)
             )
             for mode in modes
         }
-        steps = Steps(graph.name, len(tasks) * len(modes))
-        for index, task in enumerate(tasks):
+        steps = Steps("demo", len(played.questions) * len(modes))
+        for index, question in enumerate(played.questions):
             turn = index % len(modes)
             with steps:
                 for mode in (*modes[turn:], *modes[:turn]):
-                    steps.begin(f"{task.id}, {mode}")
-                    run_folder = folder / f"{graph.name}-{task.id}-{mode}"
-                    result = sessions[mode].run(graph, task=task.input, out=run_folder)
+                    steps.begin(f"{question.id}, {mode}")
+                    out = folder / f"{question.id}-{mode}"
+                    result = sessions[mode].run(
+                        played.graph, out=out, text=question.passage, question=question.text
+                    )
                     played.results[mode].append(result)
                     steps.end(result.totals.wall_s)
-            # A mode that learns has nothing to go by at first: show what it came to as well.
-            learned = "kvcomm" in modes and task is tasks[-1]
-            if show and (index == 0 or learned):
+            if show:
                 console().print(show_question(played, index))
-    return played
 
 
 class Steps(Counted):

@@ -10,15 +10,16 @@ from rich.console import Console
 from kvcomm.cli.demo_report import (
     Played,
     count_reasons,
+    show_plan,
     show_question,
     show_table,
     summarise,
     to_json,
 )
+from kvcomm.cli.demo_team import Question
 from kvcomm.cli.topologies import build_graph
 from kvcomm.runtime.result import Call, Result, TraceRef
-from kvcomm.tasks import Task
-from kvcomm.trace.events import CallFinished, MessageSent, SegmentStep, Totals
+from kvcomm.trace.events import Audited, CallFinished, MessageSent, SegmentStep, Totals
 
 NO_ANCHOR = "dense: {task}: 0 anchors of at least 31 tokens, needs 2"
 
@@ -62,22 +63,35 @@ def call(node: str, ttft: float, text: str, gate: str = "", dense: bool = False)
     return Call(report=report, steps=[step], message=message)
 
 
-def result(answer: str, ttft: float, wall: float, gate: str = "", dense: bool = False) -> Result:
+def result(
+    answer: str, ttft: float, wall: float, gate: str = "", dense: bool = False, audits: object = ()
+) -> Result:
     calls = [call("solver", 1.0, "work", gate, dense), call("editor", ttft, answer)]
     totals = Totals(
         prompt_tokens=100, computed_tokens=40, reused_tokens=60, extra={"base": 7}, wall_s=wall
     )
-    return Result(answer, "m", "kvcomm", calls, [], totals, TraceRef(None))
+    return Result(answer, "m", "kvcomm", calls, list(audits), totals, TraceRef(None))
+
+
+def audit(divergence: float | None, used: bool = True) -> Audited:
+    return Audited(
+        t=0, node="editor", attempt=1, level="light", used=used, target=1, divergence=divergence
+    )
 
 
 @pytest.fixture
 def played() -> Played:
+    audits = [audit(0.002), audit(0.004), audit(0.9, used=False), audit(None)]
     return Played(
         build_graph("chain", agents=2),
-        [Task("one", "What is 6 * 7?", "42"), Task("two", "And [8] * 7?", "56")],
+        (
+            Question("one", "grey-petrel", "Where was she built?", "Glasgow"),
+            Question("two", "grey-petrel", "In which [year]?", "1902"),
+        ),
         {
-            "dense": [result("42", 0.4, 4), result("56", 0.6, 6)],
-            "kvcomm": [result("42", 0.1, 2, NO_ANCHOR, True), result("[57]", 0.3, 3)],
+            "dense": [result("In Glasgow.", 0.4, 4), result("1902", 0.6, 6)],
+            "kvcomm": [result("In glasgow.", 0.1, 2, NO_ANCHOR, True), result("[1903]", 0.3, 3)],
+            "auto": [result("In Glasgow.", 0.1, 2, audits=audits), result("1902", 0.3, 3)],
         },
     )
 
@@ -89,16 +103,22 @@ def shown(renderable: object) -> str:
     return file.getvalue()
 
 
-def test_a_summary_takes_medians_of_runs_and_means_of_calls(played: Played) -> None:
+def test_a_summary_takes_medians_of_runs_means_of_calls_and_sums(played: Played) -> None:
     summary = summarise(played, "kvcomm")
     assert summary.ttft_last_agent_s == pytest.approx(0.2)
     assert summary.ttft_mean_s == pytest.approx((1.0 + 0.1 + 1.0 + 0.3) / 4)
-    assert summary.end_to_end_s == 2.5
+    assert (summary.end_to_end_s, summary.total_s) == (2.5, 5)
     assert (summary.prompt_tokens, summary.computed_tokens, summary.reused_tokens) == (200, 80, 120)
     assert summary.extra_tokens == 14
-    assert summary.same_as_dense == 0.5
-    assert (summary.calls, summary.dense_calls) == (4, 1)
+    assert (summary.same_as_dense, summary.right) == (0, 1)
+    assert (summary.calls, summary.dense_calls, summary.realigned_calls) == (4, 1, 4)
     assert summarise(played, "dense").same_as_dense == 1
+
+
+def test_divergence_is_that_of_delivered_calls(played: Played) -> None:
+    assert summarise(played, "auto").divergence == pytest.approx(0.003)
+    assert summarise(played, "auto").audits == 2
+    assert summarise(played, "kvcomm").divergence is None
 
 
 def test_reasons_are_counted_by_kind() -> None:
@@ -116,21 +136,40 @@ def test_reasons_are_counted_by_kind() -> None:
 
 def test_the_table_has_a_line_a_mode_and_says_why_calls_were_dense(played: Played) -> None:
     text = shown(show_table(played))
-    line = next(line for line in text.split("\n") if line.startswith("kvcomm "))
-    assert " ".join(line.split()) == "kvcomm 0.20 s 0.60 s 2.50 s 80 120 14 50 %"
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    assert "kvcomm 0.20 s 5.00 s 80 40 % 14 0 of 2 1 of 2" in lines
+    assert "auto 0.20 s 5.00 s 80 40 % 14 0.0030 2 of 2 2 of 2" in lines
     assert "kvcomm: 1 of 4 calls were dense" in text
     assert "1 call, such as: 0 anchors of at least 31 tokens, needs 2" in text
 
 
-def test_a_question_shows_each_message_and_its_reuse(played: Played) -> None:
-    text = shown(show_question(played, 0))
-    assert "What is 6 * 7? (answer: 42)" in text
+def test_a_tiny_divergence_is_not_shown_as_none(played: Played) -> None:
+    played.results["auto"][0].audits[:] = [audit(0.00002)]
+    assert "<0.0001" in shown(show_table(played))
+
+
+def test_a_question_shows_messages_and_what_each_mode_answered(played: Played) -> None:
+    text = shown(show_question(played, 1))
+    assert "question 2 of 2: In which [year]?" in text
+    assert "grey-petrel, read before; the fact to find: 1902" in text
     assert text.index("solver") < text.index("editor")
-    assert "kvcomm 50 20 10 20 5 0.10 as dense" in " ".join(text.split())
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    assert "kvcomm 0.30 s 3.00 s 40 of 100 40 % wrong, other words" in lines
+    assert "auto 0.30 s 3.00 s 40 of 100 40 % right, as dense" in lines
+    assert "kvcomm: [1903]" in lines
+    assert "new to all modes" in shown(show_question(played, 0))
+
+
+def test_the_plan_names_agents_texts_and_machine(played: Played) -> None:
+    text = shown(show_plan(played, "a model", "two cores", {"grey-petrel": 1085}))
+    assert "Agents: solver and editor." in text
+    assert "grey-petrel (1,085 tokens)" in text
+    assert "Model: a model on two cores" in text
 
 
 def test_json_has_a_summary_a_mode_and_all_answers(played: Played) -> None:
     value = to_json(played)
     assert value["questions"] == 2
     assert value["modes"]["kvcomm"]["dense_reasons"] == {NO_ANCHOR[15:]: 1}
-    assert value["answers"]["two"] == {"dense": "56", "kvcomm": "[57]"}
+    assert value["answers"]["two"] == {"dense": "1902", "kvcomm": "[1903]", "auto": "1902"}
+    assert value["facts"] == {"one": "Glasgow", "two": "1902"}

@@ -1,15 +1,13 @@
-"""Tasks of a user's JSON lines, and the demo's own."""
+"""Tasks of a user's JSON lines."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from itertools import product
 from pathlib import Path
 
 import pytest
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks import DATA, Task, load_suite
+from kvcomm.tasks import Task, load_suite
 
 GOOD = '{"id": "a", "input": "1 + 1?", "target": "2", "level": 3}'
 
@@ -65,18 +63,3 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):
         load(path)
-
-
-def test_the_demo_asks_six_questions_whose_answers_are_right() -> None:
-    journey = timedelta(hours=13, minutes=5) - timedelta(hours=9, minutes=40)
-    width = next(w for w in range(1, 64) if 2 * (w + 3 * w) == 64)
-    right = {
-        "rolls": 7 * 12 - 59,
-        "train": journey.seconds // 60,
-        "garden": width * 3 * width,
-        "jacket": round(80 * 0.75 * 1.1, 6),
-        "elevens": sum(n for n in range(10, 100) if n % 11 == 0),
-        "dice": sum(a + b >= 10 for a, b in product(range(1, 7), repeat=2)),
-    }
-    tasks = load(DATA / "demo.jsonl")
-    assert {task.id: float(task.target) for task in tasks} == right

@@ -1,0 +1,79 @@
+"""What the demo works on: two texts, questions about them, and three agents who read both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvcomm.agents import Agent, Sampling
+from kvcomm.graphs import AgentGraph
+from kvcomm.tasks import DATA
+
+PROMPT = "Text:\n{text}\n\nQuestion: {question}\n\n{messages}\n\n"
+# What small models write last is what they make up.
+PARAGRAPH, SENTENCE, CLAUSE = (
+    Sampling(max_tokens=64, stop=ends) for ends in (("\n",), (".", "\n"), (",", ".", "\n"))
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one of the texts in `DATA`; a right answer holds the words of `fact`."""
+
+    id: str
+    source: str
+    text: str
+    fact: str
+
+    @property
+    def passage(self) -> str:
+        """The text that it is about."""
+        return (DATA / f"{self.source}.txt").read_text(encoding="utf-8").strip()
+
+    def right(self, answer: str) -> bool:
+        """Whether `answer` names the fact, in upper or lower case."""
+        return self.fact.casefold() in answer.casefold()
+
+
+# Texts take turns: the third question and the fourth are about texts that were read before.
+QUESTIONS = (
+    Question(
+        "mayor",
+        "maddock-ferry",
+        "Who is the mayor of Maddock Ferry, and what has she promised?",
+        "Rosa Lindgren",
+    ),
+    Question(
+        "school",
+        "grey-petrel",
+        "Who bought the Grey Petrel in 1926, and what was his idea?",
+        "Henrik Dahl",
+    ),
+    Question("mill", "maddock-ferry", "Who opened the paper mill?", "Sarratt"),
+    Question("keeper", "grey-petrel", "Who is the keeper of the museum?", "Lena Ostberg"),
+)
+
+
+def team() -> AgentGraph:
+    """A reader, a checker and an editor: each reads the text and what was written before."""
+    reader = Agent(
+        "reader",
+        system="You read a text for a team and write down what it says about a question.",
+        prompt=f"{PROMPT}Write down what the text says about it, in a few sentences.",
+        sampling=PARAGRAPH,
+    )
+    checker = Agent(
+        "checker",
+        system="You check what others wrote against a text, and say what is right.",
+        prompt=f"{PROMPT}Check it against the text, and say what is right.",
+        begins="According to the text,",
+        sampling=SENTENCE,
+    )
+    editor = Agent(
+        "editor",
+        system="You answer a question from a text and from the notes of others.",
+        prompt=f"{PROMPT}Answer in one sentence.",
+        begins="Answer:",
+        sampling=CLAUSE,
+    )
+    edges = [("reader", "checker"), ("reader", "editor"), ("checker", "editor")]
+    return AgentGraph((reader, checker, editor), edges, name="readers", inputs=("text", "question"))
