@@ -75,6 +75,25 @@ def test_python_blocks_run(
         space["engine"].close()
 
 
+@pytest.mark.slow
+def test_the_readme_shows_what_its_python_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = list(blocks(ROOT / "README.md"))
+    at = next(i for i, (language, _) in enumerate(found) if language == "python")
+    code, shown = found[at][1], found[at + 1][1]
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, "README.md", "exec"), space)
+    space["session"].close()
+    space["engine"].close()
+
+    def lines(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("trace: ")]
+
+    assert lines(capsys.readouterr().out) == lines(shown)
+
+
 @pytest.mark.parametrize("name", ["two_agents", "inspect_reuse", "chat"])
 def test_examples_run(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
