@@ -172,7 +172,7 @@ async def test_a_folder_is_read_beside_what_was_observed(
         model = engine_of(learner).offsets.named("linear", "v", "a")
         model.observe(*next(samples(1, 300)))
     await a.take()
-    read, observed = await b.read(tmp_path)
+    read, observed = await b.read(tmp_path, "")
     assert read.templates == 2
     del observed["linear", "v", "a"]
     await a.merge(observed)
@@ -189,6 +189,6 @@ async def test_a_folder_of_another_model_changes_nothing(
     await observe(a, 0)
     await observe(b, 0)
     with pytest.raises(StateError):
-        await a.read(tmp_path)
+        await a.read(tmp_path, "")
     assert await same(a, b)
     assert await a.take()

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.realign import belongs
 from kvcomm.errors import StateError
 from kvcomm.kv.files import load_tensors
-from kvcomm.reuse.state import FORMAT
+from kvcomm.reuse.state import FORMAT, belongs
 from kvcomm.runtime.session import Session
 from tests.reuse.offsets_conformance import but_errors, close
 from tests.runtime.support import GRAPH, TASKS, auto
