@@ -42,10 +42,10 @@ class Saver:
     def changed(self) -> None:
         """There is something to write."""
         with self._lock:
-            self._engine.before_close.add(self._write)
+            self._engine.before_close.add(self.flush_or_log)
             _pending.add(self)
             if self._timer is None:
-                self._timer = threading.Timer(SAVE_S, self._write)
+                self._timer = threading.Timer(SAVE_S, self.flush_or_log)
                 self._timer.name, self._timer.daemon = "kvcomm-saver", True
                 self._timer.start()
 
@@ -53,7 +53,7 @@ class Saver:
         """Write what there is to write, now. Raises `StateError`."""
         with self._writing:
             with self._lock:
-                self._engine.before_close.discard(self._write)
+                self._engine.before_close.discard(self.flush_or_log)
                 if self not in _pending:
                     return
                 _pending.discard(self)
@@ -64,18 +64,21 @@ class Saver:
                 _finish(self._save)
             except BaseException as error:
                 _pending.add(self)
-                self._engine.before_close.add(self._write)
+                self._engine.before_close.add(self.flush_or_log)
                 self.failed = str(error) or type(error).__name__
                 if isinstance(error, StateError) or not isinstance(error, Exception):
                     raise
                 raise StateError(f"what was learned is not saved: {self.failed}") from error
             self.failed = ""
 
-    def _write(self) -> None:
+    def flush_or_log(self) -> None:
+        """Write what there is to write; what went wrong is logged."""
+        told = self.failed
         try:
             self.flush()
         except StateError as error:
-            log.warning("%s", error)
+            if self.failed != told:  # the disk is still full: once is enough
+                log.warning("%s", error)
 
 
 def _finish(save: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -93,7 +96,7 @@ def flush_all() -> None:
     """Write what is left when the program ends."""
     for saver in list(_pending):
         with suppress(BaseException):  # a second Ctrl-C: enough is enough
-            saver._write()
+            saver.flush_or_log()
 
 
 atexit.register(flush_all)

@@ -20,7 +20,7 @@ from kvcomm.agents import Agent, Tool
 from kvcomm.background import NOTICE_S, Background
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import cache_dir
-from kvcomm.errors import ReuseRefused, RunCancelled, RunTimeout, StateError, UsageError
+from kvcomm.errors import ReuseRefused, RunCancelled, RunTimeout, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
@@ -503,10 +503,7 @@ class Session:
             background, self._background = self._background, None
         if background is not None:
             background.close()
-        try:
-            self._saver.flush()
-        except StateError as error:
-            log.warning("%s", error)
+        self._saver.flush_or_log()
 
     def __repr__(self) -> str:
         space = f", namespace {self.namespace!r}" if self.namespace else ""

@@ -163,9 +163,9 @@ async def test_when_all_died_the_folder_is_read_again(engine: RayEngine, tmp_pat
         with pytest.raises(Exception, match="lost"):
             await replica.call("about")
     with pytest.raises(StateError, match="not saved"):
-        await engine.save_state(tmp_path)
+        await engine.save_state(tmp_path, "all")
     await up(engine)
-    await engine.save_state(tmp_path)
+    await engine.save_state(tmp_path, "all")
     for template, tensors in read(tmp_path, "all").items():
         assert close(tensors, saved[template], 0)
     first, second = [await bytes_of(replica, "all") for replica in engine.replicas]
