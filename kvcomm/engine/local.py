@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -35,6 +38,20 @@ from kvcomm.reuse.state import belongs, check_folder, copy_state, learned_by, lo
 T = TypeVar("T")
 # The most bytes that are spilled to disk.
 DISK = 16 << 30
+
+
+# A thread that computes while Python ends is torn out of native code, which aborts the program.
+_running: WeakSet[LocalEngine] = WeakSet()
+
+
+def close_all() -> None:
+    """Close the engines that nobody has closed; called when the program ends."""
+    for engine in list(_running):
+        with suppress(Exception):
+            engine.close()
+
+
+atexit.register(close_all)
 
 
 class LocalEngine(LoadedEngine):
@@ -92,6 +109,7 @@ class LocalEngine(LoadedEngine):
         self.bases = Bases(self)
         # Versions of what is on disk, by folder and template.
         self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
+        _running.add(self)
 
     def _lower_tiers(self, device: torch.device, spill: Path | None) -> list[Tier]:
         tiers: list[Tier] = []
@@ -300,4 +318,5 @@ class LocalEngine(LoadedEngine):
     def close(self) -> None:
         """Save what was learned and stop the loop; sequences still open fail."""
         super().close()
+        _running.discard(self)
         self.loop.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -290,3 +292,18 @@ async def test_rows_of_one_step_are_told_together(
     answers = [len(tokens) for tokens in await asyncio.gather(*map(decode, rows))]
     assert sum(posted) == sum(answers)
     assert len(posted) <= max(answers) + 2  # rows may join one step after another
+
+
+def test_a_program_may_end_while_the_engine_computes() -> None:
+    code = (
+        "import torch\n"
+        "from kvcomm import load_engine\n"
+        "engine = load_engine('random:llama-tiny', device='cpu')\n"
+        "x = torch.eye(700)\n"
+        "def compute():\n"
+        "    for _ in range(100):\n"
+        "        x @ x @ x\n"
+        "engine.loop.submit(compute)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
