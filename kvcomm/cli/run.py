@@ -223,6 +223,7 @@ def _print(result: Result) -> None:
     say(result.answer)
     out.print()
     out.print(show_calls(views))
-    out.print(Text(f"\n{tokens(result.totals)}, {seconds(result.totals.wall_s)} in all"))
+    ahead = sum(call.total("ahead") for call in result.calls)
+    out.print(Text(f"\n{tokens(result.totals, ahead)}, {seconds(result.totals.wall_s)} in all"))
     if result.trace.path:
         say(f"trace: kvcomm trace show {result.trace.path}")

@@ -134,11 +134,12 @@ def totals(run: TraceRun) -> Totals:
     )
 
 
-def tokens(total: Totals) -> str:
-    """Totals in one line."""
+def tokens(total: Totals, ahead: int = 0) -> str:
+    """Totals in one line; `ahead` of the computed tokens were so before a prompt's last input."""
+    computed = f"{total.computed_tokens:,} computed"
     parts = [
         f"{total.prompt_tokens:,} in prompts",
-        f"{total.computed_tokens:,} computed",
+        f"{computed} ({ahead:,} of them ahead)" if ahead else computed,
         f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})",
     ]
     extra = [f"{count:,} {name}" for name, count in total.extra.items() if count]

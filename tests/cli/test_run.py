@@ -184,3 +184,12 @@ def test_a_retry_is_a_warning(cli, tmp_path: Path) -> None:
     assert ended.code == 0
     (line,) = [line for line in ended.err.split("\n") if line.startswith("warning: ")]
     assert line == "warning: `a` failed and was tried again: ValueError: no luck"
+
+
+def test_what_was_computed_ahead_is_said(cli) -> None:
+    argv = ("run", "What is 6 * 7?", *MODEL, "--reuse", "exact")
+    value = json.loads(cli(*argv, "--json").out)
+    ahead = sum(segment["ahead"] for call in value["calls"] for segment in call["segments"])
+    assert ahead
+    assert " of them ahead), 0 reused" in cli(*argv).out
+    assert " of them ahead" not in cli(*argv[:-1], "dense").out
