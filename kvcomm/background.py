@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future, wait
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -15,6 +16,36 @@ T = TypeVar("T")
 # How long it may take until a waiting caller notices Ctrl-C.
 NOTICE_S = 0.2
 CLEAN_UP_S = 30
+
+
+class Once:
+    """Lets one of all who want the same thing make it; the others wait until that is over.
+
+    They may be on several event loops. Whoever has waited looks whether it is there, and otherwise
+    asks again.
+    """
+
+    def __init__(self) -> None:
+        self._making: dict[object, Future[None]] = {}
+        self._lock = threading.Lock()
+
+    @asynccontextmanager
+    async def turn(self, key: object) -> AsyncIterator[bool]:
+        """Whether it is ours to make; if not, somebody else has just made it, or failed to."""
+        with self._lock:
+            other = self._making.get(key)
+            if other is None:
+                mine = self._making[key] = Future()
+        if other is not None:
+            await asyncio.wait([asyncio.wrap_future(other)])
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self._lock:
+                del self._making[key]
+            mine.set_result(None)
 
 
 class Background:

@@ -12,6 +12,7 @@ import typer
 from kvcomm.cli import options
 from kvcomm.cli.output import console, number_table, print_json, say
 from kvcomm.errors import StateError, UsageError
+from kvcomm.trace.text import megabytes, plural
 
 if TYPE_CHECKING:
     from kvcomm.reuse.state_files import Folder
@@ -45,11 +46,11 @@ def list_state(state: Where = None, json: options.Json = False) -> None:
             Text(folder.model, overflow="ellipsis"),
             library if folder.usable else f"{library}, unused",
             str(len(folder.templates)),
-            _size(folder.nbytes),
+            megabytes(folder.nbytes),
             when,
         )
     console().print(table)
-    say(f"\n{_size(sum(folder.nbytes for folder in found))} in {_root(state)}")
+    say(f"\n{megabytes(sum(folder.nbytes for folder in found))} in {_root(state)}")
     if any(not folder.usable or folder.rest for folder in found):
         say("Some of it is of no use to this version: kvcomm state prune")
 
@@ -97,8 +98,8 @@ def prune(
     elif not paths:
         say("Nothing to remove.")
     else:
-        files = f"{len(paths)} file{'s' * (len(paths) != 1)}"
-        say(f"{files} would go: {_size(size)}" if dry_run else f"{files} gone: {_size(removed)}")
+        what = f"would go: {megabytes(size)}" if dry_run else f"gone: {megabytes(removed)}"
+        say(f"{plural(len(paths), 'file')} {what}")
 
 
 def _root(state: Path | None) -> Path:
@@ -132,7 +133,3 @@ def _json(folder: Folder) -> dict[str, object]:
             for learned in folder.templates
         ],
     }
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:,.2f} GB"

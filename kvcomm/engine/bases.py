@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvcomm.background import Once
 from kvcomm.engine.base import READY, Phases
 from kvcomm.engine.loop import Work
 from kvcomm.engine.rows import Row
@@ -31,6 +29,17 @@ class Base:
     absent: str = ""
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """KV of `spans` of `ids`, one for each key. `before` is done with the row before it is kept."""
+
+    keys: tuple[str, ...]
+    ids: tuple[int, ...]
+    spans: tuple[range, ...]
+    namespace: str
+    before: Callable[[Row], None] = lambda row: None
+
+
 class Bases:
     """Prefills what has no base KV yet, in rows of their own under the engine's budget.
 
@@ -42,8 +51,7 @@ class Bases:
         # What stands before a bare user text: it takes the attention sink of a base prefill. That
         # of any day: base KV is found again on the next one.
         self.header = compile_template(engine.codec.undated, (), (Hole("text"),)).literals[0]
-        self._making: dict[str, Future[None]] = {}
-        self._lock = threading.Lock()
+        self._making = Once()
 
     async def of_text(self, ids: tuple[int, ...], namespace: str) -> Base:
         """Base KV of a text alone."""
@@ -52,7 +60,7 @@ class Bases:
         span = range(len(self.header), len(whole))
         if not ids:
             return Base((key,), 0)
-        return await self._made((key,), whole, (span,), namespace, lambda row: None)
+        return await self._made(_Wanted((key,), whole, (span,), namespace))
 
     async def of_template(self, template: Template, namespace: str) -> Base:
         """Base KV of a template's literals, prefilled together with empty holes."""
@@ -71,43 +79,19 @@ class Bases:
             )
 
         ids = tuple(i for literal in template.literals for i in literal)
-        return await self._made(keys, ids, tuple(spans), namespace, opening)
+        return await self._made(_Wanted(keys, ids, tuple(spans), namespace, opening))
 
-    async def _made(
-        self,
-        keys: tuple[str, ...],
-        ids: tuple[int, ...],
-        spans: tuple[range, ...],
-        namespace: str,
-        before: Callable[[Row], None],
-    ) -> Base:
-        """Have the KV of `spans` of `ids` in the store, made once for all who ask."""
-        last = keys[-1]
-        while True:
-            if await self._engine.call(lambda: last in self._engine.store):
-                return Base(keys, 0)
-            with self._lock:
-                making = self._making.get(last)
-                if making is None:
-                    mine = self._making[last] = Future()
-            if making is None:
-                break
-            await asyncio.wait([asyncio.wrap_future(making)])
-        try:
-            return await self._make(keys, ids, spans, namespace, before)
-        finally:
-            with self._lock:
-                del self._making[last]
-            mine.set_result(None)
+    async def _made(self, wanted: _Wanted) -> Base:
+        """Have KV in the store, made once for all who ask."""
+        last = wanted.keys[-1]
+        while not await self._engine.call(lambda: last in self._engine.store):
+            async with self._making.turn(last) as mine:
+                if mine:
+                    return await self._make(wanted)
+        return Base(wanted.keys, 0)
 
-    async def _make(
-        self,
-        keys: tuple[str, ...],
-        ids: tuple[int, ...],
-        spans: tuple[range, ...],
-        namespace: str,
-        before: Callable[[Row], None],
-    ) -> Base:
+    async def _make(self, wanted: _Wanted) -> Base:
+        keys, ids, spans = wanted.keys, wanted.ids, wanted.spans
         engine = self._engine
         ticket = engine.room.try_enter(engine.slot_bytes * len(ids), READY, lambda: None)
         if ticket is None:
@@ -124,7 +108,7 @@ class Bases:
 
             def begin() -> range:
                 """What no prefix holds: of a conversation, earlier turns are known."""
-                match = engine.prefix.match(ids[:-1], namespace)
+                match = engine.prefix.match(ids[:-1], wanted.namespace)
                 held = match[1] if match else 0
                 if match:
                     row.slab.copy_from(match[0], 0, held)
@@ -132,7 +116,7 @@ class Bases:
                 return range(held, len(ids))
 
             def keep(_: object) -> None:
-                before(row)
+                wanted.before(row)
                 for key, span in zip(keys, spans, strict=True):
                     kept.append(engine.store.put(key, row.position_free(span)))
 

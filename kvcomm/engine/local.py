@@ -247,9 +247,8 @@ class LocalEngine(LoadedEngine):
     def read_state(self, folder: Path, namespace: str, *, again: bool = False) -> Learned:
         """`load_state`, or reading what is known `again`; runs on the engine's thread."""
         check_folder(folder, self.model, self.fingerprint)
-        before = self.offsets.samples()
         loaded = load_state(folder, self.offsets, self.network.device, namespace, again=again)
-        for template in self.offsets.samples().keys() - before:
+        for template in loaded.read:
             self._saved[folder][template] = self.offsets.versions.get(template, 0)
         reason = "read" if loaded.templates else "nothing saved yet"
         if loaded.refused:

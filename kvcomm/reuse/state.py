@@ -14,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,11 +36,15 @@ Copied = tuple[int, dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read, and what was not, and why: files that are damaged, templates without room."""
+    """What was read, and what was not, and why: files that are damaged, templates without room.
+
+    `read` names the templates that were read now, not those that were known before.
+    """
 
     templates: int
     samples: int
     refused: tuple[str, ...] = ()
+    read: tuple[str, ...] = field(default=(), compare=False)
 
 
 def learned_by(template: Template, namespace: str) -> str:
@@ -102,7 +106,7 @@ def load_state(
     `again`. A damaged file is set aside (its name ends in `.damaged` then) and named, and the
     others are read.
     """
-    templates, samples, refused, left = 0, 0, [], 0
+    templates, samples, refused, read, left = 0, 0, [], [], 0
     known = offsets.samples()
     for path in sorted(folder.glob("*" + OFFSETS), key=_age):
         if not belongs(path.stem, namespace):
@@ -125,9 +129,10 @@ def load_state(
             offsets.models[family, path.stem, label] = model
             samples += model.samples
         templates += 1
+        read.append(path.stem)
     if left:
         refused.append(f"{left} templates: no room in memory")
-    return Loaded(templates, samples, tuple(refused))
+    return Loaded(templates, samples, tuple(refused), tuple(read))
 
 
 def _age(path: Path) -> float:

@@ -7,13 +7,11 @@ kvcomm. Others are measured once and kept in the cache; until then `auto` is exa
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from kvcomm.background import Once
 from kvcomm.engine.base import BACKGROUND, Answer, Call, Engine
 from kvcomm.engine.models import cache_dir
 from kvcomm.kv.files import replace_file
@@ -46,7 +45,7 @@ COMPUTE = Step("compute", "priors")
 
 Priors = dict[str, float]
 _measured: WeakKeyDictionary[Engine, tuple[str, Priors]] = WeakKeyDictionary()
-_measuring: WeakKeyDictionary[Engine, Future[None]] = WeakKeyDictionary()
+_measuring = Once()
 _lock = threading.Lock()
 
 
@@ -74,22 +73,11 @@ async def measure(engine: Engine, levels: Sequence[Recipe]) -> Priors:
     That gives way to all calls, and is done once for all who ask.
     """
     while (found := known(engine, levels)) is None:
-        with _lock:
-            other = _measuring.get(engine)
-            if other is None:
-                mine = _measuring[engine] = Future()
-        if other is not None:
-            await asyncio.wait([asyncio.wrap_future(other)])
-            continue
-        try:
-            found = await measured(engine, levels)
-            key = key_of(levels)
-            _keep(engine, key, found)
-            _write(_path(engine), key, engine.weights, found)
-        finally:
-            with _lock:
-                del _measuring[engine]
-            mine.set_result(None)
+        async with _measuring.turn(engine) as mine:
+            if mine:
+                key, found = key_of(levels), await measured(engine, levels)
+                _keep(engine, key, found)
+                _write(_path(engine), key, engine.weights, found)
     return found
 
 

@@ -33,17 +33,10 @@ def finished(
     steps = _steps(attempt, filling, ready)
     report = attempt.recorder.write(
         CallFinished,
-        node=attempt.node.name,
-        agent=attempt.agent.name,
-        round=attempt.node.round,
-        attempt=attempt.number,
-        mode=attempt.policy.name,
+        **_common(attempt, seq, filling, tokens),
         gate=filling.gate,
         dense=filling.dense,
         exact=seq.exact,
-        prompt_tokens=filling.account.tokens,
-        output_tokens=_sampled(tokens),
-        opened_at=clock(attempt.opened),
         ready_at=clock(ready),
         first_token_at=clock(tokens[0].at),
         finished_at=clock(tokens[-1].at),
@@ -55,8 +48,6 @@ def finished(
         offsets=attempt.policy.offsets,
         base_tokens=filling.base_tokens,
         pilot_tokens=seq.pilot_tokens,
-        redone_tokens=filling.account.redone,
-        phases=seq.phases.seconds,
     )
     return Call(report=report, steps=steps, message=sent)
 
@@ -70,28 +61,33 @@ def interrupted(attempt: Attempt, seq: EngineSequence, filling: Filling) -> None
     steps = _steps(attempt, filling, now if ready is None else ready)
     report = attempt.recorder.write(
         CallInterrupted,
-        node=attempt.node.name,
-        agent=attempt.agent.name,
-        round=attempt.node.round,
-        attempt=attempt.number,
-        mode=attempt.policy.name,
+        **_common(attempt, seq, filling, tokens),
         gate=filling.gate if filling.plans else "",
-        prompt_tokens=filling.account.tokens,
-        output_tokens=_sampled(tokens),
         text=attempt.engine.codec.decode(ids) if tokens else "",
-        opened_at=clock(attempt.opened),
         ready_at=None if ready is None else clock(ready),
         first_token_at=clock(tokens[0].at) if tokens else None,
         finished_at=clock(now),
-        redone_tokens=filling.account.redone,
-        phases=seq.phases.seconds,
     )
     attempt.interrupted.append((report, steps))
 
 
-def _sampled(tokens: Sequence[Token]) -> int:
-    """Tokens of the answer, without the one that stopped it."""
-    return sum(1 for token in tokens if token.last != "stop")
+def _common(
+    attempt: Attempt, seq: EngineSequence, filling: Filling, tokens: Sequence[Token]
+) -> dict[str, object]:
+    """What is known of every call, however it ended."""
+    return {
+        "node": attempt.node.name,
+        "agent": attempt.agent.name,
+        "round": attempt.node.round,
+        "attempt": attempt.number,
+        "mode": attempt.policy.name,
+        "prompt_tokens": filling.account.tokens,
+        # Without the one that stopped it.
+        "output_tokens": sum(1 for token in tokens if token.last != "stop"),
+        "opened_at": attempt.recorder.since_start(attempt.opened),
+        "redone_tokens": filling.account.redone,
+        "phases": seq.phases.seconds,
+    }
 
 
 def _steps(attempt: Attempt, filling: Filling, ready: float) -> list[SegmentStep]:

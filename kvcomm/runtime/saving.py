@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from kvcomm.engine.base import Engine
@@ -18,9 +17,6 @@ log = logging.getLogger(__name__)
 
 # What was learned is written so long after the first of it: together with what comes meanwhile.
 SAVE_S = 60.0
-
-# Those with something to write. They are kept alive, and are written when the program ends.
-_pending: set[Saver] = set()
 
 
 class Saver:
@@ -35,6 +31,7 @@ class Saver:
         self.failed = ""
         self._save = save
         self._engine = engine
+        self._pending = False
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -42,8 +39,7 @@ class Saver:
     def changed(self) -> None:
         """There is something to write."""
         with self._lock:
-            self._engine.before_close.add(self.flush_or_log)
-            _pending.add(self)
+            self._await_the_end()
             if self._timer is None:
                 self._timer = threading.Timer(SAVE_S, self.flush_or_log)
                 self._timer.name, self._timer.daemon = "kvcomm-saver", True
@@ -53,23 +49,33 @@ class Saver:
         """Write what there is to write, now. Raises `StateError`."""
         with self._writing:
             with self._lock:
-                self._engine.before_close.discard(self.flush_or_log)
-                if self not in _pending:
+                if not self._pending:
                     return
-                _pending.discard(self)
+                self._pending = False
+                atexit.unregister(self.flush_or_log)
+                self._engine.before_close.discard(self.flush_or_log)
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
             try:
                 _finish(self._save)
             except BaseException as error:
-                _pending.add(self)
-                self._engine.before_close.add(self.flush_or_log)
+                with self._lock:
+                    self._await_the_end()
                 self.failed = str(error) or type(error).__name__
                 if isinstance(error, StateError) or not isinstance(error, Exception):
                     raise
                 raise StateError(f"what was learned is not saved: {self.failed}") from error
             self.failed = ""
+
+    def _await_the_end(self) -> None:
+        """Be called when the engine is closed and when the program ends; kept alive until then."""
+        if not self._pending:
+            self._pending = True
+            self._engine.before_close.add(self.flush_or_log)
+            # Now, not on import: what was registered last is called first, and others (Ray) close
+            # what the engine needs.
+            atexit.register(self.flush_or_log)
 
     def flush_or_log(self) -> None:
         """Write what there is to write; what went wrong is logged."""
@@ -90,13 +96,3 @@ def _finish(save: Callable[[], Coroutine[Any, Any, None]]) -> None:
         return
     with ThreadPoolExecutor(1, "kvcomm-saver") as pool:
         pool.submit(asyncio.run, save()).result()
-
-
-def flush_all() -> None:
-    """Write what is left when the program ends."""
-    for saver in list(_pending):
-        with suppress(BaseException):  # a second Ctrl-C: enough is enough
-            saver.flush_or_log()
-
-
-atexit.register(flush_all)

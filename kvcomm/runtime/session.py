@@ -325,10 +325,7 @@ class Session:
         if learned:
             recorder.write(StateRead, **learned.model_dump(exclude={"kind", "v", "t"}))
         if auto and auto.priors:
-            recorder.write(
-                Profiled,
-                priors=dict(auto.priors),
-            )
+            recorder.write(Profiled, priors=dict(auto.priors))
         calls: list[Call] = []
         status: Literal["ok", "failed", "interrupted"] = "failed"
         answer: str | None = None
@@ -442,7 +439,7 @@ class Session:
         """Do now what the first runs would have to wait for, or do without.
 
         Reads what earlier sessions learned, and measures how well the model can reuse KV (`auto`,
-        where it is not known: some 20 forwards over up to 1,100 tokens). Raises `StateError` for
+        where it is not known: some 40 forwards over up to 1,100 tokens). Raises `StateError` for
         another model's state, and `KvcommError` where there is no room to measure.
         """
         self._loop().run(self.awarm_up())

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kvcomm.errors import TraceError
 from kvcomm.trace.events import Event, RunFinished, RunStarted
-from kvcomm.trace.read import LONGEST, opened, read_event, whole_lines
+from kvcomm.trace.read import LONGEST, no_run, opened, read_event, whole_lines
 
 # The last line is looked for in so many bytes, and where it is longer, in more.
 WINDOW = 1 << 14
@@ -58,7 +57,7 @@ def _first(path: Path, file: BinaryIO) -> RunStarted:
             if isinstance(event, RunStarted):
                 return event
             break
-    raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
+    raise no_run(path)
 
 
 def _last(file: BinaryIO) -> Event | None:

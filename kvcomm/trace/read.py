@@ -171,8 +171,13 @@ def read_trace(path: Path) -> TraceRun:
             elif line.strip():
                 skipped += 1
     if not events or not isinstance(events[0], RunStarted):
-        raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
+        raise no_run(path)
     return _assemble(path, events, skipped)
+
+
+def no_run(path: Path) -> TraceError:
+    """What is wrong with a file whose first event is not a run's."""
+    return TraceError(f"{path} is not a trace: it does not begin with a `run` event")
 
 
 @contextmanager

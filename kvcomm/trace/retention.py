@@ -52,6 +52,8 @@ class Retention:
 
     def _tidy(self, keep: int) -> list[Path]:
         found = [path.name for path in self._root.iterdir() if NAMED.fullmatch(path.name)]
+        if len(found) < keep:  # most often, and without a look into any of them
+            return []
         self._automatic = {name: self._automatic[name] for name in found if name in self._automatic}
         ours = sorted(filter(self._is_ours, found), key=self._age, reverse=True)
         return [self._root / name for name in ours[keep - 1 :] if _delete(self._root / name)]

@@ -30,6 +30,13 @@ def seconds(value: float) -> str:
     return f"{number(value)} s"
 
 
+def megabytes(nbytes: int) -> str:
+    """`3.1 MB`; less than that in kB, and `1.20 GB`."""
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:,.2f} GB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"
+
+
 def number(value: float) -> str:
     """A time in seconds without its unit, for columns."""
     digits = 1 if value >= 10 else 2 if value >= 0.1 else 3

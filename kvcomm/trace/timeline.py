@@ -26,15 +26,13 @@ class Timeline:
     """
 
     def __init__(self, run: TraceRun) -> None:
-        self._calls = [(view, view.moments) for view in run.calls]
+        self._calls = [(v, moments) for v in run.calls if (moments := v.moments) is not None]
         self._tools = run.tools
-        ends = [moments[-1] for _, moments in self._calls if moments]
+        ends = [moments[-1] for _, moments in self._calls]
         self._end = max([*ends, *(tool.finished_at for tool in run.tools)], default=0.0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        names = [view.title for view, moments in self._calls if moments] + [
-            tool.node for tool in self._tools
-        ]
+        names = [view.title for view, _ in self._calls] + [tool.node for tool in self._tools]
         width = min(max(map(len, names), default=0), NAME)
         room = max(options.max_width - width - 12, 10)
         lines = sorted(self._lines(room))
@@ -57,7 +55,6 @@ class Timeline:
                 number(view.call.ttft_s) if view.call else "cut",
             )
             for view, moments in self._calls
-            if moments
         ]
         return lines + [
             (tool.ready_at, tool.node, self._tool(tool, room), "") for tool in self._tools

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvcomm.engine.replicas.costs import Rate, choose, megabytes
+from kvcomm.engine.replicas.costs import Rate, choose
 from kvcomm.engine.replicas.parcel import packed, unpacked
 from kvcomm.kv import KV
+from kvcomm.trace.text import megabytes
 
 CPU = torch.device("cpu")
 MB = 1_000_000

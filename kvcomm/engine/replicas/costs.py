@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcomm.trace.text import seconds
+from kvcomm.trace.text import megabytes, seconds
 
 # How much the latest measurement says of how fast things are now, and how much of that is still
 # believed when the next decision found nothing new to measure.
@@ -72,8 +72,3 @@ def choose(moving: Rate, computing: Rate, nbytes: int, tokens: int) -> Choice:
         move,
         f"moving {megabytes(nbytes)} would take {seconds(move)}, computing {seconds(compute)}",
     )
-
-
-def megabytes(nbytes: int) -> str:
-    """`3.1 MB`; less than that in kB."""
-    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

@@ -100,6 +100,7 @@ class Learner:
             for key, mine in observed.items():
                 if models.get(key, before[key]) is not before[key]:
                     models[key].merge(mine)
+                    self._engine.offsets.learned(key[1])
             return read, {key: _on_cpu(mine) for key, mine in observed.items() if mine}
 
         async with self._lock:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kvcomm.engine.replicas import measure
-from kvcomm.engine.replicas.costs import Choice, Rate, choose, megabytes
+from kvcomm.engine.replicas.costs import Choice, Rate, choose
 from kvcomm.engine.replicas.exchange import LOST
 from kvcomm.engine.replicas.replica import Replica
 from kvcomm.engine.replicas.sequence import Arrival
 from kvcomm.errors import ReplicaLost
 from kvcomm.message import Handle
-from kvcomm.trace.text import seconds
+from kvcomm.trace.text import megabytes, seconds
 
 if TYPE_CHECKING:
     from kvcomm.engine.replicas.engine import RayEngine
