@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvcomm.cli import bench, demo, eval, graph, models, plan, run, state, tasks, trace
+from kvcomm.cli import bench, demo, eval, graph, models, run, state, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
 
@@ -96,7 +96,6 @@ app.add_typer(tasks.app, name="tasks")
 app.add_typer(bench.app, name="bench")
 app.add_typer(graph.app, name="graph")
 app.add_typer(trace.app, name="trace")
-app.command("plan")(plan.plan)
 app.add_typer(models.app, name="models")
 app.add_typer(state.app, name="state")
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.bench_hardware import hardware
 from kvcomm.cli.bench_memory import memory
 from kvcomm.cli.bench_throughput import throughput
 from kvcomm.cli.bench_ttft import ttft
@@ -28,7 +27,6 @@ app = typer.Typer(
 app.command("ttft")(ttft)
 app.command("throughput")(throughput)
 app.command("memory")(memory)
-app.command("hardware")(hardware)
 
 
 @app.command("fidelity")

@@ -160,12 +160,7 @@ class Attempt:
             self._start_deadline(deadline)
             call = self.engine_call()
             seq = await self.engine.enter(call)
-        self.recorder.write(
-            NodeStarted,
-            node=self.node.name,
-            attempt=self.number,
-            prompt_capacity=call.capacity,
-        )
+        self.recorder.write(NodeStarted, node=self.node.name, attempt=self.number)
         return call, seq
 
     async def _finish(

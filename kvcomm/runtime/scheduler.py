@@ -258,7 +258,7 @@ class Scheduler:
         if tool.timeout_s is not None:
             deadline.reschedule(asyncio.get_running_loop().time() + tool.timeout_s)
         ready = time.perf_counter()
-        self._recorder.write(NodeStarted, node=node.name, attempt=number, prompt_capacity=0)
+        self._recorder.write(NodeStarted, node=node.name, attempt=number)
         found = tool.texts(await called(tool.run, texts))
         finished = time.perf_counter()
         codec, cut = self._engine.codec, []

@@ -81,7 +81,6 @@ class NodeStarted(_Event):
     kind: Literal["node"] = "node"
     node: str
     attempt: int
-    prompt_capacity: int
 
 
 class PromptText(_Event):

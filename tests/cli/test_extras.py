@@ -24,7 +24,6 @@ MODEL = ("--model", "random:llama-tiny")
         ("ray", "ray", ("run", "At what?", "--engine", "ray")),
         ("httpx", "serve", ("run", "At what?", "--engine", "openai", "--base-url", "http://x/v1")),
         ("matplotlib", "plot", ("bench", "ttft", "--plot", "p.png")),
-        ("simpy", "plan", ("plan", "nowhere", "--hardware", "h100")),
     ],
 )
 def test_a_missing_package_is_named_before_a_model_is_loaded(

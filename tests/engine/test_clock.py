@@ -15,7 +15,6 @@ from kvcomm.engine.base import Call
 from kvcomm.engine.clock import done_at, wait_for
 from kvcomm.engine.local import LocalEngine
 from kvcomm.reuse.plan import Step
-from kvcomm.runtime.hardware import Measured
 from tests.engine.support import COMPUTE, answer, decode, open_row, random_ids, segment
 from tests.engine.test_bases import TEMPLATE
 
@@ -92,19 +91,11 @@ async def test_so_are_a_prefix_hit_and_what_realigning_takes(
         await row.close()
 
 
-async def test_bench_hardware_reads_the_same_clock(tiny: LocalEngine, waited: list[str]) -> None:
-    measured = Measured(tiny, chunks=(4,))
-    seq = measured._open(20)
-    await measured._compute(seq, [11, 12, 13, 14])
-    assert waited == ["cpu", "cpu", "forward", "cpu", "cpu"]
-    await seq.close()
-
-
 def test_no_other_clock_times_a_device() -> None:
     package = Path(kvcomm.__file__).parent
     files = [*package.glob("engine/**/*.py"), *package.glob("reuse/**/*.py")]
     files += [*package.glob("kv/*.py")]
-    files += [package / "runtime" / f"{name}.py" for name in ("hardware", "speed", "throughput")]
+    files += [package / "runtime" / f"{name}.py" for name in ("speed", "throughput")]
     found = {
         path.relative_to(package).as_posix()
         for path in files

@@ -13,7 +13,6 @@ from kvcomm.errors import UsageError
 
 # What a command needs beside the option that is tried.
 NEEDED = {
-    "plan": ["no-such-run", "--hardware", "h100"],
     "run": ["x"],
     "eval suite": ["math-mini"],
     "models check": ["random:llama-tiny"],
