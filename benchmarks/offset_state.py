@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -43,15 +42,10 @@ def seconds(task: Callable[[], object]) -> float:
     return best
 
 
-def measure(
-    shape: tuple[int, int, int, int], form: Literal["together", "apart"]
-) -> tuple[int, list[float]]:
-    """Bytes, and seconds to learn 256 tokens and to predict 1,024, of one layer times layers.
-
-    One layer above 0 is measured, so that the widest form fits into memory.
-    """
+def measure(shape: tuple[int, int, int, int]) -> tuple[int, list[float]]:
+    """Bytes, and seconds to learn 256 tokens and to predict 1,024, of one layer times layers."""
     layers, heads, dim, _ = shape
-    model = LinearOffsets(heads=form)
+    model = LinearOffsets()
     lesson = [random_kv(2, heads, dim, 256) for _ in range(2)]
     literal = random_kv(2, heads, dim, 0)
     model.observe(*lesson, literal)  # the first time includes making the sums
@@ -82,15 +76,13 @@ def main() -> None:
         table.add_column(name, no_wrap=True)
     for name in ("state", "of pool", "learn", "solve", "predict"):
         table.add_column(name, no_wrap=True, justify="right")
-    forms: tuple[Literal["together", "apart"], ...] = ("together", "apart")
     for model, shape in SHAPES.items():
         whole = pool(shape)
         table.add_row(model, f"{ANCHORS} anchors", f"{whole / 1e6:,.0f} MB", "", "", "", "")
-        for form in forms:
-            state, times = measure(shape, form)
-            took = [f"{seconds_:.2f} s" for seconds_ in times]
-            size = f"{state / 1e6:,.0f} MB"
-            table.add_row("", f"heads {form}", size, f"1/{whole / state:.0f}", *took)
+        state, times = measure(shape)
+        took = [f"{seconds_:.2f} s" for seconds_ in times]
+        size = f"{state / 1e6:,.0f} MB"
+        table.add_row("", "linear offsets", size, f"1/{whole / state:.0f}", *took)
     Console().print(table)
 
 

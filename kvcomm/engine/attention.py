@@ -243,29 +243,16 @@ def packed_forward(
     positions: Sequence[int],
     wanted: Sequence[int],
     pack: Pack,
-    layers: int | None = None,
 ) -> torch.Tensor:
-    """One forward over packed tokens; logits `[len(wanted), vocabulary]` of those pack indices.
-
-    With `layers` only that many first layers run (a pilot): KV is written there and nowhere else,
-    and the logits mean nothing.
-    """
+    """One forward over packed tokens; logits `[len(wanted), vocabulary]` of those pack indices."""
     device = model.device
-    decoder = model.get_decoder()
-    every = decoder.layers if layers is not None else None
-    if every is not None:
-        decoder.layers = every[:layers]
-    try:
-        return model_forward(
-            model,
-            torch.tensor([ids], device=device),
-            torch.tensor([positions], device=device),
-            torch.tensor(wanted, dtype=torch.long, device=device),
-            pack,
-        )
-    finally:
-        if every is not None:
-            decoder.layers = every
+    return model_forward(
+        model,
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        torch.tensor(wanted, dtype=torch.long, device=device),
+        pack,
+    )
 
 
 def model_forward(

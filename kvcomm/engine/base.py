@@ -174,7 +174,6 @@ class EngineSequence(Protocol):
     """
 
     phases: Phases
-    pilot_tokens: float
 
     @property
     def length(self) -> int:
@@ -210,7 +209,6 @@ class EngineSequence(Protocol):
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
@@ -219,8 +217,7 @@ class EngineSequence(Protocol):
         With `settle` the tokens are final, and the row is offered to the prefix cache once they
         are computed. `answer` ends the prompt: its last token is computed, and sampling begins at
         once; `decode` tells the tokens. Segments of realign steps are surveyed ones. A realign step
-        whose KV has left the store computes its segment, and the reason says so. `pilot` layers of
-        everything are computed first where steps ask for deviating positions to be measured.
+        whose KV has left the store computes its segment, and the reason says so.
         """
 
     async def reserve(self, capacity: int) -> None:

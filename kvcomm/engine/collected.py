@@ -65,7 +65,6 @@ class CollectedSequence:
     """A prompt as ids; see `kvcomm.engine.base.EngineSequence`. Subclasses answer it."""
 
     exact = True
-    pilot_tokens = 0.0
 
     def __init__(self, engine: _Engine, call: Call) -> None:
         self.phases = Phases()
@@ -99,7 +98,6 @@ class CollectedSequence:
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:

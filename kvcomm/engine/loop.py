@@ -52,9 +52,8 @@ class Work:
 
     `begin` names the positions when the work's turn comes. `done` gets the logits of the last
     `logits` positions, on the loop's thread, before the future resolves and before any other work:
-    what it starts is part of the next step. A pilot computes the first `layers` only. Of the
-    beginning that it `takes` it need not compute what another row in the step `gives`; `took` hears
-    the first slot behind that.
+    what it starts is part of the next step. Of the beginning that it `takes` it need not compute
+    what another row in the step `gives`; `took` hears the first slot behind that.
     """
 
     row: Row
@@ -63,7 +62,6 @@ class Work:
     logits: int
     phases: Phases
     done: Callable[[torch.Tensor | None], None]
-    layers: int | None = None
     takes: Beginning | None = None
     gives: Beginning | None = None
     took: Callable[[int], None] = lambda _: None
@@ -266,21 +264,20 @@ class Loop:
         elif (works or decodings) and self._pause():
             return
         held, works = works, self._ripe(works)
-        pilot = works[0].layers if works else None
-        due = self._sampled(decodings) if pilot is None else []
+        due = self._sampled(decodings)
         works = self._ripe(works)  # a row may have ended just now
         budget = min(self._step_tokens, STEP_TOKENS if urgent and not due else STEP_TOKENS_DECODING)
-        chunks = self._chunks(works, budget, pilot)
+        chunks = self._chunks(works, budget)
         if not due and not chunks:
             if not works and held:
                 self._hold(held)
             return
         try:
-            if not self._fits(due, chunks, pilot):
+            if not self._fits(due, chunks):
                 # Outside of the handler, whose traceback holds on to the tensors of what failed.
                 self._relieve()
                 chunks = self._fewer(chunks)
-                if not self._fits(due, chunks, pilot):
+                if not self._fits(due, chunks):
                     tokens = len(due) + sum(len(chunk) for _, chunk in chunks)
                     raise OutOfMemory(f"computing {tokens} tokens")
         except Exception as error:  # a failed step fails its own rows, never the engine
@@ -323,15 +320,10 @@ class Loop:
         due = [w.priority for w in self._works] + [d.priority for d in self._decodings]
         return any(priority() < BACKGROUND for priority in due)
 
-    def _fits(
-        self,
-        due: Sequence[Decoding],
-        chunks: Sequence[tuple[Work, Sequence[int]]],
-        layers: int | None,
-    ) -> bool:
+    def _fits(self, due: Sequence[Decoding], chunks: Sequence[tuple[Work, Sequence[int]]]) -> bool:
         """Compute this step; False when memory has run out, and nothing has happened then."""
         try:
-            self._forward(due, chunks, layers)
+            self._forward(due, chunks)
         except Exception as error:
             if out_of_memory(error):
                 return False
@@ -389,9 +381,7 @@ class Loop:
         decoding.row.ids.append(token)
         return Token(token, now)
 
-    def _chunks(
-        self, works: Sequence[Work], budget: int, layers: int | None
-    ) -> list[tuple[Work, Sequence[int]]]:
+    def _chunks(self, works: Sequence[Work], budget: int) -> list[tuple[Work, Sequence[int]]]:
         """The most urgent positions within the budget; less urgent rows wait for urgent ones.
 
         Rows share a step while it is not full; after that the first to come is the first to go. An
@@ -405,8 +395,6 @@ class Loop:
                 break
             if urgent is not None and work.priority() > urgent:
                 break
-            if work.layers != layers:
-                continue
             if work.positions is None:
                 try:
                     work.positions = work.begin()
@@ -429,10 +417,7 @@ class Loop:
             self._works = [work for work in self._works if work not in works]
 
     def _forward(
-        self,
-        due: Sequence[Decoding],
-        chunks: Sequence[tuple[Work, Sequence[int]]],
-        layers: int | None,
+        self, due: Sequence[Decoding], chunks: Sequence[tuple[Work, Sequence[int]]]
     ) -> None:
         started = done_at(self._model.device)
         parts: list[Part] = []
@@ -456,7 +441,7 @@ class Loop:
 
         def compute() -> torch.Tensor:
             pack = Pack(parts, self._flash)
-            return packed_forward(self._model, ids, positions, wanted, pack, layers)
+            return packed_forward(self._model, ids, positions, wanted, pack)
 
         if self._graphs is not None and len(due) == 1 and not chunks:
             logits = self._graphs.step(due[0].row, compute)
@@ -478,7 +463,7 @@ class Loop:
             if work.lent is not None:
                 work.took(work.lent.stop)
                 work.lent = None
-            work.phases.add("forward" if layers is None else "pilot", spent)
+            work.phases.add("forward", spent)
         finished = [w for w, _ in chunks if w.computed == len(w.positions or ())]
         self._remove(finished)
         for work in finished:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
 
 from kvcomm.engine.base import Extended
 from kvcomm.engine.rows import Row
@@ -17,9 +14,8 @@ from kvcomm.reuse.plan import Way
 class Piece:
     """One segment in the row, from slot `start` on; its first `done` tokens came before.
 
-    `positions` are computed of a realigned one (None: all of it), `filled` hold realigned KV,
-    `corrected` by offsets or only rotated, and `deviating` of them are computed too once a pilot
-    has shown which.
+    `positions` are computed of a realigned one (None: all of it), the others hold realigned KV,
+    `corrected` by offsets or only rotated.
     """
 
     start: int
@@ -27,8 +23,6 @@ class Piece:
     reason: str
     done: int = 0
     positions: list[int] | None = None
-    filled: list[int] = field(default_factory=list)
-    deviating: int = 0
     corrected: bool = False
 
 
@@ -85,32 +79,6 @@ class Placement:
     def take(self, stop: int) -> None:
         """The slots below `stop` are there."""
         self.adopted = stop
-
-    def pilot_slots(self) -> list[int]:
-        """Everything that no prefix holds: a pilot computes it in the first layers."""
-        return list(range(max(self.start, self.adopted), len(self.row)))
-
-    def remember(self, layer: int) -> list[torch.Tensor]:
-        """The predicted KV of `layer` at all filled slots, one piece after another."""
-        slab = self.row.slab
-        return [
-            torch.cat([part[layer][:, self._filled(piece)] for part in (slab.keys, slab.values)])
-            for piece in self.pieces
-        ]
-
-    def repair(self, layer: int, predicted: Sequence[torch.Tensor]) -> None:
-        """Have the positions computed whose KV in `layer` came out most unlike the prediction."""
-        for piece, before, after in zip(self.pieces, predicted, self.remember(layer), strict=True):
-            if piece.deviating and piece.positions is not None:
-                # [2 * kv_heads, filled, head_dim]
-                distance = (after.float() - before.float()).square().sum(dim=(0, 2))
-                worst = distance.topk(min(piece.deviating, len(piece.filled))).indices.tolist()
-                chosen = {piece.filled[i] for i in worst}
-                piece.positions = sorted({*piece.positions, *chosen})
-                piece.filled = [position for position in piece.filled if position not in chosen]
-
-    def _filled(self, piece: Piece) -> list[int]:
-        return [piece.start + position for position in piece.filled]
 
     def report(self) -> list[Extended]:
         """What became of each segment."""

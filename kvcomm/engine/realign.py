@@ -12,7 +12,7 @@ import torch
 from kvcomm.engine.base import Call, Phases, Survey
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.rows import Row
-from kvcomm.kv import KV
+from kvcomm.kv import KV, content_key
 from kvcomm.kv.store import NEVER
 from kvcomm.message import Handle
 from kvcomm.prompt import Segment
@@ -125,43 +125,40 @@ class Realigner:
         handle = segment.handle
         return self._engine.store.get(handle.key, check=check) if handle else None
 
-    def fill(
-        self, row: Row, segment: Segment, step: Step, measured: bool
-    ) -> tuple[list[int] | None, list[int], str]:
+    def fill(self, row: Row, segment: Segment, step: Step) -> tuple[list[int] | None, str]:
         """Append the rest of a segment, realigned where it is covered and not computed.
 
-        Deviating positions are those of the largest predicted offset, unless they will be measured.
-        Returns the positions to compute, the positions that were filled, and the reason; None and
-        why when the segment can no longer be realigned, and then nothing was written.
+        Deviating positions are those of the largest predicted offset. Returns the positions to
+        compute and the reason; None and why when the segment can no longer be realigned, and then
+        nothing was written.
         """
         done = segment.done
         base = self._base(segment, check=True)
         if base is None or segment.handle is None:
             why = self._engine.store.why(segment.handle.key) if segment.handle else "it has no KV"
-            return None, [], f"computed, {why}; planned: {step.reason}"
+            return None, f"computed, {why}; planned: {step.reason}"
         began = done_at(self._device)
         try:
             offset = self._offset(len(row) - done, segment, base) if step.corrected else None
         except ValueError as error:
-            return None, [], f"computed, {error}; planned: {step.reason}"
+            return None, f"computed, {error}; planned: {step.reason}"
         predicted = done_at(self._device)
         self._phases.add("offsets", predicted - began)
         covered = segment.handle.positions
         there = set(range(done))
         computed = there.union(step.positions or (), set(range(len(segment))).difference(covered))
-        if step.deviating and offset is not None and not measured:
+        if step.deviating and offset is not None:
             computed |= _most(_size(offset), covered, computed, step.deviating)
         keep = [i for i, position in enumerate(covered) if position not in computed]
-        filled = [covered[i] for i in keep]
         # One copy at a time: a long input's KV is large.
         kv = base if offset is None else base + offset
         del offset
         if len(keep) < len(base):
             kv = kv.take(keep)
-        rotating = row.fill(segment.rest, [position - done for position in filled], kv)
+        rotating = row.fill(segment.rest, [covered[i] - done for i in keep], kv)
         self._phases.add("rotate", rotating)
         self._phases.add("fill", done_at(self._device) - predicted - rotating)
-        return sorted(computed - there), filled, step.reason
+        return sorted(computed - there), step.reason
 
     def _index(self, start: int, segment: Segment) -> int:
         """Which surveyed segment goes in at slot `start`: of equal ones the nearest.
@@ -196,6 +193,29 @@ class Realigner:
         self._observe(row, index, family)
         self._engine.offsets.trim()
         self._phases.add("observe", done_at(self._device) - began)
+
+    def with_first_layers(
+        self, row: Row, segments: Sequence[Segment], layers: int
+    ) -> list[tuple[Segment, tuple[float, ...]]]:
+        """See `LocalSequence.with_first_layers`."""
+        found: list[tuple[Segment, tuple[float, ...]]] = []
+        start = 0
+        for segment in segments:
+            handle, base = segment.handle, self._base(segment)
+            deviations: tuple[float, ...] = ()
+            if handle is not None and base is not None:
+                true = row.position_free([start + i for i in handle.positions])
+                pairs = (true.keys, base.keys), (true.values, base.values)
+                gap = [one[layers - 1] - other[layers - 1] for one, other in pairs]
+                deviations = tuple(torch.cat(gap).float().square().sum(dim=(0, 2)).tolist())
+                for one, other in pairs:
+                    one[layers:] = other[layers:]
+                key = content_key(handle.key, "first layers", layers, start, row.ids)
+                self._engine.store.put(key, true)
+                segment = replace(segment, handle=replace(handle, key=key))
+            found.append((segment, deviations))
+            start += len(segment)
+        return found
 
     def _observe(self, row: Row, index: int, family: str | None) -> None:
         segment = self.segments[index]

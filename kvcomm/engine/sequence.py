@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -55,7 +54,6 @@ class LocalSequence:
         self._lost = asyncio.Event()
         self._work: Work | None = None
         self.phases = Phases()
-        self.pilot_tokens = 0.0
         self._call = call
         self._priority = call.priority
         self._row = engine.new_row(call.capacity)
@@ -123,7 +121,6 @@ class LocalSequence:
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
@@ -131,7 +128,7 @@ class LocalSequence:
         if answer is not None:
             self._decoding = self._prepare(answer)
         placement, work = await self.engine.call(
-            lambda: self._place(segments, steps, pilot, settle, answer is not None),
+            lambda: self._place(segments, steps, settle, answer is not None),
             # Predicting and filling take time, too: calls that are ready come first.
             idle=self._priority > READY,
         )
@@ -142,7 +139,6 @@ class LocalSequence:
         self,
         segments: Sequence[Segment],
         steps: Sequence[Step],
-        pilot: int,
         settle: bool,
         answers: bool,
     ) -> tuple[Placement, Work]:
@@ -156,10 +152,7 @@ class LocalSequence:
             start = len(row) - segment.done
             piece = Piece(start, len(segment), step.reason, segment.done)
             if step.way == "realign":
-                piece.positions, piece.filled, piece.reason = self._realigner.fill(
-                    row, segment, step, measured=pilot > 0
-                )
-                piece.deviating = step.deviating if pilot else 0
+                piece.positions, piece.reason = self._realigner.fill(row, segment, step)
                 piece.corrected = step.corrected
             if piece.positions is None:
                 row.ids += segment.rest
@@ -194,40 +187,11 @@ class LocalSequence:
             took=placement.take,
         )
         self._work = work
-        if pilot:
-            self._pilot(placement, begin, pilot, work)
-        else:
-            self.engine.loop.compute(work)
+        self.engine.loop.compute(work)
         return placement, work
 
     def _beginning(self, length: int) -> Beginning:
         return Beginning(self._call.namespace, self._row.ids[:length])
-
-    def _pilot(
-        self, placement: Placement, begin: Callable[[], object], layers: int, then: Work
-    ) -> None:
-        """Compute the first layers of everything, and `then` what deviates and what is due."""
-        predicted: list[torch.Tensor] = []
-
-        def start() -> Sequence[int]:
-            begin()
-            predicted.extend(placement.remember(layers - 1))
-            slots = placement.pilot_slots()
-            self.pilot_tokens += len(slots) * layers / placement.row.slab.keys.shape[0]
-            return slots
-
-        def done(_: object) -> None:
-            placement.repair(layers - 1, predicted)
-            self.engine.loop.compute(then)
-
-        first = Work(then.row, start, then.priority, 0, self.phases, done, layers)
-
-        def failed(future: Future[None]) -> None:
-            if not future.cancelled() and (error := future.exception()):
-                then.fail(error)
-
-        first.future.add_done_callback(failed)
-        self.engine.loop.compute(first)
 
     def _prepare(self, answer: Answer) -> Decoding:
         return Decoding(
@@ -356,6 +320,20 @@ class LocalSequence:
             await self.engine.call(
                 partial(self._realigner.observe, self._row, index, offsets), idle=True
             )
+
+    async def with_first_layers(
+        self, segments: Sequence[Segment], layers: int
+    ) -> list[tuple[Segment, tuple[float, ...]]]:
+        """What computing the first `layers` of this prompt brings and shows, from this exact row.
+
+        The segments are those of the whole prompt, as any row has surveyed them. They come back
+        with base KV that is true in these layers, and with the squared distance between true and
+        base KV in the last of them, one for each position that the handle covers. A segment without
+        base KV comes back as it is, with no numbers.
+        """
+        return await self.engine.call(
+            partial(self._realigner.with_first_layers, self._row, segments, layers), idle=True
+        )
 
     async def compare(self, dense: EngineSequence) -> Divergence:
         """How far this row's prompt is from `dense`, which answered greedily and recorded."""

@@ -15,9 +15,8 @@ class Step:
     `positions` are the segment's positions that are computed; None means all of them that no
     exact prefix holds. A "prefix" step is a "compute" step that found everything in the prefix
     cache: it is what happened, never what a policy asks for. A realigned segment may have the
-    `deviating` positions computed too that differ most: by predicted offset, or as measured on
-    the plan's pilot layers. `corrected` adds the predicted offset; without it base KV is only
-    rotated to its place.
+    `deviating` positions computed too that differ most by predicted offset. `corrected` adds the
+    predicted offset; without it base KV is only rotated to its place.
     """
 
     way: Way
@@ -53,7 +52,9 @@ class Fact:
     the offset model's, for placeholders with base KV. `prefix` counts the tokens that the exact
     prefix cache holds, from the prompt's start without a gap. `last` marks the prompt's final
     segment, whose last token is always computed. `done` leading tokens are in the row already, they
-    were computed ahead. `absent` says why there is no base KV, where there is none.
+    were computed ahead. `absent` says why there is no base KV, where there is none. `deviations`
+    are squared distances of true KV from base KV at the covered positions, where they were
+    measured (empty: not).
     """
 
     kind: Literal["literal", "placeholder"]
@@ -65,20 +66,19 @@ class Fact:
     last: bool = False
     done: int = 0
     absent: str = "no base KV"
+    deviations: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
     """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards.
 
-    With `pilot` layers, all tokens are computed in that many first layers, which shows where the
-    prediction deviates most. A plan for the `whole` prompt was made when only a part of it was
-    known, and holds for none of it unless the row is empty: what is there makes way.
+    A plan for the `whole` prompt was made when only a part of it was known, and holds for none of
+    it unless the row is empty: what is there makes way.
     """
 
     steps: tuple[Step, ...]
     gate: str
     dense: bool
     learn: tuple[int, ...] = ()
-    pilot: int = 0
     whole: bool = False

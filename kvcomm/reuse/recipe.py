@@ -24,10 +24,10 @@ class Recipe:
     `offsets` is the family that corrects base KV ("": it is only rotated). `literals` are computed,
     or moved too. Placeholders of up to `short` tokens are computed: little would be saved, and they
     often carry the question. Of every other one are computed: the `first` tokens, but no more than
-    the share `leading`, and the share `deviating` of its tokens that deviate most, by the size of
-    the predicted offset or, with `pilot` layers, as measured there. Where the offset model says
-    that it cannot predict, `unknown` placeholders are computed, or only rotated, or predicted all
-    the same from what little there is.
+    the share `leading`, and the share `deviating` of its tokens that deviate most, as measured or,
+    where nothing was, by the size of the predicted offset. Where the offset model says that it
+    cannot predict, `unknown` placeholders are computed, or only rotated, or predicted all the same
+    from what little there is.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Recipe:
     first: int = 0
     leading: float = 1.0
     deviating: float = 0.0
-    pilot: int = 0
     unknown: Literal["compute", "rotate", "predict"] = "compute"
 
     def repaired(self, tokens: int, limit: int) -> tuple[int, int]:
@@ -55,7 +54,7 @@ METHODS = {
         Recipe("rotate", literals="move"),
         Recipe("anchors", offsets="anchors", literals="move", unknown="predict"),
         Recipe("repair", short=24, first=16),
-        Recipe("cacheblend", short=24, deviating=0.15, pilot=2),
+        Recipe("cacheblend", short=24, deviating=0.15),
         LINEAR,
     )
 }
@@ -101,8 +100,7 @@ class Realign:
             why = next((s.reason for s, f in zip(steps, facts, strict=True) if f.verdict), None)
             gate = f"{self.reason}; computed: {why or 'nothing to realign'}"
             return Plan(steps, gate, dense=True)
-        measured = any(step.deviating for step in steps)
-        return Plan(steps, self.reason, dense=False, pilot=self.recipe.pilot if measured else 0)
+        return Plan(steps, self.reason, dense=False)
 
     def _step(self, fact: Fact, before: Fact | None) -> Step:
         if fact.tokens == 0:
@@ -125,7 +123,7 @@ class Realign:
                 corrected = fact.verdict.usable
             if not corrected:
                 reason = f"rotated only: {reason}"
-        first, deviating = self._repaired(fact.tokens, known=corrected)
+        first, deviating = self._repaired(fact.tokens, known=corrected or bool(fact.deviations))
         positions = set(range(max(first, fact.done)))
         positions |= set(range(fact.tokens)) - set(fact.covered)
         if fact.last:
@@ -136,12 +134,15 @@ class Realign:
         repair = [f"first {first}"] if first else []
         repair += [f"{deviating} deviating"] if deviating else []
         reason += f"; computed: {', '.join(repair)}" if repair else ""
+        if fact.deviations:
+            positions |= _most(fact, positions, deviating)
+            deviating = 0
         return Step("realign", reason, tuple(sorted(positions)), deviating, corrected)
 
     def _repaired(self, tokens: int, *, known: bool) -> tuple[int, int]:
         """How many leading, and how many deviating tokens are computed."""
         first, deviating = self.recipe.repaired(tokens, int(self.budget * tokens))
-        if known or self.recipe.pilot:
+        if known:
             return first, deviating
         # Nothing says which tokens deviate: most often it is the leading ones.
         return first + deviating, 0
@@ -155,3 +156,10 @@ class Realign:
         known = self.offsets and before.verdict is not None and before.verdict.samples > 1
         reason = "offset of the placeholder before" if known else "rotated only"
         return Step("realign", reason, positions, corrected=bool(known))
+
+
+def _most(fact: Fact, computed: set[int], count: int) -> set[int]:
+    """The `count` covered positions of the largest deviation that are not computed anyway."""
+    found = zip(fact.deviations, fact.covered, strict=True)
+    free = sorted((-size, position) for size, position in found if position not in computed)
+    return {position for _, position in free[:count]}

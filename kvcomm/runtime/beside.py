@@ -34,8 +34,8 @@ async def beside(
                 continue
             tokens = 0
             if plan.steps not in known:
-                pieces = await row.extend(survey.segments, plan.steps, pilot=plan.pilot)
-                tokens = sum(piece.computed for piece in pieces) + round(row.pilot_tokens)
+                pieces = await row.extend(survey.segments, plan.steps)
+                tokens = sum(piece.computed for piece in pieces)
                 known[plan.steps] = await row.compare(dense)
         finally:
             await row.close()

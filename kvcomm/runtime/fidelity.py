@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.engine.base import Divergence, Engine, EngineSequence, Extended
+from kvcomm.engine.base import Divergence, EngineSequence, Extended, Survey
+from kvcomm.engine.check import kv_shape
+from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.sequence import LocalSequence
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.prompt import Segment
@@ -30,6 +33,8 @@ from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
 
 AUTO_SPACE = "fidelity-auto"
+# CacheBlend computes all tokens in so many first layers, and looks at the KV of the last of them.
+MEASURED = 2
 
 
 def policies() -> dict[str, Policy]:
@@ -40,7 +45,7 @@ def policies() -> dict[str, Policy]:
 
 @dataclass(frozen=True)
 class Measured:
-    """One method on one call. `computed` counts token-layers over layers, pilots included."""
+    """One method on one call. `computed` counts token-layers over layers, measuring included."""
 
     divergence: Divergence
     tokens: int
@@ -92,7 +97,7 @@ class Fidelity:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: LocalEngine,
         graph: AgentGraph,
         *,
         warmup: int,
@@ -202,9 +207,15 @@ class Fidelity:
         seq = self.engine.open(call)
         try:
             survey = await surveyed(seq, segments, policy)
+            beside = 0.0
+            if measured := _measures(policy):
+                survey = await _first_layers(survey, dense)
             plan = policy.plan(survey.facts)
-            done = await seq.extend(survey.segments, plan.steps, pilot=plan.pilot)
-            return _measured(await seq.compare(dense), done, seq.pilot_tokens, plan.gate)
+            done = await seq.extend(survey.segments, plan.steps)
+            if measured and not plan.dense:
+                tokens = sum(piece.computed + piece.realigned for piece in done)
+                beside = tokens * MEASURED / kv_shape(self.engine.config, 0)[0]
+            return _measured(await seq.compare(dense), done, beside, plan.gate)
         finally:
             await seq.close()
 
@@ -233,25 +244,38 @@ class Fidelity:
             plan = policy.plan(survey.facts)
             probed = bool(choice.measured) and not choice.used
             answer = GREEDY if probed else None
-            done = await seq.extend(survey.segments, plan.steps, pilot=plan.pilot, answer=answer)
+            done = await seq.extend(survey.segments, plan.steps, answer=answer)
             if answer:
                 async for _ in seq.decode():
                     pass
             gate = "exact" if plan.dense or not policy.realigns else policy.name
-            measured = _measured(await seq.compare(dense), done, seq.pilot_tokens, gate)
+            measured = _measured(await seq.compare(dense), done, 0.0, gate)
             await auditor.after(Finished(seq, call, segments, choice, recorded=probed))
             return measured
         finally:
             await seq.close()
 
 
+def _measures(policy: Policy) -> bool:
+    """Whether it repairs deviating tokens without offsets that would point to them."""
+    return isinstance(policy, Realign) and policy.recipe.deviating > 0 and not policy.recipe.offsets
+
+
+async def _first_layers(survey: Survey, dense: EngineSequence) -> Survey:
+    """The survey as it is once the first layers of the whole prompt are computed: dense's are."""
+    assert isinstance(dense, LocalSequence)
+    found = await dense.with_first_layers(survey.segments, MEASURED)
+    facts = (replace(f, deviations=d) for f, (_, d) in zip(survey.facts, found, strict=True))
+    return replace(survey, segments=tuple(s for s, _ in found), facts=tuple(facts))
+
+
 def _measured(
-    divergence: Divergence, done: Sequence[Extended], pilot: float, gate: str
+    divergence: Divergence, done: Sequence[Extended], beside: float, gate: str
 ) -> Measured:
     return Measured(
         divergence,
         sum(piece.computed + piece.prefix + piece.realigned for piece in done),
-        sum(piece.computed for piece in done) + pilot,
+        sum(piece.computed for piece in done) + beside,
         any("rotated only" in piece.reason for piece in done),
         gate,
     )

@@ -160,7 +160,7 @@ class Filling:
         pieces = [(index, s) for (index, _), s in zip(pending, survey.segments, strict=True)]
         start = seq.length
         ending = self.answer if last else None
-        await self._extend(seq, pieces, plan.steps, pilot=plan.pilot, answer=ending)
+        await self._extend(seq, pieces, plan.steps, answer=ending)
         await self._lend(seq, survey.segments, start)
         pending.clear()
 
@@ -170,14 +170,13 @@ class Filling:
         pieces: Sequence[tuple[int, Segment]],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> None:
         """Put pieces of the slots at their indices into the row, and into the books."""
         segments = [segment for _, segment in pieces]
         await seq.reserve(seq.length + sum(len(s.rest) for s in segments) + self.room)
-        done = await seq.extend(segments, steps, pilot=pilot, settle=settle, answer=answer)
+        done = await seq.extend(segments, steps, settle=settle, answer=answer)
         self.account.add([index for index, _ in pieces], segments, done, time.perf_counter())
 
     async def _lend(self, seq: EngineSequence, segments: Sequence[Segment], start: int) -> None:

@@ -47,7 +47,6 @@ def finished(
         stop="stop" if attempt.stopped else tokens[-1].last or "length",
         offsets=attempt.policy.offsets,
         base_tokens=filling.base_tokens,
-        pilot_tokens=seq.pilot_tokens,
     )
     return Call(report=report, steps=steps, message=sent)
 

@@ -576,7 +576,6 @@ def _totals(
         output_tokens=sum(report.output_tokens for report in reports),
         extra={
             "base": sum(call.report.base_tokens for call in calls),
-            "pilot": round(sum(call.report.pilot_tokens for call in calls)),
             "audit": sum(audit.tokens for audit in audits),
             "redone": sum(report.redone_tokens for report in reports),
         },

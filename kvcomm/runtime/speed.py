@@ -236,7 +236,7 @@ class Ttft:
         return Agent(
             call.node,
             report.prompt_tokens,
-            call.total("computed") + round(report.pilot_tokens),
+            call.total("computed"),
             report.base_tokens,
             report.ahead_s,
             before * self.workload.output * self._step_s,

@@ -152,9 +152,9 @@ class CallFinished(_Event):
 
     `ahead_s` was spent on the row before that, `first_token` is the id that was sampled first.
     `phases` are seconds spent in the engine for this call: offsets (verdicts and predictions),
-    rotate, fill, pilot, forward, first token (from the prompt's last forward on), decode, observe.
+    rotate, fill, forward, first token (from the prompt's last forward on), decode, observe.
     `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
-    offset models corrected realigned KV. `pilot_tokens` are token-layers of pilots over layers.
+    offset models corrected realigned KV.
     """
 
     kind: Literal["call"] = "call"
@@ -179,7 +179,6 @@ class CallFinished(_Event):
     stop: Literal["stop", "length"]
     offsets: str = ""
     base_tokens: int = 0
-    pilot_tokens: float = 0.0
     redone_tokens: int = 0
     phases: dict[str, float] = {}
 

@@ -216,10 +216,10 @@ def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str) -> None:
 
 
 OWN = """
-from kvcomm.reuse.offsets import FAMILIES, MeanOffsets
+from kvcomm.reuse.offsets import FAMILIES, LinearOffsets
 from kvcomm.reuse.recipe import Realign, Recipe
 
-FAMILIES["last"] = MeanOffsets
+FAMILIES["last"] = LinearOffsets
 policy = Realign(Recipe("mine", offsets="last", first=4))
 """
 

@@ -16,7 +16,7 @@ from kvcomm.errors import StateError
 from tests.reuse.kvs import random_kv
 from tests.reuse.offsets_conformance import close, samples
 
-KEYS = [("linear", "t", "a"), ("mean", "t", "a"), ("anchors", "t", "0"), ("linear", "u", "b")]
+KEYS = [("linear", "t", "a"), ("anchors", "t", "0"), ("linear", "u", "b")]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Repair: deviating positions by prediction and by pilot, and the comparison of two rows."""
+"""Repair: deviating positions, predicted and measured, and the comparison of two rows."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ async def dense_row(engine: LocalEngine, segments: list[Segment]) -> LocalSequen
 
 
 async def realigned(
-    engine: LocalEngine, segments: list[Segment], step: Step, pilot: int = 0
+    engine: LocalEngine, segments: list[Segment], step: Step
 ) -> tuple[LocalSequence, list[Extended]]:
     seq = engine.open(call())
     assert isinstance(seq, LocalSequence)
     survey = await seq.survey(segments, literals=False)
-    done = await seq.extend(survey.segments, [COMPUTE, step, COMPUTE], pilot=pilot)
+    done = await seq.extend(survey.segments, [COMPUTE, step, COMPUTE])
     return seq, done
 
 
-def rotated(*positions: int, deviating: int = 0) -> Step:
-    return Step("realign", "test", positions, deviating, corrected=False)
+def rotated(*positions: int) -> Step:
+    return Step("realign", "test", positions, corrected=False)
 
 
 # --- compare ---
@@ -199,8 +199,8 @@ async def test_a_comparison_that_is_cancelled_puts_the_row_back(
     forward, began = tiny.loop._forward, asyncio.Event()
     running = asyncio.get_running_loop()
 
-    def half(due: Any, chunks: Any, layers: Any) -> None:
-        forward(due, [(work, chunk[: len(chunk) // 2]) for work, chunk in chunks], layers)
+    def half(due: Any, chunks: Any) -> None:
+        forward(due, [(work, chunk[: len(chunk) // 2]) for work, chunk in chunks])
         running.call_soon_threadsafe(began.set)
 
     monkeypatch.setattr(tiny.loop, "_forward", half)
@@ -263,59 +263,34 @@ async def test_predicted_deviation_is_the_size_of_the_offset(tiny: LocalEngine) 
 
 
 @pytest.mark.parametrize("shape", TINY)
-async def test_a_pilot_computes_its_layers_exactly(engine_of: Engines, shape: str) -> None:
+async def test_first_layers_are_true_and_show_what_deviates(engine_of: Engines, shape: str) -> None:
     engine = engine_of(f"random:{shape}", "float64")
     segments = prompt(engine)
     dense = await dense_row(engine, segments)
-    seq, _ = await realigned(engine, segments, rotated(deviating=4), pilot=2)
-    end = HEAD + TEXT + TAIL
-    for name in ("keys", "values"):
-        mine, true = getattr(seq._row.slab, name), getattr(dense._row.slab, name)
-        assert torch.allclose(mine[:2, :, :end], true[:2, :, :end], atol=1e-12)
-        assert not torch.allclose(mine[2, :, AT : AT + TEXT], true[2, :, AT : AT + TEXT])
-
-
-async def test_a_pilot_finds_the_positions_that_deviate_most(tiny: LocalEngine) -> None:
-    segments = prompt(tiny)
-    dense = await dense_row(tiny, segments)
-    plain, _ = await realigned(tiny, segments, rotated())
-    _, done = await realigned(tiny, segments, rotated(0, 1, deviating=4), pilot=2)
-    layer = 1
-    distance = []
+    seq = engine.open(call())
+    assert isinstance(seq, LocalSequence)
+    survey = await seq.survey(segments, literals=False)
+    (_, none), (text, found), (_, last) = await dense.with_first_layers(survey.segments, 2)
+    assert none == last == ()  # literals have no base KV here
+    handle = survey.segments[1].handle
+    assert handle is not None
+    base = engine.store.get(handle.key)
+    assert base is not None
+    true = dense._row.position_free(range(AT, AT + TEXT))
     for token in range(TEXT):
-        slot, total = AT + token, 0.0
-        for name in ("keys", "values"):
-            true = getattr(dense._row.slab, name)[layer, :, slot]
-            total += float((true - getattr(plain._row.slab, name)[layer, :, slot]).square().sum())
-        distance.append(total)
-    worst = sorted(range(2, TEXT), key=lambda token: -distance[token])[:4]
-    assert done[1].positions == tuple(sorted([0, 1, *worst]))
-    assert done[1].computed == 6
-    assert done[1].realigned == TEXT - 6
-
-
-async def test_pilots_are_counted_in_layers(tiny: LocalEngine) -> None:
-    segments = prompt(tiny)
-    seq, _ = await realigned(tiny, segments, rotated(deviating=4), pilot=2)
-    layers = tiny.config.num_hidden_layers
-    assert seq.pilot_tokens == pytest.approx((HEAD + TEXT + TAIL) * 2 / layers)
-    assert "pilot" in seq.phases.seconds
-    without, _ = await realigned(tiny, segments, rotated())
-    assert without.pilot_tokens == 0
-
-
-@pytest.mark.parametrize("shape", TINY)
-async def test_repairing_everything_is_dense(engine_of: Engines, shape: str) -> None:
-    engine = engine_of(f"random:{shape}", "float64")
-    segments = prompt(engine)
-    dense = await dense_row(engine, segments)
-    seq, done = await realigned(engine, segments, rotated(deviating=TEXT), pilot=2)
-    assert done[1].computed == TEXT
-    assert (await seq.compare(dense)).mean < 1e-12
+        keys = true.keys[1, :, token] - base.keys[1, :, token]
+        values = true.values[1, :, token] - base.values[1, :, token]
+        expected = float(keys.square().sum() + values.square().sum())
+        assert found[token] == pytest.approx(expected, rel=1e-5)
+    await seq.extend([segments[0], text, segments[2]], [COMPUTE, rotated(), COMPUTE])
+    for name in ("keys", "values"):
+        mine, right = getattr(seq._row.slab, name), getattr(dense._row.slab, name)
+        assert torch.allclose(mine[:2, :, : AT + TEXT], right[:2, :, : AT + TEXT], atol=1e-6)
+        assert not torch.allclose(mine[2, :, AT : AT + TEXT], right[2, :, AT : AT + TEXT])
 
 
 async def test_repair_helps(smol: LocalEngine) -> None:
-    """On a trained model computing what a pilot shows to deviate brings the row nearer to dense."""
+    """On a trained model computing what deviates brings the row nearer to dense."""
     text = "A train leaves at 9:40 and arrives at 11:05. How long is the journey, in minutes? " * 2
     ids = tuple(smol.codec.encode(text))
     template = Template(
@@ -329,10 +304,15 @@ async def test_repair_helps(smol: LocalEngine) -> None:
     await dense.extend(segments, [COMPUTE] * 3, answer=GREEDY)
     await decode(dense)  # type: ignore[arg-type]
     found = []
-    for step, pilot in ((rotated(), 0), (rotated(0, 1, 2, 3, deviating=len(ids) // 4), 3)):
-        seq = smol.open(room)
-        survey = await seq.survey(segments, literals=False)
-        await seq.extend(survey.segments, [COMPUTE, step, COMPUTE], pilot=pilot)
+    for measured in (False, True):
+        seq, step = smol.open(room), rotated()
+        told = list((await seq.survey(segments, literals=False)).segments)
+        if measured:
+            assert isinstance(dense, LocalSequence)
+            told[1], sizes = (await dense.with_first_layers(told, 3))[1]
+            worst = sorted(range(4, len(ids)), key=lambda token: -sizes[token])
+            step = rotated(*sorted([0, 1, 2, 3, *worst[: len(ids) // 4]]))
+        await seq.extend(told, [COMPUTE, step, COMPUTE])
         found.append((await seq.compare(dense)).mean)
     assert found[1] < 0.7 * found[0]
 

@@ -14,7 +14,6 @@ with atheris.instrument_imports(include=["kvcomm.trace", "kvcomm.reuse"]):
     from kvcomm.reuse.auto import Auto
     from kvcomm.reuse.offsets import ANCHORS, AnchorPool, Offsets
     from kvcomm.reuse.offsets.linear import LinearOffsets
-    from kvcomm.reuse.offsets.mean import MeanOffsets
     from kvcomm.reuse.state import AUDITS, check_folder, load_audits, load_state
     from kvcomm.trace.read import read_trace
     from kvcomm.trace.show import show_run
@@ -25,7 +24,7 @@ from kvcomm.cli.output import console
 from kvcomm.errors import KvcommError
 
 PLACE = Path(tempfile.mkdtemp(prefix="kvcomm-fuzz-"))
-FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets, "mean": MeanOffsets}
+FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets}
 
 
 def trace(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Linear and mean offsets: the contract, and what the regression really solves."""
+"""Linear offsets: the contract, and what the regression really solves."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ import pytest
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.offsets import LinearOffsets, MeanOffsets, OffsetModel, kind_of, linear
+from kvcomm.reuse.offsets import LinearOffsets, OffsetModel, kind_of, linear
 from kvcomm.reuse.offsets.linear import state_bytes
 from tests.reuse.offsets_conformance import OffsetModelContract
 
 
-class TestLinearTogether(OffsetModelContract):
+class TestLinear(OffsetModelContract):
     def make(self) -> OffsetModel:
-        return LinearOffsets(heads="together")
-
-
-class TestLinearApart(OffsetModelContract):
-    def make(self) -> OffsetModel:
-        return LinearOffsets(heads="apart")
-
-
-class TestMean(OffsetModelContract):
-    def make(self) -> OffsetModel:
-        return MeanOffsets()
+        return LinearOffsets()
 
 
 def kv(tokens: int, seed: int, layers: int = 3) -> KV:
@@ -42,9 +32,8 @@ def law(base: KV) -> KV:
 EMPTY = kv(0, 0)
 
 
-@pytest.mark.parametrize("heads", ["together", "apart"])
-def test_a_linear_law_is_found(heads: str) -> None:
-    model = LinearOffsets(ridge=1e-6, heads=heads)  # type: ignore[arg-type]
+def test_a_linear_law_is_found() -> None:
+    model = LinearOffsets(ridge=1e-6)
     for seed in range(40):
         base = kv(200, seed)
         model.observe(base, law(base), EMPTY)
@@ -57,9 +46,8 @@ def test_a_linear_law_is_found(heads: str) -> None:
     assert model.verdict(new).shareable
 
 
-@pytest.mark.parametrize("heads", ["together", "apart"])
-def test_the_solution_is_that_of_a_plain_ridge_regression(heads: str) -> None:
-    model = LinearOffsets(ridge=0.5, heads=heads)  # type: ignore[arg-type]
+def test_the_solution_is_that_of_a_plain_ridge_regression() -> None:
+    model = LinearOffsets(ridge=0.5)
     base, offset = kv(64, 1), kv(64, 2)
     model.observe(base, offset, EMPTY)
     layers = slice(1, None)
@@ -75,16 +63,13 @@ def test_the_solution_is_that_of_a_plain_ridge_regression(heads: str) -> None:
         assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("heads", ["together", "apart"])
-def test_layers_taken_together_or_alone_come_to_the_same(
-    heads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_taken_together_or_alone_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """More layers, and more regressions, than are handled at a time."""
 
     def learned(layers: int, groups: int) -> tuple[LinearOffsets, KV]:
         monkeypatch.setattr(linear, "LAYERS", layers)
         monkeypatch.setattr(linear, "GROUPS", groups)
-        model = LinearOffsets(heads=heads)  # type: ignore[arg-type]
+        model = LinearOffsets()
         for seed in range(3):
             base = kv(50, seed, layers=12)
             model.observe(base, law(base), EMPTY)
@@ -129,9 +114,8 @@ def test_the_bytes_of_a_kind_are_told_before_it_is_learned(heads: int, dim: int)
     assert model.nbytes == state_bytes(3, heads, dim)
 
 
-@pytest.mark.parametrize("heads", ["together", "apart"])
-def test_merged_sums_have_the_solution_of_one_model(heads: str) -> None:
-    one, here, there = (LinearOffsets(heads=heads) for _ in range(3))  # type: ignore[arg-type]
+def test_merged_sums_have_the_solution_of_one_model() -> None:
+    one, here, there = (LinearOffsets() for _ in range(3))
     for seed in range(12):
         base = kv(30 + seed, seed)
         for model in (one, here if seed < 7 else there):

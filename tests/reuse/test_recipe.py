@@ -46,7 +46,6 @@ def test_first_and_deviating_tokens_are_computed() -> None:
     assert step.corrected
     assert step.reason == "linear offsets: 9 samples; computed: first 4, 6 deviating"
     assert not made.dense
-    assert made.pilot == 0
 
 
 def test_the_leading_share_bounds_the_first_tokens() -> None:
@@ -122,11 +121,16 @@ def test_moved_literals_take_the_offset_of_the_placeholder_before() -> None:
     assert not rotated[2].corrected
 
 
-def test_a_pilot_is_asked_for_where_something_is_measured() -> None:
-    made = Realign(METHODS["cacheblend"]).plan([literal(), text(100), literal()])
-    assert made.pilot == 2
-    assert made.steps[1].deviating == 15
-    assert Realign(METHODS["cacheblend"]).plan([literal(), text(0)]).pilot == 0
+def test_measured_deviations_say_which_tokens_are_computed() -> None:
+    sizes = tuple(float(position * 37 % 90) for position in range(90))
+    fact = replace(text(100, covered=90), deviations=sizes)
+    step = Realign(METHODS["cacheblend"]).plan([literal(), fact, literal()]).steps[1]
+    largest = sorted(range(90), key=lambda position: -sizes[position])[:15]
+    assert step.positions == tuple(sorted([*largest, *range(90, 100)]))
+    assert step.deviating == 0
+    assert step.reason.endswith("computed: 15 deviating")
+    unknown = Realign(METHODS["cacheblend"]).plan([literal(), text(100), literal()]).steps[1]
+    assert unknown.positions == tuple(range(15))
 
 
 def test_a_budget_trims_the_repair() -> None:

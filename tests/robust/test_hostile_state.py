@@ -20,12 +20,11 @@ from kvcomm.kv.files import save_tensors
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets import ANCHORS, AnchorPool, Offsets
 from kvcomm.reuse.offsets.linear import LinearOffsets
-from kvcomm.reuse.offsets.mean import MeanOffsets
 from kvcomm.reuse.state import AUDITS, FORMAT, check_folder, load_audits, load_state
 from tests.reuse.kvs import random_kv, save_all
 
 CPU = torch.device("cpu")
-FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets, "mean": MeanOffsets}
+FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets}
 
 
 def learned(template: str = "aa") -> Offsets:
@@ -128,7 +127,6 @@ SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 NAMES = [
     *(f"anchors/0/{name}" for name in ("uses", "1.base.keys", "1.offset.values", "1.literal.keys")),
     *(f"linear/task/{name}" for name in ("xx", "xy", "x", "y", "counters")),
-    *(f"mean/task/{name}" for name in ("keys", "counters", "literal.values")),
 ]
 
 
@@ -248,12 +246,11 @@ def test_state_of_another_shape_under_the_right_name(folder: Path, family: str, 
     assert {template for _, template, _ in offsets.models} == {"bb"}
 
 
-@pytest.mark.parametrize("family", ["linear", "mean"])
-def test_a_literal_of_another_shape_than_its_placeholder(folder: Path, family: str) -> None:
+def test_a_literal_of_another_shape_than_its_placeholder(folder: Path) -> None:
     path = folder / "aa.safetensors"
     tensors = load_file(path)
     for part in ("keys", "values"):
-        tensors[f"{family}/task/literal.{part}"] = torch.zeros(3, 2, 2, 8)
+        tensors[f"linear/task/literal.{part}"] = torch.zeros(3, 2, 2, 8)
     save_tensors(path, tensors, FORMAT)
     (refused,) = load_state(folder, Offsets(FAMILIES, like=LIKE), CPU).refused
     assert "a literal of the shape (3, 2, 8)" in refused

@@ -46,13 +46,25 @@ def test_exact_and_dense_are_dense(tiny: LocalEngine) -> None:
 
 def test_repairing_nearly_everything_is_nearly_dense(tiny: LocalEngine) -> None:
     methods = {
-        recipe.name: Realign(recipe)
-        for recipe in (Recipe("none"), Recipe("most", deviating=0.65, pilot=2))
+        recipe.name: Realign(recipe) for recipe in (Recipe("none"), Recipe("most", deviating=0.65))
     }
     found = bench(tiny, methods=methods)
     none, most = (found[name].to_json() for name in ("none", "most"))
     assert most["divergence"]["mean"] < none["divergence"]["mean"]
     assert most["computed_fraction"] > none["computed_fraction"] + 0.4
+
+
+def test_measuring_what_deviates_is_counted_in_layers(tiny: LocalEngine) -> None:
+    recipes = (
+        Recipe("all", short=1000),
+        Recipe("first", first=1000, leading=0.3),
+        Recipe("deviating", deviating=0.3),
+    )
+    found = bench(tiny, methods={recipe.name: Realign(recipe) for recipe in recipes})
+    share = 2 / tiny.config.num_hidden_layers
+    computed = [[call.computed for call in method.calls] for method in found.values()]
+    for whole, first, deviating in zip(*computed, strict=True):
+        assert deviating == pytest.approx(first + share * whole)  # but for prefix hits
 
 
 def test_the_json_of_a_method(tiny: LocalEngine) -> None:

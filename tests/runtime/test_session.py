@@ -130,7 +130,7 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
         "prompt_tokens", "computed_tokens", "reused_tokens", "output_tokens", "extra", "wall_s",
         "queued_s",
     }  # fmt: skip
-    assert {"base", "pilot", "audit"} <= set(found["totals"]["extra"])
+    assert {"base", "audit"} <= set(found["totals"]["extra"])
 
 
 def test_a_folder_with_a_trace_is_not_overwritten(tiny: LocalEngine, tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ class State:
 
     length: int = 0
     exact: bool = True
-    pilot_tokens: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -217,4 +216,4 @@ async def _pump(seq: EngineSequence, into: asyncio.Queue[Token | BaseException])
 def _state(seq: EngineSequence | None) -> State:
     if seq is None:
         return State()
-    return State(seq.length, seq.exact, seq.pilot_tokens, dict(seq.phases.seconds))
+    return State(seq.length, seq.exact, dict(seq.phases.seconds))

@@ -52,7 +52,6 @@ class ReplicaSequence:
         self.home = home
         self.name = secrets.token_hex(8)
         self.phases = Phases()
-        self.pilot_tokens = 0.0
         self.length = 0
         self.exact = True
         self._engine = engine
@@ -87,7 +86,7 @@ class ReplicaSequence:
 
     def _mirror(self, state: State) -> None:
         self.length, self.exact = state.length, state.exact
-        self.pilot_tokens, self.phases.seconds = state.pilot_tokens, state.seconds
+        self.phases.seconds = state.seconds
 
     async def survey(
         self,
@@ -124,14 +123,13 @@ class ReplicaSequence:
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:
         """Append segments: fill what is reused, then compute the rest in one go."""
         before = self.phases.seconds.get("forward", 0.0)
         done: list[Extended] = await self._act(
-            "extend", list(segments), list(steps), pilot=pilot, settle=settle, answer=answer
+            "extend", list(segments), list(steps), settle=settle, answer=answer
         )
         spent = self.phases.seconds.get("forward", 0.0) - before
         self._engine.moves.computed(self.home, sum(piece.computed for piece in done), spent)

@@ -57,7 +57,6 @@ class ServedSequence(CollectedSequence):
         segments: Sequence[Segment],
         steps: Sequence[Step],
         *,
-        pilot: int = 0,
         settle: bool = True,
         answer: Answer | None = None,
     ) -> list[Extended]:

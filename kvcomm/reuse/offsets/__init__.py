@@ -5,12 +5,10 @@ from collections.abc import Callable
 from kvcomm.reuse.offsets.anchors import AnchorPool
 from kvcomm.reuse.offsets.base import ANCHORS, OffsetModel, Offsets, kind_of
 from kvcomm.reuse.offsets.linear import LinearOffsets
-from kvcomm.reuse.offsets.mean import MeanOffsets
 
 FAMILIES: dict[str, Callable[..., OffsetModel]] = {
     ANCHORS: AnchorPool,
     "linear": LinearOffsets,
-    "mean": MeanOffsets,
 }
 
 __all__ = [
@@ -18,7 +16,6 @@ __all__ = [
     "FAMILIES",
     "AnchorPool",
     "LinearOffsets",
-    "MeanOffsets",
     "OffsetModel",
     "Offsets",
     "kind_of",

@@ -115,7 +115,7 @@ def split_family(family: str) -> tuple[str, dict[str, float]]:
 class Offsets:
     """All offset models of an engine, made when first needed.
 
-    A family is a way to learn ("anchors", "linear", "mean"), and may say with which numbers
+    A family is a way to learn ("anchors", "linear"), and may say with which numbers
     ("anchors:gamma=0.1,capacity=40"). Models are kept per (family, template, label): anchors for
     every placeholder of a template by its number, the others for every placeholder kind. Base KV
     that was `read` in another prompt has other offsets than that of the text alone. What `budget`

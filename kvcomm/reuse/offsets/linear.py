@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from kvcomm.kv import KV
 from kvcomm.kv.precision import place_for, wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved
-from kvcomm.reuse.offsets.mean import LiteralMean
+from kvcomm.reuse.offsets.literal import LiteralMean
 from kvcomm.reuse.plan import Verdict
 
 RIDGE = 0.03
@@ -102,14 +101,12 @@ class _Sums:
 class LinearOffsets:
     """Ridge regressions for one placeholder kind of one template; see the module's text.
 
-    `heads` "together" makes one regression of all heads of a layer. `error` is the model's
-    confidence: the running share of squared offset error that is left on samples it had not seen
-    (1: no better than rotating alone).
+    `error` is the model's confidence: the running share of squared offset error that is left on
+    samples it had not seen (1: no better than rotating alone).
     """
 
-    def __init__(self, ridge: float = RIDGE, heads: Literal["apart", "together"] = "apart") -> None:
+    def __init__(self, ridge: float = RIDGE) -> None:
         self.ridge = ridge
-        self.heads = heads
         self._sums: _Sums | None = None
         self._weights: torch.Tensor | None = None  # [groups, features, targets]
         self._bias: torch.Tensor | None = None  # [groups, 1, targets]
@@ -150,8 +147,7 @@ class LinearOffsets:
             raise ValueError("no linear offsets learned yet")
         weights, bias = solution
         count, heads, _, dim = base.keys.shape
-        per_layer, width = self._size(heads, dim)
-        if weights.shape[:2] != ((count - 1) * per_layer, width):
+        if weights.shape[:2] != ((count - 1) * heads, 2 * dim):
             raise OtherShape
         offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
         for layers, groups in self._blocks(base):
@@ -168,7 +164,7 @@ class LinearOffsets:
         """Count the tokens of one computed placeholder, after predicting them as a test."""
         if len(base) == 0:
             return
-        one = LinearOffsets(self.ridge, self.heads)
+        one = LinearOffsets(self.ridge)
         one._sums = self._room(base)
         solution = self._solution(base.keys.device)
         for layers, groups in self._blocks(base):
@@ -222,38 +218,24 @@ class LinearOffsets:
 
     def _room(self, kv: KV) -> _Sums:
         layers, heads, tokens, dim = kv.keys.shape
-        groups, width = self._size(heads, dim)
-        return _Sums.empty((layers - 1) * groups, width, tokens, kv.keys.device)
-
-    def _size(self, heads: int, dim: int) -> tuple[int, int]:
-        """Regressions of a layer, and the features of each."""
-        return (1, heads * 2 * dim) if self.heads == "together" else (heads, 2 * dim)
+        return _Sums.empty((layers - 1) * heads, 2 * dim, tokens, kv.keys.device)
 
     def _blocks(self, kv: KV) -> Iterator[tuple[slice, slice]]:
         """A few layers at a time, and their regressions."""
-        layers, heads, _, dim = kv.keys.shape
-        groups, _ = self._size(heads, dim)
+        layers, heads = kv.keys.shape[:2]
         for start in range(1, layers, LAYERS):
             stop = min(start + LAYERS, layers)
-            yield slice(start, stop), slice((start - 1) * groups, (stop - 1) * groups)
+            yield slice(start, stop), slice((start - 1) * heads, (stop - 1) * heads)
 
     def _features(self, kv: KV, layers: slice) -> torch.Tensor:
         """`[groups, tokens, width]`: keys and values side by side."""
-        both = torch.stack([kv.keys[layers], kv.values[layers]], dim=3)
-        count, heads, tokens, _, dim = both.shape  # [layers, heads, tokens, 2, dim]
-        groups, width = self._size(heads, dim)
-        if self.heads == "together":
-            both = both.permute(0, 2, 1, 3, 4)
-        return both.reshape(count * groups, tokens, width)
+        return torch.cat([kv.keys[layers], kv.values[layers]], dim=3).flatten(0, 1)
 
     def _unpack(self, y: torch.Tensor, into: KV, layers: slice) -> None:
         """The inverse of `_features`."""
-        count, heads, tokens, dim = into.keys[layers].shape
-        if self.heads == "together":
-            both = y.reshape(count, tokens, heads, 2, dim).permute(0, 2, 1, 3, 4)
-        else:
-            both = y.reshape(count, heads, tokens, 2, dim)
-        into.keys[layers], into.values[layers] = both[..., 0, :], both[..., 1, :]
+        keys, values = y.chunk(2, dim=2)  # [layers * heads, tokens, dim]
+        shape = into.keys[layers].shape
+        into.keys[layers], into.values[layers] = keys.reshape(shape), values.reshape(shape)
 
     @property
     def nbytes(self) -> int:
@@ -299,8 +281,7 @@ class LinearOffsets:
         literal.load_state(tensors)
         if literal.shape is not None:
             layers, heads, dim = literal.shape
-            per_layer, features = self._size(heads, dim)
-            if ((layers - 1) * per_layer, features) != (groups, width):
+            if ((layers - 1) * heads, 2 * dim) != (groups, width):
                 raise ValueError(f"a literal of the shape {literal.shape}")
         self._sums = _Sums(xx, xy, x, y, int(count))
         self._seen, self._left, self._total, self._literal = int(seen), left, total, literal
@@ -312,14 +293,14 @@ class LinearOffsets:
         that do not fit.
         """
         if tensors:
-            other = LinearOffsets(self.ridge, self.heads)
+            other = LinearOffsets(self.ridge)
             other._restore(tensors)
             self._add(other)
             self._solve()
 
     def take(self) -> dict[str, torch.Tensor]:
         """Statistics and counters of what was observed here since the last `take`."""
-        taken, self._untaken = self._untaken, LinearOffsets(self.ridge, self.heads)
+        taken, self._untaken = self._untaken, LinearOffsets(self.ridge)
         return taken.state() if taken else {}
 
 
