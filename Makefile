@@ -22,11 +22,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/kvcomm demo
 
-test: setup
-	$(BIN)/pytest
+# One process a core; a module's tests stay together, as they share models.
+PARALLEL := -n auto --dist loadfile
 
-test-full: setup
-	$(BIN)/pytest -m ''
+test: check
+	$(BIN)/pytest $(PARALLEL)
+
+test-full: check
+	$(BIN)/pytest -m '' $(PARALLEL)
 
 soak: setup
 	$(BIN)/python -m tests.robust.soak --minutes 30

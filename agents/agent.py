@@ -72,9 +72,8 @@ class Agent(Care):
     `async`. The answer continues `begins`, a literal behind the header of the assistant's turn
     ("Answer:"); the message holds it, unless `keep_begins` is off. Without `chat` there are no
     turns: the prompt is a plain completion of the role text and the prompt, as base models take it.
-    An `exact` agent is never given a realigned segment. `replica` is the number, from 0, of the
-    replica that runs its calls, where the engine has several; without one they go where the run
-    goes. What happens when a call fails is said by the options of `Care`.
+    An `exact` agent is never given a realigned segment. What happens when a call fails is said by
+    the options of `Care`.
     """
 
     name: str
@@ -87,7 +86,6 @@ class Agent(Care):
     keep_begins: bool = True
     chat: bool = True
     exact: bool = False
-    replica: int | None = None
 
     def __new__(cls, *_: object, **options: object) -> Self:
         """Names what agents of other frameworks have, and these have elsewhere."""
@@ -103,10 +101,6 @@ class Agent(Care):
         if self.layout not in ("role-first", "shared-first"):
             raise UsageError(
                 f"layout {self.layout!r} is unknown: use 'role-first' or 'shared-first'"
-            )
-        if self.replica is not None and self.replica < 0:
-            raise UsageError(
-                f"agent `{self.name}`: there is no replica {self.replica}, they count from 0"
             )
         if self.begins.endswith(" "):
             raise UsageError(

@@ -36,9 +36,10 @@ from kvcomm import __version__, load_ray
 from kvcomm.agents import critic, judge, solver
 from kvcomm.cli.topologies import adjusted
 from kvcomm.engine.models import hardware
+from kvcomm.errors import ReplicaLost
 from kvcomm.graphs import fully_connected
 from kvcomm.tasks import Graders, load_suite
-from kvcomm.tasks.evaluate import Evaluation, Plan
+from kvcomm.tasks.evaluate import EvalPlan, Evaluation
 from kvcomm.tasks.record import SAMPLES, Sample
 from kvcomm.tasks.summary import whole_summary
 
@@ -68,7 +69,7 @@ def two_nodes() -> Iterator[Callable[[], None]]:
 
 
 def evaluate(
-    plan: Plan, options: argparse.Namespace, out: Path, kill: Callable[[], None] | None = None
+    plan: EvalPlan, options: argparse.Namespace, out: Path, kill: Callable[[], None] | None = None
 ) -> tuple[dict[str, Any], dict[Any, Sample]]:
     """What one evaluation came to on replicas of its own, and its samples."""
     found: dict[str, Any] = {}
@@ -82,11 +83,17 @@ def evaluate(
         samples = asyncio.run(evaluation.run())
         found["seconds"] = round(time.perf_counter() - began, 1)
         found["hardware"] = hardware(engine)
-        rows = found.pop("rows", [0, 0])
+        up = [True] * len(engine.replicas)
+        if kill is not None:
+            found.pop("killing").join()
+            while all(up):  # a node's processes outlive it by a moment
+                up = [asyncio.run(answers(replica)) for replica in engine.replicas]
+        under_way = found.pop("under_way", [0, 0])
         found["replicas"] = [
-            {"runs": replica.runs, "up_at_the_end": replica.up} for replica in engine.replicas
+            {"runs": replica.placed, "up_at_the_end": is_up}
+            for replica, is_up in zip(engine.replicas, up, strict=True)
         ]
-        lost = [n for n, replica in zip(rows, engine.replicas, strict=True) if not replica.up]
+        lost = [n for n, is_up in zip(under_way, up, strict=True) if not is_up]
     summary = whole_summary(evaluation.config, samples, out)
     lines = [json.loads(line) for line in (out / SAMPLES).open(encoding="utf-8")]
     kept = Counter((line["task"], line["repeat"]) for line in lines)
@@ -97,10 +104,18 @@ def evaluate(
         "score": summary["score"],
         "errors": summary["errors"],
         "retried_samples": summary["retried"],
-        "calls_started_over": sum(lost),
-        "runs_placed_again": sum(r["runs"] for r in found["replicas"]) - len(samples),
+        "runs_lost": sum(lost),
+        "runs_begun_again": sum(r["runs"] for r in found["replicas"]) - len(samples),
     }
     return found, {sample.key[:2]: sample for sample in samples}
+
+
+async def answers(replica: Any) -> bool:
+    """Whether a replica is up."""
+    try:
+        return bool(await replica.ask("about"))
+    except ReplicaLost:
+        return False
 
 
 def counting(
@@ -113,8 +128,9 @@ def counting(
         nonlocal done
         done += 1
         if kill is not None and done == after:
-            found["rows"] = [replica.rows for replica in engine.replicas]
-            threading.Thread(target=kill).start()
+            found["under_way"] = [replica.tasks for replica in engine.replicas]
+            found["killing"] = threading.Thread(target=kill)
+            found["killing"].start()
 
     return on_sample
 
@@ -137,7 +153,7 @@ def show(calm: dict[str, Any], killed: dict[str, Any], different: list[str]) -> 
     table = Table("", "undisturbed", "a node killed", title="An evaluation on two nodes")
     for name in ("samples", "kept_twice", "errors", "score", "seconds"):
         table.add_row(name.replace("_", " "), str(calm[name]), str(killed[name]))
-    for name in ("calls_started_over", "runs_placed_again"):
+    for name in ("runs_lost", "runs_begun_again"):
         table.add_row(name.replace("_", " "), str(calm[name]), str(killed[name]))
     placed = [[str(r["runs"]) for r in run["replicas"]] for run in (calm, killed)]
     table.add_row("runs on each replica", *(" + ".join(runs) for runs in placed))
@@ -159,7 +175,7 @@ def main() -> int:
     options = parser.parse_args()
     suite, tasks = load_suite("math-mini", None)
     repeats = -(-options.samples // len(tasks))
-    plan = Plan(
+    plan = EvalPlan(
         suite,
         tasks[: options.samples // repeats],
         adjusted(fully_connected(solver(), critic(), judge()), options.max_tokens, None, None),

@@ -29,10 +29,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvcomm import Session, load_served
+from kvcomm.bench.workload import Workload
 from kvcomm.engine.base import Engine
 from kvcomm.engine.models import fetch_model, hardware
 from kvcomm.graphs import AgentGraph, chain, debate
-from kvcomm.runtime.workload import Workload
 
 MODEL = "smollm2-135m"
 # The last agent of the chain reads about 1,500 tokens.

@@ -10,21 +10,20 @@ place, as levels of `auto` do before anything is learned.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from context_base import Bench
-
-from kvcomm.engine.base import COMPARED
-from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import hardware, load_engine
-from kvcomm.prompt import Segment
+from kvcomm.engine.base import COMPARED, Engine, Variant
+from kvcomm.engine.load import load_engine
+from kvcomm.engine.models import hardware
 from kvcomm.reuse.auto import SHARES
+from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.exchanges import templates
+from kvcomm.runtime.priors import read_before, spec_of
 
 LENGTHS = (64, 128, 256, 512, 1024)
 # A suite, and the fields of its rows that are read and written.
@@ -45,23 +44,23 @@ def texts(folder: Path, suite: str, field: str) -> list[str]:
     return [f"{title}: {''.join(said)}" for row in found for title, said in row]
 
 
-def apart(
-    bench: Bench, question: Sequence[int], answer: Sequence[int], share: Sequence[float]
+async def divergences(
+    engine: Engine, question: Sequence[int], answer: Sequence[int], shares: Sequence[float]
 ) -> list[float]:
     """The divergence of the second agent's prompt for each share of leading tokens."""
-    solver, checker = templates(bench.engine.codec)
+    solver, checker = templates(engine.codec)
     ids = {"question": tuple(question), "answer": tuple(answer)}
-    read = [*solver.fill(ids), Segment("placeholder", "answer", ids["answer"])]
-    row = bench.row([i for segment in read for i in segment.ids])
-    bench.compute(row, range(len(row)))
-    bases = bench.read(row, read)
-    # The last token of an answer was sampled and never computed.
-    bases["answer"] = bases["answer"].slice(0, len(answer) - 1)
+    await read_before(engine, solver, ids)
+    levels = [Recipe(f"{share}", first=len(question), leading=share) for share in shares]
     segments = checker.fill(ids)
-    prompt = [i for segment in segments for i in segment.ids]
-    said, dense = bench.answer(bench.row(prompt), COMPARED)
-    found = [bench.apart(segments, bases, (0, leading), said, dense) for leading in share]
-    return [divergence.mean for divergence, _ in found]
+    evaluation = await engine.evaluate(
+        spec_of(checker, sum(map(len, segments))),
+        segments,
+        [Variant(Realign(level, borrows=True)) for level in levels],
+        distinct=False,
+        tokens=COMPARED,
+    )
+    return [found.divergence.mean for found in evaluation.variants if found.divergence]
 
 
 def main() -> None:
@@ -73,9 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     levels = {name: leading + deviating for name, leading, deviating in SHARES}
     results: dict[str, dict] = {}
-    with load_engine("smollm2-135m") as engine, torch.inference_mode():
-        assert isinstance(engine, LocalEngine)
-        bench = Bench(engine)
+    with load_engine("smollm2-135m") as engine:
 
         def cut(rows: list[str], length: int, seed: str) -> list[int]:
             draw, ids = random.Random(seed), list[int]()
@@ -87,11 +84,13 @@ def main() -> None:
             for suite, (question, answer) in KINDS.items():
                 read, wrote = (texts(options.data, suite, f) for f in (question, answer))
                 samples = [
-                    apart(
-                        bench,
-                        cut(read, length, f"{number} read"),
-                        cut(wrote, length, f"{number} wrote"),
-                        list(levels.values()),
+                    asyncio.run(
+                        divergences(
+                            engine,
+                            cut(read, length, f"{number} read"),
+                            cut(wrote, length, f"{number} wrote"),
+                            list(levels.values()),
+                        )
                     )
                     for number in range(options.samples)
                 ]

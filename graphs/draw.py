@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
 from kvcomm.agents import Tool
-from kvcomm.graphs.graph import AgentGraph
-from kvcomm.trace.lanes import draw_lanes
+from kvcomm.trace.lanes import draw_lanes, marked
 
 # What mermaid would not take for text, in its own way of writing characters.
 ENTITIES = str.maketrans({sign: f"#{ord(sign)};" for sign in '"<>&#`'})
 
 
-def draw(graph: AgentGraph) -> str:
+class Drawable(Protocol):
+    """A graph, as far as it is drawn."""
+
+    @property
+    def nodes(self) -> Mapping[str, Any]: ...
+
+    @property
+    def edges(self) -> Sequence[tuple[str, str]]: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def draw(graph: Drawable) -> str:
     """One lane a node, grouped by topological level; the nodes of a level may run at once."""
     senders = {name: node.hears for name, node in graph.nodes.items()}
     notes = {
-        name: ", ".join(
-            word
-            for word, holds in (
-                ("answer", name == graph.answer),
-                ("exact", node.agent.exact),
-                ("tool", isinstance(node.agent, Tool)),
-            )
-            if holds
-        )
+        name: marked(name == graph.answer, node.agent.exact, isinstance(node.agent, Tool))
         for name, node in graph.nodes.items()
     }
     return draw_lanes(senders, notes)
 
 
-def mermaid(graph: AgentGraph) -> str:
+def mermaid(graph: Drawable) -> str:
     """The graph as a mermaid flowchart: text only, to be pasted where mermaid is rendered."""
     # Mermaid ids may hold neither `@` nor keywords such as `end`, so nodes are numbered.
     ids = {name: f"n{index}" for index, name in enumerate(graph.nodes)}

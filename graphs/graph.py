@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import networkx as nx
@@ -13,8 +13,15 @@ import networkx as nx
 from kvcomm.agents import Agent, Tool
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import GraphError
+from kvcomm.graphs.draw import draw, mermaid
+from kvcomm.graphs.structure import (
+    checked_answer,
+    checked_edges,
+    digraph,
+    neighbours,
+    topological,
+)
 from kvcomm.prompt import Codec, Exchange, Template
-from kvcomm.trace.text import MOST, listed
 
 Said = Mapping[str, tuple[int, ...]]
 
@@ -83,9 +90,9 @@ class AgentGraph:
                 raise GraphError(f"a node cannot be called {key!r}: use printable characters")
         _check_inputs(self._inputs, named)
         self._agents = dict(named)
-        self._edges = self._check_edges(edges)
-        self._order = self._sorted()
-        senders, self._successors = self._neighbours()
+        self._edges = checked_edges(self._agents, edges)
+        self._order = topological(self._agents, self._edges)
+        senders, self._successors = neighbours(self._agents, self._edges)
         self._nodes = {
             node: Node(
                 node,
@@ -99,70 +106,12 @@ class AgentGraph:
             )
             for node, agent in self._agents.items()
         }
-        self._answer = self._check_answer(answer)
+        self._answer = checked_answer(answer, self._order, self._successors, self._agents)
         self._earlier: tuple[Said, ...] = ()
         self._conversation = ""
         for item in self._nodes.values():
             if isinstance(item.agent, Agent):
                 item.agent.resolve(item.senders, self._inputs)
-
-    def _check_edges(self, edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        checked = tuple(dict.fromkeys((source, target) for source, target in edges))
-        for edge in checked:
-            for end in edge:
-                if end not in self._agents:
-                    raise GraphError(
-                        f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is no node: "
-                        f"{listed(self._agents)}"
-                    )
-        return checked
-
-    def _sorted(self) -> tuple[str, ...]:
-        graph = self._digraph()
-        try:
-            place = {node: index for index, node in enumerate(self._agents)}
-            return tuple(nx.lexicographical_topological_sort(graph, key=place.__getitem__))
-        except nx.NetworkXUnfeasible:
-            cycle = [edge[0] for edge in nx.find_cycle(graph)]
-            shown = [f"`{node}`" for node in cycle[:MOST]]
-            if len(cycle) > MOST:
-                shown.append(f"{len(cycle) - MOST:,} more")
-            raise GraphError(
-                f"the graph has a cycle: {' → '.join(shown)} → `{cycle[0]}`; unroll rounds "
-                "into nodes of their own (as `debate` does)"
-            ) from None
-
-    def _digraph(self) -> nx.DiGraph[str]:
-        graph: nx.DiGraph[str] = nx.DiGraph()
-        graph.add_nodes_from(self._agents)
-        graph.add_edges_from(self._edges)
-        return graph
-
-    def _neighbours(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-        """Predecessors of every node in the order of `agents`, and successors."""
-        place = {node: index for index, node in enumerate(self._agents)}
-        into: dict[str, list[str]] = {node: [] for node in self._agents}
-        out: dict[str, list[str]] = {node: [] for node in self._agents}
-        for source, target in self._edges:
-            into[target].append(source)
-            out[source].append(target)
-        for sources in into.values():
-            sources.sort(key=place.__getitem__)
-        return into, out
-
-    def _check_answer(self, answer: str | None) -> str:
-        if answer is None:
-            last = [node for node in self._order if not self._successors[node]]
-            if len(last) > 1:
-                raise GraphError(f"the graph ends in {listed(last)}: say which one is the `answer`")
-            answer = last[0]
-        if answer not in self._nodes:
-            raise GraphError(f"the answer node `{answer}` is not in the graph")
-        if isinstance(self._agents[answer], Tool):
-            raise GraphError(
-                f"the answer node `{answer}` is a tool: let an agent have the last word"
-            )
-        return answer
 
     @property
     def name(self) -> str:
@@ -225,21 +174,6 @@ class AgentGraph:
             rounds={name: node.round for name, node in self.nodes.items()},
         )
 
-    def spread(self, replicas: int) -> AgentGraph:
-        """The same graph with its agents placed on so many replicas in turn.
-
-        Nodes of one agent (its rounds) stay together; agents that are placed already stay there.
-        """
-        turns: dict[str, int] = {}
-
-        def place(agent: Agent) -> Agent:
-            if agent.replica is not None:
-                return agent
-            turn = turns.setdefault(agent.name, len(turns))
-            return replace(agent, replica=turn % replicas)
-
-        return self.with_agents(place)
-
     def after(self, earlier: Sequence[Said], conversation: str) -> AgentGraph:
         """The same graph with prompts that begin with `earlier` turns of a conversation.
 
@@ -280,7 +214,7 @@ class AgentGraph:
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """A `networkx.DiGraph` whose nodes carry `agent` and `round`; a copy."""
-        graph = self._digraph()
+        graph = digraph(self._agents, self._edges)
         for node in self._nodes.values():
             graph.nodes[node.name].update(agent=node.agent, round=node.round)
         graph.graph.update(name=self.name, answer=self._answer, inputs=self._inputs)
@@ -323,14 +257,10 @@ class AgentGraph:
         return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self._answer!r})"
 
     def __str__(self) -> str:
-        from kvcomm.graphs.draw import draw
-
         return draw(self)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         """What notebooks show: a mermaid drawing where they can, else characters."""
-        from kvcomm.graphs.draw import mermaid
-
         return {"text/plain": str(self), "text/markdown": f"```mermaid\n{mermaid(self)}\n```"}
 
 

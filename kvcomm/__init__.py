@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kvcomm.version import VERSION
 
 if TYPE_CHECKING:
-    from kvcomm.engine.models import load_engine, load_ray, load_served
-    from kvcomm.runtime.session import Session
+    from kvcomm.engine.load import load_engine, load_ray, load_served
     from kvcomm.runtime.stream_events import (
         Delta,
         NodeEnd,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         ToolCall,
         ToolResult,
     )
+    from kvcomm.session import Session
 
 __version__ = VERSION
 __all__ = [
@@ -44,13 +44,13 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     """Load the parts that need torch only when they are asked for."""
     if name == "Session":
-        from kvcomm.runtime.session import Session
+        from kvcomm.session import Session
 
         return Session
     if name in ("load_engine", "load_ray", "load_served"):
-        from kvcomm.engine import models
+        from kvcomm.engine import load
 
-        return getattr(models, name)
+        return getattr(load, name)
     if name in __all__:
         from kvcomm.runtime import stream_events
 

@@ -8,6 +8,10 @@ class KvcommError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Constructors may want something else than the text: an error is pickled without them.
+        return _same, (type(self), self.args), self.__dict__
+
 
 class UsageError(KvcommError):
     """Something the caller can put right before anything runs."""
@@ -102,12 +106,25 @@ class ServerError(KvcommError):
 
 
 class StartOver(KvcommError):
-    """A row holds what a plan for the whole prompt has no use for: it is filled from the start."""
+    """A sequence holds what a plan for the whole prompt has no use for: it starts over.
+
+    `base_tokens` were computed for base KV meanwhile.
+    """
+
+    def __init__(self, base_tokens: int = 0) -> None:
+        super().__init__()
+        self.base_tokens = base_tokens
 
 
 class Preempted(KvcommError):
     """A row that worked ahead gave way to a call that was ready; it is opened again later."""
 
 
-class ReplicaLost(Preempted):
-    """A row is gone with the replica that held it; the call starts over on another one."""
+class ReplicaLost(KvcommError):
+    """A replica is gone, and what was under way on it."""
+
+
+def _same(kind: type[KvcommError], args: tuple[object, ...]) -> KvcommError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error

@@ -17,6 +17,8 @@ from kvcomm.errors import KvcommError, UsageError
 from kvcomm.trace.text import listed, shorten
 
 T = TypeVar("T")
+# The files that were run as modules: no other process can import them.
+own_modules: list[ModuleType] = []
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def _imported(path: Path, noun: str) -> ModuleType:
         raise UsageError(f"{path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
+    own_modules.append(module)
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)

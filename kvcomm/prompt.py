@@ -147,7 +147,8 @@ def parse_template(source: str) -> tuple[Piece, ...]:
 class Segment:
     """A literal or a filled placeholder: `ids` in the consumer's prompt, in order.
 
-    The first `done` of them are in its row already, computed ahead.
+    The first `done` of them are in its sequence already, computed ahead. `index` is its place among
+    the template's literals and placeholders.
     """
 
     kind: Kind["literal", "placeholder"]
@@ -155,6 +156,7 @@ class Segment:
     ids: tuple[int, ...]
     handle: Handle | None = None
     done: int = 0
+    index: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,7 +197,8 @@ class Template:
                 segments.append(slot)
             else:
                 handle = (handles or {}).get(slot)
-                segments.append(Segment("placeholder", slot, texts[slot], handle))
+                index = len(segments)
+                segments.append(Segment("placeholder", slot, texts[slot], handle, index=index))
         return segments
 
     def slots(self) -> list[Segment | str]:
@@ -203,7 +206,7 @@ class Template:
         slots: list[Segment | str] = []
         for index, literal in enumerate(self.literals):
             if literal:
-                slots.append(Segment("literal", f"literal {index}", literal))
+                slots.append(Segment("literal", f"literal {index}", literal, index=len(slots)))
             if index < len(self.names):
                 slots.append(self.names[index])
         return slots

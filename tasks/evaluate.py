@@ -8,8 +8,8 @@ import platform
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,21 +21,22 @@ from kvcomm.engine.base import Engine
 from kvcomm.errors import ContextOverflow, KvcommError, StateError, UsageError
 from kvcomm.graphs import AgentGraph, Node
 from kvcomm.reuse.policy import Anchors, Kvcomm, Policy
-from kvcomm.runtime.result import Call, Result
-from kvcomm.runtime.session import Session
+from kvcomm.runtime.result import Result
+from kvcomm.session import Session
 from kvcomm.tasks.graders import Graders
 from kvcomm.tasks.methods import OwnPolicy
 from kvcomm.tasks.record import STATE, TRACES, CallRow, Conditions, Config, Log, Sample
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
+from kvcomm.trace.events import Audited
 from kvcomm.trace.record import TRACE_FILE
 
 Item = tuple[Task, int, str]  # a task, which repeat of it, a mode
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """What to evaluate: every task `repeats` times in every mode, at most `concurrent` at once.
 
     `own` are the modes that are policies of a user's own, `anchors` the numbers of the mode
@@ -72,15 +73,15 @@ class Plan:
         """Whether the sample's traces are kept: the same in every mode."""
         return random.Random(f"{self.seed} {task.id} {repeat}").random() < self.traces
 
-    def warming(self) -> list[Item]:
-        """Every sample of the warm-up, the modes of a task beside each other."""
-        return [(task, 0, mode) for task in self.warmup for mode in self.modes]
-
     def policy(self, mode: str) -> str | Policy:
         """What a session takes for a mode."""
         if mode in self.own:
             return self.own[mode].policy
         return Kvcomm(anchors=self.anchors) if mode == "kvcomm" else mode
+
+    def warming(self) -> list[Item]:
+        """Every sample of the warm-up, the modes of a task beside each other."""
+        return [(task, 0, mode) for task in self.warmup for mode in self.modes]
 
     def work(self) -> list[Item]:
         """Every sample, the modes of a task beside each other."""
@@ -103,7 +104,7 @@ class Evaluation:
     def __init__(
         self,
         engine: Engine,
-        plan: Plan,
+        plan: EvalPlan,
         graders: Graders,
         out: Path,
         *,
@@ -126,12 +127,14 @@ class Evaluation:
                 runs=None,
                 # Modes beside each other must not live on what another one has computed.
                 namespace=mode if len(plan.modes) > 1 else "",
-                now=self.config.now,
                 **quality,
             )
             for mode in plan.modes
         }
+        for session in self._sessions.values():
+            session.now = self.config.now or session.now
         self.warnings: dict[str, str] = {}
+        self._behind: dict[tuple[str, int, str], list[Audited]] = {}
 
     async def run(self) -> list[Sample]:
         """Do what is left, and return all samples in the order of the plan."""
@@ -142,7 +145,9 @@ class Evaluation:
                 await session.awarm_up()
             await self._warm_up()
             try:
-                await self._each(self._left(self.plan.work()), self._keep)
+                await self._each(self._left(self.plan.work()), self.log.append)
+                await self._drain()
+                self._audited()
             finally:
                 await self._save()
         finally:
@@ -155,13 +160,17 @@ class Evaluation:
         done = self.log.done
         return [item for item in items if (item[0].id, item[1], item[2]) not in done]
 
-    async def _each(self, items: Sequence[Item], then: Callable[[Sample], Awaitable[None]]) -> None:
+    async def _each(
+        self, items: Sequence[Item], keep: Callable[[Sample], None], warmup: bool = False
+    ) -> None:
         """Do every item, `concurrent` at once, and hand on its sample."""
         pending = iter(items)
 
         async def worker() -> None:
             for task, repeat, mode in pending:
-                await then(await self._sample(task, repeat, mode))
+                sample = await self._sample(task, repeat, mode, warmup)
+                keep(sample)
+                self._on_sample(sample)
 
         workers = [asyncio.create_task(worker()) for _ in range(self.plan.concurrent)]
         try:
@@ -176,19 +185,24 @@ class Evaluation:
         if not self._left(self.plan.warming()):
             return
         warm: list[Sample] = []
-
-        async def collect(sample: Sample) -> None:
-            warm.append(sample.model_copy(update={"warmup": True}))
-            self._on_sample(warm[-1])
-
-        await self._each(self.plan.warming(), collect)
+        await self._each(self.plan.warming(), warm.append, warmup=True)
+        await self._drain()
+        self._behind.clear()
         await self._save()
         for sample in warm:
             self.log.append(sample)
 
-    async def _keep(self, sample: Sample) -> None:
-        self.log.append(sample)
-        self._on_sample(sample)
+    async def _drain(self) -> None:
+        """Wait for what goes on behind the answers: audits, and learning from them."""
+        for session in self._sessions.values():
+            await session.adrain()
+
+    def _audited(self) -> None:
+        """Keep what audits of samples have found."""
+        for sample in self.log.samples:
+            used = [audit.divergence for audit in self._behind.get(sample.key, ()) if audit.used]
+            if found := [divergence for divergence in used if divergence is not None]:
+                self.log.append(sample.model_copy(update={"audits": found}))
 
     async def _save(self) -> None:
         for session in self._sessions.values():
@@ -197,57 +211,41 @@ class Evaluation:
             except StateError as error:  # the samples are worth more
                 self.warnings[session.mode] = str(error)
 
-    async def _sample(self, task: Task, repeat: int, mode: str) -> Sample:
+    async def _sample(self, task: Task, repeat: int, mode: str, warmup: bool) -> Sample:
         """One task, once; a failure is a sample too."""
         began = time.monotonic()
         kept = self.plan.traced(task, repeat)
         trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{_slug(mode)}" if kept else ""
-        fields: dict[str, Any] = {"task": task.id, "repeat": repeat, "mode": mode}
         inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
-        for tries in range(1, self.plan.retries + 2):
-            # A trace of a run that was killed, or that failed, makes way.
-            folder = _cleared(self.log.folder / trace) if kept else None
+        seed = self.plan.seed + repeat
+        outcome: dict[str, Any] = {"value": 0.0, "correct": False, "reason": "the run failed"}
+        tries, done = 0, False
+        while not done and tries <= self.plan.retries:
+            tries += 1
+            folder = self.log.folder / trace if kept else None
+            if folder:  # a trace of a run that was killed, or that failed, makes way
+                (folder / TRACE_FILE).unlink(missing_ok=True)
             try:
-                result = await self._sessions[mode].arun(
-                    self.plan.graph,
-                    out=folder,
-                    seed=self.plan.seed + repeat,
-                    **inputs,
-                )
+                session, graph = self._sessions[mode], self.plan.graph
+                result = await session.arun(graph, out=folder, seed=seed, **inputs)
                 score = await self._score(task, result.answer)
             except ContextOverflow as error:
-                failure = str(error)
-                break
+                outcome["error"], done = str(error), True
             except UsageError:
                 raise  # the next sample would fail as well
             except Exception as error:
-                failure = str(error) if isinstance(error, KvcommError) else repr(error)
+                outcome["error"] = str(error) if isinstance(error, KvcommError) else repr(error)
             else:
                 chosen = await self._chosen(task, result, score)
-                return Sample(
-                    **fields,
-                    value=score.value,
-                    correct=score.correct,
-                    answer=result.answer,
-                    extracted=score.extracted,
-                    reason=score.reason,
-                    error=score.error,
-                    metrics=dict(score.metrics),
-                    chosen=chosen,
-                    calls=[_call(call) for call in result.calls],
-                    audits=[
-                        a.divergence for a in result.audits if a.used and a.divergence is not None
-                    ],
-                    tries=tries,
-                    wall_s=time.monotonic() - began,
-                    trace=trace,
-                )
+                self._behind[task.id, repeat, mode] = result.audits
+                outcome = {**asdict(score), **_told(result), "chosen": chosen}
+                done = True
         return Sample(
-            **fields,
-            value=0.0,
-            correct=False,
-            reason="the run failed",
-            error=failure,
+            task=task.id,
+            repeat=repeat,
+            mode=mode,
+            warmup=warmup,
+            **outcome,
             tries=tries,
             wall_s=time.monotonic() - began,
             trace=trace,
@@ -269,19 +267,23 @@ class Evaluation:
         return chosen
 
 
-def _call(call: Call) -> CallRow:
-    report = call.report
-    return CallRow(
-        node=report.node,
-        prompt_tokens=report.prompt_tokens,
-        computed_tokens=call.total("computed"),
-        realigned_tokens=call.total("realigned"),
-        output_tokens=report.output_tokens,
-        ttft_s=report.ttft_s,
-    )
+def _told(result: Result) -> dict[str, Any]:
+    """What a sample keeps of a run."""
+    calls = [
+        CallRow(
+            node=call.report.node,
+            prompt_tokens=call.report.prompt_tokens,
+            computed_tokens=call.total("computed"),
+            realigned_tokens=call.total("realigned"),
+            output_tokens=call.report.output_tokens,
+            ttft_s=call.report.ttft_s,
+        )
+        for call in result.calls
+    ]
+    return {"answer": result.answer, "calls": calls}
 
 
-def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetime) -> Config:
+def _config(engine: Engine, plan: EvalPlan, quality: Mapping[str, Any], now: datetime) -> Config:
     def member(name: str, node: Node) -> object:
         agent = node.agent
         if isinstance(agent, Tool):
@@ -289,12 +291,21 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetim
         template = plan.graph.template(name, engine.codec)
         return template.fingerprint, agent.sampling, agent.exact, agent.keep_begins
 
-    members = [member(name, node) for name, node in plan.graph.nodes.items()]
-
     def asked(tasks: Sequence[Task]) -> str:
         inputs = plan.graph.inputs
         return _digest([(task.id, sorted(task.inputs_for(inputs).items())) for task in tasks])
 
+    nodes = plan.graph.nodes
+    members = [member(name, node) for name, node in nodes.items()]
+    agents = {node.agent.name for node in nodes.values() if isinstance(node.agent, Agent)}
+    conditions = Conditions(
+        device=engine.device,
+        dtype=engine.dtype,
+        concurrent=plan.concurrent,
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+    )
     return Config(
         kvcomm=__version__,
         suite=plan.suite.name,
@@ -314,23 +325,10 @@ def _config(engine: Engine, plan: Plan, quality: Mapping[str, Any], now: datetim
         policies={name: own.digest for name, own in plan.own.items()},
         warmup=len(plan.warmup),
         warmup_digest=asked(plan.warmup) if plan.warmup else "",
-        agent_count=len(
-            {n.agent.name for n in plan.graph.nodes.values() if isinstance(n.agent, Agent)}
-        ),
+        agent_count=len(agents),
         baselines=tuple(plan.baselines),
-        conditions=(_conditions(engine, plan),),
+        conditions=(conditions,),
         **quality,
-    )
-
-
-def _conditions(engine: Engine, plan: Plan) -> Conditions:
-    return Conditions(
-        device=engine.device,
-        dtype=engine.dtype,
-        concurrent=plan.concurrent,
-        python=platform.python_version(),
-        torch=version("torch"),
-        transformers=version("transformers"),
     )
 
 
@@ -342,8 +340,3 @@ def _slug(name: str) -> str:
     """A task's id as a file name of its own."""
     clean = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60]
     return clean if clean == name else f"{clean}-{_digest(name)[:6]}"
-
-
-def _cleared(folder: Path) -> Path:
-    (folder / TRACE_FILE).unlink(missing_ok=True)
-    return folder

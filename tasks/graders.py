@@ -23,6 +23,10 @@ class Graders:
     def __init__(self, allow_unsandboxed: bool = False) -> None:
         self._allow_unsandboxed = allow_unsandboxed
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy in another process starts its own.
+        return Graders, (self._allow_unsandboxed,)
+
     @cached_property
     def math(self) -> MathScorer:
         """The process that compares mathematical expressions."""

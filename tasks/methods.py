@@ -43,7 +43,7 @@ def _check_family(policy: Policy, spec: str) -> None:
     from kvcomm.reuse.offsets import FAMILIES
     from kvcomm.reuse.offsets.base import split_family
 
-    family = split_family(policy.offsets)[0]
+    family = split_family(policy.options.offsets)[0]
     if family and family not in FAMILIES:
         raise UsageError(
             f"the policy of {spec} names the offset family {family!r}, and there are "

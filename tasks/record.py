@@ -1,7 +1,8 @@
 """What is kept of an evaluation: its configuration, and one line for every sample done.
 
 A sample's line is appended when it is done and flushed, so a run that is killed loses only what was
-under way. The same configuration goes on where the log ends; another one is refused.
+under way. It is written again when audits behind its answers are known. The same configuration goes
+on where the log ends; another one is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kvcomm.errors import KvcommError, UsageError
 from kvcomm.reuse.policy import Anchors
@@ -27,10 +28,8 @@ STATE = "state"
 FACTS = {"agent_count", "baselines", "conditions", "now"}
 
 
-class Conditions(BaseModel):
+class Conditions(BaseModel, frozen=True):
     """What times depend on, and outcomes do not."""
-
-    model_config = ConfigDict(frozen=True)
 
     device: str
     dtype: str
@@ -40,17 +39,14 @@ class Conditions(BaseModel):
     transformers: str
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid"):
     """Everything that the outcome of an evaluation depends on, and some facts about it.
 
-    `graph_digest`, `tasks_digest` and `warmup_digest` are of the templates and of the tasks'
-    texts, in their order; `policies` are digests of the files of a user's own. `FACTS` refuse no
-    command that goes on: how many agents there are, which modes the others are compared with, the
-    day that chat templates write (`now`, always that of the first run), and under what `conditions`
-    work was done, one entry for each kind.
+    The digests are of templates, of tasks' texts in their order, and of the files of a user's own
+    `policies`. `FACTS` refuse no command that goes on: how many agents there are, which modes the
+    others are compared with, the day that chat templates write (`now`, that of the first run), and
+    under what `conditions` work was done, one entry for each kind.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kvcomm: str
     suite: str
@@ -78,10 +74,8 @@ class Config(BaseModel):
     conditions: tuple[Conditions, ...] = ()
 
 
-class CallRow(BaseModel):
+class CallRow(BaseModel, frozen=True):
     """One call of a sample: its tokens, how many of them were not computed, and its time."""
-
-    model_config = ConfigDict(frozen=True)
 
     node: str
     prompt_tokens: int
@@ -91,15 +85,13 @@ class CallRow(BaseModel):
     ttft_s: float
 
 
-class Sample(BaseModel):
+class Sample(BaseModel, frozen=True):
     """One task worked on once in one mode.
 
     `value` is what is averaged, `extracted` the answer that was read from the text, `chosen` the
     nodes heard by the last agent that gave the same answer. A sample whose run failed has `error`,
     and counts as wrong; so does one that could not be scored. One of the `warmup` counts nowhere.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     task: str
     repeat: int
@@ -128,9 +120,8 @@ class Sample(BaseModel):
 class Log:
     """The output folder of an evaluation; opening it reads what was done before.
 
-    `config` is the one that it began with.
-
-    Raises `UsageError` when the folder belongs to another configuration, or cannot be written.
+    `config` is the one that it began with. Raises `UsageError` when the folder belongs to another
+    configuration, or cannot be written.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -146,13 +137,12 @@ class Log:
 
     def _begun(self, config: Config) -> Config:
         """The configuration that the folder holds, from now on `config` if it is new."""
-        path = self.folder / CONFIG
-        if not path.exists():
+        if not (self.folder / CONFIG).exists():
             if any(self.folder.iterdir()):
                 raise UsageError(
                     f"{self.folder} is not empty and no evaluation: choose another --out"
                 )
-            path.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            self._write(config)
             return config
         before = read_config(self.folder)
         old, new = before.model_dump(exclude=FACTS), config.model_dump(exclude=FACTS)
@@ -172,11 +162,14 @@ class Log:
         conditions = dict.fromkeys((*before.conditions, *(config.conditions if left else ())))
         after = config.model_copy(update={"conditions": tuple(conditions), "now": before.now})
         if after != before:
-            path = self.folder / CONFIG
-            beside = path.with_suffix(".new")  # half a file would be damage
-            beside.write_text(after.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            beside.replace(path)
+            self._write(after)
         return after
+
+    def _write(self, config: Config) -> None:
+        path = self.folder / CONFIG
+        beside = path.with_suffix(".new")  # half a file would be damage
+        beside.write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
 
     @property
     def done(self) -> set[tuple[str, int, str]]:
@@ -184,7 +177,10 @@ class Log:
         return {sample.key for sample in self.samples}
 
     def append(self, sample: Sample) -> None:
-        """Keep a sample: one whole line, written through. Raises `KvcommError` when it cannot."""
+        """Keep a sample: one whole line, written through; of two of one key the later counts.
+
+        Raises `KvcommError` when it cannot be written.
+        """
         try:
             self._file.append(sample.model_dump_json())
         except OSError as error:
@@ -193,7 +189,7 @@ class Log:
                 "samples are safe: make room and run the same command again with "
                 f"--out {self.folder}, and it goes on"
             ) from None
-        self.samples.append(sample)
+        self.samples = [other for other in self.samples if other.key != sample.key] + [sample]
 
     def close(self) -> None:
         """Close the file."""
@@ -227,14 +223,14 @@ def read_config(folder: Path) -> Config:
         return Config.model_validate_json(path.read_text(encoding="utf-8-sig"))
     except OSError:
         raise UsageError(f"{folder} holds no evaluation: there is no {CONFIG}") from None
-    except ValidationError as error:
+    except (ValidationError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is damaged: {_first(error)}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is damaged: {error}") from None
 
 
-def _first(error: ValidationError) -> str:
+def _first(error: ValidationError | UnicodeDecodeError) -> str:
     """What is wrong first, and in which field."""
+    if isinstance(error, UnicodeDecodeError):
+        return str(error)
     found = error.errors(include_url=False)[0]
     return ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
 
@@ -259,5 +255,5 @@ def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
             sample = Sample.model_validate_json(line.removeprefix(BOM_UTF8))
         except ValidationError as error:
             raise UsageError(f"{path}, line {number} is no sample: {_first(error)}") from None
-        samples.setdefault(sample.key, sample)
+        samples[sample.key] = sample  # again, once its audits are known
     return list(samples.values())

@@ -31,7 +31,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One row, and where it stands, for errors."""
 
     value: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Row:
     number: int
 
 
-def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> list[Row]:
+def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> list[DataRow]:
     """The rows of a suite: `FOLDER/NAME.jsonl`, else the file shipped with kvcomm, else the hub.
 
     The folder may stand in `KVCOMM_DATA`. Raises `UsageError` when there are none.
@@ -64,27 +64,10 @@ def data_folder(folder: Path | None) -> Path | None:
     return folder or (Path(os.environ[FOLDER]) if os.environ.get(FOLDER) else None)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The JSON objects of a file, one a line. Raises `UsageError` with the line of a bad one."""
-    rows = []
-    for number, line in numbered_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            value = json.loads(line, parse_constant=_constant)
-            if "\\u" in line:  # half a character can be spelled, and not be written down again
-                json.dumps(value, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where} is not JSON: {shorten(str(error), 200)}") from None
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} is no JSON object but {type(value).__name__}")
-        rows.append(Row(value, where, number))
-    return rows
+def read_rows(path: Path) -> list[DataRow]:
+    """The JSON objects of a file, one a line.
 
-
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that hold something, numbered from 1.
-
-    Raises `UsageError` for a file that cannot be read.
+    Raises `UsageError` for a file that cannot be read, and with the line of a bad one.
     """
     # A pipe or a device would never end.
     if path.exists() and not path.is_file():
@@ -95,8 +78,21 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
         raise UsageError(f"cannot read tasks from {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read tasks from {path}: it is not UTF-8 text") from None
-    held = enumerate((line.strip(f"{ORDER_MARK} \t") for line in lines), 1)
-    return [(number, line) for number, line in held if line]
+    rows = []
+    for number, line in enumerate((line.strip(f"{ORDER_MARK} \t") for line in lines), 1):
+        if not line:
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line, parse_constant=_constant)
+            if "\\u" in line:  # half a character can be spelled, and not be written down again
+                json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} is not JSON: {shorten(str(error), 200)}") from None
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} is no JSON object but {type(value).__name__}")
+        rows.append(DataRow(value, where, number))
+    return rows
 
 
 def read_text(path: Path) -> str:
@@ -170,7 +166,7 @@ def _constant(name: str) -> None:
         raise ValueError(f"{name} is no number of JSON")
 
 
-def _from_hub(hub: Hub) -> list[Row]:
+def _from_hub(hub: Hub) -> list[DataRow]:
     import datasets
 
     try:
@@ -179,4 +175,4 @@ def _from_hub(hub: Hub) -> list[Row]:
         raise UsageError(
             f"cannot load {hub.id} from the hub ({error}): pass --data DIR instead"
         ) from error
-    return [Row(dict(row), f"{hub.id}, row {n}", n) for n, row in enumerate(rows, 1)]
+    return [DataRow(dict(row), f"{hub.id}, row {n}", n) for n, row in enumerate(rows, 1)]

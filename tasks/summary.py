@@ -58,6 +58,14 @@ def _paired(
     return (both, [done[sample.key[:2]] for sample in both]) if both else None
 
 
+def _groups(samples: Sequence[Sample], name: str) -> dict[Any, list[Sample]]:
+    """Samples by one of their fields."""
+    groups: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(getattr(sample, name), []).append(sample)
+    return groups
+
+
 def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
     """Score, reuse and times of the samples of one mode.
 
@@ -66,7 +74,7 @@ def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
     `ttft_s` is the median over the answering agent's calls, `agents` the same for every agent, and
     `by_agent` has its tokens too. `seed` is that of the first repeat.
     """
-    calls = [call for sample in samples for call in sample.calls]
+    calls = _calls(samples)
     by_agent = {
         node: _agent([call for call in calls if call.node == node])
         for node in dict.fromkeys(call.node for call in calls)
@@ -76,13 +84,11 @@ def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
     return {
         "samples": len(samples),
         "score": _mean([sample.value for sample in samples]),
-        "ci95": of_score(_by_task([(sample, sample.value) for sample in samples])),
+        "ci95": of_score(_by_task(samples)),
         "metrics": {name: _mean([s.metrics.get(name, 0.0) for s in samples]) for name in names},
         **_pass(samples),
-        "token_reuse": _token_reuse(samples),
-        "call_reuse": sum(call.realigned_tokens > 0 for call in calls) / len(calls)
-        if calls
-        else 0.0,
+        "token_reuse": _token_reuse(calls),
+        "call_reuse": _call_reuse(calls),
         "ttft_s": _ttft(samples),
         "agents": {node: found["ttft_s"] for node, found in by_agent.items()},
         "by_agent": by_agent,
@@ -102,18 +108,16 @@ def _agent(calls: Sequence[CallRow]) -> dict[str, Any]:
         "prompt_tokens": _mean([call.prompt_tokens for call in calls]),
         "computed_share": sum(call.computed_tokens for call in calls) / tokens,
         "realigned_share": sum(call.realigned_tokens for call in calls) / tokens,
-        "call_reuse": sum(call.realigned_tokens > 0 for call in calls) / len(calls),
+        "call_reuse": _call_reuse(calls),
         "ttft_s": statistics.median(call.ttft_s for call in calls),
     }
 
 
 def _repeats(samples: Sequence[Sample], seed: int) -> dict[str, Any] | None:
     """The mean score of every repeat that is complete, and how they spread; None for one."""
-    groups: dict[int, list[float]] = {}
-    for sample in samples:
-        groups.setdefault(sample.repeat, []).append(sample.value)
+    groups = dict(sorted(_groups(samples, "repeat").items()))
     whole = max(map(len, groups.values()), default=0)
-    means = {n: _mean(values) for n, values in sorted(groups.items()) if len(values) == whole}
+    means = {n: _mean([s.value for s in g]) for n, g in groups.items() if len(g) == whole}
     if len(means) < 2:
         return None
     return {
@@ -124,24 +128,18 @@ def _repeats(samples: Sequence[Sample], seed: int) -> dict[str, Any] | None:
     }
 
 
-def _by_task(values: Sequence[tuple[Sample, float]]) -> list[float]:
+def _by_task(samples: Sequence[Sample]) -> list[float]:
     """The mean of every task's values: repeats of one task are no samples of their own."""
-    groups: dict[str, list[float]] = {}
-    for sample, value in values:
-        groups.setdefault(sample.task, []).append(value)
-    return [_mean(group) for group in groups.values()]
+    return [_mean([s.value for s in group]) for group in _groups(samples, "task").values()]
 
 
 def _pass(samples: Sequence[Sample]) -> dict[str, Any]:
     """pass@1 and pass@n over the repeats of every task that has all of them, where several are."""
-    by_task: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_task.setdefault(sample.task, []).append(sample)
-    repeats = max(map(len, by_task.values()), default=0)
+    groups = _groups(samples, "task").values()
+    repeats = max(map(len, groups), default=0)
     if repeats < 2:
         return {}
-    whole = [group for group in by_task.values() if len(group) == repeats]
-    right = [sum(sample.correct for sample in group) for group in whole]
+    right = [sum(s.correct for s in group) for group in groups if len(group) == repeats]
     return {f"pass@{k}": _mean([pass_at_k(repeats, n, k) for n in right]) for k in (1, repeats)}
 
 
@@ -157,11 +155,7 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
     pairs = list(zip(samples, other, strict=True))
     assert all(a.key[:2] == b.key[:2] for a, b in pairs)
     judged = [(a.chosen, b.chosen) for a, b in pairs if a.chosen or b.chosen]
-    scores = zip(
-        _by_task([(a, a.value) for a, _ in pairs]),
-        _by_task([(b, b.value) for _, b in pairs]),
-        strict=True,
-    )
+    scores = zip(_by_task(samples), _by_task(other), strict=True)
     times = [(b.calls[-1].ttft_s, a.calls[-1].ttft_s) for a, b in pairs if a.calls and b.calls]
     timed = bool(times) and all(min(pair) > 0 for pair in times)
     return {
@@ -178,7 +172,7 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
             "judge": _mean([float(a == b) for a, b in judged]) if judged else None,
         },
         "ttft_ratio": _ratio(times) if timed else None,
-        "token_reuse": _token_reuse(other),
+        "token_reuse": _token_reuse(_calls(other)),
         "samples": len(pairs),
         "ttft_ratio_ci95": of_ratio(times) if timed else None,
     }
@@ -203,11 +197,19 @@ def _ttft(samples: Sequence[Sample]) -> float | None:
     return statistics.median(last) if last else None
 
 
-def _token_reuse(samples: Sequence[Sample]) -> float:
+def _calls(samples: Sequence[Sample]) -> list[CallRow]:
+    return [call for sample in samples for call in sample.calls]
+
+
+def _token_reuse(calls: Sequence[CallRow]) -> float:
     """The share of prompt tokens that were not computed."""
-    calls = [call for sample in samples for call in sample.calls]
     prompt = sum(call.prompt_tokens for call in calls)
     return 1 - sum(call.computed_tokens for call in calls) / prompt if prompt else 0.0
+
+
+def _call_reuse(calls: Sequence[CallRow]) -> float:
+    """The share of calls that were realigned."""
+    return _mean([float(call.realigned_tokens > 0) for call in calls])
 
 
 def mcnemar(first: int, second: int) -> float:

@@ -1,16 +1,23 @@
-"""The graphs that suites are worked on with by default, after the paper's."""
+"""The graphs that suites are worked on with by default, after the paper's.
+
+Readers and judges of passages continue worked examples. A line of `data/worked.jsonl` holds
+passages, a question, the facts that decide it, and its answer; `misled` are the facts that a reader
+may be misled by, `wrong` the answer that those suggest.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kvcomm.agents import Agent, Sampling, Tool, critic, judge, programmer, solver
 from kvcomm.graphs import AgentGraph
 from kvcomm.tasks.graders import Graders
 from kvcomm.tasks.retrieval import bm25_retriever
 from kvcomm.tasks.scoring.code import public_report
-from kvcomm.tasks.worked import answered, explained, judged
+from kvcomm.tasks.task import DATA
 
 # A value or an answer in words is one line. Facts and an answer are a paragraph; code is a block.
 LINE = Sampling(max_tokens=32, stop=("\n",))
@@ -18,6 +25,9 @@ FORMULA = Sampling(max_tokens=64, stop=("\n",))
 PARAGRAPH = Sampling(max_tokens=96, stop=("\n\n",))
 BLOCK = Sampling(stop=("\n```",))
 OPENED = "```python\n"
+WORKED: list[dict[str, Any]] = [
+    json.loads(line) for line in (DATA / "worked.jsonl").read_text(encoding="utf-8").splitlines()
+]
 
 
 def math_team(graders: Graders) -> AgentGraph:
@@ -77,11 +87,11 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     first, second = "reader1", "reader2"
     members = (
         search,
-        Agent(first, prompt=explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
-        Agent(second, prompt=answered() + asked, begins="Answer:", chat=False, sampling=LINE),
+        Agent(first, prompt=_explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
+        Agent(second, prompt=_answered() + asked, begins="Answer:", chat=False, sampling=LINE),
         Agent(
             "judge",
-            prompt=judged(first, second) + "Question: {question}\n\n{messages}\n\n",
+            prompt=_judged(first, second) + "Question: {question}\n\n{messages}\n\n",
             begins="Final answer:",
             chat=False,
             sampling=LINE,
@@ -92,3 +102,30 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     return AgentGraph(
         members, edges, name="rag", inputs=("question",) if folder else ("question", "corpus")
     )
+
+
+def _answered() -> str:
+    """Passages, question and answer of each example."""
+    return "".join(f"{_asked(one)}Answer: {one['answer']}\n\n" for one in WORKED)
+
+
+def _explained() -> str:
+    """Passages, question, facts and answer of each example."""
+    form = "{asked}Facts: {facts}\nAnswer: {answer}\n\n"
+    return "".join(form.format(asked=_asked(one), **one) for one in WORKED)
+
+
+def _judged(first: str, second: str) -> str:
+    """Each question with what two readers wrote, and the final answer.
+
+    The first reader writes facts and may be misled; the second is right.
+    """
+    form = (
+        f"Question: {{question}}\n\n{first} wrote:\nFacts: {{misled}}\nAnswer: {{wrong}}\n\n"
+        f"{second} wrote:\nAnswer: {{answer}}\n\nFinal answer: {{answer}}\n\n\n"
+    )
+    return "".join(form.format(**one) for one in WORKED)
+
+
+def _asked(one: dict[str, Any]) -> str:
+    return "\n\n".join(one["passages"]) + f"\n\nQuestion: {one['question']}\n"

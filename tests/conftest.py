@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_engine, load_ray
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +39,3 @@ def smol(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
     engine = engine_of("smollm2-135m")
     engine.forget()
     return engine
-
-
-@pytest.fixture(scope="session")
-def replicas() -> Iterator[Any]:
-    """Two replicas of the tiny model in float64, on a cluster of their own."""
-    pytest.importorskip("ray", reason="needs ray: pip install 'kvcomm[ray]'")
-    with load_ray("random:llama-tiny", 2, device="cpu", dtype="float64") as engine:
-        yield engine

@@ -1,4 +1,4 @@
-"""`make check`, run by the tests: lint, format, types, and the import contract."""
+"""What is handed out: the source archive."""
 
 from __future__ import annotations
 
@@ -11,22 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-CHECKS = {
-    "lint": ["ruff", "check", "."],
-    "format": ["ruff", "format", "--check", "."],
-    "types": ["mypy", "-p", "kvcomm"],
-    "imports": ["lint-imports"],
-}
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_check(name: str) -> None:
-    command = CHECKS[name]
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_source_archive_has_documents_and_examples(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_name_used_twice_is_two_placeholders() -> None:
 
 def test_adjacent_and_outer_placeholders_leave_empty_literals_out() -> None:
     template = Template(((), (), (7,), ()), ("a", "b", "c"), "print")
-    assert template.slots() == ["a", "b", Segment("literal", "literal 2", (7,)), "c"]
+    assert template.slots() == ["a", "b", Segment("literal", "literal 2", (7,), index=2), "c"]
     assert [len(s) for s in template.fill({"a": (1, 2), "b": (), "c": (3,)})] == [2, 0, 1, 1]
     assert template.literal_tokens() == 1
 

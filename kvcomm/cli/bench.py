@@ -1,64 +1,162 @@
-"""`kvcomm bench fidelity`: how far every reuse method is from dense, on real questions."""
+"""`kvcomm bench`: speed, memory and accuracy of every mode, on the same workload."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvcomm.bench.report import Report, chosen
 from kvcomm.cli import options
-from kvcomm.cli.bench_memory import memory
-from kvcomm.cli.bench_throughput import throughput
-from kvcomm.cli.bench_ttft import ttft
-from kvcomm.cli.loading import reusing
 from kvcomm.cli.output import complain, console, number_table, print_json
 from kvcomm.cli.progress import Counted
-from kvcomm.errors import UsageError
+from kvcomm.errors import ReuseRefused, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from kvcomm.runtime.fidelity import Method
+    from kvcomm.engine.local import LocalEngine
 
 app = typer.Typer(
     no_args_is_help=True, help="Benchmark speed, memory and accuracy against other methods."
 )
-app.command("ttft")(ttft)
-app.command("throughput")(throughput)
-app.command("memory")(memory)
+# The paper's model and lengths.
+PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
 
 
-@app.command("fidelity")
+def _option(
+    metavar: str, help: str, *names: str, most: int | None = None, default: str | bool = True
+) -> Any:
+    return typer.Option(*names, max=most, metavar=metavar, help=help, show_default=default)
+
+
+TOKENS, TIMES = options.MOST_TOKENS, options.MOST_TIMES
+Agents = Annotated[int, _option("N", "Agents.", "--agents", "-n", most=options.MOST_AGENTS)]
+Prefix = Annotated[int, _option("N", "Tokens of each role text.", most=TOKENS)]
+Input = Annotated[int, _option("N", "Tokens of the task.", "--input", most=TOKENS)]
+Output = Annotated[int, _option("N", "Tokens of each answer.", most=TOKENS)]
+
+
+@app.command()
+def ttft(
+    graph: Annotated[str, _option("G", "full or debate.", "--graph", "-g")] = "full",
+    agents: Agents = 5,
+    prefix: Prefix = 512,
+    input_: Input = 1024,
+    output: Output = 512,
+    samples: Annotated[int, _option("N", "Passes of each mode.", most=TIMES)] = 1,
+    modes: Annotated[str | None, _option("A,B", "Only these modes.", default="all")] = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode answers instead of computing given ones.")
+    ] = False,
+    preset: Annotated[str | None, _option("paper", "The paper's model on CUDA.")] = None,
+    plot: Annotated[
+        Path | None, _option("FILE", "Draw the times, too: FILE.png, .pdf, .svg.")
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Measure the time to first token of each agent, in every mode on the same workload."""
+    if preset not in (None, "paper"):
+        raise UsageError(f"--preset {preset!r} is unknown: there is `paper`")
+    if preset:
+        model, device, dtype = PAPER["model"], device or PAPER["device"], dtype or PAPER["dtype"]
+    if graph not in ("full", "debate"):
+        raise UsageError(f"--graph {graph!r}: the workload is full or debate")
+    _check_sizes(agents, prefix, input_, samples, output=output)
+    if plot is not None:
+        options.check_plot(plot)
+
+    from kvcomm.bench.ttft import MODES, Ttft
+    from kvcomm.bench.workload import Workload
+
+    names = chosen("mode", modes, MODES)
+    work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
+
+    async def bench(engine: LocalEngine) -> Report:
+        bench = Ttft(engine, work, modes=names, decode=decode, on_step=complain)
+        await bench.run(samples)
+        return bench.report()
+
+    report = _measure(bench, model, device, dtype)
+    if plot is not None:
+        from kvcomm.cli.plot import plot_ttft
+
+        plot_ttft(report.value, plot)
+        complain(f"drawn: {plot}")
+    _show(report, json)
+
+
+@app.command("throughput")
+def throughput_(
+    rows: Annotated[str, _option("N,N", "Rows that decode together.")] = "1,2,4,8",
+    graphs: Annotated[str, _option("N,N", "Graphs in flight.")] = "1,2,4",
+    prompt: Annotated[int, _option("N", "Tokens of each row's prompt.", most=TOKENS)] = 512,
+    tokens: Output = 32,
+    samples: Annotated[int, _option("N", "The best of N counts.", most=TIMES)] = 3,
+    model: options.Model = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Measure tokens a second by rows, beside transformers' generate, and graphs a second."""
+    counts, flights = _counts("--rows", rows), _counts("--graphs", graphs)
+    if min(prompt, samples) < 1 or tokens < 2:
+        raise UsageError("--prompt and --samples need 1 at least, --tokens 2")
+
+    from kvcomm.bench.throughput import throughput
+
+    async def bench(engine: LocalEngine) -> Report:
+        sizes = {"prompt": prompt, "tokens": tokens, "samples": samples}
+        return await throughput(engine, counts, flights, on_step=complain, **sizes)
+
+    _show(_measure(bench, model, device, dtype), json)
+
+
+@app.command()
+def memory(
+    agents: Agents = 5,
+    prefix: Prefix = 512,
+    input_: Input = 1024,
+    output: Output = 512,
+    modes: Annotated[
+        str, _option("A,B", "Modes of `bench ttft`.")
+    ] = "generate,dense,exact,kvcomm,auto",
+    model: options.Model = options.DEFAULT_MODEL,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    json: options.Json = False,
+) -> None:
+    """Run the workload of `bench ttft` once in each mode, each in a process of its own."""
+    from kvcomm.bench.memory import peaks
+
+    _check_sizes(agents, prefix, input_, output=output)
+    sizes = {"--agents": agents, "--prefix": prefix, "--input": input_, "--output": output}
+    given = {**sizes, "--model": model, "--device": device, "--dtype": dtype}
+    argv = [str(part) for name, value in given.items() if value for part in (name, value)]
+    _show(peaks(argv, [mode.strip() for mode in modes.split(",")], complain), json)
+
+
+@app.command()
 def fidelity(
-    suite: Annotated[
-        str, typer.Option("--suite", "-s", metavar="S", help="gsm8k or hotpotqa.")
-    ] = "gsm8k",
+    suite: Annotated[str, _option("S", "gsm8k or hotpotqa.", "--suite", "-s")] = "gsm8k",
     graph: options.Graph = "chain",
     agents: options.Agents = None,
     rounds: options.Rounds = None,
-    warmup: Annotated[
-        int,
-        typer.Option(max=options.MOST_TIMES, metavar="N", help="Calls that teach, not measured."),
-    ] = 20,
-    held_out: Annotated[
-        int, typer.Option(max=options.MOST_TIMES, metavar="N", help="Calls that are measured.")
-    ] = 40,
+    warmup: Annotated[int, _option("N", "Calls that teach, not measured.", most=TIMES)] = 20,
+    held_out: Annotated[int, _option("N", "Calls that are measured.", most=TIMES)] = 40,
     data: options.Data = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Only these methods.", show_default="all"),
-    ] = None,
+    methods: Annotated[str | None, _option("A,B", "Only these methods.", default="all")] = None,
     target: options.Target = None,
     audit_rate: options.AuditRate = None,
     budget: options.RepairBudget = None,
     model: options.Model = options.DEFAULT_MODEL,
-    max_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-tokens", max=options.MOST_TOKENS, metavar="N", help="Longest message, in tokens."
-        ),
-    ] = 64,
+    max_tokens: Annotated[int, _option("N", "Longest message, in tokens.", most=TOKENS)] = 64,
     device: options.Device = None,
     dtype: options.Dtype = None,
     json: options.Json = False,
@@ -71,91 +169,82 @@ def fidelity(
         raise UsageError("--warmup must be at least 0 and --held-out at least 1")
     rows, tasks = load_suite(suite, data)
     built = build_graph(graph, agents=agents, rounds=rounds, max_tokens=max_tokens, temperature=0.0)
-    built = with_passages(built, rows.inputs)
     quality = options.quality(target, audit_rate, budget)
 
+    from kvcomm.bench.fidelity import Fidelity, policies
     from kvcomm.reuse.auto import Auto
-    from kvcomm.runtime.fidelity import Fidelity, policies
 
-    wanted = _wanted(methods, [*policies(), "auto"])
-    with reusing(model, device, dtype) as engine, Bar(warmup + held_out) as bar:
-        bench = Fidelity(
-            engine,
-            built,
-            warmup=warmup,
-            held_out=held_out,
-            passages=frozenset(rows.inputs),
-            methods={name: policy for name, policy in policies().items() if name in wanted},
-            auto=Auto(*quality.values()) if "auto" in wanted else None,
-            on_call=bar.advance,
-        )
-        measured = asyncio.run(bench.run([task.inputs for task in tasks]))
+    wanted = chosen("method", methods, [*policies(), "auto"])
+
+    async def bench(engine: LocalEngine) -> Report:
+        with Bar("calls", warmup + held_out) as bar:
+            bench = Fidelity(
+                engine,
+                with_passages(built, rows.inputs),
+                warmup=warmup,
+                held_out=held_out,
+                passages=frozenset(rows.inputs),
+                methods={name: policy for name, policy in policies().items() if name in wanted},
+                auto=Auto(*quality.values()) if "auto" in wanted else None,
+                on_call=bar.advance,
+            )
+            await bench.run([task.inputs for task in tasks])
+        return bench.report(suite, graph)
+
+    _show(_measure(bench, model, device, dtype), json)
+
+
+def _measure(
+    bench: Callable[[LocalEngine], Coroutine[Any, Any, Report]],
+    model: str,
+    device: str | None,
+    dtype: str | None,
+) -> Report:
+    """Run a benchmark on a model, and name the hardware. Raises `ReuseRefused` for one that runs
+    dense.
+    """
+    from kvcomm.engine.load import load_engine
+    from kvcomm.engine.local import LocalEngine
+    from kvcomm.engine.models import hardware
+
+    complain(f"loading {model}")
+    with load_engine(model, device=device, dtype=dtype) as engine:
+        if not isinstance(engine, LocalEngine):
+            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+        found, where = asyncio.run(bench(engine)), hardware(engine)
+    value = {"model": model, "hardware": where, **found.value}
+    return replace(found, value=value, notes=(*found.notes, where))
+
+
+def _show(report: Report, json: bool) -> None:
     if json:
-        print_json(
-            {
-                "model": model,
-                "suite": suite,
-                "graph": graph,
-                "calls": held_out,
-                "methods": {method.name: method.to_json() for method in measured},
-            }
-        )
-    else:
-        console().print(_table(measured))
-        for method in measured:
-            if method.name == "auto":
-                console().print(f"\n{_auto(method.to_json())}")
-        console().print(f"\n{LEGEND}")
+        print_json(report.value)
+        return
+    table = number_table(*report.columns)
+    for row in report.rows:
+        table.add_row(*row)
+    console().print(table)
+    for note in report.notes:
+        console().print(f"\n{note}")
 
 
-LEGEND = (
-    "mean KL(dense ‖ method) in nats over 24 tokens of dense's greedy answer, and at its first "
-    "token; top-1: tokens on which both agree; same text: answers with the same first 32 tokens; "
-    "computed: share of the prompts' token-layers."
-)
+def _check_sizes(*sizes: int, output: int) -> None:
+    if min(sizes) < 1 or output < 2:
+        raise UsageError("--agents, --prefix, --input and --samples need 1 at least, --output 2")
 
 
-def _wanted(methods: str | None, known: list[str]) -> list[str]:
-    if methods is None:
-        return known
-    names = [name.strip() for name in methods.split(",")]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"method {name!r} is unknown: choose among {', '.join(known)}")
-    return names
-
-
-def _table(measured: list[Method]) -> Table:
-    columns = ("median", "mean", "first", "top-1", "same text", "computed", "state")
-    table = number_table("method", *columns)
-    for method in measured:
-        found: dict[str, Any] = method.to_json()
-        table.add_row(
-            method.name,
-            f"{found['divergence']['median']:.4f}",
-            f"{found['divergence']['mean']:.4f}",
-            f"{found['first_divergence']['mean']:.4f}",
-            f"{found['top1_agreement']:.3f}",
-            f"{found['same_text_32']:.0%}",
-            f"{found['computed_fraction']:.1%}",
-            f"{found['state_bytes'] / 1e6:,.0f} MB",
-        )
-    return table
-
-
-def _auto(found: dict[str, Any]) -> str:
-    """What `auto` chose on the held-out calls, and what its audits came to over all calls."""
-    choices = ", ".join(f"{name} {count}" for name, count in found["choices"].items())
-    audits = found["audits"]
-    mean = "none" if audits["mean"] is None else f"{audits['used']}, mean {audits['mean']:.4f}"
-    return f"auto chose {choices}; audits of realigned calls: {mean}; probes: {audits['probes']}"
+def _counts(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or max(numbers) > options.MOST_AGENTS:
+        raise UsageError(f"{option} {text!r}: write numbers such as 1,2,4")
+    return numbers
 
 
 class Bar(Counted):
     """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        super().__init__("calls", total)
 
     def advance(self, done: int, of: int) -> None:
         """`done` calls of `of` were looked at."""

@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from kvcomm.cli import options
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.cli.progress import Counted
@@ -22,13 +20,9 @@ MODES = ("dense", "exact", "kvcomm", "auto")
 
 def demo(
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where the runs go.", show_default="runs/TIME-demo"),
+        Path | None, options.option("DIR", "Where the runs go.", shown="runs/TIME-demo")
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Only the first N questions.", show_default=False),
-    ] = None,
+    limit: Annotated[int | None, options.option("N", "Only the first N questions.")] = None,
     model: options.Model = options.DEFAULT_MODEL,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -44,7 +38,8 @@ def demo(
     played = demo_report.Played(team(), QUESTIONS[:limit], {mode: [] for mode in MODES})
     folder = new_run_folder("demo", out)
 
-    from kvcomm.engine.models import hardware, load_engine
+    from kvcomm.engine.load import load_engine
+    from kvcomm.engine.models import hardware
 
     complain(f"loading {model}")
     with load_engine(model, device=device, dtype=dtype) as engine:
@@ -53,13 +48,8 @@ def demo(
             console().print(demo_report.show_plan(played, model, hardware(engine), texts))
         play(engine, played, folder, show=not json)
     if json:
-        print_json(
-            {
-                "model": model,
-                "graphs": {played.graph.name: demo_report.to_json(played)},
-                "out": str(folder),
-            }
-        )
+        graphs = {played.graph.name: demo_report.to_json(played)}
+        print_json({"model": model, "graphs": graphs, "out": str(folder)})
         return
     console().print(demo_report.show_table(played))
     last = played.questions[-1]
@@ -74,7 +64,8 @@ def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
     none finds what another, or an earlier demo, has computed or learned.
     """
     from kvcomm.cli.demo_report import show_question
-    from kvcomm.runtime.session import Session
+    from kvcomm.session import Session
+    from kvcomm.trace.text import seconds
 
     modes = tuple(played.results)
     with ExitStack() as stack:
@@ -84,42 +75,23 @@ def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
             )
             for mode in modes
         }
-        steps = Steps("demo", len(played.questions) * len(modes))
+        done, total = 0, len(played.questions) * len(modes)
+        progress = Counted("demo", total)
         for index, question in enumerate(played.questions):
             turn = index % len(modes)
-            with steps:
+            with progress:
                 for mode in (*modes[turn:], *modes[:turn]):
-                    steps.begin(f"{question.id}, {mode}")
-                    out = folder / f"{question.id}-{mode}"
+                    what, out = f"{question.id}, {mode}", folder / f"{question.id}-{mode}"
+                    progress.show(f"demo: {what}", done)
                     result = sessions[mode].run(
                         played.graph, out=out, text=question.passage, question=question.text
                     )
+                    # Its audits are in nobody's time: not in its own, and not in the next run's.
+                    sessions[mode].drain()
                     played.results[mode].append(result)
-                    steps.end(result.totals.wall_s)
+                    done += 1
+                    took = seconds(result.totals.wall_s)
+                    count = f"{done:>{len(str(total))}}/{total}"
+                    progress.show(f"demo: {what}", done, f"demo {count}  {what}: {took}")
             if show:
                 console().print(show_question(played, index))
-
-
-class Steps(Counted):
-    """Progress through a number of runs; as a context it shows a bar, where there is a terminal."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._done, self._what = title, total, 0, ""
-        super().__init__(title, total)
-
-    def begin(self, what: str) -> None:
-        """A run begins."""
-        self._what = what
-        if self._bar:
-            self._bar.update(self._task, description=f"{self._title}: {what}")
-
-    def end(self, took_s: float) -> None:
-        """It ended."""
-        from kvcomm.trace.text import seconds
-
-        self._done += 1
-        if self._bar:
-            self._bar.advance(self._task)
-        else:
-            count = f"{self._done:>{len(str(self._total))}}/{self._total}"
-            complain(f"{self._title} {count}  {self._what}: {seconds(took_s)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,17 +13,18 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
-from kvcomm.cli.eval_plan import anchors_of, modes_of, numbers_of, select, team_of
-from kvcomm.cli.eval_progress import EvalProgress, resumable
+from kvcomm.cli.eval_options import EffortOptions, GraphOptions, MethodOptions, TaskOptions
 from kvcomm.cli.eval_report import report
 from kvcomm.cli.eval_table import show
 from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
+from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcomm.tasks import Graders
-    from kvcomm.tasks.evaluate import Plan
+    from kvcomm.tasks.evaluate import EvalPlan
+    from kvcomm.tasks.record import Sample
 
 
 class SuiteFirst(TyperGroup):
@@ -56,6 +58,7 @@ app.command("report")(report)
     cls=SuiteCommand,
     epilog="Another command: kvcomm eval report RUN... puts evaluations beside each other.",
 )
+@options.grouped
 def suite(
     name: Annotated[
         str,
@@ -63,140 +66,25 @@ def suite(
             metavar="SUITE", help="See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."
         ),
     ],
-    graph: Annotated[
-        str | None,
-        typer.Option(
-            "--graph",
-            "-g",
-            metavar="G",
-            help="A ready-made graph, or FILE.py[:NAME].",
-            show_default="the suite's own team",
-        ),
-    ] = None,
-    agents: Annotated[
-        str | None,
-        typer.Option(
-            "--agents",
-            "-n",
-            metavar="N[,N...]",
-            help="Agents in a ready-made graph (full, if none is named); several numbers: one "
-            "evaluation each.",
-            show_default=False,
-        ),
-    ] = None,
-    rounds: options.Rounds = None,
-    model: options.TeamModel = None,
-    engine: options.Engine = "local",
-    base_url: options.BaseUrl = None,
-    served_model: options.ServedModel = None,
-    replicas: options.Replicas = None,
-    reuse: Annotated[
-        str,
-        typer.Option(
-            "--reuse",
-            "-r",
-            metavar="R[,R...]",
-            help="auto, exact, kvcomm, dense, or a policy of your own: FILE.py[:NAME].",
-        ),
-    ] = "auto",
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R[,R...]",
-            help="Other modes on the same samples, to compare with.",
-            show_default=False,
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(metavar="G", help="Of kvcomm: the paper's γ, 0 to 1.", show_default="0.3"),
-    ] = None,
-    anchors: Annotated[
-        int | None,
-        typer.Option(
-            max=options.MOST_TIMES,
-            metavar="V",
-            help="Of kvcomm: most anchors of a placeholder.",
-            show_default="20",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Only the first N tasks.", show_default="all"),
-    ] = None,
-    shuffle: Annotated[
-        int | None,
-        typer.Option(metavar="SEED", help="Draw the order of the tasks.", show_default=False),
-    ] = None,
-    ids: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Only the tasks with these ids.", show_default=False),
-    ] = None,
-    warmup: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=options.MOST_TIMES,
-            metavar="N",
-            help="Other tasks that are done first: they teach, and do not count.",
-        ),
-    ] = 0,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            max=options.MOST_TIMES, metavar="N", help="Times each task is done (pass@1, pass@N)."
-        ),
-    ] = 1,
-    concurrent: Annotated[
-        int,
-        typer.Option(
-            max=options.MOST_AGENTS,
-            metavar="N",
-            help="Tasks under way at once. Times can be compared at 1 only.",
-        ),
-    ] = 4,
-    retries: Annotated[
-        int,
-        typer.Option(
-            max=options.MOST_TIMES, metavar="N", help="Times a task that failed is tried again."
-        ),
-    ] = 1,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder",
-            metavar="DIR",
-            help="Text files to retrieve from, instead of the task's passages.",
-            show_default=False,
-        ),
-    ] = None,
-    data: options.Data = None,
+    *,
+    graph: GraphOptions,
+    team: options.TeamOptions,
+    home: Home,
+    methods: MethodOptions,
+    auto: options.AutoOptions,
+    which: TaskOptions,
+    effort: EffortOptions,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for the results. The same command continues there.",
-            show_default="runs/TIME-SUITE",
+        options.option(
+            "DIR",
+            "Folder for the results. The same command continues there.",
+            shown="runs/TIME-SUITE",
         ),
     ] = None,
-    traces: Annotated[
-        float, typer.Option(metavar="SHARE", help="Samples whose traces are kept.")
-    ] = 1.0,
-    target: options.Target = None,
-    audit_rate: options.AuditRate = None,
-    budget: options.RepairBudget = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    layout: options.Layout = None,
     unsandboxed: Annotated[
-        bool,
-        typer.Option("--allow-unsandboxed", help="Run code even where no sandbox works."),
+        bool, typer.Option("--allow-unsandboxed", help="Run code even where no sandbox works.")
     ] = False,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    memory: options.Memory = None,
-    spill: options.Spill = None,
     json: options.Json = False,
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
@@ -205,72 +93,38 @@ def suite(
     --out continues where it stopped.
     """
     from kvcomm.tasks import Graders, load_suite
-    from kvcomm.tasks.evaluate import Plan
+    from kvcomm.tasks.evaluate import EvalPlan
     from kvcomm.tasks.record import CONFIG, write_summary
 
-    modes, baselines, own = modes_of(reuse, compare)
-    pool = anchors_of(gamma, anchors, modes)
-    numbers = numbers_of(agents)
-    quality = options.quality(target, audit_rate, budget)
-    home = Home(
-        engine,
-        model,
-        base_url=base_url,
-        served_model=served_model,
-        device=device,
-        dtype=dtype,
-        memory=options.size(memory),
-        spill=spill,
-        replicas=replicas,
-    )
-    found, tasks = load_suite(name, data)
-    chosen, warm = select(tasks, limit, shuffle, ids, warmup)
+    chosen = methods.chosen()
+    numbers = graph.numbers()
+    quality = options.quality(**vars(auto))
+    found, tasks = load_suite(name, which.data)
+    chosen |= which.select(tasks)
     place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
     with Graders(unsandboxed) as graders, resumable(place):
         graders.ready(found.grade)
-
-        def plan(number: int | None) -> Plan:
-            team = team_of(
+        plans = {
+            number: EvalPlan(
                 found,
-                tasks,
-                graders,
-                graph,
-                folder,
-                agents=number,
-                rounds=rounds,
-                seed=seed,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                layout=layout,
+                graph=graph.build(found, tasks, graders, number, team),
+                seed=team.seed,
+                **vars(effort),
+                **chosen,
             )
-            return Plan(
-                found,
-                chosen,
-                team,
-                modes,
-                seed=seed,
-                repeats=repeats,
-                retries=retries,
-                concurrent=concurrent,
-                traces=traces,
-                warmup=warm,
-                anchors=pool,
-                own=own,
-                baselines=baselines,
-            )
-
-        plans = {number: plan(number) for number in numbers}
-        if len(plans) > 1 and (place / CONFIG).exists():
-            raise UsageError(
-                f"{place} holds one evaluation, and these are several: use another --out"
-            )
+            for number in numbers
+        }
         if len(plans) == 1:
             value = evaluate(home, plans[numbers[0]], graders, place, quality)
             values = [value]
         else:
+            if (place / CONFIG).exists():
+                raise UsageError(
+                    f"{place} holds one evaluation, and these are several: use another --out"
+                )
             values = [
-                evaluate(home, planned, graders, place / f"agents-{number}", quality)
-                for number, planned in plans.items()
+                evaluate(home, plan, graders, place / f"agents-{number}", quality)
+                for number, plan in plans.items()
             ]
             value = {"runs": values}
             write_summary(place, value)
@@ -282,7 +136,7 @@ def suite(
 
 
 def evaluate(
-    home: Home, plan: Plan, graders: Graders, out: Path, quality: Mapping[str, Any]
+    home: Home, plan: EvalPlan, graders: Graders, out: Path, quality: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Do what is left of a plan on an engine of its own, and sum it up."""
     from kvcomm.tasks.evaluate import Evaluation
@@ -298,3 +152,44 @@ def evaluate(
         value = whole_summary(evaluation.config, samples, out)
         write_summary(out, value)
     return value
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say how an evaluation goes on that is stopped by a signal."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out.exists():
+            complain(f"what is done is kept: the same command with --out {out} goes on from there")
+        raise
+
+
+class EvalProgress(Counted):
+    """Takes every sample that is done: a bar with score and reuse, or a line for every ten."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__("samples", total)
+        self._total = total
+        self._done = 0
+        self._by_mode: dict[str, list[Sample]] = {}
+
+    def __call__(self, sample: Sample) -> None:
+        """One sample more."""
+        self._done += 1
+        if not sample.warmup:
+            self._by_mode.setdefault(sample.mode, []).append(sample)
+        if sample.error:
+            complain(f"{sample.task} ({sample.mode}): {sample.reason}: {sample.error}")
+        line = "; ".join(map(_standing, self._by_mode.values())) or "warming up"
+        last = self._done % 10 == 0 or self._done == self._total
+        self.show(line, self._done, f"{self._done} of {self._total}: {line}" if last else "")
+
+
+def _standing(samples: list[Sample]) -> str:
+    """How a mode stands: its score, and the share of prompt tokens that was not computed."""
+    calls = [call for sample in samples for call in sample.calls]
+    prompt = sum(call.prompt_tokens for call in calls) or 1
+    reused = 1 - sum(call.computed_tokens for call in calls) / prompt
+    score = sum(sample.value for sample in samples) / len(samples)
+    return f"{samples[0].mode} {score:.1%}, reused {reused:.0%}"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.eval_table import show
+from kvcomm.cli.eval_table import show, to_csv, to_latex
 from kvcomm.cli.output import console, print_json, say
 from kvcomm.errors import UsageError
 
@@ -27,22 +27,18 @@ def report(
     ] = False,
     to: Annotated[
         str | None,
-        typer.Option(
-            metavar="FORMAT",
-            help="csv (every number, one row a mode) or latex (booktabs), instead of the table.",
-            show_default=False,
+        options.option(
+            "FORMAT",
+            "csv (every number, one row a mode) or latex (booktabs), instead of the table.",
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where --to is written.", show_default="stdout"),
+        Path | None, options.option("FILE", "Where --to is written.", shown="stdout")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw score against reuse, and TTFT by agent: FILE.png, .pdf, .svg.",
-            show_default=False,
+        options.option(
+            "FILE", "Draw score against reuse, and TTFT by agent: FILE.png, .pdf, .svg."
         ),
     ] = None,
     json: options.Json = False,
@@ -51,7 +47,7 @@ def report(
     from kvcomm.tasks.record import SAMPLES, evaluations, read_config, read_samples
     from kvcomm.tasks.summary import whole_summary
 
-    if to is not None and to not in FORMATS:
+    if to not in (None, *FORMATS):
         raise UsageError(f"--to {to!r} is unknown: choose {' or '.join(FORMATS)}")
     if to is not None and json:
         raise UsageError("--to and --json both go to stdout: choose one")
@@ -77,8 +73,6 @@ def report(
 
 def _export(values: list[dict[str, Any]], to: str, out: Path | None) -> None:
     """Write the table of another program to a file or to stdout. Raises `UsageError`."""
-    from kvcomm.cli.eval_export import to_csv, to_latex
-
     text = to_csv(values) if to == "csv" else to_latex(values)
     if out is None:
         say(text.rstrip("\n"))

@@ -1,16 +1,22 @@
-"""Evaluations beside each other in a terminal: a table, comparisons in words, a legend."""
+"""Evaluations beside each other: in a terminal, as CSV with every number, as LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcomm.cli.output import number_table
+from kvcomm.trace.text import plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+
+Values = Sequence[dict[str, Any]]
 
 LEGEND = (
     "score: mean over samples, and its 95 % interval (Wilson's of a share, else the bootstrap's); "
@@ -19,7 +25,17 @@ LEGEND = (
 )
 
 
-def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> RenderableType:
+# Of an evaluation, before the numbers of its modes in CSV.
+FIRST = ("suite", "graph", "agent_count", "model", "warmup", "gamma", "anchors", "complete")
+SPECIAL = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+HEADS = {"γ": r"$\gamma$", "V": "$V$"}
+
+
+def show(values: Values, *, by_agent: bool = False) -> RenderableType:
     """One line for each mode of each evaluation, and what their comparisons came to.
 
     What all evaluations have in common is in the first line; what differs has its column.
@@ -30,12 +46,12 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
     labels, differing = labelled(values)
     parts: list[RenderableType] = [
         Text(_common(labels, differing)),
-        Text(_measured(values), style="dim"),
+        Text("; and ".join(_measured(values)), style="dim"),
         "",
-        _scores(values, labels, differing),
+        _scores(values, differing),
     ]
     if by_agent:
-        parts += ["", _agents(values, labels, differing)]
+        parts += ["", _agents(values, differing)]
     for value, label in zip(values, labels, strict=True):
         where = ", ".join(filter(None, (_said(name, label[name]) for name in differing)))
         lines = [] if value["complete"] else ["not finished: some samples are still to be done"]
@@ -51,7 +67,7 @@ def show(values: Sequence[dict[str, Any]], *, by_agent: bool = False) -> Rendera
     return Group(*parts, "", Text(LEGEND + _alone(values), style="dim"))
 
 
-def labels_of(values: Sequence[dict[str, Any]]) -> list[str]:
+def labels_of(values: Values) -> list[str]:
     """What tells each evaluation from the others, in a few words."""
     labels, differing = labelled(values)
     return [
@@ -60,45 +76,40 @@ def labels_of(values: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def labelled(values: Sequence[dict[str, Any]]) -> tuple[list[dict[str, str]], list[str]]:
-    """What each evaluation is of, and the names of what differs among them."""
+def labelled(values: Values) -> tuple[list[dict[str, str]], list[str]]:
+    """What each evaluation is of, and the names of what differs among them.
+
+    What does not apply is empty. Evaluations that are alike differ in their folders.
+    """
     places = [Path(value["out"]).absolute() for value in values]
     above = os.path.commonpath([place.parent for place in places])
-    labels = [
-        {**_labels(value), "run": str(place.relative_to(above))}
-        for value, place in zip(values, places, strict=True)
+    labels = []
+    for value, place in zip(values, places, strict=True):
+        anchored = "kvcomm" in value["modes"]
+        label = {
+            "suite": value["suite"],
+            "graph": value["graph"],
+            "agents": str(value["agent_count"] or "–"),
+            "model": value["model"],
+            "γ": f"{value['gamma']:g}" if anchored else "",
+            "V": str(value["anchors"]) if anchored else "",
+            "warm-up": str(value["warmup"]),
+        }
+        labels.append({**label, "run": str(place.relative_to(above))})
+    differing = [
+        name
+        for name in labels[0]
+        if name != "run" and len({label[name] for label in labels} - {""}) > 1
     ]
-    return labels, _differing(labels)
-
-
-def _labels(value: dict[str, Any]) -> dict[str, str]:
-    """What does not apply is empty."""
-    anchored = "kvcomm" in value["modes"]
-    return {
-        "suite": value["suite"],
-        "graph": value["graph"],
-        "agents": str(value["agent_count"] or "–"),
-        "model": value["model"],
-        "γ": f"{value['gamma']:g}" if anchored else "",
-        "V": str(value["anchors"]) if anchored else "",
-        "warm-up": str(value["warmup"]),
-    }
-
-
-def _differing(labels: Sequence[dict[str, str]]) -> list[str]:
-    """The names of what differs; of evaluations that are alike, their folders."""
-    names = [name for name in labels[0] if name != "run"]
-    differing = [name for name in names if len({found[name] for found in labels} - {""}) > 1]
-    alike = len({tuple(found[name] for name in differing) for found in labels}) < len(labels)
-    return [*differing, "run"] if alike else differing
+    alike = len({tuple(label[name] for name in differing) for label in labels}) < len(labels)
+    return labels, [*differing, "run"] if alike else differing
 
 
 def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
     """What holds for all, where it applies."""
     found = {name: text for label in labels for name, text in label.items() if text}
     names = [name for name in labels[0] if name not in (*differing, "run")]
-    said = (_said(name, found.get(name, "")) for name in names)
-    return "; ".join(filter(None, said))
+    return "; ".join(filter(None, (_said(name, found.get(name, "")) for name in names)))
 
 
 def _said(name: str, text: str) -> str:
@@ -107,28 +118,28 @@ def _said(name: str, text: str) -> str:
         return ""
     if name == "agents":
         return f"{text} agent{'' if text == '1' else 's'}"
-    return {
-        "suite": text,
-        "graph": f"graph {text}",
-        "model": text,
-        "run": text,
-        "warm-up": f"{text} task{'' if text == '1' else 's'} of warm-up",
-    }.get(name, f"{name} {text}")
+    if name == "warm-up":
+        return f"{plural(int(text), 'task')} of warm-up"
+    return text if name in ("suite", "model", "run") else f"{name} {text}"
 
 
-def _measured(values: Sequence[dict[str, Any]]) -> str:
-    """Where, and how many tasks at once: what times depend on."""
-    lines = []
-    for found in (conditions for value in values for conditions in value["conditions"]):
-        many = found["concurrent"]
-        lines.append(
-            f"on {found['device']}, {found['dtype']}, torch {found['torch']}, transformers "
-            f"{found['transformers']}, {many} task{'' if many == 1 else 's'} at once"
-        )
-    return "; and ".join(dict.fromkeys(lines))
+def _short(name: str, text: str) -> str:
+    """A label in a narrow column: a model without its owner or folder."""
+    return text.rstrip("/").rpartition("/")[2] if name == "model" else text
 
 
-def _alone(values: Sequence[dict[str, Any]]) -> str:
+def _measured(values: Values) -> list[str]:
+    """Where times were taken, and with how many tasks at once: what they depend on."""
+    lines = (
+        f"on {found['device']}, {found['dtype']}, torch {found['torch']}, transformers "
+        f"{found['transformers']}, {plural(found['concurrent'], 'task')} at once"
+        for value in values
+        for found in value["conditions"]
+    )
+    return list(dict.fromkeys(lines))
+
+
+def _alone(values: Values) -> str:
     """A word about times that were taken while other tasks were under way."""
     many = {found["concurrent"] for value in values for found in value["conditions"]}
     if not many or many == {1}:
@@ -139,62 +150,58 @@ def _alone(values: Sequence[dict[str, Any]]) -> str:
     return f"{taken}, which makes them longer: compare times at --concurrent 1 only."
 
 
-def _scores(
-    values: Sequence[dict[str, Any]], labels: Sequence[dict[str, str]], differing: Sequence[str]
-) -> RenderableType:
+def _scores(values: Values, differing: Sequence[str]) -> Table:
     errors = any(found["errors"] for value in values for found in value["modes"].values())
     columns = ["n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else [])]
     table = number_table("mode", *columns, before=differing)
-    for value, label in zip(values, labels, strict=True):
-        names = [_short(name, label[name]) for name in differing]
-        for mode, found in value["modes"].items():
-            low, high = found["ci95"]
-            shares = [found["score"], found["token_reuse"], found["call_reuse"]]
-            score, tokens, calls = (f"{share:.1%}" if found["samples"] else "–" for share in shares)
-            table.add_row(
-                *names,
-                mode,
-                f"{found['samples']:,}",
-                score,
-                f"{low:.0%}–{high:.0%}",
-                tokens,
-                calls,
-                "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
-                *([str(found["errors"])] if errors else []),
-            )
-            names = [""] * len(names)  # said once
+    for names, mode, found in _modes(values, differing):
+        low, high = found["ci95"]
+        shares = [found["score"], found["token_reuse"], found["call_reuse"]]
+        score, tokens, calls = (f"{share:.1%}" if found["samples"] else "–" for share in shares)
+        table.add_row(
+            *names,
+            mode,
+            f"{found['samples']:,}",
+            score,
+            f"{low:.0%}–{high:.0%}",
+            tokens,
+            calls,
+            "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
+            *([str(found["errors"])] if errors else []),
+        )
     return table
 
 
-def _agents(
-    values: Sequence[dict[str, Any]], labels: Sequence[dict[str, str]], differing: Sequence[str]
-) -> RenderableType:
+def _agents(values: Values, differing: Sequence[str]) -> Table:
     """A line for each agent: its prompts, and what became of them."""
     columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
     table = number_table("agent", *columns, before=[*differing, "mode"])
     table.columns[-len(columns) - 2].no_wrap = True  # the mode
-    for value, label in zip(values, labels, strict=True):
-        names = [_short(name, label[name]) for name in differing]
-        for mode, found in value["modes"].items():
-            names.append(mode)
-            for agent, its in found["by_agent"].items():
-                table.add_row(
-                    *names,
-                    agent,
-                    f"{its['prompt_tokens']:,.0f}",
-                    f"{its['computed_share']:.1%}",
-                    f"{its['realigned_share']:.1%}",
-                    f"{its['call_reuse']:.1%}",
-                    f"{its['ttft_s']:.3f}",
-                )
-                names = [""] * len(names)
-            names = names[:-1]
+    for names, mode, found in _modes(values, differing):
+        first = [*names, mode]
+        for agent, its in found["by_agent"].items():
+            table.add_row(
+                *first,
+                agent,
+                f"{its['prompt_tokens']:,.0f}",
+                f"{its['computed_share']:.1%}",
+                f"{its['realigned_share']:.1%}",
+                f"{its['call_reuse']:.1%}",
+                f"{its['ttft_s']:.3f}",
+            )
+            first = [""] * len(first)
     return table
 
 
-def _short(name: str, text: str) -> str:
-    """A label in a narrow column: a model without its owner or folder."""
-    return text.rstrip("/").rpartition("/")[2] if name == "model" else text
+def _modes(
+    values: Values, differing: Sequence[str]
+) -> Iterator[tuple[list[str], str, dict[str, Any]]]:
+    """Every mode of every evaluation; what tells evaluations apart is said once."""
+    for value, label in zip(values, labelled(values)[0], strict=True):
+        names = [_short(name, label[name]) for name in differing]
+        for mode, found in value["modes"].items():
+            yield names, mode, found
+            names = [""] * len(names)
 
 
 def _more(found: dict[str, Any]) -> list[str]:
@@ -240,3 +247,82 @@ def times_in_words(ratio: float, interval: Sequence[float] | None) -> str:
 
 def _times_as(ratio: float) -> str:
     return f"{ratio:.1f}× shorter" if ratio >= 1 else f"{1 / ratio:.1f}× longer"
+
+
+def to_csv(values: Values) -> str:
+    """One row for each mode of each evaluation, with every number: nested names have dots."""
+    rows = [dict(_row(value, mode)) for value in values for mode in value["modes"]]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(value: dict[str, Any], mode: str) -> Iterator[tuple[str, Any]]:
+    yield from ((name, value[name]) for name in FIRST)
+    yield "mode", mode
+    found = value["modes"][mode]
+    # `agents` is a part of `by_agent`.
+    yield from _flat("", {name: number for name, number in found.items() if name != "agents"})
+    for compared in value["comparisons"]:
+        if compared["first"] == mode:
+            numbers = {n: v for n, v in compared.items() if n not in ("first", "mode")}
+            yield from _flat(f"against.{compared['mode']}.", numbers)
+    for name in value["conditions"][0] if value["conditions"] else ():
+        yield name, " / ".join(dict.fromkeys(str(found[name]) for found in value["conditions"]))
+    yield "out", value["out"]
+
+
+def _flat(prefix: str, value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, found in value.items():
+        if isinstance(found, dict):
+            yield from _flat(f"{prefix}{name}.", found)
+        elif name.endswith("ci95"):
+            low, high = found or ("", "")
+            yield from ((f"{prefix}{name}_low", low), (f"{prefix}{name}_high", high))
+        elif isinstance(found, list):
+            yield prefix + name, " ".join(map(str, found))
+        else:
+            yield prefix + name, "" if found is None else found
+
+
+def to_latex(values: Values) -> str:
+    """A table for the package booktabs: scores with their intervals, reuse, and times.
+
+    What else differs among the evaluations (γ, V, warm-up, folders) has columns of its own.
+    """
+    labels, differing = labelled(values)
+    own = [name for name in differing if name not in ("suite", "graph", "agents", "model")]
+    heads = "".join(f" & {HEADS.get(name, name.capitalize())}" for name in own)
+    lines = [
+        r"% needs \usepackage{booktabs}; 95 % intervals; reuse: prompt tokens, calls",
+        *(f"% {line}" for line in _measured(values)),
+        rf"\begin{{tabular}}{{llrl{'l' * len(own)}lrrrrr}}",
+        r"\toprule",
+        rf"Suite & Graph & Agents & Model{heads} & Mode & $n$ & Score (\%) & Tokens (\%) "
+        r"& Calls (\%) & TTFT (s) \\",
+        r"\midrule",
+    ]
+    for value, label in zip(values, labels, strict=True):
+        first = [value["suite"], value["graph"], str(value["agent_count"] or ""), value["model"]]
+        for mode, found in value["modes"].items():
+            low, high = (100 * edge for edge in found["ci95"])
+            numbers = [
+                f"{100 * found['score']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{100 * found['token_reuse']:.1f}",
+                f"{100 * found['call_reuse']:.1f}",
+            ]
+            cells = [
+                *(_tex(text) or "--" for text in [*first, *(label[name] for name in own), mode]),
+                str(found["samples"]),
+                *(numbers if found["samples"] else ["--"] * len(numbers)),
+                "--" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
+            ]
+            lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    return "".join(SPECIAL.get(sign, sign) for sign in text)

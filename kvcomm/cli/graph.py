@@ -27,12 +27,9 @@ def list_graphs(json: options.Json = False) -> None:
         graphs = [{"name": n, "agents": t.agents, "about": t.about} for n, t in TOPOLOGIES.items()]
         print_json({"graphs": graphs})
         return
-    from rich.table import Table
+    from kvcomm.trace.tables import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("graph", no_wrap=True)
-    table.add_column("agents", justify="right")
-    table.add_column("what it is")
+    table = plain_table("graph", ">agents", "~what it is")
     for name, topology in TOPOLOGIES.items():
         judge = " + judge" if name == "debate" else ""
         table.add_row(name, f"{topology.agents}{judge}", topology.about)
@@ -130,15 +127,12 @@ def _print(graph: AgentGraph) -> None:
             sends = f"tool, sends {', '.join(node.texts)}; at most {node.agent.max_tokens:,} tokens"
             out.print(Text.assemble("\n", (name, "bold"), f"  {sends}"))
             continue
-        facts = [node.agent.layout, f"at most {node.agent.sampling.max_tokens:,} tokens"]
-        if node.agent.sampling.temperature:
-            facts.append(f"temperature {node.agent.sampling.temperature:g}")
-        if node.agent.exact:
-            facts.append("exact")
-        if not node.agent.chat:
-            facts.append("plain completion")
-        if node.agent.sampling.stop:
-            facts.append(f"stops at {', '.join(map(repr, node.agent.sampling.stop))}")
+        sampling = node.agent.sampling
+        facts = [node.agent.layout, f"at most {sampling.max_tokens:,} tokens"]
+        facts += [f"temperature {sampling.temperature:g}"] if sampling.temperature else []
+        facts += ["exact"] if node.agent.exact else []
+        facts += [] if node.agent.chat else ["plain completion"]
+        facts += [f"stops at {', '.join(map(repr, sampling.stop))}"] if sampling.stop else []
         out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(facts)}"))
         texts = (*bound_prompt(graph, node, node.agent), node.agent.begins)
         for turn, text in zip(("system", "user", "answer begins"), texts, strict=True):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from kvcomm.cli.options import DEFAULT_MODEL
+from kvcomm.cli import options
 from kvcomm.cli.output import complain
 from kvcomm.errors import UsageError
-
-if TYPE_CHECKING:
-    from kvcomm.graphs import AgentGraph
 
 ENGINES = ("local", "openai", "ray")
 # The options that only some engines have.
@@ -21,7 +17,6 @@ BELONGS = {
     "base_url": ("openai",),
     "served_model": ("openai",),
     "replicas": ("ray",),
-    "spread": ("ray",),
     "device": ("local", "ray"),
     "dtype": ("local", "ray"),
     "memory": ("local", "ray"),
@@ -33,16 +28,15 @@ BELONGS = {
 class Home:
     """The options that say which engine is loaded. Raises `UsageError` where they disagree."""
 
-    engine: str
-    model: str | None
-    base_url: str | None
-    served_model: str | None
-    device: str | None
-    dtype: str | None
-    memory: int | None
-    spill: Path | None
-    replicas: int | None
-    spread: bool | None = None
+    model: options.TeamModel = None
+    engine: options.Engine = "local"
+    base_url: options.BaseUrl = None
+    served_model: options.ServedModel = None
+    replicas: options.Replicas = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+    memory: options.Memory = None
+    spill: options.Spill = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -56,28 +50,26 @@ class Home:
                 "--engine openai needs the server's address: --base-url http://HOST:PORT/v1, "
                 "or KVCOMM_BASE_URL"
             )
+        options.size(self.memory)
 
     @property
     def _url(self) -> str:
         return self.base_url or os.environ.get("KVCOMM_BASE_URL", "")
 
-    def place(self, graph: AgentGraph, engine: Any) -> AgentGraph:
-        """The graph with its agents where the options want them."""
-        return graph.spread(len(engine.replicas)) if self.spread else graph
-
     def load(self) -> Any:
         """The engine, to be closed by a `with` statement. Raises `ModelError`."""
-        from kvcomm.engine.models import load_engine, load_ray, load_served
+        from kvcomm.engine.load import load_engine, load_ray, load_served
 
         if self.engine == "openai":
             complain(f"asking the server at {urlsplit(self._url).hostname}")
             return load_served(self._url, self.model, served_model=self.served_model)
-        model = self.model or DEFAULT_MODEL
+        memory = options.size(self.memory)
+        model = self.model or options.DEFAULT_MODEL
         complain(f"loading {model}")
         if self.engine == "ray":
             return load_ray(
-                model, self.replicas, device=self.device, dtype=self.dtype, memory=self.memory
+                model, self.replicas, device=self.device, dtype=self.dtype, memory=memory
             )
         return load_engine(
-            model, device=self.device, dtype=self.dtype, memory=self.memory, spill=self.spill
+            model, device=self.device, dtype=self.dtype, memory=memory, spill=self.spill
         )

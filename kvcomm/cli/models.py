@@ -29,12 +29,11 @@ def list_models(json: options.Json = False) -> None:
     if json:
         print_json({"models": [{**asdict(info), "where": str(info.where)} for info in infos]})
         return
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("model", "kind", "ready", "where"):
-        table.add_column(name, overflow="fold", no_wrap=name != "where")
+    from kvcomm.trace.tables import plain_table
+
+    table = plain_table("model", "kind", "ready", "~where")
     for info in infos:
         ready = "yes" if info.ready else "no"
         table.add_row(info.name, info.kind, ready, Text(str(info.where)))
@@ -45,31 +44,23 @@ def list_models(json: options.Json = False) -> None:
 def check(
     model: Name,
     context: Annotated[
-        int | None,
-        typer.Option(
-            max=options.MOST_TOKENS,
-            metavar="N",
-            help="Size up prompts of N tokens.",
-            show_default=False,
-        ),
+        int | None, options.option("N", "Size up prompts of N tokens.", max=options.MOST_TOKENS)
     ] = None,
     agents: Annotated[
         int,
-        typer.Option(
-            "--agents", "-n", max=options.MOST_AGENTS, metavar="A", help="Agents, with --context."
-        ),
+        options.option("A", "Agents, with --context.", "--agents", "-n", max=options.MOST_AGENTS),
     ] = 5,
     device: options.Device = None,
     dtype: options.Dtype = None,
     json: options.Json = False,
 ) -> None:
     """Load a model and check that its KV can be moved and reused; exit 1 when it cannot."""
-    from kvcomm.engine import models
+    from kvcomm.engine.load import check_model
 
     if context is not None and min(context, agents) < 1:
         raise UsageError("--context and --agents need 1 at least")
     complain(f"loading {model}")
-    report = models.check_model(model, device=device, dtype=dtype)
+    report = check_model(model, device=device, dtype=dtype)
     sizes = _sizes(report, context, agents) if context is not None else None
     if json:
         print_json(asdict(report) | ({"bytes": sizes} if sizes else {}))
@@ -89,14 +80,10 @@ def fetch(model: Name) -> None:
 
 def _sizes(report: Check, context: int, agents: int) -> dict[str, int]:
     """Bytes for `agents` prompts of `context` tokens, whose texts (the task and a message of each
-    agent) make up a prompt: rows, base KV of the texts, linear offsets, the paper's full pools."""
+    agent) make up a prompt: as `MEANING` says."""
     row = context * report.kv_bytes_per_token
-    return {
-        "rows": agents * row,
-        "base": row,
-        "offsets": 2 * agents * report.offset_bytes,
-        "paper_pool": agents * 20 * 2 * row,
-    }
+    offsets = 2 * agents * report.offset_bytes
+    return dict(zip(MEANING, (agents * row, row, offsets, agents * 20 * 2 * row), strict=True))
 
 
 MEANING = {
@@ -108,8 +95,7 @@ MEANING = {
 
 
 def _print(report: Check, sizes: dict[str, int] | None) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    from kvcomm.trace.tables import facts
 
     rows = [
         ("model", report.model),
@@ -121,9 +107,4 @@ def _print(report: Check, sizes: dict[str, int] | None) -> None:
         *((name.replace("_", " "), f"{value:.3g}") for name, value in report.measured.items()),
         *((MEANING[name], f"{value / 1e6:,.0f} MB") for name, value in (sizes or {}).items()),
     ]
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    console().print(grid)
+    console().print(facts(rows))

@@ -1,9 +1,13 @@
-"""Options that several commands share."""
+"""Options that several commands share, and commands that take them by the group."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -14,170 +18,96 @@ DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
 # No context is longer, and no benchmark larger: what is beyond is a slip of the finger.
 MOST_TOKENS, MOST_AGENTS, MOST_TIMES = 10_000_000, 1_000, 100_000
+MODELS = "An alias, a folder, a hub id, or random:SHAPE"
+
+
+def option(metavar: str, help: str, *names: str, shown: str | bool = True, **more: Any) -> Any:
+    """An option of a command; `shown` is what help says for a default that is None."""
+    return typer.Option(*names, metavar=metavar, help=help, show_default=shown, **more)
+
 
 Graph = Annotated[
     str,
-    typer.Option(
-        "--graph",
-        "-g",
-        metavar="G",
-        help="chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].",
+    option(
+        "G", "chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].", "--graph", "-g"
     ),
 ]
 Agents = Annotated[
     int | None,
-    typer.Option(
-        "--agents",
-        "-n",
-        metavar="N",
-        help="Agents in a ready-made graph.",
-        show_default="see graph list",
-    ),
+    option("N", "Agents in a ready-made graph.", "--agents", "-n", shown="see graph list"),
 ]
-Rounds = Annotated[
-    int | None,
-    typer.Option("--rounds", metavar="R", help="Rounds of a debate.", show_default="2"),
-]
+Rounds = Annotated[int | None, option("R", "Rounds of a debate.", shown="2")]
 MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tokens",
-        max=MOST_TOKENS,
-        metavar="N",
-        help="Longest message, in tokens.",
-        show_default="256",
-    ),
+    int | None, option("N", "Longest message, in tokens.", shown="256", max=MOST_TOKENS)
 ]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", metavar="T", help="0 is greedy.", show_default="0"),
-]
+Temperature = Annotated[float | None, option("T", "0 is greedy.", shown="0")]
 Layout = Annotated[
-    str | None,
-    typer.Option(
-        "--layout",
-        metavar="L",
-        help="role-first, or shared-first: the role text behind task and messages.",
-        show_default=False,
-    ),
+    str | None, option("L", "role-first, or shared-first: the role text behind task and messages.")
 ]
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", metavar="M", help="An alias, a folder, a hub id, or random:SHAPE."
-    ),
-]
+Model = Annotated[str, option("M", f"{MODELS}.", "--model", "-m")]
 TeamModel = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "M",
+        f"{MODELS}; of a served model, its tokenizer.",
         "--model",
         "-m",
-        metavar="M",
-        help="An alias, a folder, a hub id, or random:SHAPE; of a served model, its tokenizer.",
-        show_default=f"{DEFAULT_MODEL}, or the served one",
+        shown=f"{DEFAULT_MODEL}, or the served one",
     ),
 ]
-Engine = Annotated[
-    str,
-    typer.Option("--engine", metavar="E", help="local, ray, or openai: a server with that API."),
-]
+Engine = Annotated[str, option("E", "local, ray, or openai: a server with that API.")]
 Replicas = Annotated[
     int | None,
-    typer.Option(
-        "--replicas",
+    option(
+        "N",
+        "Copies of the model, for --engine ray.",
+        shown="one a GPU, or one a machine",
         max=MOST_AGENTS,
-        metavar="N",
-        help="Copies of the model, for --engine ray.",
-        show_default="one a GPU, or one a machine",
     ),
-]
-Spread = Annotated[
-    bool,
-    typer.Option("--spread", help="Place the agents on the replicas in turn, for --engine ray."),
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option(
-        "--base-url",
-        metavar="URL",
-        help="Where the server of --engine openai is, such as http://localhost:8000/v1.",
-        show_default="KVCOMM_BASE_URL",
+    option(
+        "URL",
+        "Where the server of --engine openai is, such as http://localhost:8000/v1.",
+        shown="KVCOMM_BASE_URL",
     ),
 ]
 ServedModel = Annotated[
-    str | None,
-    typer.Option(
-        "--served-model",
-        metavar="NAME",
-        help="Which of the server's models, where it has several.",
-        show_default=False,
-    ),
+    str | None, option("NAME", "Which of the server's models, where it has several.")
 ]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, mps.", show_default=False),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option("--dtype", metavar="T", help="float32, bfloat16, float16.", show_default=False),
-]
+Device = Annotated[str | None, option("D", "cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str | None, option("T", "float32, bfloat16, float16.")]
 Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="The most for all KV, such as 4GB.",
-        show_default="half of what is free",
-    ),
+    str | None, option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free")
 ]
-Spill = Annotated[
-    Path | None,
-    typer.Option(
-        "--spill",
-        metavar="DIR",
-        help="Folder for shared KV that no longer fits in memory.",
-        show_default=False,
-    ),
-]
-Reuse = Annotated[
-    str, typer.Option("--reuse", "-r", metavar="R", help="auto, exact, kvcomm or dense.")
-]
+Spill = Annotated[Path | None, option("DIR", "Folder for shared KV that no longer fits in memory.")]
+Reuse = Annotated[str, option("R", "auto, exact, kvcomm or dense.", "--reuse", "-r")]
 Target = Annotated[
     float | None,
-    typer.Option(
+    option(
+        "NATS",
+        "Highest mean divergence from dense that auto may cause.",
         "--target-divergence",
-        metavar="NATS",
-        help="Highest mean divergence from dense that auto may cause.",
-        show_default="0.02",
+        shown="0.02",
     ),
 ]
 AuditRate = Annotated[
     float | None,
-    typer.Option(
+    option(
+        "SHARE",
+        "Realigned calls of auto that are compared with dense.",
         "--audit-rate",
-        metavar="SHARE",
-        help="Realigned calls of auto that are compared with dense.",
-        show_default="0.1",
+        shown="0.1",
     ),
 ]
 RepairBudget = Annotated[
     float | None,
-    typer.Option(
-        "--repair-budget",
-        metavar="SHARE",
-        help="The most that auto computes of a realigned text.",
-        show_default="0.25",
+    option(
+        "SHARE", "The most that auto computes of a realigned text.", "--repair-budget", shown="0.25"
     ),
 ]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        metavar="DIR",
-        help="Folder with SUITE.jsonl.",
-        show_default="KVCOMM_DATA",
-    ),
-]
+Data = Annotated[Path | None, option("DIR", "Folder with SUITE.jsonl.", shown="KVCOMM_DATA")]
 
 
 def _seed(value: int) -> int:
@@ -187,13 +117,64 @@ def _seed(value: int) -> int:
     return value
 
 
-Seed = Annotated[
-    int,
-    typer.Option(
-        "--seed", metavar="S", callback=_seed, help="Seed of sampling and of random graphs."
-    ),
-]
+Seed = Annotated[int, option("S", "Seed of sampling and of random graphs.", callback=_seed)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@dataclass(frozen=True)
+class TeamOptions:
+    """What `build_graph` changes in a graph, beside its number of agents."""
+
+    rounds: Rounds = None
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
+    layout: Layout = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class AutoOptions:
+    """The options of the mode `auto`."""
+
+    target: Target = None
+    rate: AuditRate = None
+    budget: RepairBudget = None
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the options that a dataclass among its parameters has in place of it.
+
+    A field is an option if its type is `Annotated`. The dataclass is made, and may raise
+    `UsageError`, before the command begins.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    options: dict[str, tuple[Any, Any]] = {}  # annotation and default, by name
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            options[name] = hints[name], parameter.default
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            if get_origin(kinds[field.name]) is Annotated:
+                options[field.name] = kinds[field.name], field.default
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            own = [field.name for field in fields(group) if field.name in given]
+            given[name] = group(**{field: given.pop(field) for field in own})
+        command(**given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, keyword, default=default, annotation=kind)
+            for name, (kind, default) in options.items()
+        ]
+    )
+    run.__annotations__ = {name: kind for name, (kind, _) in options.items()}
+    return run
 
 
 def state_argument(value: str | None) -> Any:
@@ -216,13 +197,13 @@ def quality(target: float | None, rate: float | None, budget: float | None) -> d
     """The options of `auto` as `Session` takes them, checked before anything is loaded."""
     from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
 
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "target_divergence": TARGET if target is None else target,
         "audit_rate": AUDIT_RATE if rate is None else rate,
         "repair_budget": REPAIR_BUDGET if budget is None else budget,
     }
-    Auto(*fields.values())
-    return fields
+    Auto(*values.values())
+    return values
 
 
 def size(value: str | None, option: str = "--memory") -> int | None:

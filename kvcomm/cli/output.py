@@ -58,15 +58,9 @@ def number_table(first: str, *columns: str, before: Sequence[str] = ()) -> Table
 
     Names in columns `before` the first one are wrapped where there is no room.
     """
-    from rich.table import Table
+    from kvcomm.trace.tables import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in before:
-        table.add_column(name, overflow="fold")
-    table.add_column(first, no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+    return plain_table(*(f"~{name}" for name in before), first, *(f">{name}" for name in columns))
 
 
 def print_json(value: dict[str, Any]) -> None:

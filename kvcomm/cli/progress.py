@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from kvcomm.cli.output import complain, err_console
@@ -14,34 +13,33 @@ if TYPE_CHECKING:
     from kvcomm.trace.events import CallFinished, Event
 
 
-def progress_bar() -> Progress | None:
-    """A bar on stderr that goes when it is done: what, how many of how many, time left.
-
-    None where stderr is no terminal.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    terminal = err_console()
-    if not terminal.is_terminal:
-        return None
-    return Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=terminal,
-        transient=True,
-        redirect_stdout=False,
-    )
-
-
 class Counted:
-    """Progress through a number of things; as a context it shows a bar, in a terminal."""
+    """Progress through `total` things; as a context it shows a bar, where stderr is a terminal.
+
+    The bar says what, how many of how many and the time left, and goes when it is done.
+    """
 
     def __init__(self, title: str, total: int) -> None:
-        self._bar = progress_bar()
-        if self._bar:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._bar: Progress | None = None
+        if (terminal := err_console()).is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(
+                "{task.description}",
+                *columns,
+                console=terminal,
+                transient=True,
+                redirect_stdout=False,
+            )
             self._task = self._bar.add_task(title, total=total)
+
+    def show(self, what: str, done: int, line: str = "") -> None:
+        """So many are done; `line` says so where there is no bar."""
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=what)
+        elif line:
+            complain(line)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -72,17 +70,12 @@ class RunProgress:
                 get_renderable=self._drawing,
             )
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
 
@@ -93,6 +86,9 @@ class RunProgress:
         if event.kind == "run":
             self._lines = {info.name: "waits" for info in event.nodes}
             self._senders = {info.name: info.senders for info in event.nodes}
+        elif event.kind == "restart":
+            self._lines = dict.fromkeys(self._lines, "waits")
+            complain(event.error)
         elif event.kind == "node":
             self._lines[event.node] = "works"
         elif event.kind == "call":

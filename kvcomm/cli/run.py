@@ -19,8 +19,8 @@ from kvcomm.errors import KvcommError, UsageError
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph
     from kvcomm.runtime.result import Result
-    from kvcomm.runtime.session import Session
     from kvcomm.runtime.stream_events import StreamEvent
+    from kvcomm.session import Session
 
 # No option looks like this: a digit or a blank behind the dash, or several words.
 QUESTION = re.compile(r"-[^A-Za-z-]|-\S*\s")
@@ -42,62 +42,35 @@ class RunCommand(TyperCommand):
             raise
 
 
+@options.grouped
 def run(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The task of the agents.")],
+    *,
     graph: options.Graph = "chain",
     agents: options.Agents = None,
-    rounds: options.Rounds = None,
-    model: options.TeamModel = None,
-    engine: options.Engine = "local",
-    base_url: options.BaseUrl = None,
-    served_model: options.ServedModel = None,
-    replicas: options.Replicas = None,
-    spread: options.Spread = False,
+    team: options.TeamOptions,
+    home: Home,
     reuse: options.Reuse = "auto",
+    auto: options.AutoOptions,
     state: Annotated[
         str | None,
-        typer.Option(
-            metavar="DIR|none",
-            help="Where learned offsets are kept.",
-            show_default="the user's cache",
-        ),
+        options.option("DIR|none", "Where learned offsets are kept.", shown="the user's cache"),
     ] = None,
-    target: options.Target = None,
-    audit_rate: options.AuditRate = None,
-    budget: options.RepairBudget = None,
     replay: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Use the plans of this run's trace again.",
-            show_default=False,
-        ),
+        str | None, options.option("RUN", "Use the plans of this run's trace again.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The run folder. Without one, the newest 100 runs are kept.",
-            show_default="runs/TIME-GRAPH",
+        options.option(
+            "DIR",
+            "The run folder. Without one, the newest 100 runs are kept.",
+            shown="runs/TIME-GRAPH",
         ),
     ] = None,
     extra: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="NAME=TEXT",
-            help="Another input of the graph; may be repeated.",
-            show_default=False,
-        ),
+        options.option("NAME=TEXT", "Another input of the graph; may be repeated.", "--input"),
     ] = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    layout: options.Layout = None,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    memory: options.Memory = None,
-    spill: options.Spill = None,
     json: options.Json = False,
 ) -> None:
     """Answer QUESTION with a graph of agents, and say what each call reused."""
@@ -106,29 +79,9 @@ def run(
     if not question.strip():
         raise UsageError('the task is empty: write it in quotes, kvcomm run "What is 6 * 7?"')
     options.check_mode(reuse)
-    built = build_graph(
-        graph,
-        agents=agents,
-        rounds=rounds,
-        seed=seed,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        layout=layout,
-    )
+    built = build_graph(graph, agents=agents, **vars(team))
     inputs = _inputs(built, question, extra or [])
-    quality = options.quality(target, audit_rate, budget)
-    home = Home(
-        engine,
-        model,
-        base_url=base_url,
-        served_model=served_model,
-        device=device,
-        dtype=dtype,
-        memory=options.size(memory),
-        spill=spill,
-        replicas=replicas,
-        spread=spread or None,
-    )
+    quality = options.quality(**vars(auto))
     trace = None
     if replay is not None:
         from kvcomm.trace.read import find_run
@@ -136,7 +89,7 @@ def run(
         trace = find_run(replay)
 
     from kvcomm.cli.progress import RunProgress
-    from kvcomm.runtime.session import Session
+    from kvcomm.session import Session
 
     progress = RunProgress()
     with (
@@ -144,7 +97,7 @@ def run(
         Session(
             loaded,
             reuse=reuse,
-            seed=seed,
+            seed=team.seed,
             state=options.state_argument(state),
             runs=options.RUNS,
             listeners=(progress,),
@@ -152,8 +105,7 @@ def run(
         ) as session,
     ):
         with progress:
-            placed = home.place(built, loaded)
-            result = _last(session.stream(placed, out=out, replay=trace, **inputs))
+            result = _last(session.stream(built, out=out, replay=trace, **inputs))
         for warning in result.warnings:
             complain(f"warning: {warning}")
         if json:
@@ -213,16 +165,16 @@ def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any
 def _print(result: Result) -> None:
     from rich.text import Text
 
-    from kvcomm.trace.read import CallView
+    from kvcomm.trace.run import CallView
     from kvcomm.trace.show import tokens
-    from kvcomm.trace.show_calls import show_calls
+    from kvcomm.trace.show_calls import CallTable
     from kvcomm.trace.text import seconds
 
     views = [CallView(c.node, c.report.attempt, c.steps, c.message, c.report) for c in result.calls]
     out = console()
     say(result.answer)
     out.print()
-    out.print(show_calls(views))
+    out.print(CallTable(views))
     ahead = sum(call.total("ahead") for call in result.calls)
     out.print(Text(f"\n{tokens(result.totals, ahead)}, {seconds(result.totals.wall_s)} in all"))
     if result.trace.path:

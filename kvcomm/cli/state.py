@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at what was learned, and remove it.")
 DAY_S = 24 * 3600
 Where = Annotated[
-    Path | None,
-    typer.Option("--state", metavar="DIR", help="Another folder.", show_default="the user's cache"),
+    Path | None, options.option("DIR", "Another folder.", "--state", shown="the user's cache")
 ]
 
 
@@ -60,19 +59,10 @@ def prune(
     state: Where = None,
     older_than: Annotated[
         float | None,
-        typer.Option(
-            "--older-than",
-            min=0,
-            metavar="DAYS",
-            help="Also what has learned nothing for so long.",
-            show_default=False,
-        ),
+        options.option("DAYS", "Also what has learned nothing for so long.", "--older-than", min=0),
     ] = None,
     keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="Also the oldest, until so much is left.", show_default=False
-        ),
+        str | None, options.option("SIZE", "Also the oldest, until so much is left.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

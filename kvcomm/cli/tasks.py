@@ -34,12 +34,9 @@ def list_suites(data: options.Data = None, json: options.Json = False) -> None:
     if json:
         print_json({"suites": found})
         return
-    from rich.table import Table
+    from kvcomm.trace.tables import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("suite", no_wrap=True)
-    table.add_column("what it is")
-    table.add_column("rows", no_wrap=True)
+    table = plain_table("suite", "~what it is", "rows")
     for entry in found:
         table.add_row(entry["name"], entry["about"], entry["rows"])
     table.add_row("FILE.jsonl", "your own: `input` and `target` in every line", "the file")

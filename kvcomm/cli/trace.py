@@ -1,8 +1,9 @@
-"""`kvcomm trace list|show`: what happened in a run."""
+"""`kvcomm trace`: what happened in a run, shown, compared, followed, or for another program."""
 
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,24 +11,27 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json, say
-from kvcomm.cli.trace_export import export
-from kvcomm.errors import TraceError
+from kvcomm.errors import TraceError, UsageError
 from kvcomm.extras import need
 
 if TYPE_CHECKING:
+    from kvcomm.trace import CallView, TraceRun
     from kvcomm.trace.events import RunFinished, RunStarted
-    from kvcomm.trace.read import CallView, TraceRun
 
 app = typer.Typer(no_args_is_help=True, help="Look at what happened in a run.")
-app.command("export")(export)
 SEGMENT_FIELDS = {"name", "tokens", "computed", "prefix", "realigned", "ahead", "reason"}
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run folders are.")]
+# What only the reader of a trace needs.
+FRAME = {"v", "t", "kind"}
+Runs = Annotated[Path, options.option("DIR", "Where run folders are.")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
+]
 
 
 @app.command("list")
 def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
     """The runs in a folder, oldest first."""
-    from kvcomm.trace.ends import read_ends
+    from kvcomm.trace.read import read_ends
 
     rows: list[dict[str, Any]] = []
     # A demo is a folder of run folders, so two levels are read.
@@ -49,30 +53,23 @@ def list_runs(runs: Runs = options.RUNS, json: options.Json = False) -> None:
 
 @app.command("show")
 def show(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
-    ],
+    run: Run,
     segments: Annotated[
         bool, typer.Option("--segments", help="Show where every token of every call came from.")
     ] = False,
     text: Annotated[
         bool, typer.Option("--text", help="The same, and task, prompts and messages whole.")
     ] = False,
-    node: Annotated[
-        str | None,
-        typer.Option("--node", metavar="NODE", help="Only this node, with its times."),
-    ] = None,
+    node: Annotated[str | None, options.option("NODE", "Only this node, with its times.")] = None,
     runs: Runs = options.RUNS,
     json: options.Json = False,
 ) -> None:
     """A run at a glance: who heard whom, what each call took and reused, what to change."""
-    from kvcomm.trace.read import find_run, read_trace
     from kvcomm.trace.show import show_run, views_of
 
-    found = read_trace(find_run(run, runs))
+    found = _read(run, runs)
     if json:
-        views = found.calls if node is None else views_of(found, node)
-        print_json(run_json(found, views))
+        print_json(run_json(found, found.calls if node is None else views_of(found, node)))
     else:
         console().print(show_run(found, text=text, segments=segments, node=node))
 
@@ -86,9 +83,8 @@ def diff(
 ) -> None:
     """Two runs of a graph side by side: tokens, times, divergence, where the texts part."""
     from kvcomm.trace.diff import pairs, show_diff
-    from kvcomm.trace.read import find_run, read_trace
 
-    one, other = (read_trace(find_run(name, runs)) for name in (first, second))
+    one, other = (_read(name, runs) for name in (first, second))
     if json:
         calls = [pair.to_json() for pair in pairs(one, other)]
         print_json({"first": _run_summary(one), "second": _run_summary(other), "calls": calls})
@@ -97,20 +93,12 @@ def diff(
 
 
 @app.command("view")
-def view(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run folder, its name, or a trace.jsonl.")
-    ],
-    runs: Runs = options.RUNS,
-) -> None:
+def view(run: Run, runs: Runs = options.RUNS) -> None:
     """Look around in a run: agents, prompts by source, timeline, audits, events."""
-    from kvcomm.trace.read import find_run, read_trace
-
     need("textual", "tui")
-    path = find_run(run, runs)
     # The trace stays to the end: to look for garbage in it takes longer than to read it.
     gc.disable()
-    found = read_trace(path)
+    found = _read(run, runs)
     gc.freeze()
     gc.enable()
 
@@ -127,13 +115,61 @@ def tail(
     runs: Runs = options.RUNS,
 ) -> None:
     """Follow a run, a line an event, until it ends."""
-    from kvcomm.trace.follow import follow
     from kvcomm.trace.lines import event_line
-    from kvcomm.trace.read import find_run
+    from kvcomm.trace.read import find_run, follow
 
     for event in follow(find_run(run, runs)):
         if line := event_line(event):
             say(f"{event.t:8.2f}  {line}")
+
+
+@app.command("export")
+def export(
+    run: Run,
+    to: Annotated[str, options.option("FORMAT", "perfetto, csv, otel, html or parquet.")],
+    out: Annotated[
+        Path | None, options.option("FILE", "Where to write.", shown="in the run folder")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        options.option("URL", "Send spans to a collector (http://HOST:4318) and write no file."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file if there is one.")
+    ] = False,
+    runs: Runs = options.RUNS,
+) -> None:
+    """Write a run for Perfetto, a spreadsheet, a collector, a browser or a data frame."""
+    from kvcomm.trace.export import FORMATS
+
+    if to not in FORMATS:
+        raise UsageError(f"export format {to!r} is unknown: choose one of {', '.join(FORMATS)}")
+    found = _read(run, runs)
+    if endpoint is not None:
+        from kvcomm.trace.export.otel import send_otel
+
+        if to != "otel" or out is not None:
+            raise UsageError("--endpoint takes --to otel, and no --out")
+        send_otel(found, endpoint)
+        say(f"sent to {endpoint}")
+        return
+    path = out or found.path.parent / FORMATS[to].file
+    if path.exists() and path.samefile(found.path):
+        raise UsageError(f"{path} is the trace itself: choose another --out")
+    # A link to nowhere counts: what is written would land elsewhere.
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
+    try:
+        FORMATS[to].write(found, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+    say(str(path))
+
+
+def _read(run: str, runs: Path) -> TraceRun:
+    from kvcomm.trace import find_run, read_trace
+
+    return read_trace(find_run(run, runs))
 
 
 def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
@@ -151,9 +187,9 @@ def run_json(run: TraceRun, views: list[CallView]) -> dict[str, Any]:
         "nodes": [info.model_dump() for info in started.nodes],
         "calls": [_call_json(run, view) for view in views],
         "totals": run.finished.totals.model_dump() if run.finished else None,
-        "state": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.state],
-        "retries": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.retries],
-        "errors": [event.model_dump(exclude={"v", "t", "kind"}) for event in run.errors],
+        "state": [event.model_dump(exclude=FRAME) for event in run.state],
+        "retries": [event.model_dump(exclude=FRAME) for event in run.retries],
+        "errors": [event.model_dump(exclude=FRAME) for event in run.errors],
         "skipped_lines": run.skipped,
     }
 
@@ -165,21 +201,17 @@ def _call_json(run: TraceRun, view: CallView) -> dict[str, Any]:
         "node": view.node,
         "attempt": view.attempt,
         "finished": view.call is not None,
-        **(call.model_dump(exclude={"v", "t", "kind", "node", "attempt"}) if call else {}),
+        **(call.model_dump(exclude={*FRAME, "node", "attempt"}) if call else {}),
         "message": view.message.text if view.message else None,
         "segments": [
-            {
-                "kind": step.segment,
-                **step.model_dump(include=SEGMENT_FIELDS),
-                "text": run.text(step),
-            }
-            for step in view.steps
+            {"kind": s.segment, **s.model_dump(include=SEGMENT_FIELDS), "text": run.text(s)}
+            for s in view.steps
         ],
     }
 
 
 def _run_summary(run: TraceRun) -> dict[str, Any]:
-    return _summary(run.started, run.finished, sum(1 for view in run.calls if view.call))
+    return _summary(run.started, run.finished, len(run.done))
 
 
 def _summary(started: RunStarted, finished: RunFinished | None, calls: int) -> dict[str, Any]:
@@ -195,25 +227,19 @@ def _summary(started: RunStarted, finished: RunFinished | None, calls: int) -> d
 
 
 def _print_list(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
+    from kvcomm.trace.tables import plain_table
     from kvcomm.trace.text import seconds
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("run", overflow="fold")
-    table.add_column("mode", no_wrap=True)
-    table.add_column("calls", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    table = plain_table("~run", "mode", ">calls", ">time", "status", "~model")
     for row in rows:
         wall = row.get("wall_s")
         table.add_row(
             Text(row["run"]),
             Text(row.get("mode", "")),
             str(row.get("calls_finished", "")),
-            seconds(wall) if wall is not None else "",
+            "" if wall is None else seconds(wall),
             row["status"],
             Text(row.get("model", "")),
         )

@@ -1,21 +1,26 @@
-"""The engine seam: what the runtime asks of whatever runs the model. No tensors cross it."""
+"""The engine seam: what the runtime asks of whatever runs the model. No tensors cross it.
+
+Commands go in (extend, answer, publish, close), usage and tokens come out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Codec, Segment, Template
-from kvcomm.reuse.plan import Fact, Step, Verdict, Way
+from kvcomm.reuse.plan import Predictability
+from kvcomm.reuse.policy import SHADOW, Policy, ReuseOptions
 from kvcomm.sampling import Sampling
 
-# Lower runs first. A ready call's inputs are complete; a row ahead still waits for some; work in
-# the background (audits) waits until nothing else is due.
+# Lower runs first. A ready call's inputs are complete; one ahead still waits for some; background
+# work (audits) gets what is left, and a small share where nothing is.
 READY, AHEAD, BACKGROUND = 0, 1, 2
-# Two rows are compared over this many tokens of dense's answer: divergences, and whole texts.
+# Two prompts are compared over this many tokens of dense's answer: divergences, and whole texts.
 COMPARED, SAME_TEXT = 24, 32
 
 
@@ -23,8 +28,8 @@ COMPARED, SAME_TEXT = 24, 32
 class Capabilities:
     """What an engine does with KV; `reason` says why it does not do more.
 
-    `exact`: equal prefixes are computed once, and rows are extended ahead of their last input.
-    `reuse`: rows can be filled with the KV of other rows, and realigned.
+    `exact`: equal prefixes are computed once, and prompts are prefilled ahead of their last input.
+    `reuse`: prompts can be filled with the KV of other prompts, and realigned.
     """
 
     reuse: bool
@@ -33,46 +38,35 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallSpec:
     """What a sequence is opened for.
 
-    `capacity` slots hold the prompt and the answer. `messages` are the placeholders that carry
-    messages, the others carry inputs. A call that `borrows` has base KV of an input only where its
-    segment has a handle on it, as another call read it; otherwise it is made, of the input alone.
-    `reads_prefix` and `feeds_prefix` say what it does with the prefix cache. `offsets` names the
-    family of offset models it asks and teaches. `namespace` keeps tenants apart. Lower `priority`
-    runs first; see `hurry`. `next_uses` are the engine's steps at which another call will read the
-    same input. `run` names the call's run, whose calls an engine of several replicas keeps
-    together, but for those that ask for a `replica` by its number. Engines without replicas have no
-    use for either. A call that `goes_on` is one turn of a conversation: the next turn's prompt
-    begins with its prompt and its answer.
+    `capacity` tokens are prompt and answer, as far as is known; `answer_tokens` of them are kept
+    for the answer. `reuse` are the options of the call's policy. `messages` are the placeholders
+    that carry messages, the others carry inputs. `shares`: what it computes of inputs is kept for
+    other calls. `namespace` keeps tenants apart. A call that `continues` is one turn of a
+    conversation: the next turn's prompt begins with its prompt and its answer. `followed`:
+    others are ready as soon as it has answered.
     """
 
     node: str
     template: Template
     capacity: int
+    answer_tokens: int = 0
+    reuse: ReuseOptions = field(default_factory=ReuseOptions)
     messages: frozenset[str] = frozenset()
-    borrows: bool = False
-    reads_prefix: bool = False
-    feeds_prefix: bool = False
-    offsets: str = ""
+    shares: bool = False
     namespace: str = ""
-    priority: int = 0
-    next_uses: Mapping[str, int] = field(default_factory=dict)
-    run: str = ""
-    replica: int | None = None
-    goes_on: bool = False
-
-    def borrowed(self, name: str) -> bool:
-        """Whether base KV of the placeholder `name` is that of another call that read it."""
-        return self.borrows and name not in self.messages
+    priority: int = READY
+    continues: bool = False
+    followed: bool = False
 
 
 @dataclass(frozen=True)
 class Answer:
     """How a finished prompt is answered: the sampling, and the seed of its own generator.
 
-    `record` keeps the logits, so that other rows can be compared with this one.
+    `record` keeps the logits, so that other sequences can be compared with this one.
     """
 
     sampling: Sampling
@@ -81,39 +75,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Extended:
-    """What became of one segment: `computed + prefix + realigned` = the tokens that were appended.
-
-    `positions` are those computed of a realigned one, what was done ahead with them; the others are
-    `corrected` by offsets, or only rotated.
-    """
-
-    way: Way
-    computed: int
-    prefix: int
-    realigned: int
-    reason: str
-    positions: tuple[int, ...] = ()
-    corrected: bool = False
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A stretch of a prompt that was in the row at `at`; `prefix` of its tokens, from its start on,
-    were found in a prefix cache. `again` tokens before it were computed once more.
-    """
-
-    at: float
-    tokens: int
-    prefix: int
-    again: int = 0
-
-
-@dataclass(frozen=True)
 class Token:
     """A sampled token; `at` is the clock (`time.perf_counter`) when it was sampled.
 
-    `last` says why decoding ended with it: a stop token (which is no part of the text) or the
+    `last` says why the answer ended with it: a stop token (which is no part of the text) or the
     length limit.
     """
 
@@ -122,13 +87,25 @@ class Token:
     last: Literal["stop", "length"] | None = None
 
 
+class Extended(NamedTuple):
+    """What became of the segments of one `extend`, and what the policy decided.
+
+    `base_tokens` were computed for base KV that was missing.
+    """
+
+    segments: list[SegmentUsage]
+    decision: str
+    dense: bool
+    base_tokens: int = 0
+
+
 @dataclass(frozen=True)
 class Divergence:
-    """How far a row is from the dense one, along dense's greedy continuation.
+    """How far a prompt is from the dense one, along dense's greedy continuation.
 
-    `mean` is the mean KL(dense ‖ row) in nats over the first 24 tokens, `first` that of the first
+    `mean` is the mean KL(dense ‖ other) in nats over the first 24 tokens, `first` that of the first
     token, `top1` the share of those tokens on which both agree, `same_text` whether greedy
-    decoding of the row would give dense's first 32 tokens.
+    decoding would give dense's first 32 tokens.
     """
 
     mean: float
@@ -138,16 +115,41 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """The segments with handles on their base KV, the facts about them, and what bases cost."""
+class Variant:
+    """A prompt to be compared with dense: as `policy` fills it.
 
-    segments: tuple[Segment, ...]
-    facts: tuple[Fact, ...]
-    base_tokens: int
+    `at` is what an earlier sequence had learned (`EngineSequence.moment`; None: what is known now).
+    `call` is the call that it is filled for, where that is another one. With `measured` layers the
+    policy sees how far base KV is from dense's there.
+    """
+
+    policy: Policy
+    at: object = None
+    call: CallSpec | None = None
+    measured: int = 0
 
 
 @dataclass(frozen=True)
-class Learned:
+class Compared:
+    """What came of one variant; `tokens` were computed to find out. A `dense` plan needs none."""
+
+    segments: list[SegmentUsage]
+    decision: str
+    dense: bool
+    divergence: Divergence | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The variants in order, and the tokens that the dense prompt and its answer took."""
+
+    variants: list[Compared]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LearnedState:
     """What the engine remembers from earlier runs: templates, samples, and why."""
 
     path: str | None
@@ -158,7 +160,7 @@ class Learned:
 
 @dataclass
 class Phases:
-    """Seconds a sequence spent in the engine, by what they were spent on."""
+    """Seconds that the engine spent on a sequence, by what they were spent on."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -168,113 +170,85 @@ class Phases:
 
 
 class EngineSequence(Protocol):
-    """One row: a prompt that grows left to right, then an answer. One operation at a time.
+    """A prompt that grows left to right, then its answer. One operation at a time.
 
-    Cancelling an operation leaves the row unusable except for `close`.
+    It takes memory from its first `extend` on. An operation that is cancelled leaves the sequence
+    unusable except for `close`.
     """
 
     phases: Phases
 
     @property
     def length(self) -> int:
-        """Filled slots."""
+        """Tokens so far."""
 
     @property
     def exact(self) -> bool:
-        """Whether everything in the row was computed from computed KV."""
+        """Whether all its KV was computed from computed KV."""
 
     @property
-    def arrived(self) -> Sequence[Arrived] | None:
+    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
         """How the prompt came together, where that is known only once it is answered.
 
-        None where it is as `extend` said.
+        Its stretches, and the tokens that were computed twice. None where `extend` said it all.
         """
 
-    async def survey(
-        self,
-        segments: Sequence[Segment],
-        *,
-        literals: bool = True,
-        last: bool = True,
-    ) -> Survey:
-        """Find base KV for every segment, and ask the offset models about them.
-
-        The segments follow those surveyed before; `last` says that the prompt ends with them. Base
-        KV of inputs, unless the call borrows it, and of `literals`, if asked, is made where it is
-        not in the store.
-        """
+    @property
+    def moment(self) -> object:
+        """What the offset models knew when the prompt was realigned, for `evaluate`."""
 
     async def extend(
         self,
         segments: Sequence[Segment],
-        steps: Sequence[Step],
+        policy: Policy,
         *,
+        last: Answer | None = None,
         settle: bool = True,
-        answer: Answer | None = None,
-    ) -> list[Extended]:
-        """Append what is not done of segments: fill what is reused, compute the rest in one go.
+    ) -> Extended:
+        """Append segments: look them up, let the policy plan, fill what is reused, compute the
+        rest.
 
-        With `settle` the tokens are final, and the row is offered to the prefix cache once they
-        are computed. `answer` ends the prompt: its last token is computed, and sampling begins at
-        once; `decode` tells the tokens. Segments of realign steps are surveyed ones. A realign step
-        whose KV has left the store computes its segment, and the reason says so.
+        `last` ends the prompt, and says how it is answered; `answer` gives the tokens. With
+        `settle` the tokens are final: the prefix cache may hold them. Waits for room at priority
+        `READY`; raises `Preempted` where there is none at another, or when the room is taken
+        away. Raises `StartOver` for a plan that what is there is of no use for, and
+        `ContextOverflow` beyond the model's context.
         """
-
-    async def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` slots. Raises `ContextOverflow` beyond the model's context."""
-
-    async def settle(self) -> None:
-        """Everything in the row is final: offer it to the prefix cache."""
 
     async def truncate(self, length: int) -> None:
-        """Forget the slots from `length` on. They must not have been settled."""
+        """Forget what stands behind `length`. It must not have been settled."""
 
-    def decode(self) -> AsyncGenerator[Token, None]:
+    def answer(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they are sampled; the final one has `last` set."""
 
-    async def stop(self) -> None:
-        """End the answer here: no further token is sampled."""
+    async def stop(self, kept: int) -> None:
+        """End the answer here; its first `kept` tokens count."""
 
-    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
-        """A handle on the KV of a message decoded here, pinned for the steps at which it is read.
+    async def publish(self, message: Outgoing, readers: int) -> Handle | None:
+        """A handle on the KV of a message answered here, for so many readers.
 
-        None when no token of it has KV, or the store has no room.
+        Each of them lets go of it with `Engine.release`. None when no token of it has KV.
         """
 
-    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
-        """A handle on the KV of a text in this prompt, pinned for the steps at which it is read.
+    async def finish(self, segments: Sequence[Segment] = (), offsets: str = "") -> None:
+        """The message is out: settle what was answered, and learn what the plan asked for.
 
-        None when one of its `tokens` slots from `start` on is not exact, or the store has no room.
+        A computed prompt teaches the family `offsets` the placeholders among its `segments` whose
+        base KV is known. That waits until nobody is on the way to a first token, but whoever asks
+        the offset models of this template finds it learned.
         """
 
-    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
-        """Learn offsets from this computed row, for the surveyed segments at these indices.
-
-        They teach the family `offsets`, or the call's own. Waits until no call is on its way to
-        its first token; from then on every call sees what was learned.
-        """
-
-    async def compare(self, dense: EngineSequence) -> Divergence:
-        """How far this row's prompt is from `dense`, which answered greedily and recorded.
-
-        Costs one forward over dense's tokens. The row is as it was afterwards.
-        """
-
-    def hurry(self, priority: int) -> None:
+    def set_priority(self, priority: int) -> None:
         """Change the sequence's priority."""
 
-    async def lost(self) -> None:
-        """Wait until the row has lost its room to a call that is ready."""
-
     async def close(self) -> None:
-        """Give the row back. Safe to call twice."""
+        """Give the memory back. Safe to call twice."""
 
 
 class Engine(Protocol):
-    """Runs one model. Sequences of all sessions share its steps, store and prefix cache.
+    """Runs one model. Sequences of all sessions share its steps, caches and offset models.
 
     `fingerprint` names the model as it runs here, `weights` its weights alone, whatever the dtype.
-    `steps` counts the calls answered so far: the clock by which uses of KV are foretold.
     """
 
     model: str
@@ -283,48 +257,64 @@ class Engine(Protocol):
     fingerprint: str
     weights: str
     max_context: int
-    steps: int
     capabilities: Capabilities
 
     @property
     def codec(self) -> Codec:
         """The model's tokenizer."""
 
-    def check(self, call: Call) -> None:
+    def check(self, call: CallSpec) -> None:
         """Raise `ContextOverflow` when the call may not fit the model's context.
 
         Raises `UsageError` for a call that asks for what the engine does not have.
         """
 
-    def open(self, call: Call) -> EngineSequence:
-        """A new, empty row. Raises `ContextOverflow` when `capacity` exceeds the context."""
+    def open(self, call: CallSpec) -> EngineSequence:
+        """A new, empty sequence. Raises `ContextOverflow` when it cannot fit the context."""
 
-    async def enter(self, call: Call) -> EngineSequence:
-        """A new row for a call that is ready, when there is room for it."""
+    def retain(self, handle: Handle) -> bool:
+        """One more reader of a message's KV; False where too much is retained already."""
 
-    def spare(self, call: Call) -> EngineSequence | None:
-        """A new row for a call that can wait, or None when there is no room for it now.
+    def release(self, handle: Handle) -> None:
+        """One reader of a message's KV has done with it."""
 
-        It may lose its room to a call that is ready: its operations then raise `Preempted`.
+    def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
+        """What a family of offset models says of a template's placeholders, whatever their texts.
+
+        An input is one that another prompt has read.
         """
 
-    async def release(self, handle: Handle, use: int) -> None:
-        """Undo the pin of a published or lent handle for the reader at step `use`."""
+    async def evaluate(
+        self,
+        call: CallSpec,
+        segments: Sequence[Segment],
+        variants: Sequence[Variant],
+        *,
+        reference: Policy = SHADOW,
+        learn: Sequence[str] = (),
+        distinct: bool = True,
+        tokens: int = SAME_TEXT,
+    ) -> Evaluation:
+        """Compute a prompt, answer it with `tokens`, greedily, and compare variants with that.
 
-    async def outlook(self, call: Call) -> dict[str, Verdict]:
-        """What offset models say of the placeholders of a call's template, whatever their texts."""
+        Behind everything else, and nothing is left of it but what the offset models of the
+        families `learn` have learned from the computed prompt, and the base KV that `reference`
+        asks for. Of `distinct` variants those with
+        equal plans are compared once, and dense ones not at all. Raises `KvcommError` when there is
+        no room.
+        """
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Bytes of what the offset models of a family have learned in a namespace."""
 
-    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
+    async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
         """Read what a namespace has learned. Raises `StateError` for another model's folder."""
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
         """Write what a namespace has learned and the folder does not hold; returns the bytes."""
 
-    async def quiet(self) -> None:
-        """Wait until nothing is left to compute ahead or for a first token."""
+    async def drain(self) -> None:
+        """Wait until no prompt is left to prefill, but in the background."""
 
     @property
     def before_close(self) -> set[Callable[[], object]]:
@@ -332,3 +322,39 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop the engine; sequences still open fail."""
+
+
+@runtime_checkable
+class Replicated(Protocol):
+    """An engine of replicas, each of which runs whole graphs; it opens no sequences itself.
+
+    It has what else an `Engine` says of itself, its state and its end.
+    """
+
+    async def place(self, key: str = "", *, stay: bool = False) -> Any:
+        """A replica for one more task; what has the same `key` should, or has to `stay` there."""
+
+    def pickled(self, task: Any, parts: Mapping[str, Any]) -> bytes:
+        """A task as it is sent. Raises `UsageError` that names which of its `parts` cannot be."""
+
+    async def do(
+        self,
+        replica: Any,
+        task: bytes,
+        receive: Callable[[Any], Awaitable[None]],
+        *,
+        learns: bool = False,
+    ) -> Any:
+        """Run a task on a replica, hand on what it emits, and return what it returns.
+
+        A task is `async (host, emit) -> value`; the host has an `engine`, and a `session(name,
+        make)` for each name. One that `learns` is told first what other replicas have learned.
+        Raises what the task raises, and `ReplicaLost`. Cancelled, it cancels the task, and waits
+        for what that still emits.
+        """
+
+    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
+        """Call `heard` with what replicas tell of `name` behind the answers, up to None."""
+
+    def unhear(self, name: str) -> None:
+        """Nothing more is wanted of `name`: call with None, if that has not come yet."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Self
 
-from kvcomm.engine.base import Call
+from kvcomm.engine.base import CallSpec
 from kvcomm.errors import ContextOverflow
 
 
@@ -18,7 +18,7 @@ class Bounded:
     dtype: str
     max_context: int
 
-    def check(self, call: Call) -> None:
+    def check(self, call: CallSpec) -> None:
         """Raise `ContextOverflow` when the call may not fit the model's context."""
         excess = call.capacity - self.max_context
         if excess > 0:

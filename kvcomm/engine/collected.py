@@ -2,71 +2,92 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from kvcomm.engine.base import (
+    SAME_TEXT,
     Answer,
-    Arrived,
-    Call,
+    CallSpec,
     Capabilities,
-    Divergence,
-    EngineSequence,
+    Evaluation,
     Extended,
-    Learned,
+    LearnedState,
     Phases,
-    Survey,
     Token,
+    Variant,
 )
+from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
-from kvcomm.reuse.plan import Step, Verdict
+from kvcomm.reuse.plan import Predictability, SegmentFacts
+from kvcomm.reuse.policy import SHADOW, Policy
 
 
-class WithoutStore:
+class WithoutKV:
     """The part of `kvcomm.engine.base.Engine` that is about KV, where there is none to hold."""
 
+    model: str
     capabilities: Capabilities
 
-    async def release(self, handle: Handle, use: int) -> None:
-        """Nothing is ever pinned."""
+    def retain(self, handle: Handle) -> bool:
+        """There is no KV."""
+        return False
 
-    async def quiet(self) -> None:
-        """Nothing is computed ahead."""
+    def release(self, handle: Handle) -> None:
+        """There is no KV."""
 
-    async def outlook(self, call: Call) -> dict[str, Verdict]:
+    def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
         """Nothing is known."""
         return {}
+
+    async def evaluate(
+        self,
+        call: CallSpec,
+        segments: Sequence[Segment],
+        variants: Sequence[Variant],
+        *,
+        reference: Policy = SHADOW,
+        learn: Sequence[str] = (),
+        distinct: bool = True,
+        tokens: int = SAME_TEXT,
+    ) -> Evaluation:
+        """Refused: the session never plans reuse on such an engine."""
+        raise KvcommError(f"{self.model} cannot reuse KV")
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
         """Nothing is learned."""
         return 0
 
-    async def load_state(self, folder: Path, namespace: str = "") -> Learned:
+    async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
         """Nothing is learned without reuse."""
-        return Learned(None, 0, 0, self.capabilities.reason)
+        return LearnedState(None, 0, 0, self.capabilities.reason)
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
         """Nothing is learned without reuse."""
         return 0
 
+    async def drain(self) -> None:
+        """Nothing is computed ahead."""
+
 
 class _Engine(Protocol):
     model: str
 
-    def check(self, call: Call) -> None: ...
+    def check(self, call: CallSpec) -> None: ...
 
 
 class CollectedSequence:
     """A prompt as ids; see `kvcomm.engine.base.EngineSequence`. Subclasses answer it."""
 
     exact = True
+    moment = None
 
-    def __init__(self, engine: _Engine, call: Call) -> None:
+    def __init__(self, engine: _Engine, call: CallSpec) -> None:
         self.phases = Phases()
         self._engine = engine
         self._call = call
@@ -79,77 +100,68 @@ class CollectedSequence:
         return len(self._ids)
 
     @property
-    def arrived(self) -> Sequence[Arrived] | None:
+    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
         """As `extend` said."""
         return None
-
-    async def survey(
-        self,
-        segments: Sequence[Segment],
-        *,
-        literals: bool = True,
-        last: bool = True,
-    ) -> Survey:
-        """Refused: the session never plans reuse on such an engine."""
-        raise KvcommError(f"{self._engine.model} cannot reuse KV")
 
     async def extend(
         self,
         segments: Sequence[Segment],
-        steps: Sequence[Step],
+        policy: Policy,
         *,
+        last: Answer | None = None,
         settle: bool = True,
-        answer: Answer | None = None,
-    ) -> list[Extended]:
+    ) -> Extended:
         """Append the segments' ids."""
-        self._answer = answer
-        for segment in segments:
+        if policy.options.realigns:
+            raise KvcommError(f"{self._engine.model} cannot reuse KV")
+        rest = sum(len(segment.rest) for segment in segments)
+        needed = self.length + rest + self._call.answer_tokens
+        if needed > self._call.capacity:
+            self._engine.check(replace(self._call, capacity=needed))
+        plan = policy.plan([SegmentFacts(s.kind, s.name, len(s)) for s in segments])
+        self._answer = last
+        now, usage = time.perf_counter(), []
+        for segment, planned in zip(segments, plan.segments, strict=True):
             self._ids += segment.rest
-        return [
-            Extended("compute", len(segment.rest), 0, 0, step.reason)
-            for segment, step in zip(segments, steps, strict=True)
-        ]
-
-    async def reserve(self, capacity: int) -> None:
-        """Room is not an issue; the context is."""
-        self._engine.check(replace(self._call, capacity=capacity))
-
-    async def settle(self) -> None:
-        """Nothing is cached here."""
+            tokens = len(segment.rest)
+            usage.append(
+                SegmentUsage(
+                    segment.index,
+                    segment.kind,
+                    segment.name,
+                    segment.rest,
+                    tokens,
+                    0,
+                    0,
+                    "compute",
+                    planned.reason,
+                    arrivals=(Arrival(now, tokens, tokens),),
+                )
+            )
+        return Extended(usage, plan.decision, plan.dense)
 
     async def truncate(self, length: int) -> None:
         """Forget ids from `length` on."""
         del self._ids[length:]
 
-    def decode(self) -> AsyncGenerator[Token, None]:
+    def answer(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens."""
         raise NotImplementedError
 
-    async def stop(self) -> None:
+    async def stop(self, kept: int) -> None:
         """End the answer here."""
         await self.close()
 
-    async def publish(self, message: Outgoing, uses: Sequence[int]) -> Handle | None:
+    async def publish(self, message: Outgoing, readers: int) -> Handle | None:
         """Messages travel as text: there is no KV to hand out."""
         return None
 
-    async def lend(self, start: int, tokens: int, uses: Sequence[int]) -> Handle | None:
-        """There is no KV to lend."""
-        return None
+    async def finish(self, segments: Sequence[Segment] = (), offsets: str = "") -> None:
+        """Nothing is cached or learned here."""
 
-    async def observe(self, learn: Sequence[int], offsets: str | None = None) -> None:
-        """Nothing is learned."""
-
-    async def compare(self, dense: EngineSequence) -> Divergence:
-        """All of it was computed: it is dense."""
-        return Divergence(0.0, 0.0, 1.0, True)
-
-    def hurry(self, priority: int) -> None:
+    def set_priority(self, priority: int) -> None:
         """Calls run in the order in which they are asked."""
-
-    async def lost(self) -> None:
-        """Never: it has no room to lose."""
-        await asyncio.Event().wait()
 
     async def close(self) -> None:
         """Stop answering."""

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from kvcomm.engine.base import Answer, Call, Capabilities, Token
+from kvcomm.engine.base import Answer, CallSpec, Capabilities, Token
 from kvcomm.engine.clock import done_at
-from kvcomm.engine.collected import CollectedSequence, WithoutStore
+from kvcomm.engine.collected import CollectedSequence, WithoutKV
 from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError
 
 
-class DenseEngine(WithoutStore, LoadedEngine):
+class DenseEngine(WithoutKV, LoadedEngine):
     """Runs any causal transformers model, one call at a time, without reuse.
 
     `attention` is the implementation to run with, where the model is set to another one.
@@ -53,18 +53,10 @@ class DenseEngine(WithoutStore, LoadedEngine):
         # One thread: `generate` draws from the global random state, which each call seeds.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="kvcomm-dense")
 
-    def open(self, call: Call) -> DenseSequence:
+    def open(self, call: CallSpec) -> DenseSequence:
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return DenseSequence(self, call)
-
-    async def enter(self, call: Call) -> DenseSequence:
-        """A new sequence: it holds token ids only until it generates."""
-        return self.open(call)
-
-    def spare(self, call: Call) -> DenseSequence | None:
-        """A new sequence."""
-        return self.open(call)
 
     def close(self) -> None:
         """Stop the worker."""
@@ -76,11 +68,11 @@ class DenseSequence(CollectedSequence):
 
     _engine: DenseEngine
 
-    def __init__(self, engine: DenseEngine, call: Call) -> None:
+    def __init__(self, engine: DenseEngine, call: CallSpec) -> None:
         super().__init__(engine, call)
         self._closed = False
 
-    async def decode(self) -> AsyncGenerator[Token, None]:
+    async def answer(self) -> AsyncGenerator[Token, None]:
         """Generate with transformers, token by token as they come."""
         assert self._answer is not None
         answer = self._answer

@@ -36,4 +36,3 @@ class LoadedEngine(Bounded):
         codec.most = max_context
         self.capabilities = capabilities
         self.stop = stop
-        self.steps = 0

@@ -1,4 +1,4 @@
-"""Finding and loading models: the embedded default, folders, hub ids, random shapes."""
+"""Finding models: the embedded default, folders, hub ids, random shapes; and naming them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import platformdirs
 
 from kvcomm.errors import ModelError
-from kvcomm.extras import need
 
 RANDOM = "random:"
 
@@ -100,70 +99,6 @@ def fetch_model(name: str) -> Path:
         raise ModelError(f"{name} is not installed: `{entry.install}`")
     _convert(gguf, folder)
     return folder
-
-
-def load_engine(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    memory: int | None = None,
-    spill: Path | None = None,
-) -> Any:
-    """The engine for a model: an alias, a local folder, a hub id, or `random:SHAPE`.
-
-    `device` defaults to cuda, then mps, then cpu; `dtype` to bfloat16 on cuda, float16 on mps and
-    float32 on cpu. `memory` bounds the bytes of all KV on the device (default: half of what is free
-    once the model is loaded), and what has to leave it may go to files in the folder `spill`.
-    The self-check runs here: a model whose KV cannot be reused gets an engine
-    that runs dense and whose `capabilities` say why. Raises `ModelError` (exit code 2).
-    """
-    from kvcomm.engine.load import build_engine
-
-    return build_engine(name, device, dtype, memory, spill)
-
-
-def load_served(base_url: str, model: str | None = None, *, served_model: str | None = None) -> Any:
-    """The engine for a model behind an OpenAI-compatible server (vLLM, SGLang).
-
-    `model` names the tokenizer: an alias, a folder or a hub id; by default what the server calls
-    its model. `served_model` is needed only where the server has several. A key is read from
-    `OPENAI_API_KEY`. What the server can do is found out here, with a few requests; `capabilities`
-    say it. Raises `ModelError` (exit code 2).
-    """
-    need("httpx", "serve")
-    from kvcomm.engine.served.load import build_served
-
-    return build_served(base_url, model, served_model)
-
-
-def load_ray(
-    name: str,
-    replicas: int | None = None,
-    *,
-    address: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    memory: int | None = None,
-) -> Any:
-    """The engine for `replicas` of a model as actors of Ray, a GPU or a share of the CPUs each.
-
-    Ray is started here, or joined at `address` (or `RAY_ADDRESS`; "auto" finds one on this
-    machine). By default there is one replica a GPU, or one a machine without them. `name` must
-    mean the same model on all machines. The other options are those of `load_engine`. Raises
-    `ModelError` (exit code 2).
-    """
-    need("ray", "ray")
-    from kvcomm.engine.replicas.load import build_replicas
-
-    return build_replicas(name, replicas, address, device, dtype, memory)
-
-
-def check_model(name: str, *, device: str | None = None, dtype: str | None = None) -> Check:
-    """Load a model and report the verdict of its self-check."""
-    from kvcomm.engine.load import check
-
-    return check(name, device, dtype)
 
 
 def hardware(engine: Any) -> str:

@@ -1,8 +1,8 @@
-"""KV: position-free tensors, rotary embeddings, the store and the prefix cache."""
+"""KV: position-free tensors, rotary embeddings, files and the prefix cache."""
 
+from kvcomm.kv.files import content_key
 from kvcomm.kv.prefix import PrefixCache
 from kvcomm.kv.rope import Rope
-from kvcomm.kv.store import Store, content_key
-from kvcomm.kv.tensor import KV, Slab
+from kvcomm.kv.tensor import KV, KVBuffer
 
-__all__ = ["KV", "PrefixCache", "Rope", "Slab", "Store", "content_key"]
+__all__ = ["KV", "KVBuffer", "PrefixCache", "Rope", "content_key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -17,6 +18,15 @@ from safetensors.torch import load, save_file
 from kvcomm.kv.precision import place, where_wide
 
 FORMAT, CHECKSUM = "format", "checksum"
+
+
+def content_key(*parts: object) -> str:
+    """The address of what depends on nothing but `parts`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
 
 
 def checksum(tensors: Iterable[torch.Tensor]) -> str:

@@ -1,8 +1,8 @@
-"""The prefix cache: rows whose leading tokens were computed before, exact KV only.
+"""The prefix cache: sequences whose leading tokens were computed before, exact KV only.
 
-Entries are the slabs of rows, alive or closed, with keys as rotated (a round trip through bf16
-would round), indexed by a chain of block hashes over their token ids. A hit is verified against
-the ids, so a hash collision can cost time but never a wrong token.
+Entries are the buffers of sequences, open or closed, with keys as rotated (a round trip through
+bf16 would round), indexed by a chain of block hashes over their token ids. A hit is verified
+against the ids, so a hash collision can cost time but never a wrong token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from kvcomm.kv.tensor import Slab
+from kvcomm.kv.tensor import KVBuffer
 from kvcomm.prompt import common_prefix
 
 BLOCK = 16
@@ -19,32 +19,33 @@ BLOCK = 16
 
 @dataclass(eq=False)
 class _Entry:
-    """`opening` tokens stay when the rest goes; of an entry that is an opening, none.
+    """`shared` leading tokens stay when the rest goes; of an entry that `is_shared`, none.
 
-    While a row holds the slab it costs the cache nothing, and letting go of it frees nothing. One
-    that `goes_on` is a conversation's: it counts as an opening, until a longer row begins with it.
+    While a sequence holds the buffer it costs the cache nothing, and letting go of it frees
+    nothing. One that `continues` is a conversation's: it counts as shared, until a longer sequence
+    begins with it.
     """
 
-    slab: Slab
+    buffer: KVBuffer
     namespace: str
-    opening: int
+    shared: int
     held: bool
     ids: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
-    only_opening: bool = False
-    goes_on: bool = False
+    is_shared: bool = False
+    continues: bool = False
 
     @property
     def nbytes(self) -> int:
-        return 0 if self.held else self.slab.nbytes
+        return 0 if self.held else self.buffer.nbytes
 
 
 class PrefixCache:
     """Longest exact prefix by token ids, per namespace, under a byte budget (LRU).
 
-    The budget bounds the slabs that no open row holds, and `whole` is the share that whole rows may
-    fill of it. Who has to go leaves its opening, and its slab shrinks to that: a prompt's end is
-    rarely seen again, its beginning with every task.
+    The budget bounds the buffers that no open sequence holds, and `whole` is the share of it that
+    whole sequences may fill. What has to go leaves its shared prefix, and its buffer shrinks to
+    that: a prompt's end is rarely seen again, its beginning with every task.
 
     Prefixes shorter than one block of 16 tokens are not found. Not thread-safe: the engine's
     thread owns it.
@@ -53,42 +54,41 @@ class PrefixCache:
     def __init__(self, budget: Callable[[], int], whole: float = 1.0) -> None:
         self._budget = budget
         self._whole = whole
-        self.nbytes = 0  # of all slabs that no row holds
+        self.nbytes = 0  # of all buffers that no sequence holds
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._blocks: dict[int, list[_Entry]] = {}
 
     def insert(
         self,
-        slab: Slab,
+        buffer: KVBuffer,
         ids: Sequence[int],
         *,
         exact: bool,
         namespace: str = "",
-        opening: int = 0,
+        shared: int = 0,
         held: bool = False,
-        goes_on: bool = False,
+        continues: bool = False,
     ) -> None:
-        """Offer the first `len(ids)` slots of `slab`; called again as its row grows.
+        """Offer the first `len(ids)` slots of `buffer`; called again as its sequence grows.
 
-        `opening` of them are the template's beginning. Those slots must never be written again.
-        A row that is open has `held` its slab: tell `leave` when it ends. All of a row of a
-        conversation that `goes_on` is kept like an opening. Raises `ValueError` for KV that is not
-        exact.
+        They must never be written again. `shared` of them are the template's beginning. A sequence
+        that is open has `held` its buffer: call `leave` when it ends. All of a conversation that
+        `continues` is kept like a shared prefix. Raises `ValueError` for KV that is not exact.
         """
         if not exact:
             raise ValueError("only exact KV may enter the prefix cache")
-        entry = self._entries.get(id(slab))
+        entry = self._entries.get(id(buffer))
         if entry is None:
-            alone = opening >= len(ids) and not held  # nothing else will ever be in it
-            opening = opening // BLOCK * BLOCK
-            if alone or goes_on or 2 * opening > slab.capacity:  # not worth a copy
-                opening = 0
-            entry = _Entry(slab, namespace, opening, held, only_opening=alone or goes_on)
-            entry.goes_on = goes_on
+            alone = shared >= len(ids) and not held  # nothing else will ever be in it
+            shared = shared // BLOCK * BLOCK
+            if alone or continues or 2 * shared > buffer.capacity:  # not worth a copy
+                shared = 0
+            entry = _Entry(buffer, namespace, shared, held, is_shared=alone or continues)
+            entry.continues = continues
         self._enter(entry, ids)
 
     def _enter(self, entry: _Entry, ids: Sequence[int]) -> None:
-        key = id(entry.slab)
+        key = id(entry.buffer)
         if key not in self._entries:
             if entry.nbytes > self._budget():
                 return
@@ -102,8 +102,8 @@ class PrefixCache:
             self._blocks.setdefault(link, []).append(entry)
         self.trim()
 
-    def match(self, ids: Sequence[int], namespace: str = "") -> tuple[Slab, int] | None:
-        """The slab that holds the longest known prefix of `ids`, and how many tokens it holds."""
+    def match(self, ids: Sequence[int], namespace: str = "") -> tuple[KVBuffer, int] | None:
+        """The buffer that holds the longest known prefix of `ids`, and how many tokens it holds."""
         chain: list[int] = []
         found: list[_Entry] = []
         for block in range(len(ids) // BLOCK):
@@ -119,34 +119,34 @@ class PrefixCache:
             best, length = _longest(self._entries.values(), ids, namespace)
         if best is None or length < BLOCK:
             return None
-        self._entries.move_to_end(id(best.slab))
-        return best.slab, length
+        self._entries.move_to_end(id(best.buffer))
+        return best.buffer, length
 
     @staticmethod
     def _link(chain: Sequence[int], namespace: str, ids: Sequence[int], block: int) -> int:
         before: object = chain[block - 1] if block else namespace
         return hash((before, tuple(ids[block * BLOCK : (block + 1) * BLOCK])))
 
-    def leave(self, slab: Slab, *, keep: bool = True) -> None:
-        """The row of `slab` has ended: what is kept of it takes room from now on."""
-        entry = self._entries.get(id(slab))
+    def leave(self, buffer: KVBuffer, *, keep: bool = True) -> None:
+        """The sequence of `buffer` has ended: what is kept of it takes room from now on."""
+        entry = self._entries.get(id(buffer))
         if entry is None:
             return
         if not keep:
             self._drop(entry)
             return
         self.nbytes -= entry.nbytes
-        if entry.goes_on:
+        if entry.continues:
             self._supersede(entry)
-            slab.shrink(len(entry.ids))
+            buffer.shrink(len(entry.ids))
         entry.held = False
         self.nbytes += entry.nbytes
         self.trim()
 
     def _supersede(self, longer: _Entry) -> None:
-        """Drop the earlier turns of a conversation whose latest row has ended."""
+        """Drop the earlier turns of a conversation whose latest sequence has ended."""
         for entry in list(self._entries.values()):
-            other = entry.goes_on and not entry.held and entry is not longer
+            other = entry.continues and not entry.held and entry is not longer
             inside = other and entry.namespace == longer.namespace
             if inside and longer.ids[: len(entry.ids)] == entry.ids:
                 self._drop(entry)
@@ -155,25 +155,25 @@ class PrefixCache:
         """Let go of what there is no room for any more."""
         while entry := self._next_to_go():
             self._drop(entry)
-            ids = entry.ids[: entry.opening]
+            ids = entry.ids[: entry.shared]
             if not ids:
                 continue
             known = self.match(ids, entry.namespace)
             if known is None or known[1] < len(ids):
-                entry.slab.shrink(len(ids))
-                self._enter(_Entry(entry.slab, entry.namespace, 0, False, only_opening=True), ids)
+                entry.buffer.shrink(len(ids))
+                self._enter(_Entry(entry.buffer, entry.namespace, 0, False, is_shared=True), ids)
 
     def _next_to_go(self) -> _Entry | None:
         """The least recently used of those that take room, while they take too much."""
         budget = self._budget()
         free = [entry for entry in self._entries.values() if not entry.held]
-        rows = [entry for entry in free if not entry.only_opening]
+        rows = [entry for entry in free if not entry.is_shared]
         if sum(entry.nbytes for entry in rows) > budget * self._whole:
             return rows[0]
         return free[0] if self.nbytes > budget else None
 
     def _drop(self, entry: _Entry) -> None:
-        del self._entries[id(entry.slab)]
+        del self._entries[id(entry.buffer)]
         self.nbytes -= entry.nbytes
         for link in entry.chain:
             entries = self._blocks[link]

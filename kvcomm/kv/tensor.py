@@ -1,4 +1,4 @@
-"""The two shapes KV comes in: position-free pieces, and the preallocated slab behind a row."""
+"""The two shapes KV comes in: position-free pieces, and the preallocated buffer of a sequence."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ class KV:
         return checksum((self.keys, self.values))
 
 
-class Slab:
-    """Preallocated KV of one row, keys rotated: slot = position in the prompt.
+class KVBuffer:
+    """Preallocated KV of one sequence, keys rotated: slot = position in the prompt.
 
     `keys` and `values` are `[layers, kv_heads, capacity, head_dim]`. Slots are written once, left
-    to right; a slab may outlive its row in the prefix cache.
+    to right; a buffer may outlive its sequence in the prefix cache.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Slab:
         self.keys = self.keys[:, :, :length].clone(memory_format=torch.contiguous_format)
         self.values = self.values[:, :, :length].clone(memory_format=torch.contiguous_format)
 
-    def copy_from(self, other: Slab, start: int, stop: int) -> None:
-        """Copy slots `start` to `stop` of another slab into the same slots of this one."""
+    def copy_from(self, other: KVBuffer, start: int, stop: int) -> None:
+        """Copy slots `start` to `stop` of another buffer into the same slots of this one."""
         self.keys[:, :, start:stop] = other.keys[:, :, start:stop]
         self.values[:, :, start:stop] = other.values[:, :, start:stop]

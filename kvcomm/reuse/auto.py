@@ -37,7 +37,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.plan import Predictability
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
 
@@ -121,6 +121,8 @@ class Auto:
     levels: Sequence[Recipe] = LEVELS
     audits: dict[tuple[str, str], deque[Seen]] = field(default_factory=dict)
     unsaved: set[str] = field(default_factory=set)  # templates with audits that are not on disk
+    # Audits that another one is to be told; None where nobody takes them.
+    untaken: list[tuple[str, str, Seen]] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.target < math.inf:
@@ -136,25 +138,25 @@ class Auto:
     def choose(
         self,
         template: str,
-        verdicts: Mapping[str, Verdict],
+        offsets: Mapping[str, Predictability],
         *,
         longest: int = LONG - 1,
         seed: int = 0,
     ) -> Choice:
         """The way of a call.
 
-        `verdicts` are those of the placeholders that come with base KV, and the `longest` of them
+        `offsets` are those of the placeholders that come with base KV, and the `longest` of them
         may have so many tokens. `seed` is the call's own.
         """
         if self.target == 0:
             return Choice(Exact("auto: exact, the target is 0"))
-        if not verdicts:
+        if not offsets:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
         # What is not known is only rotated; of some texts no offset is ever predictable.
-        learned = any(v.shareable for v in verdicts.values())
+        learned = any(v.shareable for v in offsets.values())
         key = template if learned else template + ROTATED
-        error = max(v.error if v.shareable else 1.0 for v in verdicts.values())
-        samples = min(v.samples for v in verdicts.values())
+        error = max(v.error if v.shareable else 1.0 for v in offsets.values())
+        samples = min(v.samples for v in offsets.values())
         levels = [x for x in self.levels if x.short < longest]
         if not levels:
             return Choice(Exact(f"auto: exact, no text is longer than {longest} tokens"))
@@ -178,7 +180,7 @@ class Auto:
         listed = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         if all(map(math.isinf, bounds.values())):
             listed = "nothing is known of the model yet"
-        why = "".join(dict.fromkeys(f"; {v.reason}" for v in verdicts.values() if not v.shareable))
+        why = "".join(dict.fromkeys(f"; {v.reason}" for v in offsets.values() if not v.shareable))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
         # What rotating alone would have done is of no interest where offsets will soon be known.
         settled = learned or samples >= ENOUGH
@@ -203,9 +205,37 @@ class Auto:
         self, template: str, level: str, divergence: float, samples: int, *, used: bool
     ) -> None:
         """Count one audit (`used`) or probe, made when the offset models had seen `samples`."""
-        key = (template, level)
-        self.audits.setdefault(key, deque(maxlen=WINDOW)).append(Seen(divergence, samples, used))
+        seen = Seen(divergence, samples, used)
+        self._keep(template, level, seen)
         self.unsaved.add(template)
+        if self.untaken is not None:
+            self.untaken.append((template, level, seen))
+
+    def _keep(self, template: str, level: str, seen: Seen) -> None:
+        self.audits.setdefault((template, level), deque(maxlen=WINDOW)).append(seen)
+
+    def record_all(self, taken: Sequence[tuple[str, str, Seen]]) -> None:
+        """Count what another one's `take` returned."""
+        for template, level, seen in taken:
+            self.record(template, level, seen.divergence, seen.samples, used=seen.used)
+
+    def take(self) -> list[tuple[str, str, Seen]]:
+        """The audits made here since the last `take`, by template and level, for another one."""
+        found, self.untaken = self.untaken or [], []
+        return found
+
+    def adopt(
+        self,
+        audits: Mapping[str, Mapping[str, Sequence[tuple[float, int, bool]]]],
+        priors: Mapping[str, float],
+    ) -> None:
+        """Know the audits and priors of one who takes these here, and what is not taken yet."""
+        self.audits.clear()
+        self.load_json(audits)
+        self.priors = priors or self.priors
+        self.untaken = self.untaken or []
+        for template, level, seen in self.untaken:
+            self._keep(template, level, seen)
 
     def _undecided(self, template: str, level: Recipe, samples: int) -> bool:
         """Whether more audits may show that the level meets the target: its mean does."""

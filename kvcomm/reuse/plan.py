@@ -1,25 +1,25 @@
-"""Steps and plans: how each segment of a prompt is obtained, and why."""
+"""What a policy sees of a prompt, and what it plans: numbers only, no tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Way = Literal["compute", "prefix", "realign"]
+# How a segment's tokens get into a sequence. "prefix" is what happened, never what is planned: a
+# segment to compute, all of which was in the prefix cache.
+Source = Literal["compute", "prefix", "realign"]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One segment's way into the row.
+class SegmentPlan:
+    """How one segment gets into the sequence, and why.
 
-    `positions` are the segment's positions that are computed; None means all of them that no
-    exact prefix holds. A "prefix" step is a "compute" step that found everything in the prefix
-    cache: it is what happened, never what a policy asks for. A realigned segment may have the
-    `deviating` positions computed too that differ most by predicted offset. `corrected` adds the
-    predicted offset; without it base KV is only rotated to its place.
+    `positions` of a realigned segment are computed all the same (None: nothing is realigned, all of
+    it is computed), and so are the `deviating` ones whose predicted offset is largest. `corrected`
+    adds the predicted offset; without it base KV is only rotated to its place.
     """
 
-    way: Way
+    source: Source
     reason: str
     positions: tuple[int, ...] | None = None
     deviating: int = 0
@@ -27,8 +27,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What an offset model says of a placeholder: can its offset be predicted?
+class Predictability:
+    """Whether an offset model can predict the offset of a placeholder, and why.
 
     `error` is the running share of squared error that predictions leave, 1 when unknown.
     """
@@ -45,23 +45,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What a policy may know of a segment. Numbers only, no tensors.
+class SegmentFacts:
+    """What a policy may know of a segment.
 
-    `covered` are the segment's positions with base KV in the store (empty: none). `verdict` is
-    the offset model's, for placeholders with base KV. `prefix` counts the tokens that the exact
-    prefix cache holds, from the prompt's start without a gap. `last` marks the prompt's final
-    segment, whose last token is always computed. `done` leading tokens are in the row already, they
-    were computed ahead. `absent` says why there is no base KV, where there is none. `deviations`
-    are squared distances of true KV from base KV at the covered positions, where they were
-    measured (empty: not).
+    `covered` are the segment's positions with base KV in the segment cache (empty: none), `absent`
+    says why there are none. `offset` is what the offset model says, for placeholders with base KV.
+    `prefix` counts the tokens that the prefix cache holds, from the prompt's start without a gap.
+    `last` marks the prompt's final segment, whose last token is always computed. The first `done`
+    tokens are in the sequence already: they were computed ahead. `deviations`, one for every
+    covered position, say how far base KV is from computed KV, where that was measured.
     """
 
     kind: Literal["literal", "placeholder"]
     name: str
     tokens: int
     covered: tuple[int, ...] = ()
-    verdict: Verdict | None = None
+    offset: Predictability | None = None
     prefix: int = 0
     last: bool = False
     done: int = 0
@@ -71,14 +70,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one prompt. `learn` are the segments whose offsets are observed afterwards.
+    """The plans of some segments. `learn`: indices of those whose offsets are learned afterwards.
 
-    A plan for the `whole` prompt was made when only a part of it was known, and holds for none of
-    it unless the row is empty: what is there makes way.
+    `decision` says what was decided for all of them. A plan for the `whole` prompt that was made
+    when only a part of it was known holds for none of it, unless the sequence is still empty.
     """
 
-    steps: tuple[Step, ...]
-    gate: str
+    segments: tuple[SegmentPlan, ...]
+    decision: str
     dense: bool
     learn: tuple[int, ...] = ()
     whole: bool = False

@@ -1,86 +1,99 @@
-"""Reuse policies: pure functions from facts about segments to steps. They never touch tensors."""
+"""Reuse policies: pure functions from facts about segments to their plans. No tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.plan import Fact, Plan, Step
+from kvcomm.reuse.plan import Plan, SegmentFacts, SegmentPlan
 
 MODES = ("auto", "exact", "kvcomm", "dense")
 
 
-@runtime_checkable
-class Policy(Protocol):
-    """How a call's segments are obtained.
+@dataclass(frozen=True)
+class ReuseOptions:
+    """What a policy asks of the engine and the runtime.
 
-    `ahead`: rows grow before the last input is complete, so `plan` sees a prompt piece by piece,
-    and of a message that is still being written, `leading` tokens are computed.
-    `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `hands_over`: messages
-    carry a handle on their KV. `realigns`: the policy wants base KV, of literals too if `literals`,
-    and verdicts of the family `offsets`. `borrows`: base KV of inputs is that of an earlier reader,
-    and not made of the input alone.
+    `ahead`: prompts are prefilled before their last input is complete, so `plan` sees them piece by
+    piece, and of a message that is still being written, `leading` tokens are computed.
+    `reads_prefix`, `feeds_prefix`: what its calls do with the prefix cache. `publishes`: messages
+    carry a handle on their KV. `bases`: where base KV of inputs comes from, from the prompt of an
+    earlier reader ("borrowed") or computed "alone"; "" asks for none, and nothing is realigned.
+    `literals` want base KV, too. `offsets` is the family of offset models that corrects base KV.
     """
 
+    ahead: bool = False
+    reads_prefix: bool = False
+    feeds_prefix: bool = False
+    publishes: bool = False
+    bases: Literal["", "alone", "borrowed"] = ""
+    literals: bool = False
+    offsets: str = ""
+
+    @property
+    def realigns(self) -> bool:
+        """Whether the policy wants base KV."""
+        return bool(self.bases)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """How a call's segments get into its sequence."""
+
     name: str
-    ahead: bool
-    reads_prefix: bool
-    feeds_prefix: bool
-    hands_over: bool
-    realigns: bool
-    borrows: bool
-    literals: bool
-    offsets: str
+    options: ReuseOptions
 
     def leading(self, tokens: int, most: int) -> int:
         """How many leading tokens of a message are computed once it has `tokens` of `most`."""
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
-        """One step for each fact, in order."""
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
+        """One plan for each segment, in order."""
 
 
 class Dense:
     """The reference: the whole prompt is prefilled when the last input is there."""
 
-    name, ahead = "dense", False
-    reads_prefix, feeds_prefix = False, False
-    realigns, borrows, literals, offsets = False, False, False, ""
+    name = "dense"
 
-    def __init__(self, reason: str = "dense mode", *, hands_over: bool = False) -> None:
+    def __init__(self, reason: str = "dense mode", options: ReuseOptions = ReuseOptions()) -> None:
         self.reason = reason
-        self.hands_over = hands_over
+        self.options = options
 
     def leading(self, tokens: int, most: int) -> int:
         """Nothing: it waits for all inputs."""
         return 0
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
         """Compute everything."""
-        return Plan((Step("compute", self.reason),) * len(facts), self.reason, dense=True)
+        return Plan((SegmentPlan("compute", self.reason),) * len(facts), self.reason, dense=True)
+
+
+# What audits compare with. It teaches the offsets of messages, and of inputs that others read.
+SHADOW = Dense("shadow", ReuseOptions(bases="borrowed"))
 
 
 class Exact:
     """Prefix hits and working ahead: the same tokens, earlier or never again. Lossless."""
 
-    name, ahead = "exact", True
-    reads_prefix, feeds_prefix = True, True
-    realigns, borrows, literals, offsets = False, False, False, ""
+    name = "exact"
 
     def __init__(
-        self, reason: str = "exact: prefix hits and work ahead", *, hands_over: bool = True
+        self, reason: str = "exact: prefix hits and work ahead", *, publishes: bool = True
     ) -> None:
         self.reason = reason
-        self.hands_over = hands_over
+        self.options = ReuseOptions(
+            ahead=True, reads_prefix=True, feeds_prefix=True, publishes=publishes
+        )
 
     def leading(self, tokens: int, most: int) -> int:
         """All."""
         return tokens
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
         """Compute what no exact prefix holds."""
-        step = Step("compute", "in no prefix")
+        step = SegmentPlan("compute", "in no prefix")
         return Plan((step,) * len(facts), self.reason, dense=False)
 
 
@@ -119,20 +132,26 @@ class Kvcomm:
     enough: so the paper's code measures time to first token (γ = 1).
     """
 
-    name, ahead, hands_over = "kvcomm", True, True
-    # Only the literals before the first placeholder are kept, as the paper does.
-    reads_prefix, feeds_prefix = True, False
-    realigns, borrows, literals = True, False, True
+    name = "kvcomm"
 
     def __init__(self, *, gated: bool = True, anchors: Anchors = Anchors()) -> None:
         self.gated = gated
-        self.offsets = anchors.family
+        # Only the literals before the first placeholder are kept, as the paper does: it reads
+        # prefixes, and feeds none.
+        self.options = ReuseOptions(
+            ahead=True,
+            reads_prefix=True,
+            publishes=True,
+            bases="alone",
+            literals=True,
+            offsets=anchors.family,
+        )
 
     def leading(self, tokens: int, most: int) -> int:
         """None: all of a message is realigned."""
         return 0
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
         """All or nothing, as published; of a piece of a prompt, all so far or nothing."""
         refused = {
             i: why
@@ -141,47 +160,47 @@ class Kvcomm:
         }
         if refused:
             reasons = "; ".join(f"{{{facts[i].name}}}: {why}" for i, why in refused.items())
-            step = Step("compute", f"dense, because {reasons}")
+            step = SegmentPlan("compute", f"dense, because {reasons}")
             learn = tuple(i for i in refused if facts[i].covered)
             gate = f"dense: {reasons}"
             return Plan((step,) * len(facts), gate, dense=True, learn=learn, whole=True)
         if not any(f.kind == "placeholder" for f in facts):
-            step = Step("compute", "nothing to realign")
+            step = SegmentPlan("compute", "nothing to realign")
             return Plan((step,) * len(facts), "dense: no placeholder", dense=True)
         before = (None, *facts[:-1])
         steps = tuple(map(self._step, facts, before))
         return Plan(steps, "realigned", dense=False)
 
-    def _refusal(self, fact: Fact) -> str | None:
+    def _refusal(self, fact: SegmentFacts) -> str | None:
         """Why a placeholder cannot be shared; None when it can."""
         if fact.tokens == 0:
             return None
         if not fact.covered:
             return fact.absent
-        if fact.verdict is None:
-            return "no verdict"
-        passes = fact.verdict.shareable if self.gated else fact.verdict.usable
-        return None if passes else fact.verdict.reason
+        if fact.offset is None:
+            return "no offset model"
+        passes = fact.offset.shareable if self.gated else fact.offset.usable
+        return None if passes else fact.offset.reason
 
     @staticmethod
-    def _step(fact: Fact, before: Fact | None) -> Step:
+    def _step(fact: SegmentFacts, before: SegmentFacts | None) -> SegmentPlan:
         if fact.kind == "literal" and before is None:
-            return Step("compute", "first literal is exact")
+            return SegmentPlan("compute", "first literal is exact")
         if fact.tokens == 0:
-            return Step("compute", "empty")
+            return SegmentPlan("compute", "empty")
         if not fact.covered:
-            return Step("compute", fact.absent)
+            return SegmentPlan("compute", fact.absent)
         if fact.kind == "placeholder":
-            assert fact.verdict is not None
-            reason = fact.verdict.reason
+            assert fact.offset is not None
+            reason = fact.offset.reason
         elif before is not None and before.tokens:
             reason = "offset of the placeholder before"
         else:
-            return Step("compute", "no offset behind an empty placeholder")
+            return SegmentPlan("compute", "no offset behind an empty placeholder")
         computed = set(range(fact.tokens)) - set(fact.covered)
         if fact.last:
             computed.add(fact.tokens - 1)
-        return Step("realign", reason, tuple(sorted(computed)))
+        return SegmentPlan("realign", reason, tuple(sorted(computed)))
 
 
 def policy_for(mode: str) -> Policy:
@@ -189,7 +208,7 @@ def policy_for(mode: str) -> Policy:
     if mode == "dense":
         return Dense()
     if mode == "exact":
-        return Exact(hands_over=False)  # every reader computes: nobody would ask for the KV
+        return Exact(publishes=False)  # every reader computes: nobody would ask for the KV
     if mode == "auto":
         return Exact("auto: exact, as no offsets are learned yet")
     if mode == "kvcomm":

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvcomm.reuse.plan import Fact, Plan, Step
+from kvcomm.reuse.plan import Plan, SegmentFacts, SegmentPlan
+from kvcomm.reuse.policy import ReuseOptions
 
 # When more of a placeholder would be computed than this, all of it is: little would be saved.
 WORTH = 0.7
@@ -67,9 +68,6 @@ class Realign:
     `borrows` base KV of inputs is that of their first reader.
     """
 
-    ahead, realigns, hands_over = True, True, True
-    reads_prefix, feeds_prefix = True, True
-
     def __init__(
         self,
         recipe: Recipe,
@@ -80,47 +78,53 @@ class Realign:
     ) -> None:
         self.recipe = recipe
         self.budget = budget
-        self.borrows = borrows
         self.name = recipe.name
-        self.offsets = recipe.offsets
-        self.literals = recipe.literals == "move"
         self.reason = reason or recipe.name
+        self.options = ReuseOptions(
+            ahead=True,
+            reads_prefix=True,
+            feeds_prefix=True,
+            publishes=True,
+            bases="borrowed" if borrows else "alone",
+            literals=recipe.literals == "move",
+            offsets=recipe.offsets,
+        )
 
     def leading(self, tokens: int, most: int) -> int:
         """What is sure to be computed of a message, whatever its offsets."""
         if most <= self.recipe.short:
             return tokens
-        return self._repaired(tokens, known=bool(self.offsets))[0]
+        return self._repaired(tokens, known=bool(self.recipe.offsets))[0]
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
         """A step for each segment, by itself: what cannot be realigned is computed."""
         before = (None, *facts[:-1])
         steps = tuple(map(self._step, facts, before))
-        if not any(step.way == "realign" for step in steps):
-            why = next((s.reason for s, f in zip(steps, facts, strict=True) if f.verdict), None)
+        if not any(step.source == "realign" for step in steps):
+            why = next((s.reason for s, f in zip(steps, facts, strict=True) if f.offset), None)
             gate = f"{self.reason}; computed: {why or 'nothing to realign'}"
             return Plan(steps, gate, dense=True)
         return Plan(steps, self.reason, dense=False)
 
-    def _step(self, fact: Fact, before: Fact | None) -> Step:
+    def _step(self, fact: SegmentFacts, before: SegmentFacts | None) -> SegmentPlan:
         if fact.tokens == 0:
-            return Step("compute", "empty")
+            return SegmentPlan("compute", "empty")
         if fact.prefix == fact.tokens:
-            return Step("compute", "in the prefix cache")
+            return SegmentPlan("compute", "in the prefix cache")
         if fact.kind == "literal":
             return self._literal(fact, before)
         if not fact.covered:
-            return Step("compute", fact.absent)
+            return SegmentPlan("compute", fact.absent)
         if fact.tokens <= self.recipe.short:
-            return Step("compute", f"short: at most {self.recipe.short} tokens")
+            return SegmentPlan("compute", f"short: at most {self.recipe.short} tokens")
         corrected, reason = False, "rotated only"
-        if self.offsets:
-            assert fact.verdict is not None
-            corrected, reason = fact.verdict.shareable, fact.verdict.reason
+        if self.recipe.offsets:
+            assert fact.offset is not None
+            corrected, reason = fact.offset.shareable, fact.offset.reason
             if not corrected and self.recipe.unknown == "compute":
-                return Step("compute", reason)
+                return SegmentPlan("compute", reason)
             if not corrected and self.recipe.unknown == "predict":
-                corrected = fact.verdict.usable
+                corrected = fact.offset.usable
             if not corrected:
                 reason = f"rotated only: {reason}"
         first, deviating = self._repaired(fact.tokens, known=corrected or bool(fact.deviations))
@@ -130,14 +134,16 @@ class Realign:
             positions.add(fact.tokens - 1)
         count = len(positions) + deviating
         if count >= WORTH * fact.tokens:
-            return Step("compute", f"{count} of {fact.tokens} tokens would be computed anyway")
+            return SegmentPlan(
+                "compute", f"{count} of {fact.tokens} tokens would be computed anyway"
+            )
         repair = [f"first {first}"] if first else []
         repair += [f"{deviating} deviating"] if deviating else []
         reason += f"; computed: {', '.join(repair)}" if repair else ""
         if fact.deviations:
             positions |= _most(fact, positions, deviating)
             deviating = 0
-        return Step("realign", reason, tuple(sorted(positions)), deviating, corrected)
+        return SegmentPlan("realign", reason, tuple(sorted(positions)), deviating, corrected)
 
     def _repaired(self, tokens: int, *, known: bool) -> tuple[int, int]:
         """How many leading, and how many deviating tokens are computed."""
@@ -147,18 +153,18 @@ class Realign:
         # Nothing says which tokens deviate: most often it is the leading ones.
         return first + deviating, 0
 
-    def _literal(self, fact: Fact, before: Fact | None) -> Step:
-        if before is None or not self.literals:
-            return Step("compute", "literal" if before else "first literal is exact")
+    def _literal(self, fact: SegmentFacts, before: SegmentFacts | None) -> SegmentPlan:
+        if before is None or not self.options.literals:
+            return SegmentPlan("compute", "literal" if before else "first literal is exact")
         if not fact.covered:
-            return Step("compute", fact.absent)
+            return SegmentPlan("compute", fact.absent)
         positions = (fact.tokens - 1,) if fact.last else ()
-        known = self.offsets and before.verdict is not None and before.verdict.samples > 1
+        known = self.recipe.offsets and before.offset is not None and before.offset.samples > 1
         reason = "offset of the placeholder before" if known else "rotated only"
-        return Step("realign", reason, positions, corrected=bool(known))
+        return SegmentPlan("realign", reason, positions, corrected=bool(known))
 
 
-def _most(fact: Fact, computed: set[int], count: int) -> set[int]:
+def _most(fact: SegmentFacts, computed: set[int], count: int) -> set[int]:
     """The `count` covered positions of the largest deviation that are not computed anyway."""
     found = zip(fact.deviations, fact.covered, strict=True)
     free = sorted((-size, position) for size, position in found if position not in computed)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from kvcomm.reuse.plan import Fact, Plan, Step, Way
+from kvcomm.reuse.plan import Plan, SegmentFacts, SegmentPlan, Source
+from kvcomm.reuse.policy import ReuseOptions
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Planned:
 
     name: str
     tokens: int
-    way: Way
+    source: Source
     positions: tuple[tuple[int, int], ...] = ()
     corrected: bool = False
     borrowed: bool = False
@@ -32,43 +33,47 @@ class Replay:
     what has no base KV; the reason says so.
     """
 
-    name, ahead, hands_over = "replay", False, True
-    reads_prefix, feeds_prefix, realigns = True, True, True
+    name = "replay"
 
     def __init__(self, planned: Sequence[Planned], offsets: str) -> None:
         self.planned = tuple(planned)
-        self.offsets = offsets
-        self.borrows = any(step.borrowed for step in planned)
-        self.literals = any(
-            step.way == "realign" and step.name.startswith("literal ") for step in planned
+        self.options = ReuseOptions(
+            reads_prefix=True,
+            feeds_prefix=True,
+            publishes=True,
+            bases="borrowed" if any(step.borrowed for step in planned) else "alone",
+            literals=any(
+                step.source == "realign" and step.name.startswith("literal ") for step in planned
+            ),
+            offsets=offsets,
         )
 
     def leading(self, tokens: int, most: int) -> int:
         """Nothing: what was planned holds for a whole message."""
         return 0
 
-    def plan(self, facts: Sequence[Fact]) -> Plan:
+    def plan(self, facts: Sequence[SegmentFacts]) -> Plan:
         """The recorded steps, where the segments are still the same."""
         pairs = zip_longest(facts, self.planned[: len(facts)])
         steps = tuple(self._step(fact, planned) for fact, planned in pairs)
-        dense = not any(step.way == "realign" for step in steps)
+        dense = not any(step.source == "realign" for step in steps)
         return Plan(steps, "replayed", dense=dense)
 
     @staticmethod
-    def _step(fact: Fact, planned: Planned | None) -> Step:
+    def _step(fact: SegmentFacts, planned: Planned | None) -> SegmentPlan:
         if planned is None or planned.name != fact.name:
-            return Step("compute", "not in the replayed plan")
+            return SegmentPlan("compute", "not in the replayed plan")
         if planned.tokens != fact.tokens:
-            return Step(
+            return SegmentPlan(
                 "compute", f"replayed plan has {planned.tokens} tokens here, now {fact.tokens}"
             )
-        if planned.way != "realign":
-            return Step("compute", "replayed: computed")
+        if planned.source != "realign":
+            return SegmentPlan("compute", "replayed: computed")
         if not fact.covered:
-            return Step("compute", f"replayed: realigned, but {fact.absent} now")
-        known = fact.kind == "literal" or (fact.verdict is not None and fact.verdict.samples > 0)
+            return SegmentPlan("compute", f"replayed: realigned, but {fact.absent} now")
+        known = fact.kind == "literal" or (fact.offset is not None and fact.offset.samples > 0)
         corrected = planned.corrected and known
         how = "offsets" if corrected else "rotated only"
         inside = (range(max(start, 0), min(end, fact.tokens)) for start, end in planned.positions)
         positions = tuple(sorted(set().union(*inside)))
-        return Step("realign", f"replayed: {how}", positions, corrected=corrected)
+        return SegmentPlan("realign", f"replayed: {how}", positions, corrected=corrected)

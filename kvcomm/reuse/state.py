@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 
 from kvcomm.errors import StateError
-from kvcomm.kv.files import load_tensors, replace_file, save_tensors
-from kvcomm.kv.store import content_key
+from kvcomm.kv.files import content_key, load_tensors, replace_file, save_tensors
 from kvcomm.prompt import Template
 from kvcomm.reuse.auto import ROTATED, Auto
 from kvcomm.reuse.offsets.base import OffsetModel, Offsets

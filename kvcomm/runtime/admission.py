@@ -19,13 +19,26 @@ def check_timeout(seconds: float | None) -> None:
 
 
 class Deadline:
-    """The time limit of one run, `seconds` from now; None is none. Belongs to one event loop."""
+    """The time limit of one run, `seconds` from now; None is none. Belongs to one event loop.
 
-    def __init__(self, seconds: float | None) -> None:
+    `spent_s` of them were spent elsewhere.
+    """
+
+    def __init__(self, seconds: float | None, spent_s: float = 0.0) -> None:
         check_timeout(seconds)
         self._seconds = seconds
-        now = asyncio.get_running_loop().time()
-        self._when = None if seconds is None else now + seconds
+        self._began = asyncio.get_running_loop().time() - spent_s
+        self._when = None if seconds is None else self._began + seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """The whole time."""
+        return self._seconds
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since it began."""
+        return asyncio.get_running_loop().time() - self._began
 
     @asynccontextmanager
     async def within(self, doing: str = "") -> AsyncIterator[None]:

@@ -11,15 +11,28 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Any, Protocol, cast
 
 from kvcomm.errors import ContextOverflow, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.runtime.result import Result
+from kvcomm.runtime.stream_events import StreamEvent
 
-if TYPE_CHECKING:
-    from kvcomm.runtime.session import Session
-    from kvcomm.runtime.stream_events import StreamEvent
+
+class Runs(Protocol):
+    """A session, as far as a conversation needs it: see `kvcomm.session.Session`."""
+
+    def run(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
+
+    async def arun(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
+
+    def stream(
+        self, graph: AgentGraph, task: str | None = None, **options: Any
+    ) -> Iterator[StreamEvent | Result]: ...
+
+    def astream(
+        self, graph: AgentGraph, task: str | None = None, **options: Any
+    ) -> AsyncIterator[StreamEvent | Result]: ...
 
 
 class Chat:
@@ -29,7 +42,7 @@ class Chat:
     again. The session's mode holds: `dense` computes the whole conversation in every turn.
     """
 
-    def __init__(self, session: Session, graph: AgentGraph) -> None:
+    def __init__(self, session: Runs, graph: AgentGraph) -> None:
         self.graph = graph
         self.turns: list[Result] = []
         self._session = session

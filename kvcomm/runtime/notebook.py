@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.text import number, shorten
-
-if TYPE_CHECKING:
-    from kvcomm.runtime.result import Call, Result
 
 COLUMNS = ("agent", "prompt", "computed", "prefix", "realigned", "first token", "output", "text")
 # As much of a message as tells which one it is.
 SHOWN = 80
 
 
-def result_html(result: Result) -> str:
-    """HTML whose texts are escaped: models and users wrote them."""
+def result_html(result: Any) -> str:
+    """HTML of a `Result`, whose texts are escaped: models and users wrote them."""
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = "".join(map(_row, result.calls))
     totals = result.totals
@@ -32,7 +29,7 @@ def result_html(result: Result) -> str:
     )
 
 
-def _row(call: Call) -> str:
+def _row(call: Any) -> str:
     counts = (call.report.prompt_tokens, *map(call.total, ("computed", "prefix", "realigned")))
     output = f"{call.report.output_tokens:,}" + (" (cut)" if call.stop == "length" else "")
     cells = [

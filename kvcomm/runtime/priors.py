@@ -21,17 +21,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from kvcomm.background import Once
-from kvcomm.engine.base import BACKGROUND, Answer, Call, Engine
+from kvcomm.engine.base import BACKGROUND, CallSpec, Engine, Replicated, Variant
 from kvcomm.engine.models import cache_dir
 from kvcomm.kv.files import replace_file
-from kvcomm.message import Handle
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import LONG
-from kvcomm.reuse.plan import Step
-from kvcomm.reuse.recipe import Recipe
-from kvcomm.runtime.beside import beside
+from kvcomm.reuse.policy import Dense
+from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.exchanges import EXCHANGES, templates
-from kvcomm.sampling import Sampling
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +36,6 @@ FORMAT = "kvcomm-priors-1"
 NAMESPACE = "kvcomm priors"
 SHIPPED = files("kvcomm.runtime") / "priors.json"
 COMPARED = 12
-# Who reads the KV of an exchange reads it at once.
-USE = 0
-COMPUTE = Step("compute", "priors")
 
 Priors = dict[str, float]
 _measured: WeakKeyDictionary[Engine, tuple[str, Priors]] = WeakKeyDictionary()
@@ -59,9 +53,9 @@ def known(engine: Engine, levels: Sequence[Recipe]) -> Priors | None:
         made, priors = _measured.get(engine, ("", {}))
     if made == key:
         return priors
-    found = _read(SHIPPED, key, engine.weights)
+    found = _stored(SHIPPED, key, engine.weights)
     if found is None:
-        found = _read(_path(engine), key, engine.weights)
+        found = _stored(_path(engine), key, engine.weights)
     if found is not None:
         _keep(engine, key, found)
     return found
@@ -75,10 +69,27 @@ async def measure(engine: Engine, levels: Sequence[Recipe]) -> Priors:
     while (found := known(engine, levels)) is None:
         async with _measuring.turn(engine) as mine:
             if mine:
-                key, found = key_of(levels), await measured(engine, levels)
+                key, found = key_of(levels), await _measured_on(engine, levels)
                 _keep(engine, key, found)
                 _write(_path(engine), key, engine.weights, found)
     return found
+
+
+async def _measured_on(engine: Engine, levels: Sequence[Recipe]) -> Priors:
+    """`measured`, on one of the replicas where there are any."""
+    if not isinstance(engine, Replicated):
+        return await measured(engine, levels)
+    task = engine.pickled(partial(_on_replica, levels), {})
+    found: Priors = await engine.do(await engine.place(), task, _nothing)
+    return found
+
+
+async def _on_replica(levels: Sequence[Recipe], host: Any, emit: Any) -> Priors:
+    return await measured(host.engine, levels)
+
+
+async def _nothing(item: object) -> None:
+    """Measuring emits nothing."""
 
 
 def key_of(levels: Sequence[Recipe]) -> str:
@@ -96,7 +107,7 @@ def _path(engine: Engine) -> Path:
     return cache_dir() / "priors" / f"{engine.fingerprint}.json"
 
 
-def _read(path: Any, key: str, weights: str) -> Priors | None:
+def _stored(path: Any, key: str, weights: str) -> Priors | None:
     """The priors of a model in a file; a file that is damaged or out of date has none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -133,54 +144,40 @@ async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
         room = sum(map(len, ids.values())) + checker.literal_tokens() + COMPARED
         if room > engine.max_context:
             continue
-        handles = await _handles(engine, solver, ids)
-        segments = checker.fill(ids, handles)
-        call = replace(_call(checker, room), messages=frozenset({"answer"}), borrows=True)
-        try:
-            dense = await engine.enter(call)
-            try:
-                greedy = Answer(Sampling(max_tokens=COMPARED), record=True)
-                await dense.extend(segments, [COMPUTE] * len(segments), answer=greedy)
-                async for _ in dense.decode():
-                    pass
-                rotated = [replace(level, offsets="") for level in levels]
-                async for level, found, _ in beside(
-                    partial(engine.open, call), segments, rotated, dense
-                ):
-                    worst[level.name] = max(worst.get(level.name, 0.0), found.mean)
-            finally:
-                await dense.close()
-        finally:
-            for handle in handles.values():
-                await engine.release(handle, USE)
+        await read_before(engine, solver, ids)
+        rotated = [replace(level, offsets="") for level in levels]
+        evaluation = await engine.evaluate(
+            spec_of(checker, room),
+            checker.fill(ids),
+            [Variant(Realign(level, borrows=True)) for level in rotated],
+            tokens=COMPARED,
+        )
+        for level, compared in zip(levels, evaluation.variants, strict=True):
+            if compared.divergence is not None:
+                found = compared.divergence.mean
+                worst[level.name] = max(worst.get(level.name, 0.0), found)
     return worst
 
 
-async def _handles(
+async def read_before(
     engine: Engine, template: Template, ids: Mapping[str, tuple[int, ...]]
-) -> dict[str, Handle]:
-    """The KV of texts, as a first agent reads the question and writes the answer."""
-    segments = [*template.fill(ids), Segment("placeholder", "answer", ids["answer"])]
-    seq = await engine.enter(_call(template, sum(map(len, segments))))
-    handles, start = {}, 0
+) -> None:
+    """Have a first agent read the question and write the answer, for the KV of both."""
+    segments = template.fill(ids)
+    answer = Segment("placeholder", "answer", ids["answer"], index=len(segments))
+    seq = engine.open(spec_of(template, sum(map(len, [*segments, answer]))))
     try:
-        await seq.extend(segments, [COMPUTE] * len(segments))
-        for segment in segments:
-            if segment.kind == "placeholder":
-                handle = await seq.lend(start, len(segment), [USE])
-                if handle is not None:
-                    handles[segment.name] = handle
-            start += len(segment)
+        await seq.extend([*segments, answer], Dense("priors"))
     finally:
         await seq.close()
-    return handles
 
 
-def _call(template: Template, capacity: int) -> Call:
-    return Call(
+def spec_of(template: Template, capacity: int) -> CallSpec:
+    return CallSpec(
         node="priors",
         template=template,
         capacity=capacity,
+        shares=True,
         namespace=NAMESPACE,
         priority=BACKGROUND,
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from kvcomm.agents import Agent
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
-from kvcomm.reuse.policy import Dense, Exact, Policy
+from kvcomm.reuse.policy import Dense, Exact, Policy, ReuseOptions
 from kvcomm.reuse.replay import Planned, Replay
-from kvcomm.trace.read import CallView, read_trace
+from kvcomm.trace.read import read_trace
+from kvcomm.trace.run import CallView
 from kvcomm.trace.text import listed
 
 
@@ -46,5 +47,5 @@ def _policy(view: CallView) -> Policy:
         ]
         return Replay(planned, view.call.offsets)
     if view.call.dense or view.call.mode == "dense":
-        return Dense("replayed: dense", hands_over=view.call.mode != "dense")
+        return Dense("replayed: dense", ReuseOptions(publishes=view.call.mode != "dense"))
     return Exact("replayed: exact")

@@ -4,115 +4,121 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from kvcomm.engine.base import EngineSequence, Token
-from kvcomm.prompt import spelled
-from kvcomm.runtime.account import Entry
+from kvcomm.engine.usage import SegmentUsage
+from kvcomm.graphs import Node
+from kvcomm.prompt import Codec, spelled
+from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.filling import Filling
 from kvcomm.runtime.result import Call
 from kvcomm.trace.events import CallFinished, CallInterrupted, MessageSent, SegmentStep
+from kvcomm.trace.record import Recorder
 
-if TYPE_CHECKING:
-    from kvcomm.runtime.node import Attempt
-
-
-def finished(
-    attempt: Attempt,
-    seq: EngineSequence,
-    filling: Filling,
-    tokens: Sequence[Token],
-    sent: MessageSent,
-) -> Call:
-    """Write the segments of a call that has answered, and the call."""
-    if seq.arrived is not None:
-        filling.account.restate(seq.arrived)
-    clock = attempt.recorder.since_start
-    ready = attempt.ready_at
-    steps = _steps(attempt, filling, ready)
-    report = attempt.recorder.write(
-        CallFinished,
-        **_common(attempt, seq, filling, tokens),
-        gate=filling.gate,
-        dense=filling.dense,
-        exact=seq.exact,
-        ready_at=clock(ready),
-        first_token_at=clock(tokens[0].at),
-        finished_at=clock(tokens[-1].at),
-        ttft_s=tokens[0].at - ready,
-        decode_s=tokens[-1].at - tokens[0].at,
-        ahead_s=filling.ahead_s,
-        first_token=attempt.sampled,
-        stop="stop" if attempt.stopped else tokens[-1].last or "length",
-        offsets=attempt.policy.offsets,
-        base_tokens=filling.base_tokens,
-    )
-    return Call(report=report, steps=steps, message=sent)
+Interrupted = tuple[CallInterrupted, list[SegmentStep]]
 
 
-def interrupted(attempt: Attempt, seq: EngineSequence, filling: Filling) -> None:
-    """Write what is known of a call that is cancelled: its row, and its answer so far."""
-    now, clock = time.perf_counter(), attempt.recorder.since_start
-    ready = attempt.ready_at if all(d.sealed for d in attempt.drafts.values()) else None
-    tokens = attempt.tokens
-    ids = [*attempt.begins, *(token.id for token in tokens if token.last != "stop")]
-    steps = _steps(attempt, filling, now if ready is None else ready)
-    report = attempt.recorder.write(
-        CallInterrupted,
-        **_common(attempt, seq, filling, tokens),
-        gate=filling.gate if filling.plans else "",
-        text=attempt.engine.codec.decode(ids) if tokens else "",
-        ready_at=None if ready is None else clock(ready),
-        first_token_at=clock(tokens[0].at) if tokens else None,
-        finished_at=clock(now),
-    )
-    attempt.interrupted.append((report, steps))
+@dataclass
+class Report:
+    """What is known of one attempt at a node, as it goes on.
 
+    `opened` and `ready` are clocks: when its prompt began, and when its inputs were complete (None:
+    not yet). `begins` are the ids that its message begins with, `sampled` is the first token that
+    was drawn. `written`: it is in the trace.
+    """
 
-def _common(
-    attempt: Attempt, seq: EngineSequence, filling: Filling, tokens: Sequence[Token]
-) -> dict[str, object]:
-    """What is known of every call, however it ended."""
-    return {
-        "node": attempt.node.name,
-        "agent": attempt.agent.name,
-        "round": attempt.node.round,
-        "attempt": attempt.number,
-        "mode": attempt.policy.name,
-        "prompt_tokens": filling.account.tokens,
-        # Without the one that stopped it.
-        "output_tokens": sum(1 for token in tokens if token.last != "stop"),
-        "opened_at": attempt.recorder.since_start(attempt.opened),
-        "redone_tokens": filling.account.redone,
-        "phases": seq.phases.seconds,
-    }
+    recorder: Recorder
+    codec: Codec
+    node: Node
+    attempt: int
+    opened: float = 0.0
+    ready: float | None = None
+    begins: tuple[int, ...] = ()
+    tokens: list[Token] = field(default_factory=list)
+    sampled: int | None = None
+    stopped: bool = False
+    written: bool = False
 
-
-def _steps(attempt: Attempt, filling: Filling, ready: float) -> list[SegmentStep]:
-    return [
-        attempt.recorder.write(
-            SegmentStep,
-            node=attempt.node.name,
-            attempt=attempt.number,
-            index=index,
-            **{**entry.fields(ready), **_lent(attempt, entry)},
-            text=_text(attempt, entry, opening=index == 0),
+    def finished(
+        self, seq: EngineSequence, filling: Filling, tokens: Sequence[Token], sent: MessageSent
+    ) -> Call:
+        """Write the segments of a call that has answered, and the call."""
+        self.written = True
+        if seq.arrivals is not None:
+            filling.usage.restate(*seq.arrivals)
+        clock = self.recorder.since_start
+        ready = self.opened if self.ready is None else self.ready
+        steps = self._segments(filling, ready)
+        report = self.recorder.write(
+            CallFinished,
+            **self._common(seq, filling, filling.policy, tokens),
+            gate=filling.decision,
+            dense=filling.dense,
+            exact=seq.exact,
+            ready_at=clock(ready),
+            first_token_at=clock(tokens[0].at),
+            finished_at=clock(tokens[-1].at),
+            ttft_s=tokens[0].at - ready,
+            decode_s=tokens[-1].at - tokens[0].at,
+            ahead_s=filling.ahead_s,
+            first_token=self.sampled,
+            stop="stop" if self.stopped else tokens[-1].last or "length",
+            offsets=filling.policy.options.offsets,
+            base_tokens=filling.base_tokens,
         )
-        for index, entry in sorted(filling.account.entries.items())
-    ]
+        return Call(report=report, steps=steps, message=sent)
 
+    def interrupted(self, seq: EngineSequence, filling: Filling) -> Interrupted:
+        """Write what is known of a call that is cancelled: its prompt, and its answer so far."""
+        self.written = True
+        now, clock = time.perf_counter(), self.recorder.since_start
+        tokens = self.tokens
+        ids = [*self.begins, *(token.id for token in tokens if token.last != "stop")]
+        steps = self._segments(filling, now if self.ready is None else self.ready)
+        report = self.recorder.write(
+            CallInterrupted,
+            **self._common(seq, filling, filling.policy, tokens),
+            gate=filling.decision if filling.done else "",
+            text=self.codec.decode(ids) if tokens else "",
+            ready_at=None if self.ready is None else clock(self.ready),
+            first_token_at=clock(tokens[0].at) if tokens else None,
+            finished_at=clock(now),
+        )
+        return report, steps
 
-def _lent(attempt: Attempt, entry: Entry) -> dict[str, str]:
-    """What a step says of a loan that was used."""
-    loan = attempt.borrowed.get(entry.name) if entry.realigned else None
-    if loan is None:
-        return {}
-    reason = f"{entry.reason}; KV from the prompt of {loan.lender}"
-    return {"lender": loan.lender, "reason": reason}
+    def _common(
+        self, seq: EngineSequence, filling: Filling, policy: Policy, tokens: Sequence[Token]
+    ) -> dict[str, object]:
+        """What is known of every call, however it ended."""
+        return {
+            "node": self.node.name,
+            "agent": self.node.agent.name,
+            "round": self.node.round,
+            "attempt": self.attempt,
+            "mode": policy.name,
+            "prompt_tokens": filling.usage.tokens,
+            # Without the one that stopped it.
+            "output_tokens": sum(1 for token in tokens if token.last != "stop"),
+            "opened_at": self.recorder.since_start(self.opened),
+            "redone_tokens": filling.usage.wasted,
+            "phases": dict(seq.phases.seconds),
+        }
 
+    def _segments(self, filling: Filling, ready: float) -> list[SegmentStep]:
+        return [
+            self.recorder.write(
+                SegmentStep,
+                node=self.node.name,
+                attempt=self.attempt,
+                **usage.fields(ready),
+                text=self._text(usage),
+            )
+            for usage in filling.usage.segments
+        ]
 
-def _text(attempt: Attempt, entry: Entry, *, opening: bool) -> int | None:
-    ids = tuple(entry.ids)
-    spell = partial(spelled, attempt.engine.codec, ids, opening=opening)
-    return attempt.recorder.text((ids, opening), spell)
+    def _text(self, usage: SegmentUsage) -> int | None:
+        opening = usage.index == 0
+        spell = partial(spelled, self.codec, usage.ids, opening=opening)
+        return self.recorder.text((usage.ids, opening), spell)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcomm.message import TextCodec
-from kvcomm.runtime.draft import Detokenizer
+from kvcomm.runtime.message_stream import Detokenizer
 from kvcomm.trace.events import Event
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from kvcomm.trace.events import CallFinished
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.run import TraceRun
 from kvcomm.trace.text import plain, plural, seconds, share, shorten
 
 # A wait is worth a word from this share of the run on.
@@ -15,35 +14,29 @@ LONG = 0.15
 
 def warnings(run: TraceRun) -> list[str]:
     """What was lost, missed or above the target, with the reasons that the run gave."""
-    return [
-        *_retries(run),
-        *_audits(run),
-        *_lost(run),
-        *_tools(run),
-        *_dropped(run),
-    ]
+    return list(_warnings(run))
 
 
 def advice(run: TraceRun) -> list[str]:
     """What to change, most valuable first. Nothing where nothing would help."""
     if not run.finished or run.finished.totals.wall_s <= 0:
         return []
+    wall_s = run.finished.totals.wall_s
     return [
-        *_late(run),
+        *_late(run, wall_s),
         *_rewritten(run),
-        *_gated(run),
         *_learning(run),
         *_shared(run),
-        *_decoding(run),
+        *_decoding(run, wall_s),
     ]
 
 
-def _retries(run: TraceRun) -> Iterator[str]:
+def _warnings(run: TraceRun) -> Iterator[str]:
+    for event in run.events:
+        if event.kind == "restart":
+            yield shorten(event.error, 100)
     for retry in run.retries:
         yield f"{retry.node} failed and was tried again: {shorten(retry.error, 100)}"
-
-
-def _audits(run: TraceRun) -> Iterator[str]:
     for audit in run.audits():
         if audit.error:
             yield f"{audit.node}: an audit failed: {shorten(audit.error, 100)}"
@@ -52,42 +45,30 @@ def _audits(run: TraceRun) -> Iterator[str]:
                 f"{audit.node}: divergence {audit.divergence:.4f} is above the target of "
                 f"{audit.target:g} (one call; the promise is about their mean)"
             )
-
-
-def _lost(run: TraceRun) -> Iterator[str]:
     for view in run.calls:
         for step in view.steps:
             if "planned:" in step.reason:
                 yield f"{view.node}: {{{step.name}}} {plain(step.reason)}"
         if view.message and "no room" in view.message.reason:
             yield f"{view.node}: its message went without KV: {plain(view.message.reason)}"
-
-
-def _tools(run: TraceRun) -> Iterator[str]:
     for tool in run.tools:
         for name in tool.cut:
             yield f"{tool.node}: {name} was cut after {plural(tool.tokens[name], 'token')}"
-
-
-def _dropped(run: TraceRun) -> Iterator[str]:
-    for call in _calls(run):
+    for call in run.done:
         if call.redone_tokens:
             yield f"{call.node}: {plural(call.redone_tokens, 'token')} computed for nothing"
 
 
-def _late(run: TraceRun) -> Iterator[str]:
+def _late(run: TraceRun, wall_s: float) -> Iterator[str]:
     """A node with several inputs that waits for one of them alone."""
-    assert run.finished
-    done = {call.node: call.finished_at for call in _calls(run)}
+    done = {call.node: call.finished_at for call in run.done}
     for info in run.started.nodes:
         ends = sorted(((done[name], name) for name in info.senders if name in done), reverse=True)
-        if len(ends) > 1:
-            gap = ends[0][0] - ends[1][0]
-            if gap > LONG * run.finished.totals.wall_s:
-                yield (
-                    f"{info.name} waits for {ends[0][1]}, which ends {seconds(gap)} after all its "
-                    "other inputs: give it fewer tokens, or less to wait for itself"
-                )
+        if len(ends) > 1 and (gap := ends[0][0] - ends[1][0]) > LONG * wall_s:
+            yield (
+                f"{info.name} waits for {ends[0][1]}, which ends {seconds(gap)} after all its "
+                "other inputs: give it fewer tokens, or less to wait for itself"
+            )
 
 
 def _rewritten(run: TraceRun) -> Iterator[str]:
@@ -101,24 +82,18 @@ def _rewritten(run: TraceRun) -> Iterator[str]:
             )
 
 
-def _gated(run: TraceRun) -> Iterator[str]:
-    if run.started.mode != "kvcomm":
-        return
-    dense = [call for call in _calls(run) if call.dense]
-    if dense and len(dense) * 2 >= len(_calls(run)):
+def _learning(run: TraceRun) -> Iterator[str]:
+    """Calls of a mode that learns, which it knew too little for."""
+    dense = [call for call in run.done if call.dense]
+    if run.started.mode == "kvcomm" and dense and len(dense) * 2 >= len(run.done):
         gates = Counter(call.gate.split(":")[-1].strip().split(",")[0] for call in dense)
         reason, _ = gates.most_common(1)[0]
         yield (
-            f"{len(dense)} of {plural(len(_calls(run)), 'call')} fell back to dense, mostly as "
+            f"{len(dense)} of {plural(len(run.done), 'call')} fell back to dense, mostly as "
             f"{plain(reason)}. Anchors need texts of like length and content; --reuse auto does not"
         )
-
-
-def _learning(run: TraceRun) -> Iterator[str]:
-    if run.started.mode != "auto":
-        return
-    waiting = [call for call in _calls(run) if "too little learned" in call.gate]
-    if waiting:
+    waiting = [call for call in run.done if "too little learned" in call.gate]
+    if run.started.mode == "auto" and waiting:
         yield (
             f"auto has seen too little for {plural(len(waiting), 'call')}: it learns from every "
             "run with the same agents (keep --state), and was exact until then"
@@ -144,26 +119,13 @@ def _shared(run: TraceRun) -> Iterator[str]:
             )
 
 
-def _decoding(run: TraceRun) -> Iterator[str]:
-    assert run.finished
-    decoding = _union([(c.first_token_at, c.finished_at) for c in _calls(run)])
-    part = decoding / run.finished.totals.wall_s
-    if part > 0.8:
+def _decoding(run: TraceRun, wall_s: float) -> Iterator[str]:
+    decoding, reached = 0.0, 0.0  # what overlaps counts once
+    for begin, end in sorted((call.first_token_at, call.finished_at) for call in run.done):
+        decoding += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    if (part := decoding / wall_s) > 0.8:
         yield (
             f"decoding takes {min(part, 1):.0%} of the run, and no reuse mode shortens it: shorter "
             "answers (--max-tokens) would"
         )
-
-
-def _union(spans: list[tuple[float, float]]) -> float:
-    """Seconds covered by any of the spans."""
-    total, reached = 0.0, 0.0
-    for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
-    return total
-
-
-def _calls(run: TraceRun) -> list[CallFinished]:
-    views: list[CallView] = run.calls
-    return [view.call for view in views if view.call]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
 from kvcomm.prompt import common_prefix
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.events import MessageSent
+from kvcomm.trace.run import CallView, TraceRun
+from kvcomm.trace.tables import facts, plain_table
 from kvcomm.trace.text import listed, number, plain, shorten
 
 AROUND = 32
@@ -43,7 +45,7 @@ class Pair:
     @property
     def same_characters(self) -> int | None:
         """Characters that both texts begin with; None when they are equal to the end."""
-        one, other = (v.message.text if v and v.message else "" for v in (self.first, self.second))
+        one, other = (message.text if message else "" for message in self.messages)
         return None if one == other else common_prefix(one, other)
 
     @property
@@ -52,9 +54,14 @@ class Pair:
 
         Older traces hold no ids.
         """
-        one, other = (v.message.ids if v and v.message else [] for v in (self.first, self.second))
+        one, other = (message.ids if message else [] for message in self.messages)
         known = self.comparable and one and other and self.same_characters is not None
         return common_prefix(one, other) if known else None
+
+    @property
+    def messages(self) -> list[MessageSent | None]:
+        """What the node said in either run."""
+        return [view.message if view else None for view in (self.first, self.second)]
 
     @property
     def parting(self) -> str:
@@ -87,10 +94,8 @@ def show_diff(first: TraceRun, second: TraceRun) -> RenderableType:
     """A table of both runs' calls, and the places where their texts part."""
     found = pairs(first, second)
     modes = (first.started.mode, second.started.mode)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("node", no_wrap=True)
-    for name in ("computed", "of prompt", "TTFT s", "shorter", "divergence", "parts at"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = (">computed", ">of prompt", ">TTFT s", ">shorter", ">divergence", ">parts at")
+    table = plain_table("node", *columns)
     for pair in found:
         table.add_row(Text(pair.node), *_cells(pair))
     notes = [Text(line) for line in _notes(first, second)]
@@ -110,32 +115,33 @@ def _label(run: TraceRun) -> str:
 
 def _notes(first: TraceRun, second: TraceRun) -> list[str]:
     """What else is different, and would explain differences."""
-    notes = []
-    for name in ("model", "dtype", "device", "graph", "seed"):
-        values = [getattr(run.started, name) for run in (first, second)]
-        if values[0] != values[1]:
-            notes.append(f"other {name}: {values[0]} and {values[1]}")
-    if first.started.inputs != second.started.inputs:
+    one, other = first.started, second.started
+    notes = [
+        f"other {name}: {getattr(one, name)} and {getattr(other, name)}"
+        for name in ("model", "dtype", "device", "graph", "seed")
+        if getattr(one, name) != getattr(other, name)
+    ]
+    if one.inputs != other.inputs:
         notes.append("other inputs")
-    ends = [run.finished.totals.wall_s if run.finished else None for run in (first, second)]
-    if ends[0] and ends[1]:
+    ends = [run.finished.totals.wall_s if run.finished else 0 for run in (first, second)]
+    if all(ends):
         notes.append(f"end to end {number(ends[0])} s and {number(ends[1])} s")
     return notes
 
 
 def _cells(pair: Pair) -> list[str]:
-    one, other = _numbers(pair.first), _numbers(pair.second)
+    sides = [_numbers(pair.first), _numbers(pair.second)]
 
-    def both(name: str, write: Any) -> str:
-        return " → ".join("–" if side is None else write(side[name]) for side in (one, other))
+    def both(name: str, write: Callable[[Any], str]) -> str:
+        return " → ".join("–" if side is None else write(side[name]) for side in sides)
 
-    ratio = one["ttft_s"] / other["ttft_s"] if one and other and other["ttft_s"] else None
-    audited = [s["divergence"] for s in (one, other) if s and s["divergence"] is not None]
+    first, second = (side["ttft_s"] if side else 0 for side in sides)
+    audited = [s["divergence"] for s in sides if s and s["divergence"] is not None]
     return [
         both("computed_tokens", lambda v: f"{v:,}"),
         both("prompt_tokens", lambda v: f"{v:,}"),
         both("ttft_s", number),
-        "–" if ratio is None else f"{ratio:.1f}×",
+        f"{first / second:.1f}×" if all(sides) and second else "–",
         f"{audited[-1]:.4f}" if audited else "",
         pair.parting.split(" (")[0] or "same",
     ]
@@ -145,14 +151,12 @@ def _parting(pair: Pair, modes: tuple[str, str]) -> list[RenderableType]:
     at = pair.same_characters
     if at is None or not (pair.first and pair.second):
         return []
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for mode, view in zip(modes, (pair.first, pair.second), strict=True):
-        text = plain(view.message.text) if view.message else ""
+    lines = []
+    for mode, message in zip(modes, pair.messages, strict=True):
+        text = plain(message.text) if message else ""
         before = "…" if at > AROUND else ""
-        grid.add_row(f"  {mode}", Text(before + shorten(text[max(0, at - AROUND) :], 120)))
-    return [Text(f"{pair.node} parts at {pair.parting}", style="bold"), grid]
+        lines.append((f"  {mode}", before + shorten(text[max(0, at - AROUND) :], 120)))
+    return [Text(f"{pair.node} parts at {pair.parting}", style="bold"), facts(lines, style="")]
 
 
 def _numbers(view: CallView | None) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ class _Event(BaseModel):
 
 
 class NodeInfo(BaseModel):
-    """One node of the graph, as the run saw it; `replica`: where it asked to run."""
+    """One node of the graph, as the run saw it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -33,7 +33,6 @@ class NodeInfo(BaseModel):
     senders: list[str] = []
     exact: bool = False
     tool: bool = False
-    replica: int | None = None
 
 
 class RunStarted(_Event):
@@ -92,13 +91,13 @@ class PromptText(_Event):
 
 
 class SegmentStep(_Event):
-    """How one segment entered the row: `computed + prefix + realigned = tokens`.
+    """How one segment entered the sequence: `computed + prefix + realigned = tokens`.
 
-    `ahead` counts the tokens that were in the row before the last input was complete. Of a
-    realigned segment `positions` are the `[start, end)` ranges that were computed, and `corrected`
-    says whether offsets were added to base KV or it was only rotated. That KV is of the prompt of
-    `lender`, where this is not empty. `text` is the id of a
-    `PromptText`: the texts of a call's steps, one behind the other, are its prompt.
+    `way` is its source. `ahead` counts the tokens that were prefilled before the last input was
+    complete. Of a realigned segment `positions` are the `[start, end)` ranges that were computed,
+    and `corrected` says whether offsets were added to base KV or it was only rotated. That KV is of
+    the prompt of `lender`, where this is not empty. `text` is the id of a `PromptText`: the texts
+    of a call's steps, one behind the other, are its prompt.
     """
 
     kind: Literal["step"] = "step"
@@ -146,12 +145,19 @@ class MessageSent(_Event):
     reason: str
     ids: list[int] = []
 
+    @property
+    def behind(self) -> str:
+        """What lies behind the text, in words."""
+        if self.handle is None:
+            return "text only"
+        return f"KV behind {self.covered:,} of them, {'exact' if self.exact else 'approximate'}"
+
 
 class CallFinished(_Event):
     """One finished call. `ready_at`: the last producer's final token was sampled.
 
-    `ahead_s` was spent on the row before that, `first_token` is the id that was sampled first.
-    `phases` are seconds spent in the engine for this call: offsets (verdicts and predictions),
+    `ahead_s` was spent on prefilling before that, `first_token` is the id that was sampled first.
+    `phases` are seconds spent in the engine for this call: offsets (what is predicted),
     rotate, fill, forward, first token (from the prompt's last forward on), decode, observe.
     `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
     offset models corrected realigned KV.
@@ -184,15 +190,15 @@ class CallFinished(_Event):
 
     @property
     def ahead_from(self) -> float:
-        """Where work ahead is drawn: at the end of the wait, as its place is not recorded."""
+        """Where streaming prefill is drawn: at the end of the wait; its place is not recorded."""
         return max(self.opened_at, self.ready_at - self.ahead_s)
 
 
 class CallInterrupted(_Event):
     """A call that was cancelled under way: with its run, or at its agent's time limit.
 
-    Its `step` events are the segments that were in the row, and `text` is what was written so far,
-    as sampled. `ready_at` is None where an input was still missing, `first_token_at` where no token
+    Its `step` events are the segments that its sequence held, `text` what was written so far, as
+    sampled. `ready_at` is None where an input was still missing, `first_token_at` where no token
     was sampled yet.
     """
 
@@ -253,6 +259,11 @@ class Audited(_Event):
     tokens: int = 0
     error: str = ""
 
+    @property
+    def what(self) -> str:
+        """What was compared, in words."""
+        return f"{'audit' if self.used else 'probe'} of {self.level}"
+
 
 class Retried(_Event):
     """An attempt failed and the node starts again after `wait_s`."""
@@ -283,6 +294,13 @@ class Failed(_Event):
         return self.error + told
 
 
+class Restarted(_Event):
+    """The run was begun again on another replica: nothing before it counts but the `run` event."""
+
+    kind: Literal["restart"] = "restart"
+    error: str
+
+
 class Totals(BaseModel):
     """Tokens over all prompts and answers of a run; `extra` is work beside them.
 
@@ -302,7 +320,7 @@ class Totals(BaseModel):
 
 
 class RunFinished(_Event):
-    """The last line of a trace that ended by itself or by Ctrl-C; `calls` finished in it."""
+    """How a run ended, by itself or by Ctrl-C; `calls` finished in it. Only audits come behind."""
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed", "interrupted"]
@@ -325,6 +343,7 @@ Event = Annotated[
     | Audited
     | Retried
     | Failed
+    | Restarted
     | RunFinished,
     Field(discriminator="kind"),
 ]

@@ -49,6 +49,12 @@ def levels(senders: Senders) -> list[list[str]]:
     return placed
 
 
+def marked(answer: bool, exact: bool, tool: bool) -> str:
+    """What a drawing says beside a node."""
+    known = {"answer": answer, "exact": exact, "tool": tool}
+    return ", ".join(word for word, holds in known.items() if holds)
+
+
 def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
     """The drawing; `notes` are words behind a node (answer, exact). Of many nodes, the first."""
     by_level = levels(senders)

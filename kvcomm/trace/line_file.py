@@ -24,6 +24,10 @@ class LineFile:
                 self._file.truncate(whole)
             raise
 
+    def clear(self) -> None:
+        """Remove all lines. Raises `OSError`."""
+        self._file.truncate(0)
+
     @property
     def closed(self) -> bool:
         """Whether it takes no more lines."""

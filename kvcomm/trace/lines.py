@@ -29,9 +29,8 @@ def event_line(event: Event) -> str | None:
         took = seconds(event.finished_at - event.ready_at)
         return f"{event.node} found {plural(len(event.texts), 'text')} in {took}"
     if event.kind == "audit":
-        what = "audit" if event.used else "probe"
         found = "failed" if event.divergence is None else f"divergence {event.divergence:.4f}"
-        return f"{event.node}, {what} of {event.level}: {found}"
+        return f"{event.node}, {event.what}: {found}"
     if event.kind == "retry":
         again = f"tries again in {seconds(event.wait_s)}"
         return f"{event.node} failed: {shorten(event.error, 100)}; {again}"

@@ -14,8 +14,8 @@ log = logging.getLogger("kvcomm.run")
 class RunLog:
     """A listener that writes to the logger `kvcomm.run`; `run` begins every line.
 
-    Calls, tools and the end of a run are INFO; retries and nodes that failed are WARNING. It keeps
-    nothing and spells nothing while the logger's level lies above.
+    Calls, tools and the end of a run are INFO; retries, restarts and nodes that failed are WARNING.
+    It keeps nothing and spells nothing while the logger's level lies above.
     """
 
     def __init__(self, run: str) -> None:
@@ -29,6 +29,9 @@ class RunLog:
                 "run=%s node=%s attempt=%d failed, tried again in %.3g s: %s",
                 *(self._run, event.node, event.attempt, event.wait_s, _line(event.error)),
             )
+        elif event.kind == "restart":
+            self._tokens.clear()
+            log.warning("run=%s %s", self._run, _line(event.error))
         elif event.kind == "error":
             who = f" node={event.node}" if event.node else ""
             log.warning("run=%s%s failed: %s", self._run, who, _line(event.said))

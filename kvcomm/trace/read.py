@@ -1,149 +1,40 @@
-"""Reading a trace back, whole or cut off."""
+"""Reading a trace: whole or cut off, its two ends alone, or while it is written."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
 from kvcomm.errors import TraceError
-from kvcomm.trace.events import (
-    Audited,
-    CallFinished,
-    CallInterrupted,
-    Event,
-    Failed,
-    MessageSent,
-    NodeStarted,
-    PromptText,
-    Retried,
-    RunFinished,
-    RunStarted,
-    SegmentStep,
-    StateRead,
-    ToolFinished,
-    parse_event,
-)
+from kvcomm.trace.events import Audited, Event, RunFinished, RunStarted, parse_event
 from kvcomm.trace.record import TRACE_FILE
+from kvcomm.trace.run import TraceRun
 
 # In bytes; the longest lines hold a run's inputs.
 LONGEST = 1 << 25
 MOST = 1e100
-OF_CALLS = (NodeStarted, SegmentStep, MessageSent, CallFinished, CallInterrupted, Audited)
-COUNTS = ("computed", "prefix", "realigned", "ahead")
+# The last line is looked for in so many bytes, and where it is longer, in more.
+WINDOW = 1 << 14
+# A line tells its kind at its beginning; behind it there may be texts of any kind.
+CALL = re.compile(rb'"kind" ?: ?"call"')
+BEGINNING = 200
+WAIT_S = 0.1
 
 
-@dataclass
-class CallView:
-    """Everything a trace says of one attempt at a node.
+@dataclass(frozen=True)
+class Ends:
+    """A run's first event, its last if it ended by itself, and how many calls finished in it."""
 
-    `call` is there once it has finished, `interrupted` if it was cancelled under way instead.
-    """
-
-    node: str
-    attempt: int
-    steps: list[SegmentStep] = field(default_factory=list)
-    message: MessageSent | None = None
-    call: CallFinished | None = None
-    interrupted: CallInterrupted | None = None
-    audits: list[Audited] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """The node, and which attempt when it is not the first."""
-        return self.node if self.attempt == 1 else f"{self.node} #{self.attempt}"
-
-    @property
-    def prompt_tokens(self) -> int:
-        """The length of the prompt, as far as it is known."""
-        return self.call.prompt_tokens if self.call else sum(step.tokens for step in self.steps)
-
-    @property
-    def output_tokens(self) -> int | None:
-        """The tokens that were sampled; None where the trace does not say."""
-        known = self.call or self.interrupted
-        return known.output_tokens if known else None
-
-    @property
-    def moments(self) -> tuple[float, float, float, float, float] | None:
-        """When it waited, worked ahead, prefilled and decoded: the begins of each, and the end.
-
-        An interrupted call is in its last part when it ends. None for a call without times.
-        """
-        if call := self.call:
-            begins = (call.opened_at, call.ahead_from, call.ready_at, call.first_token_at)
-            return (*begins, call.finished_at)
-        if cut := self.interrupted:
-            end = cut.finished_at
-            ready = end if cut.ready_at is None else cut.ready_at
-            first = end if cut.first_token_at is None else cut.first_token_at
-            return cut.opened_at, max(cut.opened_at, ready), ready, first, end
-        return None
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """How the prompt's tokens were obtained, over all segments."""
-        return {name: sum(getattr(step, name) for step in self.steps) for name in COUNTS}
-
-    @property
-    def divergence(self) -> float | None:
-        """What an audit measured of the call itself; probes beside it do not count."""
-        found = [audit.divergence for audit in self.audits if audit.used]
-        return next((value for value in found if value is not None), None)
-
-
-@dataclass
-class TraceRun:
-    """A run as its trace tells it. `finished` is None for a run that was cut off."""
-
-    path: Path
     started: RunStarted
-    calls: list[CallView]
-    tools: list[ToolFinished]
     finished: RunFinished | None
-    state: list[StateRead]
-    retries: list[Retried]
-    errors: list[Failed]
-    events: list[Event]
-    skipped: int
-    texts: dict[int, str] = field(default_factory=dict)
-
-    def text(self, step: SegmentStep) -> str | None:
-        """The text of a segment; None in a trace that holds no texts."""
-        return None if step.text is None else self.texts.get(step.text)
-
-    def audits(self) -> list[Audited]:
-        """What was measured of the calls, in their order."""
-        return [audit for view in self.calls for audit in view.audits]
-
-    def last_calls(self) -> list[CallView]:
-        """The last attempt at every node, in the order in which they began."""
-        last: dict[str, CallView] = {}
-        for view in self.calls:
-            last.pop(view.node, None)
-            last[view.node] = view
-        return list(last.values())
-
-    @cached_property
-    def senders(self) -> dict[str, list[str]]:
-        """Whom every node hears."""
-        return {info.name: info.senders for info in self.started.nodes}
-
-    @cached_property
-    def counts(self) -> list[str]:
-        """The counts that are not zero all over the run: a dense run needs none but `computed`."""
-        steps = [step for view in self.calls for step in view.steps]
-        return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
-
-    @cached_property
-    def attempts(self) -> dict[str, int]:
-        """The number of every node's last attempt."""
-        return {view.node: view.attempt for view in self.last_calls()}
+    calls: int
 
 
 def find_run(name: str, root: Path = Path("runs")) -> Path:
@@ -164,24 +55,101 @@ def read_trace(path: Path) -> TraceRun:
     """
     events: list[Event] = []
     skipped = 0
-    with opened(path) as file:
-        for line in whole_lines(file):
+    with _opened(path) as file:
+        for line in _whole_lines(file):
             if (event := read_event(line)) is not None:
                 events.append(event)
             elif line.strip():
                 skipped += 1
     if not events or not isinstance(events[0], RunStarted):
-        raise no_run(path)
-    return _assemble(path, events, skipped)
+        raise _no_run(path)
+    return TraceRun(path, events[0], events, skipped)
 
 
-def no_run(path: Path) -> TraceError:
+def read_ends(path: Path) -> Ends:
+    """The ends of a trace. Raises `TraceError` when it cannot be read or holds no run.
+
+    The calls of a run that was cut off, or that an older version recorded, are counted: that reads
+    the file, but parses none of it.
+    """
+    with _opened(path) as file:
+        started = _first(path, file)
+        rest = file.tell()
+        last = _last(file)
+        finished = last if isinstance(last, RunFinished) else None
+        if finished is not None and finished.calls is not None:
+            return Ends(started, finished, finished.calls)
+        file.seek(rest)
+        calls = sum(1 for line in _whole_lines(file) if CALL.search(line, 0, BEGINNING))
+        return Ends(started, finished, calls)
+
+
+def read_start(path: Path) -> RunStarted:
+    """The first event alone. Raises `TraceError` when there is none, or it is no run's."""
+    with _opened(path) as file:
+        return _first(path, file)
+
+
+def _first(path: Path, file: BinaryIO) -> RunStarted:
+    """The first event; lines that are no event are passed over."""
+    for line in _whole_lines(file):
+        if (event := read_event(line)) is not None:
+            if isinstance(event, RunStarted):
+                return event
+            break
+    raise _no_run(path)
+
+
+def _last(file: BinaryIO) -> Event | None:
+    """The last event but for audits, which may stand behind the end; found backwards."""
+    size = file.seek(0, 2)
+    window = WINDOW
+    while True:
+        begin = max(size - window, 0)
+        file.seek(begin)
+        # Of the first line in the window only the end may be there: alone, it is no event.
+        for line in reversed(file.read(size - begin).split(b"\n")):
+            event = read_event(line)
+            if event is not None and not isinstance(event, Audited):
+                return event
+        if begin == 0 or window >= LONGEST:
+            return None
+        window *= 8
+
+
+def follow(path: Path, *, wait_s: float = WAIT_S) -> Iterator[Event]:
+    """The events of the file from its beginning, and those that come, up to the end of the run.
+
+    A line counts when it is whole. Lines that are no event are passed over.
+    """
+    with path.open("rb") as file:
+        pending = b""
+        while True:
+            data = file.read(1 << 16)
+            if not data:
+                if path.stat().st_size < file.tell():  # the run began again
+                    file.seek(0)
+                    pending = b""
+                time.sleep(wait_s)
+                continue
+            *lines, pending = (pending + data).split(b"\n")
+            # What is longer than any event is none; its rest is none either.
+            pending = pending[:LONGEST]
+            for line in lines:
+                if (event := read_event(line)) is None:
+                    continue
+                yield event
+                if event.kind == "end":
+                    return
+
+
+def _no_run(path: Path) -> TraceError:
     """What is wrong with a file whose first event is not a run's."""
     return TraceError(f"{path} is not a trace: it does not begin with a `run` event")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     """The file, open for reading. Raises `TraceError` where that fails, now or later."""
     try:
         # A pipe or a device would never end.
@@ -193,7 +161,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise TraceError(f"cannot read {path}: {error.strerror}") from None
 
 
-def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file; of one that is longer than any event, its beginning."""
     while line := file.readline(LONGEST):
         yield line
@@ -223,39 +191,3 @@ def _measured(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_measured, value))
     return True
-
-
-def _assemble(path: Path, events: list[Event], skipped: int) -> TraceRun:
-    views: dict[tuple[str, int], CallView] = {}
-    run = TraceRun(path, events[0], [], [], None, [], [], [], events, skipped)  # type: ignore[arg-type]
-    tools = {info.name for info in run.started.nodes if info.tool}
-    for event in events:
-        if isinstance(event, NodeStarted) and event.node in tools:
-            continue
-        if isinstance(event, OF_CALLS):
-            key = (event.node, event.attempt)
-            view = views.setdefault(key, CallView(*key))
-            if isinstance(event, SegmentStep):
-                view.steps.append(event)
-            elif isinstance(event, MessageSent):
-                view.message = event
-            elif isinstance(event, CallFinished):
-                view.call = event
-            elif isinstance(event, CallInterrupted):
-                view.interrupted = event
-            elif isinstance(event, Audited):
-                view.audits.append(event)
-        elif isinstance(event, PromptText):
-            run.texts[event.id] = event.text
-        elif isinstance(event, ToolFinished):
-            run.tools.append(event)
-        elif isinstance(event, RunFinished):
-            run.finished = event
-        elif isinstance(event, StateRead):
-            run.state.append(event)
-        elif isinstance(event, Retried):
-            run.retries.append(event)
-        elif isinstance(event, Failed):
-            run.errors.append(event)
-    run.calls = list(views.values())
-    return run

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcomm.errors import UsageError
-from kvcomm.trace.events import Event, PromptText, _Event
+from kvcomm.trace.events import Event, PromptText, Restarted, _Event
 from kvcomm.trace.line_file import LineFile
 
 log = logging.getLogger("kvcomm.run")
@@ -46,18 +46,34 @@ class Recorder:
     """Appends events to a trace and stamps them with the seconds since it began.
 
     `listeners` see every event as it is written (progress displays). A recorder without a folder
-    only calls its listeners. A trace that cannot be written (a full disk) ends there, whole lines
-    only, and a listener that raises hears nothing more: the run is worth more than what is told of
-    it. `warnings` say what was lost.
+    only calls its listeners, and with texts of prompts only if they want `texts`. A trace that
+    cannot be written (a full disk) ends there, whole lines only, and a listener that raises hears
+    nothing more: the run is worth more than what is told of it. `warnings` say what was lost.
+    `on_close` is called when all who write are done.
     """
 
-    def __init__(self, folder: Path | None, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        listeners: Sequence[Listener] = (),
+        *,
+        texts: bool = False,
+        on_close: Callable[[], object] = lambda: None,
+    ) -> None:
         self.path = folder
         self.warnings: list[str] = []
+        self._wants_texts = texts or folder is not None
+        self._first = ""
         self._listeners = list(listeners)
         self._start = time.perf_counter()
         self._file = LineFile(folder / TRACE_FILE, anew=True) if folder else None
         self._texts: dict[Hashable, int] = {}
+        self._holders = 1
+        self._on_close = on_close
+
+    def listen(self, listener: Listener) -> None:
+        """Call one more listener, before all others."""
+        self._listeners.insert(0, listener)
 
     def since_start(self, clock: float) -> float:
         """A `time.perf_counter()` reading as seconds since the run began."""
@@ -66,19 +82,36 @@ class Recorder:
     def write(self, kind: type[E], **fields: Any) -> E:
         """Record one event and return it."""
         event = kind(t=self.since_start(time.perf_counter()), **fields)
-        if self._file and not self._file.closed:
-            try:
-                self._file.append(event.model_dump_json())
-            except OSError as error:
-                why = error.strerror or error
-                self.warnings.append(f"the trace in {self.path} is cut short: {why}")
-                self._file.close()
+        self.append(event)
+        return event
+
+    def append(self, event: _Event) -> None:
+        """Record an event as it is."""
+        line = event.model_dump_json()
+        self._first = self._first or line
+        self._line(line)
         for listener in tuple(self._listeners):
             try:
                 listener(event)  # type: ignore[arg-type]
             except Exception as error:
                 self._drop(listener, error)
-        return event
+
+    def _line(self, line: str) -> None:
+        if self._file and not self._file.closed:
+            try:
+                self._file.append(line)
+            except OSError as error:
+                why = error.strerror or error
+                self.warnings.append(f"the trace in {self.path} is cut short: {why}")
+                self._file.close()
+
+    def begin_again(self, why: str) -> None:
+        """The run starts over: of its trace the first event stays, and one says `why`."""
+        if self._file and not self._file.closed:
+            self._file.clear()
+            self._line(self._first)
+        self._texts.clear()
+        self.write(Restarted, error=why)
 
     def _drop(self, listener: Listener, error: Exception) -> None:
         """A listener is broken: say so once, and go on without it."""
@@ -91,16 +124,23 @@ class Recorder:
     def text(self, key: Hashable, spell: Callable[[], str]) -> int | None:
         """The id of the text that `key` stands for; it is spelled and written when it is new.
 
-        None without a folder: no viewer will look for it.
+        None where nobody wants it.
         """
-        if self.path is None:
+        if not self._wants_texts:
             return None
         if key not in self._texts:
             self._texts[key] = len(self._texts)
             self.write(PromptText, id=self._texts[key], text=spell())
         return self._texts[key]
 
-    def close(self) -> None:
-        """Close the file; later events reach the listeners only."""
-        if self._file:
-            self._file.close()
+    def hold(self) -> None:
+        """Keep the file open for one more who writes; each of them has to `release` it."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """One who wrote is done; with the last one the file is closed."""
+        self._holders -= 1
+        if not self._holders:
+            if self._file:
+                self._file.close()
+            self._on_close()

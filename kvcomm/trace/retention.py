@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvcomm.errors import TraceError, UsageError
-from kvcomm.trace.ends import read_ends, read_start
+from kvcomm.trace.read import read_ends, read_start
 from kvcomm.trace.record import TRACE_FILE
 
 # How many are kept by default.

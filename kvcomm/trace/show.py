@@ -12,9 +12,10 @@ from rich.text import Text
 from kvcomm.errors import UsageError
 from kvcomm.trace.advice import advice, warnings
 from kvcomm.trace.events import Audited, Profiled, ToolFinished, Totals
-from kvcomm.trace.lanes import draw_lanes
-from kvcomm.trace.read import CallView, TraceRun
-from kvcomm.trace.show_calls import show_call, show_calls
+from kvcomm.trace.lanes import draw_lanes, marked
+from kvcomm.trace.run import CallView, TraceRun
+from kvcomm.trace.show_calls import CallTable, show_call
+from kvcomm.trace.tables import facts
 from kvcomm.trace.text import listed, plain, plural, seconds, share, shorten
 from kvcomm.trace.timeline import Timeline, slowest
 
@@ -33,15 +34,15 @@ def show_run(
     if node is not None:
         views = views_of(run, node)
         return Group(
-            show_calls(views),
+            CallTable(views),
             *(show_call(run, view, prompt=text, whole=text, times=True) for view in views),
         )
     parts: list[RenderableType] = [
         show_header(run, text=text),
         *_section("Graph", show_graph(run)),
-        *_section("Calls", show_calls(run.calls)),
+        *_section("Calls", CallTable(run.calls)),
     ]
-    if any(view.moments for view in run.calls) or run.tools:
+    if run.bars:
         parts += _section("Timeline", Timeline(run))
     if len(run.calls) > 1 and (slow := slowest(run)):
         parts += _section("Slowest", _points(slow))
@@ -87,29 +88,25 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
     ]
     if audits := show_audits(run.audits()):
         rows.append(("audits", audits))
-    rows += [("profile", _profile(event)) for event in run.events if isinstance(event, Profiled)]
-    rows += [("state", _state(event.path, event.reason)) for event in run.state]
-    rows += [
-        (name, plain(value) if text else shorten(value)) for name, value in started.inputs.items()
-    ]
+    for event in run.events:
+        if isinstance(event, Profiled):
+            priors = ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
+            rows.append(("profile", f"priors {priors}"))
+    for read in run.state:
+        rows.append(("state", plain(read.reason) + (f" ({read.path})" if read.path else "")))
+    texts = [*started.inputs.items()]
     if run.finished and run.finished.answer is not None:
-        answer = run.finished.answer
-        rows.append(("answer", plain(answer) if text else shorten(answer)))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    return grid
+        texts.append(("answer", run.finished.answer))
+    rows += [(name, plain(value) if text else shorten(value)) for name, value in texts]
+    return facts(rows)
 
 
 def status(run: TraceRun) -> str:
     """How the run ended, in words."""
     if run.finished is None:
-        done = [view for view in run.calls if view.call]
-        begun = len(run.calls) - len(done) - len(run.retries)
+        begun = len(run.calls) - len(run.done) - len(run.retries)
         open_calls = f", {plural(begun, 'call')} under way" if begun > 0 else ""
-        return f"cut off: {plural(len(done), 'call')} finished{open_calls}"
+        return f"cut off: {plural(len(run.done), 'call')} finished{open_calls}"
     total = run.finished.totals
     waited = f", after {seconds(total.queued_s)} in the queue" if total.queued_s >= 0.001 else ""
     cut = sum(1 for view in run.calls if view.interrupted and not view.call)
@@ -167,17 +164,9 @@ def show_graph(run: TraceRun) -> RenderableType:
     """The graph by level, the answer's node marked; one that no screen holds is not drawn."""
     if len(run.started.nodes) > MOST:
         return Text(f" {plural(len(run.started.nodes), 'node')}, too many to draw", style="dim")
+    answer = run.started.answer_node
     notes = {
-        info.name: ", ".join(
-            word
-            for word, holds in (
-                ("answer", info.name == run.started.answer_node),
-                ("exact", info.exact),
-                ("tool", info.tool),
-            )
-            if holds
-        )
-        for info in run.started.nodes
+        info.name: marked(info.name == answer, info.exact, info.tool) for info in run.started.nodes
     }
     drawing = draw_lanes({info.name: info.senders for info in run.started.nodes}, notes)
     return Padding(Text(drawing, no_wrap=True, overflow="ellipsis"), (0, 0, 0, 1), expand=False)
@@ -208,14 +197,6 @@ def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
     if run.skipped:
         notes.append(Text(f"{plural(run.skipped, 'line')} of the trace could not be read."))
     return ["", *notes] if notes else []
-
-
-def _profile(event: Profiled) -> str:
-    return "priors " + ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
-
-
-def _state(path: str | None, reason: str) -> str:
-    return f"{plain(reason)} ({path})" if path else plain(reason)
 
 
 def views_of(run: TraceRun, node: str) -> list[CallView]:

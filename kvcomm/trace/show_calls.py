@@ -10,9 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, MessageSent, SegmentStep
-from kvcomm.trace.read import COUNTS, CallView, TraceRun
-from kvcomm.trace.show_prompt import show_prompt
+from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, SegmentStep
+from kvcomm.trace.run import SOURCES, CallView, TraceRun
 from kvcomm.trace.text import number, plain, plural, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
@@ -21,10 +20,15 @@ WIDE = 120
 ROOMY, BAR = 96, 12
 # As many lines as a reader looks through.
 MOST = 500
+# One colour for every source of a token; the words beside them say the same.
+COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
 
 
-class _ByWidth:
-    """The call table: with the gate's words in it where the terminal is wide enough."""
+class CallTable:
+    """One line a call: prompt tokens and how they were obtained, TTFT, decoding, output tokens.
+
+    Where the terminal is wide enough there are bars, and the gate's words.
+    """
 
     def __init__(self, views: Sequence[CallView]) -> None:
         self._views = views
@@ -41,16 +45,20 @@ class _ByWidth:
         if wide:
             table.add_column("gate", overflow="fold")
         for view in self._views[:MOST]:
-            bar = [_bar(view, slowest)] if roomy else []
-            table.add_row(*_row(view), *bar, *([_gate(view)] if wide else []))
+            call, out = view.call, view.output_tokens
+            table.add_row(
+                Text(_title(view)),
+                f"{view.prompt_tokens:,}",
+                *(f"{count:,}" for count in view.tokens.values()),
+                number(call.ttft_s) if call else "–",
+                number(call.decode_s) if call else "–",
+                "–" if out is None else f"{out:,}",
+                *([_bar(view, slowest)] if roomy else []),
+                *([Text(plain(view.how))] if wide else []),
+            )
         yield table
         if len(self._views) > MOST:
             yield Text(f" and {len(self._views) - MOST:,} more", style="dim")
-
-
-def show_calls(views: Sequence[CallView]) -> RenderableType:
-    """One line a call: prompt tokens and how they were obtained, TTFT, decoding, output tokens."""
-    return _ByWidth(views)
 
 
 def show_call(
@@ -65,42 +73,46 @@ def show_call(
 
     `prompt` adds what was read, `times` the engine's phases; `whole` leaves the message uncut.
     """
-    senders = run.senders.get(view.node)
     title = Text(_title(view), style="bold")
-    if senders:
+    if senders := run.info(view.node).senders:
         title.append(f"  hears {', '.join(senders)}", style="not bold")
     parts: list[RenderableType] = []
-    if (done := view.call or view.interrupted) and (how := _how(done)):
-        parts.append(Text(how))
+    if view.call:
+        parts.append(Text(plain(view.how)))
+    elif view.interrupted and view.interrupted.gate:
+        parts.append(Text(plain(view.interrupted.gate)))
     if view.steps:
-        parts.append(show_segments(view.steps, run.counts))
+        parts.append(_segments(view.steps, run.counts))
     if view.call and times:
         parts.append(Text(_times(view.call)))
     if view.steps and prompt:
         parts.append(Padding(show_prompt(run, view.steps), (1, 0), expand=False))
     parts += [Text(show_audit(audit)) for audit in view.audits]
-    if view.message:
-        parts += show_message(view.message, whole=whole)
-    if view.interrupted:
-        parts += show_interrupted(view.interrupted, whole=whole)
+    if sent := view.message:
+        why = plain(sent.reason).removeprefix("text only: ")
+        parts.append(Text(f"sends {sent.tokens:,} tokens, {sent.behind}" + (why and f" ({why})")))
+        parts.append(_said(sent.text, whole))
+    if cut := view.interrupted:
+        parts.append(Text(_interrupted(cut), style="yellow"))
+        if cut.text:
+            parts.append(_said(cut.text, whole))
     parts += [Text(line, style="yellow") for line in _trouble(run, view)]
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
 
 def show_audit(audit: Audited) -> str:
     """What was measured behind one call."""
-    what = f"audit of {audit.level}" if audit.used else f"probe of {audit.level}"
     if audit.divergence is None:
-        return f"{what} failed: {plain(audit.error)}"
+        return f"{audit.what} failed: {plain(audit.error)}"
     bound = "" if audit.bound is None else f" (bound {audit.bound:.4f}, target {audit.target:g})"
     return (
-        f"{what}: divergence {audit.divergence:.4f}{bound}, at the first token "
+        f"{audit.what}: divergence {audit.divergence:.4f}{bound}, at the first token "
         f"{audit.first_divergence:.4f}, top-1 agreement {audit.top1_agreement:.0%}, "
         f"{'same' if audit.same_text else 'another'} text"
     )
 
 
-def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = COUNTS) -> RenderableType:
+def _segments(steps: Sequence[SegmentStep], columns: Sequence[str]) -> RenderableType:
     """Segments in prompt order; `columns` are the counts worth a column beside the tokens."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     table.add_column("segment", overflow="fold", min_width=9)
@@ -109,54 +121,53 @@ def show_segments(steps: Sequence[SegmentStep], columns: Sequence[str] = COUNTS)
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", ratio=1)
     for step in steps:
-        name = step.label
-        counts = [f"{getattr(step, column):,}" for column in columns]
-        table.add_row(Text(name), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
+        counts = (f"{getattr(step, column):,}" for column in columns)
+        table.add_row(Text(step.label), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
     return table
 
 
-def show_message(message: MessageSent, *, whole: bool = False) -> list[RenderableType]:
-    """The message's text, and what lies behind it."""
-    kv = f"KV behind {message.covered:,} of them" if message.handle else "text only"
-    lineage = "exact" if message.exact else "approximate"
-    facts = [kv, lineage] if message.handle else [kv]
-    why = plain(message.reason).removeprefix("text only: ")
-    reason = f" ({why})" if why else ""
-    line = Text(f"sends {message.tokens:,} tokens, {', '.join(facts)}{reason}")
-    body = plain(message.text) if whole else shorten(message.text)
-    return [line, Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)]
+def show_prompt(run: TraceRun, steps: Sequence[SegmentStep]) -> RenderableType:
+    """The text under each segment's sources, in the colour of most of its tokens.
+
+    Nothing is left out: `↵` stands where the prompt has a line break.
+    """
+    parts: list[RenderableType] = []
+    for step in steps:
+        text = run.text(step)
+        if text is None:
+            return Text("this trace holds no texts of prompts", style="dim")
+        body = plain(text).replace("\n", "↵\n").removesuffix("\n")
+        parts.append(Text.assemble((step.label, "bold"), "  ", sources(step)))
+        parts.append(Padding(Text(body, COLOURS[step.source]), (0, 0, 0, 2), expand=False))
+    return Group(*parts)
 
 
-def show_interrupted(cut: CallInterrupted, *, whole: bool = False) -> list[RenderableType]:
-    """How far a call had come, and what it had written."""
+def sources(step: SegmentStep) -> str:
+    """`1 computed, 23 realigned (24 ahead)`."""
+    counts = ((getattr(step, name), name) for name in SOURCES)
+    ahead = f" ({step.ahead:,} ahead)" if step.ahead else ""
+    return ", ".join(f"{count:,} {name}" for count, name in counts if count) + ahead
+
+
+def _said(text: str, whole: bool) -> RenderableType:
+    """What a node wrote: as it is, or its beginning on one line."""
+    body = plain(text) if whole else shorten(text)
+    return Padding(Text(body or "(empty)", style="italic"), (0, 0, 0, 2), expand=False)
+
+
+def _interrupted(cut: CallInterrupted) -> str:
+    """How far a call had come."""
     if cut.ready_at is None:
         where = "while it waited for its inputs"
     elif cut.first_token_at is None:
         where = "before its first token"
     else:
         where = f"after {plural(cut.output_tokens, 'token')}"
-    line = Text(f"interrupted {where}, at {seconds(cut.finished_at)}", style="yellow")
-    if not cut.text:
-        return [line]
-    body = plain(cut.text) if whole else shorten(cut.text)
-    return [line, Padding(Text(body, style="italic"), (0, 0, 0, 2), expand=False)]
+    return f"interrupted {where}, at {seconds(cut.finished_at)}"
 
 
 def _title(view: CallView) -> str:
     return view.node if view.attempt == 1 else f"{view.node} (attempt {view.attempt})"
-
-
-def _row(view: CallView) -> list[RenderableType]:
-    call = view.call
-    times = (number(call.ttft_s), number(call.decode_s)) if call else ("–", "–")
-    out = "–" if view.output_tokens is None else f"{view.output_tokens:,}"
-    return [
-        Text(_title(view)),
-        f"{view.prompt_tokens:,}",
-        *(f"{count:,}" for count in view.tokens.values()),
-        *times,
-        out,
-    ]
 
 
 def _bar(view: CallView, slowest: float) -> str:
@@ -166,43 +177,23 @@ def _bar(view: CallView, slowest: float) -> str:
     return "▓" * max(round(BAR * view.call.ttft_s / slowest), 1)
 
 
-def _gate(view: CallView) -> Text:
-    if view.call:
-        return Text(_how(view.call))
-    return Text("interrupted" if view.interrupted else "did not finish")
-
-
-def _how(call: CallFinished | CallInterrupted) -> str:
-    """What the mode decided for the call as a whole."""
-    if isinstance(call, CallInterrupted):
-        return plain(call.gate)
-    return plain(call.gate) or ("dense" if call.dense else "reuse")
-
-
 def _times(call: CallFinished) -> str:
     moments = (
         f"row opened at {seconds(call.opened_at)}, inputs complete at {seconds(call.ready_at)}, "
         f"first token at {seconds(call.first_token_at)}, done at {seconds(call.finished_at)} "
         f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})"
     )
-    phases = [f"{name} {seconds(value)}" for name, value in call.phases.items()]
-    work = [
-        f"{count:,} {what}"
-        for count, what in (
-            (call.base_tokens, "base tokens computed standalone"),
-            (call.redone_tokens, "tokens computed again after the row was dropped"),
-        )
-        if count
-    ]
-    return "\n".join([moments, *([", ".join(phases)] if phases else []), *work])
+    phases = ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items())
+    base = f"{call.base_tokens:,} base tokens computed standalone" if call.base_tokens else ""
+    again = f"{call.redone_tokens:,} tokens computed again after the row was dropped"
+    return "\n".join(filter(None, [moments, phases, base, again if call.redone_tokens else ""]))
 
 
 def _trouble(run: TraceRun, view: CallView) -> list[str]:
     lines = [
         f"attempt {retry.attempt} failed: {plain(retry.error)}; tried again after "
         f"{seconds(retry.wait_s)}"
-        for retry in run.retries
-        if (retry.node, retry.attempt) == (view.node, view.attempt)
+        for retry in run.retries_of(view.node, view.attempt)
     ]
     last = run.attempts.get(view.node) == view.attempt
     lines += [f"failed: {plain(e.said)}" for e in run.errors if e.node == view.node and last]

@@ -16,19 +16,21 @@ from textual.widgets.tree import TreeNode
 
 from kvcomm.trace.events import Event, SegmentStep
 from kvcomm.trace.lines import event_line
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.run import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
-from kvcomm.trace.show_calls import show_audit, show_call
-from kvcomm.trace.show_prompt import COLOURS, show_prompt
-from kvcomm.trace.text import number, plain, shorten
+from kvcomm.trace.show_calls import COLOURS, show_audit, show_call, show_prompt
+from kvcomm.trace.text import number, shorten
 from kvcomm.trace.timeline import Timeline
 
+NAMES = ("Prompt", "Timeline", "Audits", "Events")
 # So wide that a line fits a terminal of 80 columns, the tree beside it.
 BAR = 24
 # As many raw events as a reader scrolls through; `kvcomm trace tail` prints them all.
 EVENTS = 500
 # Above so many calls the first page is the header alone, and the tree has groups.
 MANY = 200
+
+TABS = {str(key): (name.lower(), name) for key, name in enumerate(NAMES, 1)}
 
 Subject = TraceRun | CallView | list[CallView] | str
 
@@ -48,10 +50,7 @@ class Viewer(App[None]):
         Binding("q", "quit", "Quit"),
         Binding("slash", "search", "Search"),
         Binding("n", "next", "Next hit"),
-        Binding("1", "tab('prompt')", "Prompt"),
-        Binding("2", "tab('timeline')", "Timeline"),
-        Binding("3", "tab('audits')", "Audits"),
-        Binding("4", "tab('events')", "Events"),
+        *(Binding(key, f"tab('{name}')", title) for key, (name, title) in TABS.items()),
         Binding("escape", "close_search", "Back", show=False),
     ]
 
@@ -66,12 +65,7 @@ class Viewer(App[None]):
         with Horizontal():
             yield self._tree()
             with TabbedContent(initial="prompt"):
-                for name, title in (
-                    ("prompt", "Prompt"),
-                    ("timeline", "Timeline"),
-                    ("audits", "Audits"),
-                    ("events", "Events"),
-                ):
+                for name, title in TABS.values():
                     with TabPane(title, id=name), VerticalScroll():
                         yield Static(id=f"{name}-body")
         yield Input(placeholder="search prompts, messages and reasons")
@@ -82,9 +76,8 @@ class Viewer(App[None]):
         run = self.trace
         tree: Tree[Subject] = Tree(Text(shorten(run.path.parent.name, 26)), data=run)
         rounds: dict[int, list[CallView]] = defaultdict(list)
-        place = {info.name: info for info in run.started.nodes}
         for view in run.calls:
-            rounds[place[view.node].round if view.node in place else 1].append(view)
+            rounds[run.info(view.node).round].append(view)
         for round_, views in sorted(rounds.items()):
             parent = tree.root.add(f"round {round_}", expand=True) if len(rounds) > 1 else tree.root
             if len(views) <= MANY:
@@ -158,13 +151,13 @@ class Viewer(App[None]):
         """Fill the tab in front; the others wait until they are."""
         self.subject = subject
         tab = self.query_one(TabbedContent).active
-        bodies: dict[str, Callable[[], RenderableType]] = {
-            "prompt": lambda: self._prompt(subject),
-            "timeline": lambda: Timeline(self.trace),
-            "audits": lambda: self._audits(subject),
-            "events": lambda: self._events(subject),
+        bodies: dict[str, Callable[[Subject], RenderableType]] = {
+            "prompt": self._prompt,
+            "timeline": lambda _: Timeline(self.trace),
+            "audits": self._audits,
+            "events": self._events,
         }
-        self.query_one(f"#{tab}-body", Static).update(bodies[tab]())
+        self.query_one(f"#{tab}-body", Static).update(bodies[tab](subject))
 
     def _prompt(self, subject: Subject) -> RenderableType:
         if isinstance(subject, CallView):
@@ -186,12 +179,10 @@ class Viewer(App[None]):
         return Group(*(Text(f"{audit.node}: {show_audit(audit)}") for audit in audits))
 
     def _events(self, subject: Subject) -> RenderableType:
-        node = subject.node if isinstance(subject, CallView) else subject
-        events: list[Event] = [
-            event
-            for event in self.trace.events
-            if isinstance(node, TraceRun | list) or getattr(event, "node", None) == node
-        ]
+        events = self.trace.events
+        if not isinstance(subject, TraceRun):
+            node = subject.node if isinstance(subject, CallView) else subject
+            events = [event for event in events if getattr(event, "node", None) == node]
         lines = [
             Text(f"{event.t:9.3f}  {event.kind:<8}{_said(event)}") for event in events[:EVENTS]
         ]
@@ -202,8 +193,7 @@ class Viewer(App[None]):
 
 def source_bar(step: SegmentStep) -> Text:
     """One segment as a bar: how much of it was computed, copied, realigned."""
-    name = step.label
-    bar = Text(f"{shorten(name, 14):<15}")
+    bar = Text(f"{shorten(step.label, 14):<15}")
     for source, colour in COLOURS.items():
         width = round(BAR * getattr(step, source) / max(step.tokens, 1))
         bar.append("█" * width, colour)
@@ -221,19 +211,14 @@ def hits(run: TraceRun, words: str) -> list[Subject]:
 
 def _holds(view: CallView, words: str, texts: set[int]) -> bool:
     said = [view.node, *(step.name + " " + step.reason for step in view.steps)]
-    said += [view.message.text] if view.message else []
+    said += [part.text for part in (view.message, view.interrupted) if part]
     said += [view.call.gate] if view.call else []
-    said += [view.interrupted.text] if view.interrupted else []
-    return any(step.text in texts for step in view.steps) or any(
-        words in text.lower() for text in said
-    )
+    return any(step.text in texts for step in view.steps) or words in "\0".join(said).lower()
 
 
 def _label(view: CallView) -> Text:
-    label = Text(shorten(view.title, 20))
-    unfinished = "interrupted" if view.interrupted else "did not finish"
-    label.append(f"  {number(view.call.ttft_s) + ' s' if view.call else unfinished}", "dim")
-    return label
+    note = f"{number(view.call.ttft_s)} s" if view.call else view.how
+    return Text.assemble(shorten(view.title, 20), (f"  {note}", "dim"))
 
 
 def _nodes(tree: Tree[Subject]) -> Iterator[TreeNode[Subject]]:
@@ -245,7 +230,5 @@ def _nodes(tree: Tree[Subject]) -> Iterator[TreeNode[Subject]]:
 
 
 def _said(event: Event) -> str:
-    line = event_line(event)
-    if line is None:
-        line = plain(event.model_dump_json(exclude={"v", "t", "kind"}))
+    line = event_line(event) or event.model_dump_json(exclude={"v", "t", "kind"})
     return shorten(line, 300)

@@ -33,16 +33,16 @@ TAG = re.compile(r"</?[a-z][\w-]{0,20}(?:\s[^<>\n]{0,100})?/?>|<\|\w{1,30}\|>", 
 
 
 @dataclass(frozen=True)
-class Box:
-    """A whole `\\boxed{}` or `\\fbox{}`, from `start` to `end`, and what stands in it."""
+class Delimited:
+    """Something with delimiters, from `start` to `end`, and the text between them."""
 
     start: int
     end: int
     text: str
 
 
-def boxes(text: str) -> list[Box]:
-    """The boxes of a text with balanced braces, in their order; empty ones are none."""
+def boxes(text: str) -> list[Delimited]:
+    """The `\\boxed{}` and `\\fbox{}` of a text, in their order; empty ones are none."""
     starts = {box.end(): box.start() for box in BOX.finditer(text)}
     opened: list[int] = []
     found = []
@@ -50,7 +50,7 @@ def boxes(text: str) -> list[Box]:
         if sign[0] == "{":
             opened.append(sign.end())
         elif sign[0] == "}" and opened and (inside := opened.pop()) in starts:
-            found.append(Box(starts[inside], sign.end(), text[inside : sign.start()].strip()))
+            found.append(Delimited(starts[inside], sign.end(), text[inside : sign.start()].strip()))
     return sorted((box for box in found if box.text), key=lambda box: box.start)
 
 

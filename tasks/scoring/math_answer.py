@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
-from kvcomm.tasks.scoring.extract import answer_lines, boxes, undecorated
-from kvcomm.tasks.scoring.math_signs import latex_signs
+from kvcomm.tasks.scoring.extract import Delimited, answer_lines, boxes, undecorated
+from kvcomm.tasks.scoring.math_latex import latex_signs
 from kvcomm.tasks.scoring.math_units import CHANGING, without_unit
 
 # What announces an answer: "the answer is", "Answer:", "####", or a heading that says no more.
@@ -64,15 +63,6 @@ EQUALS = re.compile(r"(?<![<>!])=")
 HEADED = re.compile(r"[-+(\[{.$\\€£\d]|[A-Za-z]\s*=")
 
 
-@dataclass(frozen=True)
-class Formula:
-    """A formula in delimiters."""
-
-    start: int
-    end: int
-    text: str
-
-
 def readings(text: str) -> list[str]:
     """What may be the answer, the more that is said the earlier; empty where nothing is.
 
@@ -123,7 +113,7 @@ def _sides(formula: str) -> list[str]:
     return [formula] if SEVERAL.search(formula) else [formula, EQUALS.split(formula)[-1]]
 
 
-def formulas(text: str) -> Iterator[Formula]:
+def formulas(text: str) -> Iterator[Delimited]:
     """The formulas in delimiters. A dollar before a digit opens a price, it closes nothing."""
     opened: re.Match[str] | None = None
     for sign in DELIMITER.finditer(text):
@@ -132,14 +122,14 @@ def formulas(text: str) -> Iterator[Formula]:
             follows = text[sign.end() : sign.end() + 1]
             price = PRICE.match(content) or "\n" in content or follows.isdigit()
             if content.strip() and not (opened[0] == "$" and price):
-                yield Formula(opened.start(), sign.end(), content.strip())
+                yield Delimited(opened.start(), sign.end(), content.strip())
                 opened = None
                 continue
         if sign[0] in CLOSING and (opened is None or opened[0] == "$"):
             opened = sign
 
 
-def _together(text: str, found: list[Formula]) -> tuple[str, int]:
+def _together(text: str, found: list[Delimited]) -> tuple[str, int]:
     """The first formula with those that are joined to it, and where they end."""
     parts, end = [found[0].text], found[0].end
     for following in found[1:]:

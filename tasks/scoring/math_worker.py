@@ -19,7 +19,7 @@ from math_verify.grader import get_pct_val, should_treat_as_complex
 
 from kvcomm.tasks.scoring.math_answer import readings
 from kvcomm.tasks.scoring.math_equal import near, number_text, same_on_reals
-from kvcomm.tasks.scoring.math_notation import plain, tidy, to_latex
+from kvcomm.tasks.scoring.math_latex import plain, tidy, to_latex
 from kvcomm.tasks.scoring.math_units import CHOICE
 
 NORMAL = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")

@@ -73,19 +73,15 @@ class _Reader:
         """Fill `found` and `broken`."""
         at, follows = 0, False
         while at < len(self.lines):
-            end = at
-            if not self._blank(at) and not self._mark(at):
-                end = self._stretch(at, follows)
-            if end > at:
-                at, follows = end, True
-            elif self._blank(at):
+            if self._blank(at):
                 at += 1
-            elif not self._mark(at) and self._code_like(at):
-                follows, end = False, self._next(at, _indent(self.lines[at]))
+                continue
+            end = at if self._mark(at) else self._stretch(at, follows)
+            follows = end > at
+            if end == at and not self._mark(at) and self._code_like(at):
+                end = self._next(at, _indent(self.lines[at]))
                 self.broken.append("\n".join(self.lines[at:end]).rstrip())
-                at = end
-            else:
-                follows, at = False, at + 1
+            at = max(end, at + 1)
 
     def _stretch(self, start: int, follows: bool) -> int:
         """Read a stretch from a line on; where it ends, the same line where none begins."""
@@ -158,11 +154,8 @@ class _Reader:
             raise SyntaxError("too much to read")
         if not _indent(self.lines[at]):
             return parse(source, partial).body
-        block, *others = parse(f"if 1:\n{source}", partial).body
-        if others:
-            raise SyntaxError("indented less", ("answer", others[0].lineno, None, None))
-        assert isinstance(block, ast.If)
-        return block.body
+        block = parse(f"if 1:\n{source}", partial).body[0]
+        return block.body if isinstance(block, ast.If) else []
 
     def _keep(self, at: int, end: int, statements: list[ast.stmt]) -> None:
         """Blank lines that are words of prose and parse only by chance."""

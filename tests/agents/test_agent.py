@@ -226,12 +226,6 @@ def test_holes_are_bound_to_nodes_not_agents() -> None:
     assert agent.resolve([Sender("solver@2", "solver")], [])[1] == (Hole("solver@2"),)
 
 
-def test_replicas_count_from_zero() -> None:
-    assert Agent("me", replica=0).replica == 0
-    with pytest.raises(UsageError, match="agent `me`: there is no replica -1, they count from 0"):
-        Agent("me", replica=-1)
-
-
 @pytest.mark.parametrize("option", ["tools", "functions", "tool_choice"])
 def test_tools_of_an_agent_are_nodes_of_its_graph(option: str) -> None:
     with pytest.raises(UsageError, match=r"put Tool\(name, function\) into the graph"):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from kvcomm import __version__
 from kvcomm.errors import KvcommError
+from tests.support import python
 
 
 def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
@@ -19,8 +17,7 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
         "slow = {'torch', 'transformers', 'networkx'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {slow}' if slow else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done := python(code)).returncode == 0, done.stderr
 
 
 def test_graphs_and_traces_need_no_torch() -> None:
@@ -31,8 +28,7 @@ def test_graphs_and_traces_need_no_torch() -> None:
         "build_graph('debate')\n"
         "sys.exit('torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done := python(code)).returncode == 0, done.stderr
 
 
 def test_version(cli) -> None:
@@ -47,11 +43,8 @@ def test_every_command_has_help(cli) -> None:
 
 
 def test_no_command_and_unknown_ones_are_bad_usage(cli) -> None:
-    assert cli().code == 2
-    assert cli("dance").code == 2
-    assert cli("run").code == 2
-    assert cli("run", "x", "--agents", "many").code == 2
-    assert cli("run", "x", "--no-such-option").code == 2
+    for argv in ("", "dance", "run", "run x --agents many", "run x --no-such-option"):
+        assert cli(*argv.split()).code == 2
 
 
 @pytest.mark.parametrize(

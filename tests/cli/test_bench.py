@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kvcomm.bench.ttft import MODES
+
 ARGS = ("bench", "fidelity", "--model", "random:llama-tiny", "--warmup", "3", "--held-out", "2")
 
 
@@ -43,18 +45,8 @@ def test_a_reader_gets_a_table_at_80_columns(cli, data: str) -> None:
 
 
 def test_passages_are_placeholders_of_every_agent(cli, data: str) -> None:
-    ended = cli(
-        *ARGS,
-        "--suite",
-        "hotpotqa",
-        "--agents",
-        "1",
-        "--data",
-        data,
-        "--methods",
-        "linear",
-        "--json",
-    )
+    more = ("--suite", "hotpotqa", "--agents", "1", "--methods", "linear", "--json")
+    ended = cli(*ARGS, "--data", data, *more)
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["methods"]["linear"]["computed_fraction"] > 0
 
@@ -91,17 +83,7 @@ def test_ttft_json_has_every_mode_and_agent(cli) -> None:
     ended = cli("bench", "ttft", *SPEED, "--output", "20", "--json")
     assert ended.code == 0, ended.err
     value = json.loads(ended.out)
-    modes = [
-        "generate",
-        "dense",
-        "exact",
-        "exact-warm",
-        "shared-first",
-        "kvcomm",
-        "auto",
-        "auto-warm",
-    ]
-    assert list(value["modes"]) == modes
+    assert list(value["modes"]) == list(MODES)
     assert {"model", "hardware", "workload", "peak_bytes"} <= set(value)
     for mode in value["modes"].values():
         assert {"agents", "end_to_end_s", "state_bytes"} <= set(mode)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvcomm.reuse.offsets import FAMILIES
-from kvcomm.tasks.record import SAMPLES, read_samples
+from kvcomm.tasks.record import SAMPLES, Sample, read_samples
 from tests.tasks.test_record import CONFIGURED
 
 MODEL = ("--model", "random:llama-tiny", "--dtype", "float64", "--max-tokens", "8")
@@ -52,9 +52,11 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     ]
 
 
-def test_json_has_the_documented_keys(cli, data: str) -> None:
-    args = ("--reuse", "exact", "--compare", "dense", "--limit", "2", "--json")
-    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args)
+def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other(
+    cli, data: str
+) -> None:
+    args = ("--reuse", "exact", "--compare", "dense", "--limit", "2")
+    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--json", "--out", "one")
     assert ended.code == 0, ended.err
     value = json.loads(ended.out)
     documented = "suite graph mode samples score compare token_reuse call_reuse ttft_s errors out"
@@ -62,22 +64,14 @@ def test_json_has_the_documented_keys(cli, data: str) -> None:
     compare = {"mode", "score", "difference", "ci95", "p_value", "consistency"}
     assert compare <= set(value["compare"])
     assert value["compare"]["consistency"]["answer"] == 1.0
-    assert value["out"].startswith("runs/")
-    assert json.loads(Path(value["out"], "summary.json").read_text()) == value
-
-
-def test_the_comparison_in_words(cli, data: str) -> None:
-    args = ("--reuse", "exact", "--compare", "dense", "--limit", "2", "--out", "o")
-    out = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).out
+    assert json.loads(Path("one", "summary.json").read_text()) == value
+    out = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).out  # in another folder
     words = " ".join(out.split())
     assert "exact against dense: +0.0% (-65.8% to +65.8%, McNemar p = 1.00); same answer" in words
     assert "shorter" in words or "longer" in words
-
-
-def test_the_report_puts_runs_beside_each_other(cli, data: str) -> None:
-    for name, reuse in (("one", "exact"), ("two", "dense")):
-        args = ("--reuse", reuse, "--limit", "2", "--out", name)
-        assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
+    assert words.rpartition(" ")[2].startswith("runs/")
+    args = ("--reuse", "dense", "--limit", "2", "--out", "two")
+    assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
     ended = cli("eval", "report", "one", "two", "--plot", "plot.png", "--by-agent")
     assert ended.code == 0, ended.err
     assert re.search("^one  exact  2 .*^two  dense  2 ", ended.out, re.M | re.S)
@@ -123,18 +117,21 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
         (("--plot", "no/r.png"), "--plot no/r.png: there is no folder no"),
     ],
 )
-def test_bad_usage_of_the_report(cli, data: str, args: tuple[str, ...], message: str) -> None:
-    Path("one").mkdir()
-    fields = {**CONFIGURED, "modes": ["exact"]}
-    Path("one", "config.json").write_text(json.dumps(fields))
+def test_bad_usage_of_the_report(cli, args: tuple[str, ...], message: str) -> None:
+    evaluated("exact")
     ended = cli("eval", "report", "one", *args)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert message in ended.err
 
 
-def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
+def evaluated(mode: str) -> None:
+    """The folder `one` holds an evaluation that has no samples."""
     Path("one").mkdir()
-    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": ["kvcomm"]}))
+    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": [mode]}))
+
+
+def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
+    evaluated("kvcomm")
     ended = cli("eval", "report", "one", "--plot", "r.pdf")
     assert ended.code == 0, ended.err
     assert "kvcomm  0      –  0%–100%" in ended.out
@@ -236,39 +233,27 @@ def test_a_policy_of_the_users_own(cli, data: str, monkeypatch: pytest.MonkeyPat
     assert (ended.code, "policies was" in ended.err) == (2, True)
 
 
-def test_chosen_tasks(cli, data: str) -> None:
-    def ids(*args: str) -> list[str]:
+def test_chosen_tasks_and_files_to_retrieve_from(cli, tmp_path: Path, data: str) -> None:
+    def done(*args: str, team: tuple[str, ...] = GRAPH) -> list[Sample]:
         out = "-".join(args)
-        assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--out", out).code == 0
-        return sorted(sample.task for sample in read_samples(Path(out, SAMPLES)))
+        assert cli("eval", "gsm8k", *team, *MODEL, "--data", data, *args, "--out", out).code == 0
+        return read_samples(Path(out, SAMPLES))
 
-    assert ids("--ids", "gsm8k-7,gsm8k-2") == ["gsm8k-2", "gsm8k-7"]
-    assert ids("--shuffle", "3", "--limit", "4") != ids("--limit", "4")
-
-
-def test_files_to_retrieve_from(cli, tmp_path: Path, data: str) -> None:
+    asked = done("--ids", "gsm8k-7,gsm8k-2")
+    assert sorted(sample.task for sample in asked) == ["gsm8k-2", "gsm8k-7"]
+    shuffled, first = (
+        {sample.task for sample in done(*args, "--limit", "4")} for args in (("--shuffle", "3"), ())
+    )
+    assert shuffled != first
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "sums.txt").write_text("Two plus two is four.\n\nSix is even.")
-    args = ("--folder", "texts", "--limit", "1", "--out", "o", "--reuse", "exact")
-    ended = cli("eval", "gsm8k", *MODEL, "--data", data, *args)
-    assert ended.code == 0, ended.err
-    (sample,) = read_samples(Path("o", SAMPLES))
+    (sample,) = done("--folder", "texts", "--limit", "1", "--reuse", "exact", team=())
     assert [call.node for call in sample.calls] == ["reader1", "reader2", "judge"]
 
 
 def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(cli, data: str) -> None:
-    args = (
-        "eval",
-        "gsm8k",
-        *GRAPH,
-        *MODEL,
-        "--data",
-        data,
-        "--reuse",
-        "exact",
-        "--concurrent",
-        "2",
-    )
+    how = ("--data", data, "--reuse", "exact", "--concurrent", "2")
+    args = ("eval", "gsm8k", *GRAPH, *MODEL, *how)
     assert cli(*args, "--out", "whole").code == 0
     code = f"from kvcomm.cli import main; main({[*args, '--out', 'cut']!r})"
     running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

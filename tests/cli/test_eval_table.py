@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvcomm.cli.eval_export import to_latex
-from kvcomm.cli.eval_table import labels_of, show, times_in_words
+from kvcomm.cli.eval_table import labels_of, show, times_in_words, to_latex
 from kvcomm.cli.output import console
 from kvcomm.tasks.summary import whole_summary
 from tests.tasks.test_record import config
@@ -41,12 +40,9 @@ def test_what_differs_has_a_column(
     assert labels_of(values[:1]) == [""]
 
 
-def test_evaluations_that_are_alike_have_the_names_of_their_folders() -> None:
-    alike = [{**value(), "out": out} for out in ("runs/one", "runs/two")]
-    assert labels_of(alike) == ["one", "two"]
-
-    alike = [{**value(), "out": out} for out in ("runs/s0/one", "runs/s1/one")]
-    assert labels_of(alike) == ["s0/one", "s1/one"]
+@pytest.mark.parametrize("names", [["one", "two"], ["s0/one", "s1/one"]])
+def test_evaluations_that_are_alike_have_the_names_of_their_folders(names: list[str]) -> None:
+    assert labels_of([{**value(), "out": f"runs/{name}"} for name in names]) == names
 
 
 def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from kvcomm.engine import load
+from kvcomm.engine.local import load
 from kvcomm.errors import UsageError
 from kvcomm.extras import has, need
 
@@ -35,8 +35,7 @@ def test_a_missing_package_is_named_before_a_model_is_loaded(
     )
     loaded: list[object] = []
     monkeypatch.setattr(load, "build_engine", lambda *args: loaded.append(args))
-    model = () if command[0] == "plan" else MODEL
-    ended = cli(*command, *model)
+    ended = cli(*command, *MODEL)
     assert ended.code == 2, ended.err
     assert loaded == []
     assert f'pip install "kvcomm[{extra}]"' in " ".join(ended.err.split())

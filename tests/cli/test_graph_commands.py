@@ -24,18 +24,14 @@ def test_show_draws_the_graph_and_binds_the_placeholders(cli) -> None:
     assert "judge  role-first, at most 256 tokens, exact" in text
 
 
-def test_show_json(cli) -> None:
+def test_show_json_and_mermaid(cli) -> None:
     shown = json.loads(cli("graph", "show", "chain", "--agents", "2", "--json").out)
-    assert shown["name"] == "chain"
+    known = {"name": "chain", "answer": "editor", "inputs": ["task"]}
+    assert known.items() <= shown.items()
     assert shown["levels"] == [["solver"], ["editor"]]
-    assert shown["answer"] == "editor"
-    assert shown["inputs"] == ["task"]
     editor = shown["nodes"][1]
     assert editor["senders"] == ["solver"]
     assert editor["prompt"].startswith("{task}\n\nsolver wrote:\n{solver}")
-
-
-def test_show_mermaid(cli) -> None:
     assert cli("graph", "show", "chain", "--mermaid").out.startswith("flowchart TD\n")
 
 
@@ -49,20 +45,12 @@ def test_layout_moves_the_role_text(cli) -> None:
     assert role in prompts[1]["prompt"]
 
 
-def test_an_unknown_graph(cli) -> None:
+def test_errors_are_one_line(cli, tmp_path: Path) -> None:
     ended = cli("graph", "show", "ring")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: graph 'ring' is unknown: choose one of chain,")
-
-
-def write(tmp_path: Path, text: str, name: str = "mine.py") -> str:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    return str(tmp_path / name)
-
-
-def test_the_error_is_one_line_with_the_file(cli, tmp_path: Path) -> None:
-    path = write(tmp_path, "import no_such_module\n")
-    ended = cli("run", "x", "--graph", path)
-    assert ended.code == 2
-    assert ended.err.count("\n") == 1
+    path = tmp_path / "mine.py"
+    path.write_text("import no_such_module\n")
+    ended = cli("run", "x", "--graph", str(path))
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert f"{path}, line 1" in ended.err

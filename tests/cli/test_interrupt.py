@@ -13,6 +13,27 @@ import pytest
 from kvcomm.trace import read_trace
 
 COMMAND = "from kvcomm.cli import main; main()"
+MODEL = ("--model", "random:llama-tiny")
+
+
+def signalled(number: signal.Signals, file: Path, begun: str, *argv: str) -> tuple[int, list[str]]:
+    """The exit code and stderr's lines of a command that gets a signal once `file` says `begun`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (file.exists() and begun in file.read_text()):
+        assert time.monotonic() < until, "it did not begin"
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    return process.returncode, stderr.rstrip().split("\n")
 
 
 @pytest.mark.parametrize(
@@ -26,27 +47,11 @@ COMMAND = "from kvcomm.cli import main; main()"
 def test_a_signal_in_the_middle_of_a_run(
     tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
-    out = tmp_path / "out"
-    options = ["--agents", "12", "--max-tokens", "2000", "--state", "none", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "run", "x", "--model", "random:llama-tiny", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    trace = out / "trace.jsonl"
-    until = time.monotonic() + 60
-    while not (trace.exists() and '"kind":"node"' in trace.read_text()):
-        assert time.monotonic() < until, "the run did not begin"
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert stdout == ""
-    *_, where, last = stderr.rstrip().split("\n")
-    assert (where, last) == (f"its trace: kvcomm trace show {out}", word)
-    assert "Traceback" not in stderr
+    out, trace = tmp_path / "out", tmp_path / "out" / "trace.jsonl"
+    options = ("--agents", "12", "--max-tokens", "2000", "--state", "none", "--out", str(out))
+    ended, lines = signalled(number, trace, '"kind":"node"', "run", "x", *MODEL, *options)
+    assert ended == code
+    assert lines[-2:] == [f"its trace: kvcomm trace show {out}", word]
     run = read_trace(trace)
     assert run.finished is not None
     assert run.finished.status == "interrupted"
@@ -55,21 +60,9 @@ def test_a_signal_in_the_middle_of_a_run(
 
 def test_a_signal_in_the_middle_of_an_evaluation(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--model", "random:llama-tiny", "--reuse", "exact", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "eval", "math-mini", "--max-tokens", "500", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 60
-    while not (out / "samples.jsonl").exists():
-        assert time.monotonic() < until, "the evaluation did not begin"
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, "")
-    *_, kept, last = stderr.rstrip().split("\n")
-    assert f"the same command with --out {out} goes on" in kept
-    assert last == "interrupted"
+    options = ("--max-tokens", "500", "--reuse", "exact", "--out", str(out))
+    command = ("eval", "math-mini", *MODEL, *options)
+    ended, lines = signalled(signal.SIGINT, out / "samples.jsonl", "", *command)
+    assert ended == 130
+    assert f"the same command with --out {out} goes on" in lines[-2]
+    assert lines[-1] == "interrupted"

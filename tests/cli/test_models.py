@@ -32,19 +32,21 @@ def test_check(cli) -> None:
     text = cli("models", "check", "random:llama-tiny").out
     assert "reuse" in text
     assert "bytes a token" in text
-
-
-def test_a_model_that_is_refused_ends_with_1_and_says_why(cli) -> None:
-    ended = cli("models", "check", "random:llama-dynamic-tiny")
-    assert ended.code == 1
-    assert "refused: " in ended.out
-
-
-def test_unknown_models(cli) -> None:
+    refused = cli("models", "check", "random:llama-dynamic-tiny")
+    assert refused.code == 1
+    assert "refused: " in refused.out
     for command in ("check", "fetch"):
         ended = cli("models", command, "no-such-model")
         assert ended.code == 2
         assert ended.err.rstrip().split("\n")[-1].startswith("error: ")
+
+
+def save(folder: Path, shape: str, template: str) -> None:
+    """Keep a random model with this chat template in a folder."""
+    model, tokenizer = random_model(shape, torch.device("cpu"), torch.float32)
+    tokenizer.chat_template = template
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +64,7 @@ def test_unknown_models(cli) -> None:
 def test_a_chat_template_that_makes_no_prompts(
     cli, tmp_path: Path, shape: str, template: str, says: str
 ) -> None:
-    model, tokenizer = random_model(shape, torch.device("cpu"), torch.float32)
-    tokenizer.chat_template = template
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
+    save(tmp_path / "m", shape, template)
     for command in (["models", "check", "./m"], ["run", "--model", "./m", "What is 1 + 1?"]):
         ended = cli(*command)
         assert ended.code == 2
@@ -76,10 +75,7 @@ def test_a_chat_template_that_makes_no_prompts(
 
 
 def test_a_system_prompt_that_is_nothing_but_a_placeholder(cli, tmp_path: Path) -> None:
-    model, tokenizer = random_model("llama-tiny", torch.device("cpu"), torch.float32)
-    tokenizer.chat_template = DROPS_SYSTEM
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
+    save(tmp_path / "m", "llama-tiny", DROPS_SYSTEM)
     (tmp_path / "g.py").write_text(
         "from kvcomm.agents import Agent, Sampling\n"
         "from kvcomm.graphs import AgentGraph\n"

@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from kvcomm.cli.demo import Steps
-from kvcomm.cli.progress import RunProgress
+from kvcomm.cli.progress import Counted, RunProgress
 from kvcomm.trace import Recorder
-from kvcomm.trace.events import CallFinished, Failed, NodeInfo, NodeStarted, Retried, RunStarted
-
-STARTED: dict[str, Any] = {
-    "kvcomm": "0",
-    "started": "",
-    "model": "m",
-    "device": "cpu",
-    "dtype": "float32",
-    "mode": "exact",
-    "seed": 0,
-    "graph": "chain",
-    "nodes": [NodeInfo(name="solver", agent="solver"), NodeInfo(name="editor", agent="editor")],
-    "answer_node": "editor",
-    "inputs": {"task": "x"},
-}
-CALL: dict[str, Any] = {
-    "node": "solver",
-    "agent": "solver",
-    "round": 1,
-    "attempt": 2,
-    "mode": "exact",
-    "gate": "",
-    "dense": False,
-    "exact": True,
-    "prompt_tokens": 9,
-    "output_tokens": 1,
-    "opened_at": 0,
-    "ready_at": 0,
-    "first_token_at": 0.25,
-    "finished_at": 1,
-    "ttft_s": 0.25,
-    "decode_s": 0.5,
-    "stop": "stop",
-}
+from kvcomm.trace.events import CallFinished, Failed, NodeStarted, Retried, RunStarted
+from tests.trace import traces
 
 
 def play(progress: RunProgress) -> None:
     recorder = Recorder(None, (progress,))
-    recorder.write(RunStarted, **STARTED)
+    recorder.write(RunStarted, **traces.STARTED)
     recorder.write(NodeStarted, node="solver", attempt=1, prompt_capacity=9)
     recorder.write(Retried, node="solver", attempt=1, error="too\nslow", wait_s=1)
-    recorder.write(CallFinished, **CALL)
+    done = traces.call("solver", "0 0 0.25 0.75", output_tokens=1)
+    recorder.write(CallFinished, **done.model_dump(exclude={"t", "kind"}))
     recorder.write(Failed, node="editor", error="no room")
     recorder.write(Failed, node=None, error="the run failed")
 
@@ -60,50 +27,36 @@ def play(progress: RunProgress) -> None:
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with RunProgress() as progress:
         play(progress)
+    with (counted := Counted("chain", 12)):
+        counted.show("chain: rolls", 0)
+        counted.show("chain: rolls", 1, "chain  1/12  rolls: 1.50 s")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split("\n") == [
         "solver: attempt 1 failed: too slow; tries again in 1.00 s",
         "solver: 1 token in 0.50 s, first after 0.25 s",
         "editor: failed: no room",
+        "chain  1/12  rolls: 1.50 s",
         "",
     ]
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    file = io.StringIO()
-
-    def console() -> Console:
-        return Console(file=file, force_terminal=True, width=80)
-
-    monkeypatch.setattr("kvcomm.cli.progress.err_console", console)
-    return file
-
-
-def test_a_terminal_shows_every_node(
-    terminal: io.StringIO, capsys: pytest.CaptureFixture[str]
+def test_a_terminal_shows_every_node_and_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(
+        "kvcomm.cli.progress.err_console",
+        lambda: Console(file=file, force_terminal=True, width=80),
+    )
     with RunProgress() as progress:
         play(progress)
-    assert "1 token in 0.50 s" in terminal.getvalue()
-    assert capsys.readouterr() == ("", "")
-
-
-def test_steps_count_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with (steps := Steps("chain", 12)):
-        steps.begin("rolls, dense")
-        steps.end(1.5)
-    assert capsys.readouterr().err == "chain  1/12  rolls, dense: 1.50 s\n"
-
-
-def test_steps_show_a_bar(terminal: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
-    steps = Steps("chain", 2)
-    for _ in range(2):
-        with steps:
-            steps.begin("rolls, dense")
+    assert "1 token in 0.50 s" in file.getvalue()
+    counted = Counted("chain", 2)
+    for done in (1, 2):
+        with counted:
+            counted.show("chain: rolls", done, "a line")
             print("between, on stdout")
-            steps.end(1.5)
-    assert "chain: rolls, dense" in terminal.getvalue()
-    assert "2/2" in terminal.getvalue()
-    assert capsys.readouterr().out == "between, on stdout\n" * 2
+    assert "chain: rolls" in file.getvalue()
+    assert "2/2" in file.getvalue()
+    assert capsys.readouterr() == ("between, on stdout\n" * 2, "")

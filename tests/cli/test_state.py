@@ -40,23 +40,17 @@ def left(cache: Path) -> list[str]:
     )
 
 
-def test_what_was_learned_is_listed(cli, cache: Path) -> None:
+def test_what_was_learned_is_listed(cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = cli("state", "list").out
-    assert "tiny" in out
-    assert "5.0 MB" in out
-    assert "0.0, unused" in out
-    assert "6.0 MB in" in out
-    assert "kvcomm state prune" in out
+    for words in ("tiny", "5.0 MB", "0.0, unused", "6.0 MB in", "kvcomm state prune"):
+        assert words in out
     found = json.loads(cli("state", "list", "--json").out)
     assert found["bytes"] == 6_000_010
     old, now = found["folders"]
     assert (old["usable"], now["usable"]) == (False, True)
     assert [t["template"] for t in now["templates"]] == ["aa", "bb"]
     assert now["templates"][0]["bytes"] == 3_000_010
-
-
-def test_nothing_learned_is_said(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
+    monkeypatch.setenv("KVCOMM_CACHE", str(cache / "empty"))
     assert "Nothing was learned yet" in cli("state", "list").out
     assert "Nothing to remove" in cli("state", "prune").out
 

@@ -30,23 +30,31 @@ def test_show_by_folder_by_name_and_by_file(cli, run: Path) -> None:
 
 def test_show_json_is_one_object(cli, run: Path) -> None:
     value = json.loads(cli("trace", "show", "one", "--json").out)
-    assert value["status"] == "ok"
-    assert value["inputs"] == {"task": "What is 6 * 7?"}
+    known = {"status": "ok", "inputs": {"task": "What is 6 * 7?"}, "skipped_lines": 0}
+    assert known.items() <= value.items()
     assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
     assert all(call["finished"] and call["segments"] for call in value["calls"])
     assert value["calls"][-1]["message"] == value["answer"]
-    assert value["skipped_lines"] == 0
     critic = "".join(segment["text"] for segment in value["calls"][1]["segments"])
     assert critic.startswith("<|im_start|>system")
     assert "What is 6 * 7?" in critic
+    one = cli("trace", "show", "one", "--node", "critic", "--json")
+    assert [call["node"] for call in json.loads(one.out)["calls"]] == ["critic"]
 
 
-def test_one_node(cli, run: Path) -> None:
-    ended = cli("trace", "show", "one", "--node", "critic", "--json")
-    assert [call["node"] for call in json.loads(ended.out)["calls"]] == ["critic"]
-    unknown = cli("trace", "show", "one", "--node", "judge")
-    assert unknown.code == 2
-    assert "no node `judge`" in unknown.err
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("one", "--node", "judge"), "no node `judge`"),
+        (("nowhere",), "no trace at 'nowhere'"),
+        (("notes.txt",), "is not a trace"),
+    ],
+)
+def test_what_cannot_be_shown(cli, run: Path, argv: tuple[str, ...], says: str) -> None:
+    Path("notes.txt").write_text("hello\n")
+    ended = cli("trace", "show", *argv)
+    assert ended.code == 2
+    assert says in ended.err
 
 
 def test_a_trace_that_was_cut_off(cli, run: Path) -> None:
@@ -59,34 +67,17 @@ def test_a_trace_that_was_cut_off(cli, run: Path) -> None:
     assert (value["status"], value["totals"], value["skipped_lines"]) == ("cut off", None, 1)
 
 
-def test_list(cli, run: Path) -> None:
-    (Path("runs") / "broken").mkdir()
-    (Path("runs") / "broken" / "trace.jsonl").write_text("nonsense\n")
-    rows = json.loads(cli("trace", "list", "--json").out)["runs"]
-    assert [(row["run"], row["status"]) for row in rows] == [
-        ("broken", "unreadable"),
-        ("one", "ok"),
-    ]
-    assert rows[1]["calls_finished"] == 3
-    text = cli("trace", "list").out
-    assert "one" in text
-    assert "random:llama-tiny" in text
-
-
-def test_nothing_to_list(cli) -> None:
+def test_list(cli) -> None:
     ended = cli("trace", "list")
     assert (ended.code, ended.out) == (0, "no runs in runs/ (`kvcomm run` writes one)\n")
     assert json.loads(cli("trace", "list", "--json").out) == {"runs": []}
-
-
-def test_no_such_trace_and_no_trace(cli, tmp_path: Path) -> None:
-    missing = cli("trace", "show", "nowhere")
-    assert missing.code == 2
-    assert "no trace at 'nowhere'" in missing.err
-    (tmp_path / "notes.txt").write_text("hello\n")
-    other = cli("trace", "show", "notes.txt")
-    assert other.code == 2
-    assert "is not a trace" in other.err
+    assert cli("run", "What is 6 * 7?", *MODEL, "--out", "runs/one").code == 0
+    Path("runs", "broken").mkdir()
+    Path("runs", "broken", "trace.jsonl").write_text("nonsense\n")
+    broken, one = json.loads(cli("trace", "list", "--json").out)["runs"]
+    assert (broken["run"], broken["status"]) == ("broken", "unreadable")
+    assert (one["run"], one["status"], one["calls_finished"]) == ("one", "ok", 3)
+    assert "random:llama-tiny" in cli("trace", "list").out
 
 
 def test_a_trace_cut_anywhere_is_shown_as_far_as_it_goes(cli, run: Path) -> None:
@@ -133,8 +124,16 @@ def test_export_writes_a_file_once(cli, run: Path) -> None:
     assert ended.out == "runs/one/calls.csv\n"
     with (run / "calls.csv").open(newline="") as file:
         assert [row["node"] for row in csv.DictReader(file)] == ["solver", "critic", "editor"]
-    again = cli("trace", "export", "one", "--to", "csv")
-    assert again.code == 2
-    assert "replace it with --force" in again.err
+    before = (run / "trace.jsonl").read_bytes()
+    for message, words in {
+        "replace it with --force": ["--to", "csv"],
+        "'xml' is unknown: choose one of perfetto, csv": ["--to", "xml"],
+        "the trace itself": ["--to", "csv", "--out", f"{run}/trace.jsonl", "--force"],
+        "cannot write": ["--to", "csv", "--out", "none/calls.csv"],
+        "--endpoint takes --to otel": ["--to", "csv", "--endpoint", "http://x"],
+    }.items():
+        refused = cli("trace", "export", "one", *words)
+        assert refused.code == 2
+        assert message in refused.err
+    assert (run / "trace.jsonl").read_bytes() == before
     assert cli("trace", "export", "one", "--to", "csv", "--force").code == 0
-    assert "choose one of perfetto" in cli("trace", "export", "one", "--to", "x").err

@@ -17,19 +17,28 @@ from dataclasses import replace
 
 import pytest
 
-from kvcomm.engine.base import AHEAD, Answer, Call, Engine, EngineSequence, Token
+from kvcomm.engine.base import (
+    AHEAD,
+    READY,
+    Answer,
+    CallSpec,
+    Engine,
+    EngineSequence,
+    Token,
+    Variant,
+)
 from kvcomm.engine.local import LocalEngine
-from kvcomm.errors import ContextOverflow, ReuseRefused
+from kvcomm.errors import ContextOverflow, KvcommError, ReuseRefused
 from kvcomm.graphs import AgentGraph, chain, debate
 from kvcomm.prompt import Segment, Template
-from kvcomm.reuse.plan import Step
+from kvcomm.reuse.policy import Dense, Kvcomm, ReuseOptions
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
 from kvcomm.sampling import Sampling
 from tests.engine.support import generate
 from tests.runtime.support import agent, session
 
-COMPUTE = Step("compute", "test")
+DENSE = Dense("test")
 TEXT = (
     "Three spiders met on a wall and counted their legs, one after the other, and when they were "
     "done they counted again, because no two of them had come to the same number. "
@@ -68,16 +77,17 @@ class EngineContract:
         assert shown.startswith(f"<{type(engine).__name__} {engine.model} on {engine.device}")
         assert len(shown) < 200
 
-    # One row.
+    # One sequence.
 
-    async def test_a_row_grows_to_the_prompt(self, engine: Engine) -> None:
+    async def test_a_sequence_grows_to_the_prompt(self, engine: Engine) -> None:
         ids = prompt(engine, 90)
         seq = engine.open(call(120))
         assert (seq.length, seq.exact) == (0, True)
-        done = await seq.extend(pieces(ids, 40), [COMPUTE] * 3)
+        done = await seq.extend(pieces(ids, 40), DENSE)
         assert seq.length == 90
-        assert [piece.computed + piece.prefix for piece in done] == [40, 40, 10]
-        assert all(piece.reason and not piece.realigned for piece in done)
+        assert [piece.computed + piece.prefix for piece in done.segments] == [40, 40, 10]
+        assert all(piece.reason and not piece.realigned for piece in done.segments)
+        assert (done.decision, done.dense, done.base_tokens) == ("test", True, 0)
         await seq.close()
 
     async def test_greedy_tokens_are_those_of_the_reference(
@@ -87,30 +97,24 @@ class EngineContract:
             ids = prompt(engine, length)
             assert await answered(engine, ids, 12) == generate(reference, ids, 12)
 
-    @pytest.mark.parametrize("opened", ["open", "enter", "spare"])
-    async def test_however_opened_and_extended_the_answer_is_the_same(
-        self, engine: Engine, opened: str
+    @pytest.mark.parametrize("priority", [READY, AHEAD])
+    async def test_however_extended_the_answer_is_the_same(
+        self, engine: Engine, priority: int
     ) -> None:
         ids = prompt(engine, 200)
-        seq = await open_by(engine, opened, call(230, shared=opened != "open"))
-        for piece in pieces(ids, 48)[:-1]:
-            await seq.extend([piece], [COMPUTE], settle=False)
+        seq = engine.open(call(230, prefix=priority == AHEAD, priority=priority))
+        *first, last = pieces(ids, 48)
+        for piece in first:
+            await seq.extend([piece], DENSE, settle=False)
             await asyncio.sleep(0)
-        seq.hurry(0)
-        await seq.extend(pieces(ids, 48)[-1:], [COMPUTE], answer=Answer(Sampling(max_tokens=10)))
-        tokens = await decoded(seq)
+        seq.set_priority(READY)
+        await seq.extend([last], DENSE, last=Answer(Sampling(max_tokens=10)))
+        tokens = await tokens_of(seq)
         await seq.close()
         assert texts(tokens) == await answered(engine, ids, 10)
-
-    async def test_tokens_say_when_they_came_and_which_is_the_last(self, engine: Engine) -> None:
-        seq = engine.open(call(60))
-        asked = Answer(Sampling(max_tokens=6))
-        await seq.extend(pieces(prompt(engine, 40), 40), [COMPUTE], answer=asked)
-        tokens = await decoded(seq)
-        await seq.close()
         assert [token.at for token in tokens] == sorted(token.at for token in tokens)
-        assert [bool(token.last) for token in tokens] == [False] * 5 + [True]
-        assert tokens[-1].last == "length"
+        assert [token.last for token in tokens[:-1]] == [None] * (len(tokens) - 1)
+        assert tokens[-1].last in ("stop", "length")
 
     async def test_a_stop_token_ends_the_answer(self, engine: Engine) -> None:
         ids = prompt(engine, 40)
@@ -118,8 +122,8 @@ class EngineContract:
         at = next(i for i in range(1, 8) if plain[i] not in plain[:i])
         seq = engine.open(call(60))
         asked = Answer(Sampling(max_tokens=8, stop_token_ids=(plain[at],)))
-        await seq.extend(pieces(ids, 40), [COMPUTE], answer=asked)
-        tokens = await decoded(seq)
+        await seq.extend(pieces(ids, 40), DENSE, last=asked)
+        tokens = await tokens_of(seq)
         await seq.close()
         assert texts(tokens) == plain[:at]
         assert (tokens[-1].id, tokens[-1].last) == (plain[at], "stop")
@@ -132,42 +136,59 @@ class EngineContract:
 
     async def test_what_is_not_settled_can_be_taken_back(self, engine: Engine) -> None:
         right, wrong = prompt(engine, 150), prompt(engine, 100, start=5)
-        seq = engine.open(call(300, shared=True))
-        await seq.extend(pieces(right[:20], 20), [COMPUTE])
-        await seq.extend(pieces(wrong, 100), [COMPUTE], settle=False)
+        seq = engine.open(call(300, prefix=True, priority=AHEAD))
+        await seq.extend(pieces(right[:20], 20), DENSE)
+        await seq.extend(pieces(wrong, 100), DENSE, settle=False)
         await seq.truncate(50)
         await seq.truncate(20)
         assert seq.length == 20
-        asked = Answer(Sampling(max_tokens=8))
-        await seq.extend(pieces(right[20:], 130), [COMPUTE], answer=asked)
-        assert texts(await decoded(seq)) == await answered(engine, right, 8)
+        seq.set_priority(READY)
+        await seq.extend(pieces(right[20:], 130), DENSE, last=Answer(Sampling(max_tokens=8)))
+        assert texts(await tokens_of(seq)) == await answered(engine, right, 8)
         await seq.close()
 
-    async def test_a_row_can_grow_up_to_the_context(self, engine: Engine) -> None:
+    async def test_an_answer_can_be_ended_before_its_end(self, engine: Engine) -> None:
+        seq = engine.open(call(500))
+        await seq.extend(
+            pieces(prompt(engine, 40), 40), DENSE, last=Answer(Sampling(max_tokens=400))
+        )
+        tokens = seq.answer()
+        for _ in range(3):
+            assert not (await anext(tokens)).last
+        await tokens.aclose()
+        await seq.stop(2)
+        await seq.finish()
+        await seq.close()
+        await engine.drain()
+
+    async def test_a_sequence_grows_beyond_its_capacity_up_to_the_context(
+        self, engine: Engine
+    ) -> None:
+        ids = prompt(engine, 300)
         seq = engine.open(call(20))
-        await seq.extend(pieces(prompt(engine, 10), 10), [COMPUTE])
-        await seq.reserve(600)
+        await seq.extend(pieces(ids[:10], 10), DENSE)
+        big = prompt(engine, engine.max_context)
         with pytest.raises(ContextOverflow, match="context"):
-            await seq.reserve(engine.max_context + 1)
+            await seq.extend(pieces(big, len(big)), DENSE)
         assert seq.length == 10
+        await seq.extend(pieces(ids[10:], 290), DENSE, last=Answer(Sampling(max_tokens=6)))
+        assert texts(await tokens_of(seq)) == await answered(engine, ids, 6)
         await seq.close()
 
-    async def test_what_cannot_fit_is_not_opened(self, engine: Engine) -> None:
-        big = call(engine.max_context + 1)
-        for refuse in (engine.check, engine.open, engine.spare):
+    def test_what_cannot_fit_is_not_opened(self, engine: Engine) -> None:
+        for refuse in (engine.check, engine.open):
             with pytest.raises(ContextOverflow, match="1 more than the context"):
-                refuse(big)
-        with pytest.raises(ContextOverflow):
-            await engine.enter(big)
+                refuse(call(engine.max_context + 1))
         engine.check(call(engine.max_context))
 
-    # Rows beside each other.
+    # Sequences beside each other.
 
-    async def test_many_rows_at_once_answer_what_they_answer_alone(self, engine: Engine) -> None:
+    async def test_many_sequences_at_once_answer_what_they_answer_alone(
+        self, engine: Engine
+    ) -> None:
         prompts = [prompt(engine, 20 + 7 * i, start=i) for i in range(8)]
         together = await asyncio.gather(*(answered(engine, ids, 8) for ids in prompts))
-        alone = [await answered(engine, ids, 8) for ids in prompts]
-        assert together == alone
+        assert together == [await answered(engine, ids, 8) for ids in prompts]
 
     async def test_a_cancelled_answer_harms_nobody(self, engine: Engine) -> None:
         ids = prompt(engine, 60)
@@ -176,9 +197,8 @@ class EngineContract:
         async def interrupted() -> None:
             seq = engine.open(call(500))
             try:
-                asked = Answer(Sampling(max_tokens=400))
-                await seq.extend(pieces(ids, 60), [COMPUTE], answer=asked)
-                async for _ in seq.decode():
+                await seq.extend(pieces(ids, 60), DENSE, last=Answer(Sampling(max_tokens=400)))
+                async for _ in seq.answer():
                     started.set()
             finally:
                 await asyncio.shield(seq.close())
@@ -192,37 +212,37 @@ class EngineContract:
         expected = await beside
         assert await answered(engine, ids, 30) == expected
 
-    async def test_rows_are_closed_twice_at_any_moment(self, engine: Engine) -> None:
+    async def test_sequences_are_closed_twice_at_any_moment(self, engine: Engine) -> None:
         for moment in ("empty", "filled", "answering", "answered"):
-            seq = engine.open(call(300, shared=True))
+            seq = engine.open(call(300, prefix=True, priority=AHEAD))
             if moment != "empty":
-                await seq.extend(pieces(prompt(engine, 90), 90), [COMPUTE])
+                await seq.extend(pieces(prompt(engine, 90), 90), DENSE)
             if moment.startswith("answer"):
                 asked = Answer(Sampling(max_tokens=100 if moment == "answering" else 3))
-                await seq.extend(pieces(prompt(engine, 5), 5), [COMPUTE], answer=asked)
+                await seq.extend(pieces(prompt(engine, 5), 5), DENSE, last=asked)
             if moment == "answered":
-                await decoded(seq)
+                await tokens_of(seq)
             await seq.close()
             await seq.close()
-        await engine.quiet()
+        await engine.drain()
         assert len(await answered(engine, prompt(engine, 30), 4)) <= 4
 
     async def test_a_call_that_fails_harms_nobody(self, engine: Engine) -> None:
         ids = prompt(engine, 60)
-        beside = engine.open(call(100, shared=True))
-        await beside.extend(pieces(ids[:40], 40), [COMPUTE])
+        beside = engine.open(call(100, prefix=True))
+        await beside.extend(pieces(ids[:40], 40), DENSE)
         broken = engine.open(call(100))
         wrong = [Segment("literal", "literal 0", (1 << 40,))]  # no such token
 
         async def fail() -> None:
-            await broken.extend(wrong, [COMPUTE], answer=Answer(Sampling(max_tokens=4)))
-            await decoded(broken)
+            await broken.extend(wrong, DENSE, last=Answer(Sampling(max_tokens=4)))
+            await tokens_of(broken)
 
         with pytest.raises(Exception):  # noqa: B017
             await fail()
         await broken.close()
-        await beside.extend(pieces(ids[40:], 20), [COMPUTE], answer=Answer(Sampling(max_tokens=9)))
-        assert texts(await decoded(beside)) == await answered(engine, ids, 9)
+        await beside.extend(pieces(ids[40:], 20), DENSE, last=Answer(Sampling(max_tokens=8)))
+        assert texts(await tokens_of(beside)) == await answered(engine, ids, 8)
         await beside.close()
 
     # Whole graphs.
@@ -244,7 +264,7 @@ class EngineContract:
         with session(engine, mode, namespace=next(_names), **options) as active:
             result = await active.arun(graph, self.task)
         assert {c.node: c.text for c in result.calls} == {c.node: c.text for c in expected.calls}
-        check_books(result)
+        check_usage(result)
         if mode == "dense" or not able.exact:
             assert result.totals.reused_tokens == 0
             assert all(not c.total("ahead") for c in result.calls if c.node != "a")
@@ -267,7 +287,7 @@ class EngineContract:
             said.append([{call.node: call.text for call in turn.calls} for turn in turns])
         assert said[0] == said[1]
         first, second = turns
-        check_books(second)
+        check_usage(second)
         if mode == "dense" or not engine.capabilities.exact:
             assert second.totals.reused_tokens == 0
         elif mode == "exact":
@@ -275,17 +295,19 @@ class EngineContract:
                 # Servers keep whole blocks.
                 assert call.total("prefix") > first.call(call.node).report.prompt_tokens - 16
 
-    async def test_what_one_agent_has_read_is_lent_to_the_others(self, engine: Engine) -> None:
+    async def test_an_input_that_one_agent_has_read_is_realigned_by_the_others(
+        self, engine: Engine
+    ) -> None:
         if not engine.capabilities.reuse:
             seq = engine.open(call(60))
-            await seq.extend(pieces(prompt(engine, 40), 20), [COMPUTE, COMPUTE])
-            assert await seq.lend(0, 20, [0]) is None
+            with pytest.raises(KvcommError, match="cannot reuse KV"):
+                await seq.extend(pieces(prompt(engine, 40), 20), Kvcomm())
             await seq.close()
             return
         policy = Realign(Recipe("rotate"), borrows=True)
         with session(engine, policy, namespace=next(_names)) as active:
             result = await active.arun(graphs(self.tokens)["chain"], self.task)
-        check_books(result)
+        check_usage(result)
         lenders = [step.lender for c in result.calls for step in c.steps if step.name == "task"]
         assert lenders == ["", "a", "a"]
         assert result.totals.extra["base"] == 0
@@ -296,9 +318,9 @@ class EngineContract:
         if not engine.capabilities.reuse:
             seq = engine.open(call(60))
             (rest,) = pieces(prompt(engine, 40), 40)
-            await seq.extend([replace(rest, ids=rest.ids[:30])], [COMPUTE], settle=False)
-            (done,) = await seq.extend([replace(rest, done=30)], [COMPUTE])
-            assert (seq.length, done.computed) == (40, 10)
+            await seq.extend([replace(rest, ids=rest.ids[:30])], DENSE, settle=False)
+            done = await seq.extend([replace(rest, done=30)], DENSE)
+            assert (seq.length, done.segments[0].computed) == (40, 10)
             await seq.close()
             return
 
@@ -311,7 +333,7 @@ class EngineContract:
             with session(engine, policy, namespace=next(_names)) as active:
                 found.append(await active.arun(graphs(self.tokens)["chain"], self.task))
         late, early = found
-        check_books(early)
+        check_usage(early)
         assert [c.text for c in early.calls] == [c.text for c in late.calls]
         slow, fast = (result.call("b") for result in found)
         assert fast.report.prompt_tokens == slow.report.prompt_tokens
@@ -321,6 +343,25 @@ class EngineContract:
         assert heard.computed == same.computed < same.tokens
         assert (heard.ahead, same.ahead) == (0, 40)  # in chunks of 8
 
+    async def test_prompts_are_compared_with_dense_where_there_is_reuse(
+        self, engine: Engine
+    ) -> None:
+        text = Segment("placeholder", "text", tuple(prompt(engine, 40, start=3)), index=1)
+        segments = [*pieces(prompt(engine, 30), 30), text]
+        made = replace(call(100), template=Template((segments[0].ids, ()), ("text",), "test"))
+        variants = [Variant(DENSE), Variant(Realign(Recipe("rotate")))]
+        if not engine.capabilities.reuse:
+            with pytest.raises(KvcommError, match="cannot reuse KV"):
+                await engine.evaluate(made, segments, variants)
+            return
+        found = await engine.evaluate(made, segments, variants)
+        dense, moved = found.variants
+        assert (dense.dense, dense.divergence, dense.tokens) == (True, None, 0)
+        assert moved.divergence is not None
+        assert moved.divergence.mean > 0
+        assert moved.segments[1].realigned == 39  # the prompt's last token is computed
+        assert found.tokens >= 70
+
 
 def refused(engine: Engine) -> set[str]:
     """The modes that the engine cannot follow."""
@@ -328,7 +369,7 @@ def refused(engine: Engine) -> set[str]:
     return ({"kvcomm"} if not able.reuse else set()) | ({"exact"} if not able.exact else set())
 
 
-def check_books(result: Result) -> None:
+def check_usage(result: Result) -> None:
     """Every prompt token has come from somewhere."""
     for done in result.calls:
         for step in done.steps:
@@ -350,35 +391,26 @@ def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
 def pieces(ids: Sequence[int], size: int) -> list[Segment]:
     """`ids` cut into literals."""
     return [
-        Segment("literal", f"literal {i}", tuple(ids[i : i + size]))
-        for i in range(0, len(ids), size)
+        Segment("literal", f"literal {n}", tuple(ids[i : i + size]), index=n)
+        for n, i in enumerate(range(0, len(ids), size))
     ]
 
 
-def call(capacity: int, *, shared: bool = False) -> Call:
-    """A call without a template; `shared` ones use the prefix cache and may work ahead."""
-    made = Call(
+def call(capacity: int, *, prefix: bool = False, priority: int = READY) -> CallSpec:
+    """A call without a template, that uses the prefix cache or not."""
+    return CallSpec(
         node="n",
         template=Template(((),), (), "test"),
         capacity=capacity,
+        reuse=ReuseOptions(reads_prefix=prefix, feeds_prefix=prefix),
         namespace=next(_names),
-        priority=AHEAD if shared else 0,
+        priority=priority,
     )
-    return replace(made, reads_prefix=shared, feeds_prefix=shared)
 
 
-async def open_by(engine: Engine, how: str, made: Call) -> EngineSequence:
-    """A row, by one of three ways."""
-    if how == "enter":
-        return await engine.enter(made)
-    seq = engine.open(made) if how == "open" else engine.spare(made)
-    assert seq is not None
-    return seq
-
-
-async def decoded(seq: EngineSequence) -> list[Token]:
+async def tokens_of(seq: EngineSequence) -> list[Token]:
     """All tokens of the answer."""
-    return [token async for token in seq.decode()]
+    return [token async for token in seq.answer()]
 
 
 def texts(tokens: Sequence[Token]) -> list[int]:
@@ -390,10 +422,10 @@ async def answered(
     engine: Engine, ids: Sequence[int], count: int, asked: Answer | None = None
 ) -> list[int]:
     """The answer to a prompt given at once."""
-    seq = await engine.enter(call(len(ids) + count))
+    seq = engine.open(call(len(ids) + count))
     try:
         asked = asked or Answer(Sampling(max_tokens=count))
-        await seq.extend(pieces(ids, len(ids)), [COMPUTE], answer=asked)
-        return texts(await decoded(seq))
+        await seq.extend(pieces(ids, len(ids)), DENSE, last=asked)
+        return texts(await tokens_of(seq))
     finally:
         await seq.close()

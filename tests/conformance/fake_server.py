@@ -17,7 +17,7 @@ from kvcomm.engine.base import Answer, Token
 from kvcomm.engine.local import LocalEngine
 from kvcomm.prompt import common_prefix
 from kvcomm.sampling import Sampling
-from tests.engine.support import COMPUTE, open_row, segment
+from tests.engine.support import extend, open_seq
 
 BLOCK = 16
 
@@ -114,11 +114,11 @@ class FakeServer:
         found: queue.Queue[Token | BaseException | None] = queue.Queue()
 
         async def answer() -> None:
-            seq = open_row(self.engine, len(ids) + sampling.max_tokens)
+            seq = open_seq(self.engine, len(ids) + sampling.max_tokens)
             try:
                 asked = Answer(sampling, body.get("seed", 0))
-                await seq.extend([segment(ids)], [COMPUTE], answer=asked)
-                async for token in seq.decode():
+                await extend(seq, ids, asked)
+                async for token in seq.answer():
                     found.put(token)
                     if self.manners.pause_s:
                         await asyncio.sleep(self.manners.pause_s)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvcomm.engine.base import Engine
+from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_served
 from tests.conformance.engine import TASK, TEXT, EngineContract
 
 

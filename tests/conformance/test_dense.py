@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from kvcomm.engine.base import Engine
+from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_engine
 from tests.conformance.engine import EngineContract
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 
 import pytest
 
-from kvcomm.engine.budget import Budget
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.local.budget import Budget
+from kvcomm.engine.segments import NO_ROOM
 from kvcomm.graphs import debate, fully_connected
 from tests.runtime.support import TASK, TASKS, agent, session
 
@@ -32,14 +33,6 @@ def test_rows_come_first_and_caches_have_what_they_leave() -> None:
     assert budget.short
     budget.pinned = lambda: 30
     assert budget.for_rows() == 770
-
-
-@pytest.fixture
-def limited(tiny: LocalEngine) -> Iterator[LocalEngine]:
-    """The tiny engine, whose limit a test may change."""
-    limit = tiny.budget.limit
-    yield tiny
-    tiny.budget.limit = limit
 
 
 def used(engine: LocalEngine) -> int:
@@ -76,12 +69,13 @@ def test_whatever_the_budget_a_run_goes_on_and_dense_and_exact_say_the_same(
             results = [active.run(GRAPHS[graph], task) for task in (TASK, *TASKS[:2])]
         if reuse in ("dense", "exact"):
             assert results[0].answer == wanted.answer
-        assert limited.room.used == 0
-        assert not any(entry.uses for entry in limited.store._entries.values())
+        asyncio.run(limited.drain())
+        assert limited.admission.used == 0
+        assert not any(entry.refs for entry in limited.segments._entries.values())
         assert used(limited) <= limited.budget.limit
 
 
-def test_a_message_without_room_goes_as_text_and_its_reader_computes_it(
+def test_a_message_without_room_is_computed_by_its_reader(
     limited: LocalEngine,
 ) -> None:
     graph = GRAPHS["full"]
@@ -90,11 +84,9 @@ def test_a_message_without_room_goes_as_text_and_its_reader_computes_it(
         limited.budget.limit = 0
         result = active.run(graph, TASKS[1])
     for call in result.calls:
-        assert call.message.handle is None
-        assert all(step.computed == step.tokens for step in call.steps)
-        assert all(step.reason for step in call.steps)
-    sent = {call.node: call.message.reason for call in result.calls}
-    assert sent["a"] == "text only: no KV, or no room in the store"
+        assert all(step.computed == step.tokens and step.reason for step in call.steps)
+    read = next(step for step in result.call("b").steps if step.name == "a")
+    assert NO_ROOM in read.reason
 
 
 def test_offsets_have_a_budget_and_forget_the_template_asked_least_recently(
@@ -106,10 +98,12 @@ def test_offsets_have_a_budget_and_forget_the_template_asked_least_recently(
     )
     with session(limited, "kvcomm") as active:
         active.run(first, TASK)
+        asyncio.run(limited.drain())  # what was to be learned is learned
         known = {key[1] for key in limited.offsets.models}
         one = limited.offsets.nbytes
         limited.budget.limit = int(one * 1.5) * 4
         active.run(second, TASK)
+    asyncio.run(limited.drain())
     assert limited.offsets.nbytes <= limited.budget.for_offsets()
     left = {key[1] for key in limited.offsets.models}
     assert left

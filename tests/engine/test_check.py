@@ -9,19 +9,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kvcomm.engine import check
-from kvcomm.engine.base import Answer, Call
 from kvcomm.engine.dense import DenseEngine
-from kvcomm.engine.models import check_model, load_engine
+from kvcomm.engine.load import check_model, load_engine
+from kvcomm.engine.local import check
 from kvcomm.kv import Rope
-from kvcomm.prompt import Segment, Template
-from kvcomm.reuse.plan import Step
-from kvcomm.sampling import Sampling
-from tests.support import TINY
+from tests.engine.support import DENSE, answer, answered, ids_of, segment, spec
+from tests.support import POSITIONS, shapes
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", TINY)
+@pytest.mark.parametrize("shape", shapes(*POSITIONS))
 def test_supported_models_pass_in_every_dtype(shape: str, dtype: str) -> None:
     result = check_model(f"random:{shape}", dtype=dtype, device="cpu")
     assert result.reuse_ok, result.reason
@@ -58,11 +55,11 @@ SMALL = {
 }
 
 
-def verdict_of(kind: str, **fields: object) -> check.Verdict:
+def checked(kind: str, **fields: object) -> check.SelfCheck:
     config = AutoConfig.for_model(kind, **{**SMALL, **fields})
     torch.manual_seed(0)
-    verdict, _ = check.self_check(AutoModelForCausalLM.from_config(config).eval())
-    return verdict
+    found, _ = check.self_check(AutoModelForCausalLM.from_config(config).eval())
+    return found
 
 
 @pytest.mark.parametrize(
@@ -76,9 +73,9 @@ def verdict_of(kind: str, **fields: object) -> check.Verdict:
 def test_other_architectures_are_refused_with_a_reason(
     kind: str, fields: dict[str, object], why: str
 ) -> None:
-    verdict = verdict_of(kind, **fields)
-    assert not verdict.ok
-    assert why in verdict.reason
+    found = checked(kind, **fields)
+    assert not found.ok
+    assert why in found.reason
 
 
 @pytest.mark.parametrize(
@@ -109,9 +106,9 @@ def test_configs_are_refused_before_anything_is_measured(kind: str, why: str) ->
 def test_every_form_of_rotary_embedding_is_measured(
     kind: str, fields: dict[str, object], interleaved: bool
 ) -> None:
-    verdict = verdict_of(kind, **fields)
-    assert verdict.ok, verdict.reason
-    assert verdict.interleaved is interleaved
+    found = checked(kind, **fields)
+    assert found.ok, found.reason
+    assert found.interleaved is interleaved
 
 
 def test_a_model_whose_keys_move_wrongly_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +126,10 @@ def test_a_model_whose_keys_move_wrongly_is_caught(monkeypatch: pytest.MonkeyPat
 def test_a_model_whose_attention_is_not_understood_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from kvcomm.engine.attention import Pack
+    from kvcomm.engine.local.attention import Pack
 
     # Without its window, mistral-tiny's composed prompt is wrong beyond it.
-    monkeypatch.setattr("kvcomm.engine.attention.first_slot", lambda part, window: 0)
+    monkeypatch.setattr("kvcomm.engine.local.attention.first_slot", lambda part, window: 0)
     real = Pack.mask
     monkeypatch.setattr(Pack, "mask", lambda self, i, window, like: real(self, i, None, like))
     result = check_model("random:mistral-tiny", device="cpu")
@@ -149,17 +146,11 @@ def test_refused_models_run_dense_with_the_tokens_of_generate(shape: str) -> Non
     ids = list(range(20, 60))
 
     async def go() -> list[int]:
-        call = Call("n", Template(((),), (), "t"), 80, frozenset(), False, False)
-        seq = engine.open(call)
-        step = Step("compute", "dense")
-        await seq.extend(
-            [Segment("literal", "literal 0", tuple(ids))],
-            [step],
-            answer=Answer(Sampling(max_tokens=16)),
-        )
-        tokens = [token async for token in seq.decode()]
+        seq = engine.open(spec(80))
+        await seq.extend([segment(ids)], DENSE, last=answer(16))
+        tokens = await answered(seq)  # type: ignore[arg-type]
         assert tokens[-1].last in ("stop", "length")
-        return [token.id for token in tokens if token.last != "stop"]
+        return ids_of(tokens)
 
     with engine:
         tokens = asyncio.run(go())
@@ -182,10 +173,9 @@ def test_an_error_in_generate_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
     )
 
     async def go() -> None:
-        seq = engine.open(Call("n", Template(((),), (), "t"), 80, frozenset(), False, False))
-        await seq.extend([], [], answer=Answer(Sampling(max_tokens=4)))
-        async for _ in seq.decode():
-            pass
+        seq = engine.open(spec(80))
+        await seq.extend([], DENSE, last=answer(4))
+        await answered(seq)  # type: ignore[arg-type]
 
     with engine, pytest.raises(RuntimeError, match="broken"):
         asyncio.run(go())

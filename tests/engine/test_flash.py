@@ -5,28 +5,28 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from kvcomm.engine import flash, graphs
-from kvcomm.engine.attention import Pack, Part, packed_forward
-from kvcomm.engine.graphs import PATIENCE, Graphs, Recording
-from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_engine
+from kvcomm.engine.load import load_engine
+from kvcomm.engine.local import LocalEngine, cuda_graphs, flash
+from kvcomm.engine.local.attention import Pack, Part, packed_forward
+from kvcomm.engine.local.cuda_graphs import PATIENCE, CudaGraphs, Recording
+from kvcomm.kv import KVBuffer
 from tests.engine.support import (
-    COMPUTE,
     answer,
     answers_together,
-    decode,
+    extend,
     generate,
-    ids_of,
-    open_row,
+    open_seq,
     random_ids,
-    segment,
+    said,
+    spec,
 )
-from tests.support import TINY
+from tests.support import shapes
 
 
 class Kernel:
@@ -88,11 +88,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         engine.close()
 
 
-@pytest.mark.parametrize("shape", TINY)
+@pytest.mark.parametrize("shape", shapes("llama-tiny", "mistral-tiny"))
 def test_every_model_answers_as_without_it(loaded: Any, shape: str) -> None:
     kernel = Kernel()
     engine = loaded(f"random:{shape}", kernel)
-    assert engine.loop._flash
+    assert engine.runner._flash
     before = kernel.calls
     prompts = [random_ids(engine, size, seed=size) for size in (1, 30, 41)]
 
@@ -104,7 +104,7 @@ def test_every_model_answers_as_without_it(loaded: Any, shape: str) -> None:
 def test_a_kernel_that_is_wrong_for_a_model_is_not_used(loaded: Any) -> None:
     engine = loaded("random:llama-tiny", Kernel(wrong_by=0.01))
     assert engine.capabilities.reuse
-    assert not engine.loop._flash
+    assert not engine.runner._flash
 
 
 def test_a_kernel_that_refuses_the_heads_is_not_used(loaded: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_kernel_that_refuses_the_heads_is_not_used(loaded: Any) -> None:
 
     engine = loaded("random:llama-tiny", refuses)
     assert engine.capabilities.reuse
-    assert not engine.loop._flash
+    assert not engine.runner._flash
 
 
 class Recorder:
@@ -138,15 +138,12 @@ class Recorder:
 
 
 def lone(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
-    """The answer of a row that decodes alone."""
+    """The answer of a sequence that answers alone."""
 
     async def go() -> list[int]:
-        seq = open_row(engine, prompt + tokens)
-        ids = segment(random_ids(engine, prompt, seed=1))
-        await seq.extend([ids], [COMPUTE], answer=answer(tokens))
-        found = ids_of(await decode(seq))
-        await seq.close()
-        return found
+        seq = engine.open(spec(prompt + tokens))
+        await extend(seq, random_ids(engine, prompt, seed=1), answer(tokens))
+        return await said(seq)
 
     return asyncio.run(go())
 
@@ -157,32 +154,32 @@ def expected(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
 
 @pytest.fixture
 def playing(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Loads an engine whose lone rows play steps that `recorder` has recorded."""
+    """Loads an engine whose lone sequences play steps that `recorder` has recorded."""
 
     def load(shape: str, recorder: Recorder) -> LocalEngine:
         engine: LocalEngine = loaded(f"random:{shape}", Kernel())
-        engine.loop._graphs = Graphs(engine.network, 1e-6, recorder)
+        engine.runner._graphs = CudaGraphs(engine.network, 1e-6, recorder)
         # Playing is no faster here.
-        monkeypatch.setattr(graphs, "_seconds", lambda run, device: float(run().sum()) * 0)
+        monkeypatch.setattr(cuda_graphs, "_seconds", lambda run, device: float(run().sum()) * 0)
         return engine
 
     return load
 
 
-@pytest.mark.parametrize("shape", TINY)
-def test_a_row_that_decodes_alone_plays_a_recorded_step(playing: Any, shape: str) -> None:
+@pytest.mark.parametrize("shape", shapes("llama-tiny", "mistral-tiny"))
+def test_a_sequence_that_answers_alone_plays_a_recorded_step(playing: Any, shape: str) -> None:
     recorder = Recorder()
     engine = playing(shape, recorder)
     tokens = PATIENCE + 12
     assert lone(engine, 40, tokens) == expected(engine, 40, tokens)
     assert recorder.recorded == 1
     assert recorder.played > 10
-    assert not engine.loop._graphs.off
-    gc.collect()
-    assert not engine.loop._graphs._steps  # gone with the row
+    assert not engine.runner._graphs.off
+    engine.core.call(gc.collect).result()
+    assert not engine.runner._graphs._steps  # gone with the sequence
 
 
-def test_a_row_may_decode_alone_then_with_another_and_alone_again(playing: Any) -> None:
+def test_a_sequence_may_answer_alone_then_with_another_and_alone_again(playing: Any) -> None:
     recorder = Recorder()
     engine = playing("llama-tiny", recorder)
     sizes = ((9, 60), (20, 15))
@@ -191,9 +188,9 @@ def test_a_row_may_decode_alone_then_with_another_and_alone_again(playing: Any) 
     async def one(ids: list[int], tokens: int, behind: int) -> list[int]:
         while recorder.played < behind:
             await asyncio.sleep(0.001)
-        seq = open_row(engine, len(ids) + tokens)
-        await seq.extend([segment(ids)], [COMPUTE], answer=answer(tokens))
-        return ids_of(await decode(seq))
+        seq = open_seq(engine, len(ids) + tokens)
+        await extend(seq, ids, answer(tokens))
+        return await said(seq)
 
     async def go() -> list[list[int]]:
         return await asyncio.gather(one(prompts[0], 60, 0), one(prompts[1], 15, 5))
@@ -205,27 +202,22 @@ def test_a_row_may_decode_alone_then_with_another_and_alone_again(playing: Any) 
     assert 5 < recorder.played < 60 - 10
 
 
-def test_a_step_recorded_for_another_slab_is_not_played(playing: Any) -> None:
+def test_a_step_recorded_for_another_buffer_is_not_played(playing: Any) -> None:
     recorder = Recorder()
     engine = playing("llama-tiny", recorder)
-    row = engine.new_row(80)
-    row.ids += random_ids(engine, 20, seed=1)
+    ids, slots = random_ids(engine, 20, seed=1), range(20)
+    buffers = [engine._new_buffer(size) for size in (80, 100)]
 
-    def plain() -> torch.Tensor:
-        slots = range(len(row))
-        pack = Pack([Part(row.slab, 0, slots)])
-        return packed_forward(engine.network, row.ids, slots, [len(row) - 1], pack)
+    def plain(buffer: KVBuffer) -> torch.Tensor:
+        return packed_forward(engine.network, ids, slots, [19], Pack([Part(buffer, 0, slots)]))
 
     with torch.inference_mode():
-        for _ in range(PATIENCE):
-            engine.loop._graphs.step(row, plain)
-        played = recorder.played
-        row.slab = engine.new_slab(100)
-        wanted = plain()
-        found = engine.loop._graphs.step(row, plain)
-    assert recorder.recorded == 2
-    assert torch.equal(found, wanted)
-    assert recorder.played > played  # compared once more
+        for number, buffer in enumerate(buffers, 1):
+            for _ in range(PATIENCE + 1):
+                run = partial(plain, buffer)
+                found = engine.runner._graphs.step(engine, buffer, ids[-1], 19, run)
+            assert recorder.recorded == number
+            assert torch.allclose(found, plain(buffer), atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +234,7 @@ def test_what_cannot_be_played_right_is_never_played(
     tokens = PATIENCE + 5
     for _ in range(2):
         assert lone(engine, 30, tokens) == expected(engine, 30, tokens)
-    assert why in engine.loop._graphs.off
+    assert why in engine.runner._graphs.off
     assert caplog.text.count(why) == 1
 
 
@@ -250,9 +242,9 @@ def test_what_is_not_faster_is_not_played(playing: Any, monkeypatch: pytest.Monk
     recorder = Recorder()
     engine = playing("llama-tiny", recorder)
     times = iter((1.0, 2.0))
-    monkeypatch.setattr(graphs, "_seconds", lambda run, device: next(times))
+    monkeypatch.setattr(cuda_graphs, "_seconds", lambda run, device: next(times))
     assert lone(engine, 30, PATIENCE + 5) == expected(engine, 30, PATIENCE + 5)
-    assert "takes 2000.0 ms, a plain one 1000.0" in engine.loop._graphs.off
+    assert "takes 2000.0 ms, a plain one 1000.0" in engine.runner._graphs.off
 
 
 def test_it_is_for_half_precision_on_cuda() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import fetch_model, fingerprint, list_models, load_engine, locate
+from kvcomm.engine.models import fetch_model, fingerprint, list_models, locate
 from kvcomm.engine.shapes import random_model
 from kvcomm.errors import ModelError, StateError
 from kvcomm.graphs import chain

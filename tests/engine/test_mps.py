@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcomm.engine import load
-from kvcomm.engine.check import self_check
-from kvcomm.engine.divergence import divergence
+from kvcomm.engine.local import load
+from kvcomm.engine.local.check import self_check
+from kvcomm.engine.local.divergence import divergence
 from kvcomm.engine.shapes import random_model
 from kvcomm.errors import ModelError
 from kvcomm.kv import KV
@@ -59,8 +59,8 @@ def test_the_stand_in_refuses_what_mps_refuses() -> None:
 def test_a_model_on_a_mac_passes_the_self_check(shape: str) -> None:
     model, _ = random_model(shape, CPU, torch.float32)
     mps.move(model)
-    verdict, rope = self_check(model)
-    assert verdict.ok, verdict.reason
+    found, rope = self_check(model)
+    assert found.ok, found.reason
     assert rope is not None
     assert rope.inv_freq.device.type == "mps"
 
@@ -88,7 +88,7 @@ def test_offset_models_learn_the_same(family: str, tmp_path: Path) -> None:
     merged.merge({name: place(t.cpu(), mps.MPS) for name, t in away.state().items()})
     wanted = here.predict(base)
     for model in (away, again, merged):
-        assert model.verdict(there(base)).shareable == here.verdict(base).shareable
+        assert model.predictability(there(base)).shareable == here.predictability(base).shareable
         found = model.predict(there(base))
         assert found.keys.device.type == "mps"
         assert torch.allclose(found.keys.cpu(), wanted.keys, atol=1e-6)

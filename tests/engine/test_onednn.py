@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from kvcomm.engine import onednn
-from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.onednn import OneDnnLinear, use_onednn
+from kvcomm.engine.local import LocalEngine, onednn
+from kvcomm.engine.local.onednn import OneDnnLinear, use_onednn
 
 pytestmark = pytest.mark.skipif(not onednn.usable(), reason="this build of PyTorch has no oneDNN")
 
@@ -40,8 +39,8 @@ def test_memory_does_not_grow_with_the_numbers_of_rows_that_were_seen() -> None:
     program = """
 import torch
 from torch import nn
-from kvcomm.engine.memory import release_unused
-from kvcomm.engine.onednn import use_onednn
+from kvcomm.engine.local.memory import release_unused
+from kvcomm.engine.local.onednn import use_onednn
 
 layer = nn.Linear(576, 576)
 use_onednn(layer)

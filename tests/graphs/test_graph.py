@@ -266,13 +266,3 @@ def test_a_graph_of_roles_resolves() -> None:
     graph = chain(solver(), critic(), editor())
     names = [graph.template(node, byte_codec()).names for node in graph.order]
     assert names == [("task",), ("task", "solver"), ("task", "critic")]
-
-
-# --- placement ---
-
-
-def test_agents_are_spread_in_turn_and_rounds_stay_together() -> None:
-    graph = debate(Agent("a"), Agent("b"), Agent("c", replica=5), judge=Agent("j"), rounds=2)
-    placed = {name: node.agent.replica for name, node in graph.spread(2).nodes.items()}
-    assert placed == {"a@1": 0, "b@1": 1, "c@1": 5, "a@2": 0, "b@2": 1, "c@2": 5, "j": 0}
-    assert graph.spread(2).edges == graph.edges

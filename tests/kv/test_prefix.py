@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcomm.kv import PrefixCache, Slab
+from kvcomm.kv import KVBuffer, PrefixCache
 from kvcomm.kv.prefix import BLOCK
 
-ROW = Slab(1, 1, 64, 2, torch.float32, torch.device("cpu")).nbytes
+ROW = KVBuffer(1, 1, 64, 2, torch.float32, torch.device("cpu")).nbytes
 
 
-def slab() -> Slab:
-    return Slab(1, 1, 64, 2, torch.float32, torch.device("cpu"))
+def slab() -> KVBuffer:
+    return KVBuffer(1, 1, 64, 2, torch.float32, torch.device("cpu"))
 
 
 def cache_of(rows: int) -> PrefixCache:
@@ -124,7 +124,7 @@ def test_shared_blocks_outlive_one_of_their_rows() -> None:
 def test_a_row_that_goes_on_is_kept_whole_like_an_opening() -> None:
     cache = PrefixCache(lambda: 4 * ROW, whole=1 / 4)
     talk, others = slab(), [slab() for _ in range(3)]
-    cache.insert(talk, ids(1, 2, tail=3), exact=True, opening=BLOCK, held=True, goes_on=True)
+    cache.insert(talk, ids(1, 2, tail=3), exact=True, shared=BLOCK, held=True, continues=True)
     cache.leave(talk)
     assert talk.capacity == 2 * BLOCK + 3  # room for the answer is given back
     assert cache.nbytes == talk.nbytes
@@ -139,7 +139,7 @@ def test_a_longer_row_takes_the_place_of_the_one_it_begins_with() -> None:
     cache, turns = cache_of(9), [slab() for _ in range(4)]
     rows = [ids(1), ids(1, 2), ids(1, 3), ids(1, 2, 4)]
     for row, known in zip(turns, rows, strict=True):
-        cache.insert(row, known, exact=True, held=True, goes_on=True)
+        cache.insert(row, known, exact=True, held=True, continues=True)
         cache.leave(row)
         cache.leave(row)
     assert len(cache) == 2  # of the two that part behind the first block
@@ -151,7 +151,7 @@ def test_a_longer_row_takes_the_place_of_the_one_it_begins_with() -> None:
 def test_a_row_that_goes_on_takes_no_other_tenant_s_place() -> None:
     cache, mine, yours = cache_of(9), slab(), slab()
     for row, known, space in ((mine, ids(1), "me"), (yours, ids(1, 2), "you")):
-        cache.insert(row, known, exact=True, held=True, goes_on=True, namespace=space)
+        cache.insert(row, known, exact=True, held=True, continues=True, namespace=space)
         cache.leave(row)
     assert cache.match(ids(1), "me") == (mine, BLOCK)
 
@@ -185,7 +185,7 @@ def common(left: list[int], right: list[int]) -> int:
 
 def check_against_search(steps: list, room: int) -> None:
     cache = cache_of(room)
-    held: list[tuple[Slab, list[int], str]] = []  # least recently used first
+    held: list[tuple[KVBuffer, list[int], str]] = []  # least recently used first
     for what, sequence, namespace in steps:
         if what == "match":
             found = cache.match(sequence, namespace)
@@ -267,7 +267,7 @@ def test_who_has_to_go_leaves_its_opening() -> None:
     first.keys.normal_()
     first.values.normal_()
     before = first.keys.clone(), first.values.clone()
-    cache.insert(first, ids(1, 2, 3), exact=True, opening=BLOCK + 5)
+    cache.insert(first, ids(1, 2, 3), exact=True, shared=BLOCK + 5)
     budget[0] = ROW + ROW // 2
     cache.insert(second, ids(4, 5), exact=True)
     found = cache.match(ids(1, 2, 3))
@@ -283,7 +283,7 @@ def test_who_has_to_go_leaves_its_opening() -> None:
 def test_an_opening_is_kept_once() -> None:
     cache = PrefixCache(lambda: ROW + ROW // 2)
     for tail in range(3, 7):
-        cache.insert(slab(), ids(1, 2, tail), exact=True, opening=BLOCK)
+        cache.insert(slab(), ids(1, 2, tail), exact=True, shared=BLOCK)
     assert len(cache) == 1  # the last row holds the opening, too
     cache.insert(slab(), ids(7), exact=True)
     assert cache.match(ids(1)) is not None
@@ -294,14 +294,14 @@ def test_openings_stay_when_rows_go() -> None:
     """Five templates in turns: the second time all openings are there, and no old row."""
     cache = PrefixCache(lambda: 4 * ROW, 1 / 4)
     for number in range(1, 6):
-        cache.insert(slab(), ids(number, 8, number), exact=True, opening=BLOCK)
+        cache.insert(slab(), ids(number, 8, number), exact=True, shared=BLOCK)
     assert [(cache.match(ids(n, 8, n)) or (0, 0))[1] for n in range(1, 6)] == 4 * [16] + [48]
     assert cache.nbytes == 2 * ROW
 
 
 def test_a_row_of_an_opening_alone_stays_when_rows_go() -> None:
     cache = PrefixCache(lambda: 3 * ROW, 1 / 4)
-    cache.insert(slab(), ids(1, 2, 3), exact=True, opening=3 * BLOCK)
+    cache.insert(slab(), ids(1, 2, 3), exact=True, shared=3 * BLOCK)
     cache.insert(slab(), ids(4, 5), exact=True)
     assert (cache.match(ids(1, 2, 3)) or (0, 0))[1] == 3 * BLOCK
     assert cache.match(ids(4, 5)) is None
@@ -310,7 +310,7 @@ def test_a_row_of_an_opening_alone_stays_when_rows_go() -> None:
 def test_openings_go_in_their_turn() -> None:
     cache = PrefixCache(lambda: ROW, 1 / 4)
     for number in range(1, 20):
-        cache.insert(slab(), ids(number, 30), exact=True, opening=BLOCK)
+        cache.insert(slab(), ids(number, 30), exact=True, shared=BLOCK)
         assert cache.nbytes <= ROW
     assert [bool(cache.match(ids(n))) for n in range(1, 20)] == 15 * [False] + 4 * [True]
 
@@ -335,8 +335,8 @@ def test_a_row_that_goes_on_costs_nothing_until_it_ends() -> None:
 
 def test_what_a_row_holds_is_not_copied() -> None:
     cache, closed, going_on = cache_of(1), slab(), slab()
-    cache.insert(going_on, ids(1, 2), exact=True, opening=BLOCK, held=True)
-    cache.insert(closed, ids(1, 3), exact=True, opening=BLOCK)
+    cache.insert(going_on, ids(1, 2), exact=True, shared=BLOCK, held=True)
+    cache.insert(closed, ids(1, 3), exact=True, shared=BLOCK)
     cache.insert(slab(), ids(4), exact=True)
     assert cache.match(ids(1, 3)) == (going_on, BLOCK)
     assert len(cache) == 2
@@ -344,13 +344,13 @@ def test_what_a_row_holds_is_not_copied() -> None:
 
 def test_a_slab_that_nobody_wants_any_more() -> None:
     cache, row = cache_of(1), slab()
-    cache.insert(row, ids(1, 2), exact=True, opening=BLOCK, held=True)
+    cache.insert(row, ids(1, 2), exact=True, shared=BLOCK, held=True)
     cache.leave(row, keep=False)
     assert (len(cache), cache.nbytes, cache.match(ids(1))) == (0, 0, None)
 
 
 def test_an_opening_that_is_most_of_its_slab_goes_with_it() -> None:
     cache = cache_of(1)
-    cache.insert(slab(), ids(1, 2, 3), exact=True, opening=3 * BLOCK)
+    cache.insert(slab(), ids(1, 2, 3), exact=True, shared=3 * BLOCK)
     cache.insert(slab(), ids(4), exact=True)
     assert cache.match(ids(1)) is None

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.kv import KV, Slab
+from kvcomm.kv import KV, KVBuffer
 from tests.reuse.kvs import equal, random_kv
 
 pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
@@ -113,13 +113,13 @@ def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> No
 
 
 def test_a_slab_reserves_its_slots() -> None:
-    slab = Slab(3, 2, 10, 4, torch.float32, torch.device("cpu"))
+    slab = KVBuffer(3, 2, 10, 4, torch.float32, torch.device("cpu"))
     assert slab.capacity == 10
     assert slab.nbytes == 2 * 3 * 2 * 10 * 4 * 4
 
 
 def test_a_slab_shrinks_to_its_first_slots() -> None:
-    slab = Slab(3, 2, 10, 4, torch.float32, torch.device("cpu"))
+    slab = KVBuffer(3, 2, 10, 4, torch.float32, torch.device("cpu"))
     slab.keys.normal_()
     slab.values.normal_()
     keys, values = slab.keys.clone(), slab.values.clone()
@@ -133,7 +133,7 @@ def test_a_slab_shrinks_to_its_first_slots() -> None:
 
 def test_slots_are_copied_to_the_same_place() -> None:
     cpu = torch.device("cpu")
-    source, target = (Slab(3, 2, n, 4, torch.float32, cpu) for n in (6, 9))
+    source, target = (KVBuffer(3, 2, n, 4, torch.float32, cpu) for n in (6, 9))
     source.keys[:], source.values[:] = 1, 2
     target.keys[:], target.values[:] = 0, 0
     target.copy_from(source, 2, 5)

@@ -38,7 +38,7 @@ class OffsetModelContract:
 
     def test_knows_nothing_at_first(self) -> None:
         model, base = self.make(), random_kv(TOKENS)
-        verdict = model.verdict(base)
+        verdict = model.predictability(base)
         assert not verdict.shareable
         assert verdict.reason
         assert verdict.samples == model.samples == model.nbytes == 0
@@ -82,8 +82,16 @@ class OffsetModelContract:
         model, base = self.learned(), random_kv(TOKENS - 1, 99)
         copy = KV(base.keys.clone(), base.values.clone())
         size, samples = model.nbytes, model.samples
-        first = model.verdict(base), model.predict(base), model.predict_literal(base, LITERAL)
-        again = model.verdict(base), model.predict(base), model.predict_literal(base, LITERAL)
+        first = (
+            model.predictability(base),
+            model.predict(base),
+            model.predict_literal(base, LITERAL),
+        )
+        again = (
+            model.predictability(base),
+            model.predict(base),
+            model.predict_literal(base, LITERAL),
+        )
         assert first[0] == again[0]
         assert equal(first[1], again[1])
         assert equal(first[2], again[2])
@@ -113,7 +121,7 @@ class OffsetModelContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_its_state_outlives_it(self, tmp_path: Path, dtype: torch.dtype) -> None:
         model, base = self.learned(dtype), random_kv(TOKENS - 1, 99, dtype)
-        model.verdict(base)
+        model.predictability(base)
         save_file({k: v.clone() for k, v in model.state().items()}, tmp_path / "state")
         for other in (self.make(), self.learned(dtype, seed=500)):
             other.load_state(load_file(tmp_path / "state"))
@@ -123,7 +131,7 @@ class OffsetModelContract:
             assert equal(
                 other.predict_literal(base, LITERAL), model.predict_literal(base, LITERAL), 1e-4
             )
-            assert other.verdict(base) == model.verdict(base)
+            assert other.predictability(base) == model.predictability(base)
             state, kept = other.state(), model.state()
             assert state.keys() == kept.keys()
 

@@ -54,7 +54,7 @@ def test_the_papers_numbers() -> None:
 def test_the_entropy_test(distance: float, gamma: float) -> None:
     base = random_kv(6, 9)
     anchors = [near(base, distance * (1 + i), seed=20 + i) for i in range(4)]
-    verdict = pool_of(*anchors, gamma=gamma).verdict(base)
+    verdict = pool_of(*anchors, gamma=gamma).predictability(base)
     expected = reference.entropy(base, anchors)
     limit = gamma * math.log(4)
     if math.isclose(expected, limit, abs_tol=1e-4):
@@ -67,8 +67,8 @@ def test_the_entropy_test(distance: float, gamma: float) -> None:
 def test_the_entropy_test_decides_both_ways() -> None:
     base = random_kv(6, 9)
     far = [random_kv(6, 30 + i) for i in range(3)]
-    assert pool_of(base, *far).verdict(base).shareable
-    refused = pool_of(*[near(base, 0.001, i) for i in range(4)]).verdict(base)
+    assert pool_of(base, *far).predictability(base).shareable
+    refused = pool_of(*[near(base, 0.001, i) for i in range(4)]).predictability(base)
     assert not refused.shareable
     assert refused.reason.startswith("no anchor stands out: entropy 1.38")
 
@@ -79,16 +79,16 @@ def test_the_entropy_is_over_values_and_the_first_tokens_only() -> None:
     other_keys = [
         KV(random_kv(4, 60 + i).keys, kv.slice(0, 4).values) for i, kv in enumerate(longer)
     ]
-    assert pool_of(*longer).verdict(base) == pool_of(*other_keys).verdict(base)
+    assert pool_of(*longer).predictability(base) == pool_of(*other_keys).predictability(base)
 
 
 def test_two_anchors_must_be_as_long() -> None:
     pool = pool_of(random_kv(5, 1), random_kv(9, 2), random_kv(9, 3))
-    assert pool.verdict(random_kv(9, 4)).samples == 2
-    refused = pool_of(random_kv(5, 1), random_kv(9, 2)).verdict(random_kv(9, 4))
+    assert pool.predictability(random_kv(9, 4)).samples == 2
+    refused = pool_of(random_kv(5, 1), random_kv(9, 2)).predictability(random_kv(9, 4))
     assert (refused.shareable, refused.samples) == (False, 1)
     assert refused.reason == "1 anchor of at least 9 tokens, needs 2"
-    none = pool_of(random_kv(5, 1)).verdict(random_kv(6, 4))
+    none = pool_of(random_kv(5, 1)).predictability(random_kv(6, 4))
     assert none.reason == "0 anchors of at least 6 tokens, needs 2"
 
 
@@ -96,7 +96,7 @@ def test_uses_count_the_anchors_that_make_up_most_of_the_weight() -> None:
     base = random_kv(6, 9)
     anchors = [near(base, 0.02, 1), near(base, 0.05, 2), random_kv(6, 3), random_kv(6, 4)]
     pool = pool_of(*anchors, gamma=0.9)
-    assert pool.verdict(base).shareable
+    assert pool.predictability(base).shareable
     assert [anchor.uses for anchor in pool.anchors] == [1, 1, 0, 0]
 
 
@@ -105,14 +105,14 @@ def test_most_of_the_weight_is_nine_tenths(distance: float, uses: list[int]) -> 
     base, other = random_kv(6, 9), random_kv(6, 9)
     other.values[1, 0, 2, 3] += distance  # softmax(0, −2.5) = 0.924, softmax(0, −2) = 0.881
     pool = pool_of(base, other, gamma=1.0)
-    assert pool.verdict(base).shareable
+    assert pool.predictability(base).shareable
     assert [anchor.uses for anchor in pool.anchors] == uses
 
 
 def test_a_refused_placeholder_counts_no_use() -> None:
     base = random_kv(6, 9)
     pool = pool_of(*[near(base, 0.001, i) for i in range(4)])
-    assert not pool.verdict(base).shareable
+    assert not pool.predictability(base).shareable
     assert not any(anchor.uses for anchor in pool.anchors)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
 from kvcomm.reuse.auto import ENOUGH, LEVELS, LONG, SHARES, WINDOW, Auto
-from kvcomm.reuse.plan import Fact, Verdict
+from kvcomm.reuse.plan import Predictability, SegmentFacts
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import Realign
 
@@ -24,11 +24,11 @@ ANY = [level for level in LEVELS if level.short < LONG - 1]
 CHEAP, MIDDLE, DEAR = (level.name for level in ANY)
 
 
-def known(samples: int = 10, error: float = 0.5) -> Verdict:
-    return Verdict(True, f"linear offsets: {samples} samples", samples, error)
+def known(samples: int = 10, error: float = 0.5) -> Predictability:
+    return Predictability(True, f"linear offsets: {samples} samples", samples, error)
 
 
-UNKNOWN = Verdict(False, "too little learned: 0 samples", 0)
+UNKNOWN = Predictability(False, "too little learned: 0 samples", 0)
 
 
 def auto(target: float = 0.02, rate: float = 0.0, prior: float = 1.0, **fields: object) -> Auto:
@@ -67,7 +67,7 @@ def test_the_first_call_is_realigned_where_rotating_alone_is_known_to_be_enough(
     choice = small.choose("t", {"solver": UNKNOWN})
     assert isinstance(choice.policy, Realign)
     assert choice.used
-    assert choice.policy.borrows
+    assert choice.policy.options.bases == "borrowed"
     assert choice.policy.reason == "auto: light, bound 0.0200 (prior) ≤ 0.02"
     assert choice.measured[0] == replace(LEVELS[0], offsets="")
 
@@ -81,8 +81,10 @@ def test_long_texts_have_levels_of_their_own() -> None:
     assert set(choice.bounds) == {level.name for level in LEVELS}
     assert isinstance(choice.policy, Realign)
     assert choice.policy.reason == "auto: long-medium, bound 0.0180 (prior) ≤ 0.02"
-    facts = [Fact("placeholder", "a", size, tuple(range(size)), UNKNOWN) for size in (511, 512)]
-    assert [step.way for step in choice.policy.plan(facts).steps] == ["compute", "realign"]
+    facts = [
+        SegmentFacts("placeholder", "a", size, tuple(range(size)), UNKNOWN) for size in (511, 512)
+    ]
+    assert [step.source for step in choice.policy.plan(facts).segments] == ["compute", "realign"]
     # All levels that realign more may do as well.
     assert [x.name for x in choice.measured] == ["long-medium", *names, "long-light"]
 
@@ -92,6 +94,27 @@ def test_where_no_text_is_worth_it_the_call_is_exact() -> None:
     assert isinstance(choice.policy, Exact)
     assert choice.policy.reason == "auto: exact, no text is longer than 24 tokens"
     assert not choice.measured
+
+
+def test_audits_made_in_two_places_are_told_to_both_once() -> None:
+    total, here, there = auto(), auto(), auto()
+    for place in (here, there):
+        place.adopt(total.to_json(), {"light": 0.5})
+    here.record("t", "light", 0.1, 3, used=True)
+    there.record("t", "light", 0.2, 4, used=False)
+    for place in (here, there):
+        for template, level, seen in place.take():
+            total.record(template, level, seen.divergence, seen.samples, used=seen.used)
+        assert place.take() == []
+    there.record("t", "heavy", 0.3, 5, used=False)  # not taken yet
+    for _ in range(2):
+        here.adopt(total.to_json(), {})
+        there.adopt(total.to_json(), {})
+    assert here.audits == total.audits
+    assert [seen.divergence for seen in total.audits["t", "light"]] == [0.1, 0.2]
+    assert there.audits["t", "light"] == total.audits["t", "light"]
+    assert [seen.divergence for seen in there.audits["t", "heavy"]] == [0.3]
+    assert here.priors == {"light": 0.5}
 
 
 def test_audits_of_rotating_alone_say_nothing_of_offsets() -> None:
@@ -105,7 +128,7 @@ def test_audits_of_rotating_alone_say_nothing_of_offsets() -> None:
 
 
 def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
-    def bounds(**verdicts: Verdict) -> object:
+    def bounds(**verdicts: Predictability) -> object:
         return auto().choose("t", verdicts).bounds
 
     early = replace(UNKNOWN, error=0.1)
@@ -117,17 +140,17 @@ def test_what_is_not_known_yet_keeps_nobody_from_realigning_the_rest() -> None:
     choice = auto(prior=0.01).choose("t", {"solver": known(), "critic": UNKNOWN})
     assert isinstance(choice.policy, Realign)
     facts = [
-        Fact("placeholder", name, 60, tuple(range(60)), verdict)
+        SegmentFacts("placeholder", name, 60, tuple(range(60)), verdict)
         for name, verdict in (("solver", known()), ("critic", UNKNOWN))
     ]
-    steps = choice.policy.plan(facts).steps
-    assert [step.way for step in steps] == ["realign", "realign"]
+    steps = choice.policy.plan(facts).segments
+    assert [step.source for step in steps] == ["realign", "realign"]
     assert [step.corrected for step in steps] == [True, False]
     assert choice.key == "t"
 
 
 def test_offsets_that_are_never_predictable_are_done_without() -> None:
-    never = Verdict(False, "offsets not predictable: 5 samples, error left 1.00", ENOUGH)
+    never = Predictability(False, "offsets not predictable: 5 samples, error left 1.00", ENOUGH)
     made = auto()
     choice = made.choose("t", {"a": never})
     assert [level.name for level in choice.measured] == [CHEAP, MIDDLE, DEAR]

@@ -43,7 +43,7 @@ def test_a_linear_law_is_found() -> None:
     for found, right in ((predicted.keys, truth.keys), (predicted.values, truth.values)):
         assert float((found - right).norm() / right.norm()) < 0.05
     assert model.error < 0.05
-    assert model.verdict(new).shareable
+    assert model.predictability(new).shareable
 
 
 def test_the_solution_is_that_of_a_plain_ridge_regression() -> None:
@@ -128,6 +128,10 @@ def test_merged_sums_have_the_solution_of_one_model() -> None:
     assert merged.count == sums.count
     for mine, other in zip(merged.tensors, sums.tensors, strict=True):
         assert torch.allclose(mine, other, rtol=1e-12, atol=1e-10)
+    base = kv(40, 99)
+    found, expected = here.predict(base), one.predict(base)
+    assert torch.allclose(found.keys, expected.keys, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(found.values, expected.values, rtol=1e-6, atol=1e-6)
     assert here._weights is not None
     assert one._weights is not None
     assert torch.allclose(here._weights, one._weights, rtol=1e-6, atol=1e-9)

@@ -11,28 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.plan import Fact, Step, Verdict
-from kvcomm.reuse.policy import MODES, Anchors, Dense, Exact, Kvcomm, policy_for
+from kvcomm.reuse.plan import Predictability, SegmentFacts, SegmentPlan
+from kvcomm.reuse.policy import MODES, Anchors, Dense, Exact, Kvcomm, ReuseOptions, policy_for
 
-YES = Verdict(True, "shared: entropy 0.010", 4)
-NO = Verdict(False, "no anchor stands out: entropy 1.300", 4)
+YES = Predictability(True, "shared: entropy 0.010", 4)
+NO = Predictability(False, "no anchor stands out: entropy 1.300", 4)
 
 
-def literal(tokens: int = 3, covered: int | None = None, *, last: bool = False) -> Fact:
+def literal(tokens: int = 3, covered: int | None = None, *, last: bool = False) -> SegmentFacts:
     held = tokens if covered is None else covered
-    return Fact("literal", "literal", tokens, tuple(range(held)), last=last)
+    return SegmentFacts("literal", "literal", tokens, tuple(range(held)), last=last)
 
 
 def message(
     tokens: int = 5,
     covered: int = 4,
-    verdict: Verdict | None = YES,
+    verdict: Predictability | None = YES,
     name: str = "solver",
     *,
     last: bool = False,
-) -> Fact:
+) -> SegmentFacts:
     held = tuple(range(covered))
-    return Fact("placeholder", name, tokens, held, verdict if held else None, last=last)
+    return SegmentFacts("placeholder", name, tokens, held, verdict if held else None, last=last)
 
 
 # --- all policies ---
@@ -55,13 +55,13 @@ def test_an_unknown_mode_lists_the_known_ones() -> None:
 
 
 def test_auto_says_that_it_is_exact() -> None:
-    assert policy_for("auto").plan([literal()]).gate.startswith("auto: exact")
+    assert policy_for("auto").plan([literal()]).decision.startswith("auto: exact")
 
 
 @st.composite
-def prompts(draw: st.DrawFn) -> list[Fact]:
+def prompts(draw: st.DrawFn) -> list[SegmentFacts]:
     """Facts as a survey makes them: alternating, some without base KV, some empty."""
-    facts: list[Fact] = []
+    facts: list[SegmentFacts] = []
     for index in range(draw(st.integers(1, 8))):
         kind = draw(st.sampled_from(["literal", "placeholder"]))
         if kind == "literal" and facts and facts[-1].kind == "literal":
@@ -73,7 +73,7 @@ def prompts(draw: st.DrawFn) -> list[Fact]:
         verdict = None
         if kind == "placeholder" and covered:
             verdict = draw(st.sampled_from([YES, YES, YES, NO]))
-        facts.append(Fact(kind, f"s{index}", tokens, covered, verdict))
+        facts.append(SegmentFacts(kind, f"s{index}", tokens, covered, verdict))
     last = facts[-1]
     facts[-1] = replace(last, last=True)
     return facts
@@ -81,21 +81,21 @@ def prompts(draw: st.DrawFn) -> list[Fact]:
 
 @pytest.mark.parametrize("mode", MODES)
 @given(facts=prompts())
-def test_a_plan_covers_every_segment_within_range(mode: str, facts: list[Fact]) -> None:
+def test_a_plan_covers_every_segment_within_range(mode: str, facts: list[SegmentFacts]) -> None:
     plan = policy_for(mode).plan(facts)
-    assert len(plan.steps) == len(facts)
-    assert plan.gate
-    for fact, step in zip(facts, plan.steps, strict=True):
-        assert step.way in ("compute", "realign")
+    assert len(plan.segments) == len(facts)
+    assert plan.decision
+    for fact, step in zip(facts, plan.segments, strict=True):
+        assert step.source in ("compute", "realign")
         assert step.reason
-        if step.way == "compute":
+        if step.source == "compute":
             assert step.positions is None
             continue
         assert step.positions is not None
         assert list(step.positions) == sorted(set(step.positions))
         assert all(0 <= position < fact.tokens for position in step.positions)
         assert set(range(fact.tokens)) <= {*step.positions, *fact.covered}
-    last, step = facts[-1], plan.steps[-1]
+    last, step = facts[-1], plan.segments[-1]
     if last.tokens and step.positions is not None:
         assert last.tokens - 1 in step.positions
     assert plan.learn == tuple(sorted(set(plan.learn)))
@@ -103,21 +103,21 @@ def test_a_plan_covers_every_segment_within_range(mode: str, facts: list[Fact]) 
 
 
 @given(prompts())
-def test_kvcomm_realigns_every_placeholder_or_nothing(facts: list[Fact]) -> None:
+def test_kvcomm_realigns_every_placeholder_or_nothing(facts: list[SegmentFacts]) -> None:
     plan = Kvcomm().plan(facts)
     held = [f for f in facts if f.kind == "placeholder" and f.tokens]
-    passed = all(f.verdict is not None and f.verdict.shareable for f in held)
-    ways = [step.way for step, f in zip(plan.steps, facts, strict=True) if f in held]
+    passed = all(f.offset is not None and f.offset.shareable for f in held)
+    ways = [step.source for step, f in zip(plan.segments, facts, strict=True) if f in held]
     assert plan.dense == (not passed or not any(f.kind == "placeholder" for f in facts))
     assert ways == ["compute" if plan.dense else "realign"] * len(held)
     if plan.dense:
-        assert all(step.way == "compute" for step in plan.steps)
+        assert all(step.source == "compute" for step in plan.segments)
     else:
         assert plan.learn == ()
 
 
 @given(prompts())
-def test_a_plan_depends_on_the_facts_alone(facts: list[Fact]) -> None:
+def test_a_plan_depends_on_the_facts_alone(facts: list[SegmentFacts]) -> None:
     policy = Kvcomm()
     assert policy.plan(facts) == policy.plan(list(facts)) == Kvcomm().plan(tuple(facts))
 
@@ -127,16 +127,18 @@ def test_a_plan_depends_on_the_facts_alone(facts: list[Fact]) -> None:
 
 def test_dense_computes_everything_when_the_last_input_is_there() -> None:
     plan = Dense().plan([literal(), message(), literal(last=True)])
-    assert plan.steps == (Step("compute", "dense mode"),) * 3
+    assert plan.segments == (SegmentPlan("compute", "dense mode"),) * 3
     assert plan.dense
-    assert (Dense.ahead, Dense.reads_prefix, Dense.feeds_prefix) == (False, False, False)
+    assert Dense().options == ReuseOptions()
 
 
 def test_exact_computes_what_no_prefix_holds() -> None:
     plan = Exact().plan([literal(), message()])
-    assert [(step.way, step.positions) for step in plan.steps] == [("compute", None)] * 2
+    assert [(step.source, step.positions) for step in plan.segments] == [("compute", None)] * 2
     assert (plan.dense, plan.learn) == (False, ())
-    assert (Exact.ahead, Exact.reads_prefix, Exact.feeds_prefix) == (True, True, True)
+    options = Exact().options
+    assert (options.ahead, options.reads_prefix, options.feeds_prefix) == (True, True, True)
+    assert not options.realigns
 
 
 # --- kvcomm ---
@@ -145,21 +147,21 @@ def test_exact_computes_what_no_prefix_holds() -> None:
 def test_a_call_that_passes_computes_only_what_has_no_kv_and_the_last_token() -> None:
     facts = [literal(), message(5, 4), literal(2), message(3, 3, name="critic"), literal(last=True)]
     plan = Kvcomm().plan(facts)
-    assert (plan.gate, plan.dense, plan.learn) == ("realigned", False, ())
-    assert plan.steps == (
-        Step("compute", "first literal is exact"),
-        Step("realign", YES.reason, (4,)),
-        Step("realign", "offset of the placeholder before", ()),
-        Step("realign", YES.reason, ()),
-        Step("realign", "offset of the placeholder before", (2,)),
+    assert (plan.decision, plan.dense, plan.learn) == ("realigned", False, ())
+    assert plan.segments == (
+        SegmentPlan("compute", "first literal is exact"),
+        SegmentPlan("realign", YES.reason, (4,)),
+        SegmentPlan("realign", "offset of the placeholder before", ()),
+        SegmentPlan("realign", YES.reason, ()),
+        SegmentPlan("realign", "offset of the placeholder before", (2,)),
     )
 
 
 def test_one_placeholder_that_fails_makes_the_call_dense_and_is_learned() -> None:
     facts = [literal(), message(), message(verdict=NO, name="critic"), literal(last=True)]
     plan = Kvcomm().plan(facts)
-    assert plan.gate == f"dense: {{critic}}: {NO.reason}"
-    assert {step.reason for step in plan.steps} == {f"dense, because {{critic}}: {NO.reason}"}
+    assert plan.decision == f"dense: {{critic}}: {NO.reason}"
+    assert {step.reason for step in plan.segments} == {f"dense, because {{critic}}: {NO.reason}"}
     assert plan.dense
     assert plan.learn == (2,)
 
@@ -167,25 +169,25 @@ def test_one_placeholder_that_fails_makes_the_call_dense_and_is_learned() -> Non
 def test_every_failure_is_named() -> None:
     facts = [message(covered=0, name="task"), message(verdict=NO), literal(last=True)]
     plan = Kvcomm().plan(facts)
-    assert plan.gate == f"dense: {{task}}: no base KV; {{solver}}: {NO.reason}"
+    assert plan.decision == f"dense: {{task}}: no base KV; {{solver}}: {NO.reason}"
     assert plan.learn == (1,), "what has no base KV cannot be learned"
 
 
 def test_a_prompt_without_placeholders_is_computed() -> None:
     plan = Kvcomm().plan([literal(last=True)])
-    assert plan.steps == (Step("compute", "nothing to realign"),)
+    assert plan.segments == (SegmentPlan("compute", "nothing to realign"),)
     assert plan.dense
 
 
 def test_adjacent_placeholders_and_one_at_either_end() -> None:
     facts = [message(3, 3), message(4, 4), message(5, 5, last=True)]
-    positions = [step.positions for step in Kvcomm().plan(facts).steps]
+    positions = [step.positions for step in Kvcomm().plan(facts).segments]
     assert positions == [(), (), (4,)]
 
 
 def test_without_its_gate_two_anchors_are_enough() -> None:
-    refused = Verdict(False, "no anchor stands out: entropy 1.300", 2)
-    few = Verdict(False, "1 anchor of at least 5 tokens, needs 2", 1)
+    refused = Predictability(False, "no anchor stands out: entropy 1.300", 2)
+    few = Predictability(False, "1 anchor of at least 5 tokens, needs 2", 1)
     policy = Kvcomm(gated=False)
     assert not policy.plan([literal(), message(verdict=refused), literal(last=True)]).dense
     assert policy.plan([literal(), message(verdict=few), literal(last=True)]).dense
@@ -194,28 +196,29 @@ def test_without_its_gate_two_anchors_are_enough() -> None:
 
 def test_an_empty_message_neither_fails_nor_is_realigned() -> None:
     facts = [literal(), message(0, 0), literal(2), message(), literal(last=True)]
-    steps = Kvcomm().plan(facts).steps
-    assert steps[1] == Step("compute", "empty")
-    assert steps[2] == Step("compute", "no offset behind an empty placeholder")
-    assert [step.way for step in steps[3:]] == ["realign", "realign"]
+    steps = Kvcomm().plan(facts).segments
+    assert steps[1] == SegmentPlan("compute", "empty")
+    assert steps[2] == SegmentPlan("compute", "no offset behind an empty placeholder")
+    assert [step.source for step in steps[3:]] == ["realign", "realign"]
 
 
 def test_an_empty_last_segment_asks_for_no_position() -> None:
-    last = Fact("placeholder", "z", 0, last=True)
-    assert Kvcomm().plan([message(), last]).steps[-1] == Step("compute", "empty")
+    last = SegmentFacts("placeholder", "z", 0, last=True)
+    assert Kvcomm().plan([message(), last]).segments[-1] == SegmentPlan("compute", "empty")
 
 
 def test_a_literal_that_left_the_store_is_computed() -> None:
-    steps = Kvcomm().plan([literal(), message(), literal(2, covered=0, last=True)]).steps
-    assert steps[2] == Step("compute", "no base KV")
+    steps = Kvcomm().plan([literal(), message(), literal(2, covered=0, last=True)]).segments
+    assert steps[2] == SegmentPlan("compute", "no base KV")
 
 
 # --- the paper's numbers ---
 
 
 def test_the_papers_numbers_are_part_of_the_family() -> None:
-    assert Kvcomm().offsets == Kvcomm(anchors=Anchors(0.3, 20)).offsets == "anchors"
-    assert Kvcomm(anchors=Anchors(0.1, 40)).offsets == "anchors:gamma=0.1,capacity=40"
+    assert Kvcomm().options == Kvcomm(anchors=Anchors(0.3, 20)).options
+    assert Kvcomm().options.offsets == "anchors"
+    assert Kvcomm(anchors=Anchors(0.1, 40)).options.offsets == "anchors:gamma=0.1,capacity=40"
 
 
 @pytest.mark.parametrize("numbers", [{"gamma": -0.1}, {"gamma": float("nan")}, {"capacity": 1}])

@@ -8,39 +8,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.reuse.plan import Fact, Verdict
+from kvcomm.reuse.plan import Predictability, SegmentFacts
 from kvcomm.reuse.recipe import LINEAR, METHODS, WORTH, Realign, Recipe
 
-YES = Verdict(True, "linear offsets: 9 samples", 9, 0.4)
-NO = Verdict(False, "too little learned: 1 samples", 1)
+YES = Predictability(True, "linear offsets: 9 samples", 9, 0.4)
+NO = Predictability(False, "too little learned: 1 samples", 1)
 
 
 def text(
     tokens: int = 60,
     covered: int | None = None,
-    verdict: Verdict | None = YES,
+    verdict: Predictability | None = YES,
     *,
     prefix: int = 0,
     last: bool = False,
-) -> Fact:
+) -> SegmentFacts:
     held = tuple(range(tokens if covered is None else covered))
-    return Fact("placeholder", "solver", tokens, held, verdict if held else None, prefix, last)
+    return SegmentFacts(
+        "placeholder", "solver", tokens, held, verdict if held else None, prefix, last
+    )
 
 
-def literal(tokens: int = 5, *, base: bool = False, prefix: int = 0, last: bool = False) -> Fact:
+def literal(
+    tokens: int = 5, *, base: bool = False, prefix: int = 0, last: bool = False
+) -> SegmentFacts:
     held = tuple(range(tokens)) if base else ()
-    return Fact("literal", "literal 0", tokens, held, None, prefix, last)
+    return SegmentFacts("literal", "literal 0", tokens, held, None, prefix, last)
 
 
-def plan(recipe: Recipe, *facts: Fact, budget: float = 1.0) -> list[tuple[str, str]]:
-    return [(step.way, step.reason) for step in Realign(recipe, budget=budget).plan(facts).steps]
+def plan(recipe: Recipe, *facts: SegmentFacts, budget: float = 1.0) -> list[tuple[str, str]]:
+    return [
+        (step.source, step.reason) for step in Realign(recipe, budget=budget).plan(facts).segments
+    ]
 
 
 def test_first_and_deviating_tokens_are_computed() -> None:
     recipe = Recipe("r", offsets="linear", first=4, deviating=0.1)
     made = Realign(recipe).plan([literal(), text(60), literal(last=True)])
-    assert [step.way for step in made.steps] == ["compute", "realign", "compute"]
-    step = made.steps[1]
+    assert [step.source for step in made.segments] == ["compute", "realign", "compute"]
+    step = made.segments[1]
     assert step.positions == (0, 1, 2, 3)
     assert step.deviating == 6
     assert step.corrected
@@ -50,8 +56,8 @@ def test_first_and_deviating_tokens_are_computed() -> None:
 
 def test_the_leading_share_bounds_the_first_tokens() -> None:
     recipe = Recipe("r", first=16, leading=0.1)
-    assert Realign(recipe).plan([literal(), text(60)]).steps[1].positions == tuple(range(6))
-    assert Realign(recipe).plan([literal(), text(600)]).steps[1].positions == tuple(range(16))
+    assert Realign(recipe).plan([literal(), text(60)]).segments[1].positions == tuple(range(6))
+    assert Realign(recipe).plan([literal(), text(600)]).segments[1].positions == tuple(range(16))
 
 
 def test_short_placeholders_are_computed() -> None:
@@ -61,13 +67,13 @@ def test_short_placeholders_are_computed() -> None:
 
 
 def test_what_is_not_covered_is_computed_and_the_rest_reused() -> None:
-    step = Realign(Recipe("r")).plan([literal(), text(10, covered=7)]).steps[1]
-    assert step.way == "realign"
+    step = Realign(Recipe("r")).plan([literal(), text(10, covered=7)]).segments[1]
+    assert step.source == "realign"
     assert step.positions == (7, 8, 9)
 
 
 def test_the_last_token_of_the_prompt_is_computed() -> None:
-    step = Realign(Recipe("r")).plan([literal(), text(10, last=True)]).steps[1]
+    step = Realign(Recipe("r")).plan([literal(), text(10, last=True)]).segments[1]
     assert step.positions == (9,)
 
 
@@ -92,52 +98,52 @@ def test_little_to_save_is_not_saved() -> None:
 def test_a_gated_recipe_computes_what_cannot_be_predicted() -> None:
     made = Realign(LINEAR).plan([literal(), text(verdict=NO)])
     assert made.dense
-    assert made.steps[1].reason == NO.reason
-    assert NO.reason in made.gate
+    assert made.segments[1].reason == NO.reason
+    assert NO.reason in made.decision
 
 
 def test_an_ungated_recipe_only_rotates_it() -> None:
     recipe = METHODS["anchors"]
-    step = Realign(recipe).plan([literal(), text(verdict=NO), literal(base=True)]).steps[1]
-    assert step.way == "realign"
+    step = Realign(recipe).plan([literal(), text(verdict=NO), literal(base=True)]).segments[1]
+    assert step.source == "realign"
     assert not step.corrected
     assert step.reason.startswith("rotated only")
 
 
 def test_the_gate_of_anchors_is_off() -> None:
-    refused = Verdict(False, "no anchor stands out: entropy 1.0", 4)
-    step = Realign(METHODS["anchors"]).plan([literal(), text(verdict=refused)]).steps[1]
+    refused = Predictability(False, "no anchor stands out: entropy 1.0", 4)
+    step = Realign(METHODS["anchors"]).plan([literal(), text(verdict=refused)]).segments[1]
     assert step.corrected
 
 
 def test_moved_literals_take_the_offset_of_the_placeholder_before() -> None:
     facts = literal(base=True), text(), literal(base=True, last=True)
-    steps = Realign(METHODS["anchors"]).plan(facts).steps
-    assert steps[0].way == "compute"
-    assert steps[2].way == "realign"
+    steps = Realign(METHODS["anchors"]).plan(facts).segments
+    assert steps[0].source == "compute"
+    assert steps[2].source == "realign"
     assert steps[2].positions == (4,)
     assert steps[2].corrected
-    rotated = Realign(METHODS["rotate"]).plan(facts).steps
+    rotated = Realign(METHODS["rotate"]).plan(facts).segments
     assert not rotated[2].corrected
 
 
 def test_measured_deviations_say_which_tokens_are_computed() -> None:
     sizes = tuple(float(position * 37 % 90) for position in range(90))
     fact = replace(text(100, covered=90), deviations=sizes)
-    step = Realign(METHODS["cacheblend"]).plan([literal(), fact, literal()]).steps[1]
+    step = Realign(METHODS["cacheblend"]).plan([literal(), fact, literal()]).segments[1]
     largest = sorted(range(90), key=lambda position: -sizes[position])[:15]
     assert step.positions == tuple(sorted([*largest, *range(90, 100)]))
     assert step.deviating == 0
     assert step.reason.endswith("computed: 15 deviating")
-    unknown = Realign(METHODS["cacheblend"]).plan([literal(), text(100), literal()]).steps[1]
+    unknown = Realign(METHODS["cacheblend"]).plan([literal(), text(100), literal()]).segments[1]
     assert unknown.positions == tuple(range(15))
 
 
 def test_a_budget_trims_the_repair() -> None:
     recipe = Recipe("r", first=16, deviating=0.2)
-    tight = Realign(recipe, budget=0.1).plan([literal(), text(100)]).steps[1]
+    tight = Realign(recipe, budget=0.1).plan([literal(), text(100)]).segments[1]
     assert len(tight.positions or ()) + tight.deviating == 10
-    free = Realign(recipe, budget=0.5).plan([literal(), text(100)]).steps[1]
+    free = Realign(recipe, budget=0.5).plan([literal(), text(100)]).segments[1]
     assert len(free.positions or ()) + free.deviating == 36
 
 
@@ -162,8 +168,8 @@ def test_a_realigned_step_stays_in_range_and_saves_something(
     recipe: Recipe, tokens: int, covered: int, share: float, last: bool
 ) -> None:
     fact = text(tokens, min(covered, tokens), last=last)
-    step = Realign(recipe, budget=share).plan([literal(), fact]).steps[1]
-    if step.way == "realign":
+    step = Realign(recipe, budget=share).plan([literal(), fact]).segments[1]
+    if step.source == "realign":
         positions = step.positions or ()
         assert all(0 <= p < tokens for p in positions)
         assert set(range(tokens)) - set(fact.covered) <= set(positions)
@@ -181,7 +187,7 @@ def test_methods_differ_only_in_their_numbers() -> None:
 def test_a_prompt_of_literals_is_computed(name: str) -> None:
     made = Realign(METHODS[name]).plan([literal(last=True)])
     assert made.dense
-    assert "nothing to realign" in made.gate
+    assert "nothing to realign" in made.decision
 
 
 @given(st.integers(0, 400), st.integers(0, 400), st.booleans(), st.booleans())
@@ -193,12 +199,12 @@ def test_what_leads_a_message_is_computed_in_the_end(
     whole = some + more
     lead = policy.leading(some, 1000)
     assert lead <= some
-    verdict = Verdict(True, "known", 10, 0.5)
-    fact = Fact("placeholder", "a", whole, tuple(range(whole)), verdict, done=lead)
-    step = policy.plan([fact]).steps[0]
+    verdict = Predictability(True, "known", 10, 0.5)
+    fact = SegmentFacts("placeholder", "a", whole, tuple(range(whole)), verdict, done=lead)
+    step = policy.plan([fact]).segments[0]
     assert step.positions is None or set(range(lead)) <= set(step.positions)
     # What is computed ahead is no more than is computed anyway.
-    late = policy.plan([replace(fact, done=0)]).steps[0]
+    late = policy.plan([replace(fact, done=0)]).segments[0]
     assert late == step
 
 

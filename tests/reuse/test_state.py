@@ -77,7 +77,7 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     for key, model in offsets.models.items():
         assert equal(again.models[key].predict(base), model.predict(base))
         assert equal(again.models[key].predict_literal(base, 2), model.predict_literal(base, 2))
-        assert again.models[key].verdict(base) == model.verdict(base)
+        assert again.models[key].predictability(base) == model.predictability(base)
 
 
 def test_pools_that_share_base_kv_can_be_saved(tmp_path: Path) -> None:

@@ -26,13 +26,15 @@ import psutil
 import torch
 
 from kvcomm.agents import Agent, Tool
-from kvcomm.engine import loop as loop_module
-from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_engine
+from kvcomm.engine.load import load_engine
+from kvcomm.engine.local import LocalEngine, runner
+from kvcomm.engine.local.scheduler import STEP_TOKENS
+from kvcomm.engine.segments import GONE
 from kvcomm.errors import KvcommError, NodeFailed
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag, star
-from kvcomm.runtime.session import Session
 from kvcomm.sampling import Sampling
+from kvcomm.session import Session
+from tests.runtime.support import rest
 
 TASKS = ["Add 2 and 3.", "Name a bird that cannot fly.", "Why is the sky blue?", "Count to ten."]
 MODES = ["dense", "exact", "exact", "kvcomm", "auto"]
@@ -142,7 +144,7 @@ class Soak:
     @contextmanager
     def scarce_memory(self) -> Iterator[None]:
         """Let forwards run out of memory when `_scarce` says so."""
-        forward = loop_module.packed_forward
+        forward = runner.packed_forward
 
         def scarce(*args: object) -> torch.Tensor:
             # Never twice running: what fails again with half of the tokens cannot be survived.
@@ -152,11 +154,11 @@ class Soak:
             self._failed = False
             return forward(*args)  # type: ignore[arg-type]
 
-        loop_module.packed_forward = scarce  # type: ignore[assignment]
+        runner.packed_forward = scarce  # type: ignore[assignment]
         try:
             yield
         finally:
-            loop_module.packed_forward = forward
+            runner.packed_forward = forward
 
     def fault(self) -> None:
         """Something goes wrong with the engine's caches, or with memory."""
@@ -166,7 +168,7 @@ class Soak:
         self.summary.faults[kind] += 1
         if kind == "memory":
             self._scarce = True
-            self.engine.loop._step_tokens = loop_module.STEP_TOKENS
+            self.engine.runner.limit = STEP_TOKENS
             return
         pick = self.random.random()
 
@@ -174,16 +176,19 @@ class Soak:
             if kind == "prefixes lost":
                 self.engine.prefix.clear()
                 return
-            keys = list(self.engine.store._entries)
-            if not keys:
+            cache = self.engine.segments
+            held = [entry for entry in cache._entries.values() if entry.held]
+            if not held:
                 return
-            key = keys[int(pick * len(keys))]
+            entry = held[int(pick * len(held))]
             if kind == "vanished":
-                self.engine.store.drop(key)
-            elif (kv := self.engine.store._entries[key].held) is not None and kv.values.numel():
-                kv.values[0, 0, 0, 0] += 1
+                cache._forget(entry, GONE)
+            else:  # what leaves memory is damaged there
+                cache._move_down(entry)
+                for file in (self._folder / "spill").rglob(f"{entry.key}.kv"):
+                    file.write_bytes(file.read_bytes()[:-8])
 
-        self.engine.loop.submit(harm)
+        self.engine.core.call(harm)
 
     async def request(self, number: int) -> None:
         """One request from start to end."""
@@ -213,8 +218,8 @@ class Soak:
             runs=None,
             namespace=self.random.choice(TENANTS),
         )
-        if session._auto is not None:  # measuring priors has no place here
-            session._auto.priors = {level.name: 0.0 for level in session._auto.levels}
+        if session.auto is not None:  # measuring priors has no place here
+            session.auto.priors = {level.name: 0.0 for level in session.auto.levels}
         run = asyncio.ensure_future(session.arun(graph, task))
         if kind == "cancelled":
             await asyncio.sleep(self.random.random() * 0.2)
@@ -231,6 +236,8 @@ class Soak:
             self._end(number, "lost")
             self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
         else:
+            # Audits are made behind the answer; some sessions end while theirs wait.
+            await asyncio.to_thread(session.close)
             self._end(number, "answered")
             if mode in ("dense", "exact") and result.answer != self._expected[name, task]:
                 self.summary.problems.append(f"{name}, {mode}, {kind}: another answer")
@@ -265,18 +272,18 @@ class Soak:
     def check(self) -> None:
         """What has to be true when nothing runs any more."""
         summary, engine = self.summary, self.engine
-        engine.loop.submit(lambda: None).result()
+        rest(engine)
         if summary.started != sum(summary.ended.values()):
             summary.problems.append(f"{summary.started} requests, {len(self._seen)} ended")
-        if engine.room.used:
-            summary.problems.append(f"{engine.room.used:,} bytes of rows were never given back")
-        pinned = [key for key, entry in engine.store._entries.items() if entry.uses]
-        if pinned:
-            summary.problems.append(f"{len(pinned)} messages are still pinned")
+        if used := engine.admission.used:
+            summary.problems.append(f"{used:,} bytes of sequences were never given back")
+        waiting = [key for key, entry in engine.segments._entries.items() if entry.refs]
+        if waiting:
+            summary.problems.append(f"{len(waiting)} messages still wait for readers")
         used = engine.budget.store() + engine.budget.offsets() + engine.budget.prefix()
         if used > engine.budget.limit:
             summary.problems.append(f"{used:,} bytes in caches, {engine.budget.limit:,} allowed")
-        engine.store.check_integrity()
+        engine.segments.check_integrity()
 
     def close(self) -> None:
         """Stop the engine and remove what it wrote."""

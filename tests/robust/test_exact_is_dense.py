@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, random_dag
 from kvcomm.runtime.result import Result
-from tests.runtime.support import agent, session
+from tests.robust.fuzzing import fuzzed
+from tests.runtime.support import agent, check_at_rest, session
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def texts(result: Result) -> dict[str, str]:
     return {call.node: call.text for call in result.calls}
 
 
-def check(engine: LocalEngine, graph: AgentGraph, tasks: list[str], slots: int | None) -> None:
+def check(limited: LocalEngine, graph: AgentGraph, tasks: list[str], slots: int | None) -> None:
+    engine = limited
     engine.forget()
     whole = engine.budget.limit
     with session(engine, "dense") as active:
@@ -64,36 +65,16 @@ def check(engine: LocalEngine, graph: AgentGraph, tasks: list[str], slots: int |
         assert asyncio.run(together()) == wanted, "with what is cached by now"
     finally:
         engine.budget.limit = whole
-    engine.store.check_integrity()
-    assert engine.room.used == 0
-    assert not any(entry.uses for entry in engine.store._entries.values())
+    check_at_rest(engine)
 
 
-CASES = {
-    "graph": graphs(),
-    "tasks": st.lists(st.sampled_from(["Add 2 and 3.", "Why?", "Name a bird."]), min_size=1,
-                      max_size=2),
-    "slots": st.none() | st.integers(0, 3000),
-}  # fmt: skip
-RANDOM = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-}
-
-
-@given(**CASES)
-@settings(max_examples=25, **RANDOM)
-def test_on_random_graphs(
-    limited: LocalEngine, graph: AgentGraph, tasks: list[str], slots: int | None
-) -> None:
-    check(limited, graph, tasks, slots)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@given(**CASES)
-@settings(max_examples=200, **RANDOM)
-def test_on_many_random_graphs(
-    limited: LocalEngine, graph: AgentGraph, tasks: list[str], slots: int | None
-) -> None:
-    check(limited, graph, tasks, slots)
+TASKS = st.lists(st.sampled_from(["Add 2 and 3.", "Why?", "Name a bird."]), min_size=1, max_size=2)
+test_on_random_graphs, test_on_many_random_graphs = fuzzed(
+    check,
+    few=25,
+    many=200,
+    timeout=1800,
+    graph=graphs(),
+    tasks=TASKS,
+    slots=st.none() | st.integers(0, 3000),
+)

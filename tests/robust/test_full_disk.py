@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,33 +14,28 @@ from kvcomm.errors import StateError
 from kvcomm.trace import read_trace
 from kvcomm.trace.line_file import LineFile
 from tests.runtime.support import GRAPH, TASK, session
+from tests.support import python
 
 # No file may grow beyond so many bytes: the write fails as on a full disk.
-LIMITED = """
-import resource, sys
-from kvcomm.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-main({argv!r})
-"""
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"
+MAIN = "import sys; from kvcomm.cli import main; main(sys.argv[1:])\n"
 
 
 def limited(limit: int, *argv: str) -> subprocess.CompletedProcess[str]:
-    code = LIMITED.format(limit=limit, argv=list(argv))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=55)
+    return python(LIMIT.format(limit) + MAIN, *argv)
 
 
 def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    code = (
-        "import resource, sys; from pathlib import Path\n"
+    code = LIMIT.format(100) + (
+        "import sys; from pathlib import Path\n"
         "from kvcomm.trace.line_file import LineFile\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "file = LineFile(Path(sys.argv[1]))\n"
         "try:\n"
         "    for _ in range(20): file.append('x' * 29)\n"
         "except OSError: print('full')\n"
     )
     path = tmp_path / "lines"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    done = python(code, str(path))
     assert done.stdout == "full\n", done.stderr
     assert path.read_text() == ("x" * 29 + "\n") * 3
 
@@ -83,12 +77,7 @@ def test_an_evaluation_keeps_its_samples_and_says_how_to_go_on(tmp_path: Path) -
     assert "Traceback" not in done.stderr
     kept = (out / "samples.jsonl").read_bytes()
     assert kept.endswith(b"\n")
-    again = subprocess.run(
-        [sys.executable, "-c", f"from kvcomm.cli import main; main({[*argv, '--json']!r})"],
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
+    again = python(MAIN, *argv, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["samples"] == 12
     assert (out / "samples.jsonl").read_bytes().startswith(kept)
@@ -102,7 +91,7 @@ def test_state_that_cannot_be_written_is_kept_and_saved_later(
 
     with session(tiny, "kvcomm", state=tmp_path) as active:
         with monkeypatch.context() as patched:
-            patched.setattr("kvcomm.engine.local.save_state", full)
+            patched.setattr("kvcomm.engine.local.engine.save_state", full)
             active.run(GRAPH, TASK)
             with pytest.raises(StateError, match="cannot write the state"):
                 asyncio.run(active.save())

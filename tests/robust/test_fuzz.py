@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvcomm.agents import Agent
@@ -35,21 +33,11 @@ from kvcomm.trace.lines import event_line
 from kvcomm.trace.read import read_event, read_trace
 from kvcomm.trace.show import show_run
 from tests.codecs import smol_codec, straddling_codec
+from tests.robust.fuzzing import fuzzed
 from tests.robust.test_hostile_state import FAMILIES, folder, saved
 from tests.trace.traces import failed, whole
 
 __all__ = ["folder", "saved"]
-
-
-def fuzzed(check: Callable, few: int = 30, many: int = 4000, **arguments: Any) -> tuple:
-    """Two tests of a check: with a few examples, and with many where `slow` tests run."""
-    known = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-
-    def of(examples: int) -> Callable:
-        quiet = settings(max_examples=examples, deadline=None, suppress_health_check=known)
-        return quiet(given(**arguments)(check))
-
-    return of(few), pytest.mark.slow(pytest.mark.timeout(900)(of(many)))
 
 
 BRACES = st.lists(

@@ -15,7 +15,7 @@ from kvcomm.errors import GraphError
 from kvcomm.graphs import AgentGraph
 from kvcomm.graphs.draw import draw
 from kvcomm.reuse.policy import Exact
-from kvcomm.runtime.scheduler import Scheduler
+from kvcomm.runtime.run import GraphRun, RunSpec
 from kvcomm.trace.lanes import levels
 
 MANY = 10_000
@@ -80,7 +80,7 @@ def test_a_chain_of_five_thousand_is_scheduled(tiny) -> None:
     few = NAMES[:5000]
     graph = AgentGraph(dict.fromkeys(few, AGENT), CHAIN[:4999])
     with at_most(10):
-        Scheduler(tiny, graph, Exact(), inputs={"task": "x"}, seed=0)
+        GraphRun(tiny, RunSpec(graph, Exact(), {"task": "x"}))
 
 
 @pytest.mark.parametrize(

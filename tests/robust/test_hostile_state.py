@@ -112,12 +112,8 @@ def test_a_file_that_is_none(folder: Path, monkeypatch: pytest.MonkeyPatch, what
     check_refused(folder, monkeypatch)
 
 
-def nan(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(tensor.double(), float("nan"))
-
-
 SPOILED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "not a number": nan,
+    "not a number": lambda tensor: torch.full_like(tensor.double(), float("nan")),
     "infinite": lambda tensor: torch.full_like(tensor.double(), float("inf")),
     "one dimension": lambda tensor: tensor.reshape(-1)[:1],
     "more dimensions": lambda tensor: tensor[None, None],
@@ -175,16 +171,7 @@ def test_a_link_out_of_the_folder_is_replaced_not_written_through(folder: Path) 
     assert not (folder / "aa.safetensors").is_symlink()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        '{"format": NaN}',
-        "9" * 5000,
-        "\0",
-        "[" * 100_000,
-    ],
-)
+@pytest.mark.parametrize("text", ["[]", '{"format": NaN}', "9" * 5000, "\0", "[" * 100_000])
 def test_a_manifest_or_audits_that_are_none(folder: Path, text: str) -> None:
     (folder / ("aa" + AUDITS)).write_text(text)
     assert load_audits(folder, Auto()).startswith("aa" + AUDITS)
@@ -193,18 +180,10 @@ def test_a_manifest_or_audits_that_are_none(folder: Path, text: str) -> None:
         check_folder(folder, "tiny", "0123")
 
 
-@pytest.mark.parametrize(
-    "audits",
-    [
-        [],
-        {"aa": []},
-        {"aa": {"light": [[1]]}},
-        {"aa": {"light": [["nan", 1, True]]}},
-        {"aa": {"light": [[-1, 1, True]]}},
-        {"aa": {"light": [[1, {}, True]]}},
-        {"aa": {"light": "text"}},
-    ],
-)
+LIGHT = ([[1]], [["nan", 1, True]], [[-1, 1, True]], [[1, {}, True]], "text")
+
+
+@pytest.mark.parametrize("audits", [[], {"aa": []}, *({"aa": {"light": each}} for each in LIGHT)])
 def test_audits_that_are_none_are_set_aside(folder: Path, audits: object) -> None:
     auto = Auto()
     (folder / ("aa" + AUDITS)).write_text(json.dumps({"format": FORMAT, "audits": audits}))

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
 from kvcomm.tasks import SUITES, load_suite
 from kvcomm.tasks.rows import read_rows
+from tests.robust.fuzzing import fuzzed
 
 GOOD = '{"input": "1 + 1?", "target": "2"}'
 BAD = {
@@ -83,36 +83,29 @@ def complaint(read: Callable[[], object]) -> str:
     return ""
 
 
-def check_row(name: str, folder: Path, row: object) -> None:
-    (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    said = complaint(lambda: load_suite(name, folder))
+def check_row(tmp_path: Path, name: str, row: object) -> None:
+    (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    said = complaint(lambda: load_suite(name, tmp_path))
     assert not said or "line 1 is no" in said or "no rows that can be used" in said
 
 
-@pytest.mark.parametrize("name", SUITES_OF_ROWS)
-@given(row=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8))
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+test_any_row_is_a_task_or_an_error, test_any_row_at_length = map(
+    pytest.mark.parametrize("name", SUITES_OF_ROWS),
+    fuzzed(
+        check_row,
+        few=40,
+        many=1500,
+        row=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8),
+    ),
 )
-def test_any_row_is_a_task_or_an_error(tmp_path: Path, name: str, row: object) -> None:
-    check_row(name, tmp_path, row)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SUITES_OF_ROWS)
-@given(row=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8))
-@settings(
-    max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_any_row_at_length(tmp_path: Path, name: str, row: object) -> None:
-    check_row(name, tmp_path, row)
-
-
-@given(st.binary(max_size=200))
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_any_bytes_are_rows_or_an_error(tmp_path: Path, data: bytes) -> None:
+def check_bytes(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.jsonl").write_bytes(data)
     said = complaint(lambda: read_rows(tmp_path / "x.jsonl"))
     assert not said or str(tmp_path) in said
+
+
+test_any_bytes_are_rows_or_an_error, test_any_bytes_at_length = fuzzed(
+    check_bytes, few=200, data=st.binary(max_size=200)
+)

@@ -16,7 +16,7 @@ from tests.trace.traces import whole
 
 # What must not reach a terminal: controls but newlines, overrides of direction, half characters.
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
-ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e[bold]x[/][/nope]"
+ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e[bold]x[/][/nope] :smile:"
 # What follows the first line of a trace, and how many of these lines are no events.
 LINES: dict[str, tuple[bytes, int]] = {
     "deeply nested": (b'{"kind": "error", "node": ' + b"[" * 100_000, 1),

@@ -14,6 +14,7 @@ from kvcomm.graphs import chain
 from kvcomm.message import outgoing
 from kvcomm.prompt import Hole, Piece, Text, compile_template
 from tests.codecs import byte_codec, smol_codec, space_codec, straddling_codec
+from tests.robust.fuzzing import fuzzed
 
 CODECS: dict[str, Callable[[], TokenizerCodec]] = {
     "smollm2": smol_codec,
@@ -59,19 +60,19 @@ def check_prompt(codec: TokenizerCodec, parts: list[tuple[str, bool]]) -> None:
         assert codec.decode(ids) == codec.chat(said, said)
 
 
-@pytest.mark.parametrize("name", CODECS)
-@given(parts=st.lists(st.tuples(TEXTS, st.booleans()), max_size=4))
-@settings(max_examples=60, deadline=None)
-def test_texts_add_no_structure(name: str, parts: list[tuple[str, bool]]) -> None:
+def check_structure(name: str, parts: list[tuple[str, bool]]) -> None:
     check_prompt(CODECS[name](), parts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CODECS)
-@given(parts=st.lists(st.tuples(TEXTS, st.booleans()), max_size=6))
-@settings(max_examples=2000, deadline=None)
-def test_texts_add_no_structure_at_length(name: str, parts: list[tuple[str, bool]]) -> None:
-    check_prompt(CODECS[name](), parts)
+test_texts_add_no_structure, test_texts_add_no_structure_at_length = map(
+    pytest.mark.parametrize("name", CODECS),
+    fuzzed(
+        check_structure,
+        few=60,
+        many=2000,
+        parts=st.lists(st.tuples(TEXTS, st.booleans()), max_size=5),
+    ),
+)
 
 
 @pytest.mark.parametrize("hole", [True, False])

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvcomm.engine.check import cache_name
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.local.check import cache_name
 from kvcomm.graphs import AgentGraph, fully_connected, random_dag
-from kvcomm.kv.tiers import Disk
 from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
 from kvcomm.runtime.result import Result
-from tests.runtime.support import TASK, TASKS, agent, auto, session
+from tests.runtime.support import TASK, TASKS, agent, auto, rest, session
 
 GRAPH = fully_connected(agent("a", 20), agent("b", 20), agent("c", 8))
 NAMES = ["alice", "bob", "alice/../bob", "", "-", "älice", "alice\0", "a" * 1000]
 
 
-def books(result: Result) -> list[tuple[int, int, int]]:
+def counts(result: Result) -> list[tuple[int, int, int]]:
     """What every segment cost; the same text is cheaper for who has seen it."""
     return [(s.computed, s.prefix, s.realigned) for call in result.calls for s in call.steps]
 
@@ -31,15 +28,14 @@ def test_nobody_can_tell_what_another_tenant_has_asked(tiny: LocalEngine, mode: 
     """Bob asks what Alice has asked: it costs him what it costs on a fresh engine."""
 
     def ask(namespace: str) -> tuple[list[tuple[int, int, int]], list[str]]:
-        make = auto if mode == "auto" else session
-        options = (
-            {"namespace": namespace}
+        made = (
+            auto(tiny, namespace=namespace)
             if mode == "auto"
-            else {"reuse": mode} | {"namespace": namespace}
+            else session(tiny, mode, namespace=namespace)
         )
-        with make(tiny, **options) as active:  # type: ignore[operator]
+        with made as active:
             result = active.run(GRAPH, TASK)
-        return books(result), [call.report.gate for call in result.calls]
+        return counts(result), [call.report.gate for call in result.calls]
 
     fresh = ask("bob")
     tiny.forget()
@@ -53,10 +49,11 @@ def test_keys_prefixes_and_offsets_of_tenants_are_apart(tiny: LocalEngine) -> No
     keys: dict[str, set[str]] = {}
     offsets: dict[str, set[object]] = {}
     for name in NAMES:
-        before, known = set(tiny.store._entries), set(tiny.offsets.models)
+        before, known = set(tiny.segments._entries), set(tiny.offsets.models)
         with session(tiny, "kvcomm", namespace=name) as active:
             active.run(GRAPH, TASK)
-        keys[name] = set(tiny.store._entries) - before
+        rest(tiny)
+        keys[name] = set(tiny.segments._entries) - before
         offsets[name] = set(tiny.offsets.models) - known
     assert all(keys.values())
     assert all(offsets.values())
@@ -64,19 +61,6 @@ def test_keys_prefixes_and_offsets_of_tenants_are_apart(tiny: LocalEngine) -> No
     assert len({len(found) for found in offsets.values()}) == 1
     spaces = [entry.namespace for entry in tiny.prefix._entries.values()]
     assert set(spaces) == set(NAMES)
-
-
-def test_a_tenant_reads_no_file_that_another_one_spilled(tiny: LocalEngine, tmp_path: Path) -> None:
-    """Even in one folder: the address of base KV names its namespace."""
-    disk = Disk(tmp_path, lambda: 1 << 40, torch.device("cpu"))
-    for name in NAMES:
-        with session(tiny, "kvcomm", namespace=name) as active:
-            active.run(GRAPH, TASK)
-    for key, entry in tiny.store._entries.items():
-        disk.keep(key, entry.held)  # type: ignore[arg-type]
-    files = list(disk.known())
-    assert len(files) == len(set(files)) == len(tiny.store)
-    assert all(path.parent == tmp_path for path in tmp_path.iterdir())
 
 
 def test_what_is_forgotten_of_one_tenant_is_kept_of_the_others(tiny: LocalEngine) -> None:
@@ -130,5 +114,5 @@ def test_the_prefix_cache_holds_what_the_plain_model_computes(
     for entry in entries:
         for layer, (keys, values) in enumerate(plain(tiny, entry.ids)):
             tokens = len(entry.ids)
-            assert torch.allclose(entry.slab.keys[layer, :, :tokens], keys, atol=1e-9)
-            assert torch.allclose(entry.slab.values[layer, :, :tokens], values, atol=1e-9)
+            assert torch.allclose(entry.buffer.keys[layer, :, :tokens], keys, atol=1e-9)
+            assert torch.allclose(entry.buffer.values[layer, :, :tokens], values, atol=1e-9)

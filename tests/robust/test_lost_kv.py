@@ -3,115 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from kvcomm.engine import realign
+from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.realign import Realigner
+from kvcomm.engine.segments import GONE
 from kvcomm.errors import NodeFailed
-from kvcomm.graphs import chain
-from kvcomm.kv import Store
+from kvcomm.graphs import AgentGraph, chain
+from kvcomm.kv import KV
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
-from tests.runtime.support import TASK, Events, agent, session
+from tests.runtime.support import TASK, Events, agent, check_at_rest, session, steps_of
 
 GRAPH = chain(agent("a", 20), agent("b", 20), agent("c"))
-# Realigns every message from the first call on: only rotated.
-ROTATE = Realign(Recipe("rotated"))
+# Realigns every message, and every text that was read before, from the first call on.
+ROTATE = Realign(Recipe("rotated"), borrows=True)
 
 
-def vanish(store: Store, key: str) -> None:
-    store.drop(key)
+def run(engine: LocalEngine, policy: object, graph: AgentGraph = GRAPH) -> Result:
+    with session(engine, policy) as active:  # type: ignore[arg-type]
+        return active.run(graph, TASK)
 
 
-def change(store: Store, key: str) -> None:
-    if kv := store.get(key):  # else it was lost before
-        kv.keys[0, 0, 0, 0] += 1
+def texts(result: Result) -> list[str]:
+    return [call.text for call in result.calls]
 
 
-def blank(store: Store, key: str) -> None:
-    if kv := store.get(key):
-        kv.values.fill_(float("nan"))
+def test_a_reader_computes_what_was_lost_and_says_what_dense_says(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = texts(run(tiny, "dense"))
+    assert not run(tiny, ROTATE).call("b").report.exact, "the test means nothing without reuse"
+    tiny.forget()
+    cache, get = tiny.segments, tiny.segments.get
+
+    def lost(key: str) -> KV | None:
+        if entry := cache._entries.get(key):
+            cache._forget(entry, GONE)
+        return get(key)
+
+    monkeypatch.setattr(cache, "get", lost)
+    result = run(tiny, ROTATE)
+    assert texts(result) == expected
+    for node, sender in (("b", "a"), ("c", "b")):
+        step = steps_of(result, sender)[node]
+        assert (step.way, step.computed, step.reason) == ("compute", step.tokens, GONE)
+    check_at_rest(tiny)
 
 
-FAULTS = {
-    "vanishes": (vanish, "its KV has left the store"),
-    "changes": (change, "is damaged: its checksum is another"),
-    "is blanked": (blank, "is damaged: its checksum is another"),
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "damaged: its checksum is another": flipped,
+    "cannot be read: Error": lambda path: path.write_bytes(path.read_bytes()[:100]),
+    "cannot be read: [Errno 2]": Path.unlink,
 }
 
 
-def run(engine: LocalEngine, policy: object, **options: object) -> Result:
-    with session(engine, policy, **options) as active:  # type: ignore[arg-type]
-        return active.run(GRAPH, TASK)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_reader_computes_what_was_lost_and_says_what_dense_says(
-    tiny: LocalEngine, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    damage, reason = FAULTS[fault]
-    dense = run(tiny, "dense")
-    reused = run(tiny, ROTATE)
-    assert not reused.call("b").report.exact, "the test means nothing without reuse"
-    tiny.forget()
-    fill = Realigner.fill
-
-    def damaged(self: Realigner, row: object, segment: object, *rest: object, **more: object):  # type: ignore[no-untyped-def]
-        if segment.kind == "placeholder" and segment.handle:  # type: ignore[attr-defined]
-            damage(tiny.store, segment.handle.key)  # type: ignore[attr-defined]
-        return fill(self, row, segment, *rest, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Realigner, "fill", damaged)
-    result = run(tiny, ROTATE)
-    assert [call.text for call in result.calls] == [call.text for call in dense.calls]
-    for node, sender in (("b", "a"), ("c", "b")):
-        (step,) = (s for s in result.call(node).steps if s.name == sender)
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_what_was_damaged_on_disk_is_computed(tmp_path: Path, reason: str) -> None:
+    with load_engine("random:llama-tiny", dtype="float64", device="cpu", spill=tmp_path) as engine:
+        run(engine, ROTATE)
+        check_at_rest(engine)
+        cache = engine.segments
+        moved = engine.core.call(lambda: [cache._move_down(e) for e in [*cache._entries.values()]])
+        assert moved.result() == [True]
+        other = chain(agent("x"), agent("y"))
+        expected = texts(run(engine, "dense", other))
+        (file,) = tmp_path.rglob("*.kv")
+        DAMAGES[reason](file)
+        result = run(engine, ROTATE, chain(agent("x")))
+        assert texts(result) == expected[:1]
+        step = steps_of(result)["x"]
         assert step.way == "compute"
-        assert step.computed == step.tokens
-        assert reason in step.reason
-    assert not any(entry.uses for entry in tiny.store._entries.values())
+        assert step.reason.startswith(f"its KV, kept on the disk, is of no use: {reason}")
 
 
-def spoil(kind: Callable[[torch.Tensor], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damage that no checksum sees: predictions that are no numbers."""
-    fill = Realigner.fill
-
-    def spoiled(self: Realigner, row, segment, *rest, **more):  # type: ignore[no-untyped-def]
-        before = len(row)
-        done = fill(self, row, segment, *rest, **more)
-        if done[1]:
-            kind(row.slab.values[:, :, before : len(row)])
-        return done
-
-    monkeypatch.setattr(Realigner, "fill", spoiled)
-
-
-def test_a_realigned_row_that_yields_no_numbers_is_computed_instead(
+def test_a_realigned_prompt_that_yields_no_numbers_is_computed_instead(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dense = run(tiny, "dense")
-    spoil(lambda values: values.fill_(float("nan")), monkeypatch)
-    result = run(tiny, ROTATE)
-    assert [call.text for call in result.calls] == [call.text for call in dense.calls]
+    """Damage that nobody sees before: predictions that are no numbers."""
+    expected = texts(run(tiny, "dense"))
+    real = realign.realign
+
+    def spoiled(*given: object) -> realign.Realigned:
+        found = real(*given)  # type: ignore[arg-type]
+        return realign.Realigned(
+            KV(found.kv.keys, torch.full_like(found.kv.values, torch.nan)),
+            found.filled,
+            found.computed,
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(realign, "realign", spoiled)
+        result = run(tiny, ROTATE)
+    assert texts(result) == expected
     for node in "bc":
         report = result.call(node).report
         assert report.exact
         assert "computed, because with reuse the model returned NaN" in report.gate
-    monkeypatch.undo()
-    again = run(tiny, "exact")
-    assert [call.text for call in again.calls] == [call.text for call in dense.calls]
+    assert texts(run(tiny, "exact")) == expected
 
 
-def test_a_model_that_yields_no_numbers_is_a_clear_error(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_yields_no_numbers_is_a_clear_error(tiny: LocalEngine) -> None:
     weight = tiny.network.lm_head.weight
     kept = weight[0].clone()
+    events = Events()
     try:
         weight.data[0] = float("nan")
-        events = Events()
         with (
             session(tiny, "exact", listeners=(events,)) as active,
             pytest.raises(NodeFailed, match=r"NaN or infinite logits \(float64\)"),

@@ -10,8 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Where running code is the purpose: programs in answers, in the sandbox; a user's own file. And
-# where those programs are compiled, to see whether they are whole, and not run.
-RUNS = {"tasks/scoring/launch.py", "kvcomm/own_file.py", "tasks/scoring/parsing.py"}
+# where those programs are compiled, to see whether they are whole, and not run. Replicas run what
+# their own driver sends.
+RUNS = {
+    "tasks/scoring/launch.py",
+    "kvcomm/own_file.py",
+    "tasks/scoring/parsing.py",
+    "kvcomm/engine/ray.py",
+    "kvcomm/engine/replica.py",
+}
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "yaml", "zipfile", "tarfile"}
 CALLS = {"eval", "exec", "compile", "__import__", "exec_module", "unpack_archive"}
 SOURCES = [

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-# What must not reach a terminal: controls but newlines, overrides of direction, half characters.
-STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
-ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e[bold]x[/][/nope] :smile:"
+from tests.robust.test_hostile_traces import ATTACK, STEERING
+
 MODEL = ("--model", "random:llama-tiny", "--state", "none", "--max-tokens", "4")
 GRAPH = f"""
 from kvcomm.agents import Agent

@@ -60,16 +60,18 @@ def test_agents_that_say_nothing_are_heard(tiny, mode: str) -> None:
             assert calls["last"].report.output_tokens > 0
 
 
-@pytest.mark.parametrize("text", ["", " \t\n\u3000"])
-def test_an_empty_input_is_refused(tiny, text: str) -> None:
-    with session(tiny, "exact") as active, pytest.raises(UsageError, match="`task` is empty"):
-        active.run(GRAPH, text)
+NO_TEXT = r"`task` is .*, which is no text: .* session\.chat\(graph\)"
 
 
-@pytest.mark.parametrize("given", [[{"role": "user", "content": "Hi"}], 42, {"a": 1}, b"Hi"])
-def test_an_input_that_is_no_text_is_refused_and_chats_are_named(tiny, given: object) -> None:
-    wanted = r"`task` is .*, which is no text: .* session\.chat\(graph\)"
-    with session(tiny, "exact") as active, pytest.raises(UsageError, match=wanted):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *((text, "`task` is empty") for text in ("", " \t\n\u3000")),
+        *((given, NO_TEXT) for given in ([{"role": "user", "content": "Hi"}], 42, {"a": 1}, b"Hi")),
+    ],
+)
+def test_an_input_that_is_no_text_is_refused(tiny, given: object, message: str) -> None:
+    with session(tiny, "exact") as active, pytest.raises(UsageError, match=message):
         active.run(GRAPH, given)  # type: ignore[arg-type]
 
 
@@ -115,7 +117,7 @@ def test_halves_of_characters_become_marks() -> None:
 
 
 def test_bytes_that_are_no_text_on_the_command_line(cli: Callable) -> None:
-    words = (
+    words = [
         "--model",
         "random:llama-tiny",
         "--state",
@@ -124,9 +126,9 @@ def test_bytes_that_are_no_text_on_the_command_line(cli: Callable) -> None:
         "4",
         "--out",
         "here",
-    )
+    ]
     # As Python hands over the byte 0xff.
-    assert cli("run", "bad \udcff byte", *words).code == 0
+    assert cli("run", "bad \udcff byte", *words, "--out", "here").code == 0
     assert read_trace(Path("here/trace.jsonl")).started.inputs == {"task": "bad \ufffd byte"}
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
+import pytest
+
 from kvcomm.agents import Agent, Sampling, Tool
-from kvcomm.engine.base import Engine
+from kvcomm.engine.base import Engine, Evaluation
+from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.reuse.auto import LEVELS
 from kvcomm.reuse.policy import Policy
 from kvcomm.runtime.result import Result
-from kvcomm.runtime.session import Session
+from kvcomm.session import Session
 from kvcomm.trace.events import Event
 
 TASK = "How many legs do three spiders have?"
@@ -27,34 +33,93 @@ def agent(name: str, tokens: int = 12, **fields: Any) -> Agent:
     )
 
 
-def session(engine: Engine, reuse: str | Policy, **options: Any) -> Session:
-    """A session that writes nothing and remembers nothing, in a namespace of its own."""
-    return Session(engine, **{"reuse": reuse, "state": None, "runs": None, **options})
+def session(
+    engine: Engine, reuse: str | Policy, *, now: datetime | None = None, **options: Any
+) -> Session:
+    """A session that writes nothing and remembers nothing; its prompts are of the day `now`."""
+    made = Session(engine, **{"reuse": reuse, "state": None, "runs": None, **options})
+    made.now = now or made.now
+    return made
 
 
 GRAPH = chain(agent("a", 40), agent("b", 30), agent("c"))
 TASKS = [
     f"How many legs do {n} spiders and {n + 2} cats have together, and why?" for n in range(40)
 ]
+# Rotating alone would err too much, learned offsets do not.
+LEARNED: dict[str, float] = {"prior": 60.0, "target_divergence": 100.0}
 
 
 def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
     """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
     made = session(engine, "auto", **options)
-    assert made._auto is not None
-    made._auto.priors = {level.name: prior for level in LEVELS}
+    assert made.auto is not None
+    made.auto.priors = {level.name: prior for level in LEVELS}
     return made
 
 
 def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
-    """The first `count` tasks, one after another."""
-    return [active.run(graph, task) for task in TASKS[:count]]
+    """The first `count` tasks, one after another, each with its audits."""
+    found = []
+    for task in TASKS[:count]:
+        found.append(active.run(graph, task))
+        active.drain()
+    return found
+
+
+def steps_of(result: Result, name: str = "task") -> dict[str, Any]:
+    """The segment that a placeholder is in, by the node that read it."""
+    return {call.node: step for call in result.calls for step in call.steps if step.name == name}
+
+
+def rest(engine: LocalEngine) -> None:
+    """Wait until the engine has done what it was told."""
+    engine.core.call(lambda: None).result()
+    while engine.core.busy:
+        engine.core.call(lambda: None).result()
+
+
+def check_at_rest(engine: LocalEngine) -> None:
+    """Nothing is left of runs that are over: no sequence, no room, no reader still to come."""
+    rest(engine)
+    steps = engine.core.steps
+    assert [*steps.prompts, *steps.answers, *steps.held] == []
+    assert engine.admission.used == 0
+    assert not any(entry.refs for entry in engine.segments._entries.values())
+    engine.segments.check_integrity()
+
+
+def flaky(failures: int) -> Callable[[str], str]:
+    """A post-processing that raises so many times, then works."""
+    left = [failures]
+
+    def post(text: str) -> str:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("no luck")
+        return text
+
+    return post
 
 
 async def forever(texts: object) -> str:
     """A tool that never returns."""
     await asyncio.Event().wait()
     return ""
+
+
+class Held:
+    """Keeps an engine's evaluations from going on until `go` is set."""
+
+    def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go = threading.Event()
+        evaluate = engine.evaluate
+
+        async def held(*args: Any, **options: Any) -> Evaluation:
+            await asyncio.to_thread(self.go.wait)
+            return await evaluate(*args, **options)
+
+        monkeypatch.setattr(engine, "evaluate", held)
 
 
 # It speaks, and never ends.

@@ -16,7 +16,7 @@ from kvcomm.errors import RunTimeout, UsageError
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.admission import Admission, Deadline
 from kvcomm.trace import read_trace
-from tests.runtime.support import ENDLESS, TASK, Events, agent, auto, session
+from tests.runtime.support import ENDLESS, TASK, Events, agent, check_at_rest, session
 
 
 async def test_runs_begin_in_the_order_in_which_they_came() -> None:
@@ -36,32 +36,20 @@ async def test_runs_begin_in_the_order_in_which_they_came() -> None:
 
 
 async def test_who_stops_waiting_takes_no_place() -> None:
+    """Also where its turn comes at the moment of cancelling: the place goes on to the next."""
     admission = Admission(1)
     await admission.enter(Deadline(None))
     waiting = [asyncio.create_task(admission.enter(Deadline(None))) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    admission.leave()  # to the second, which is cancelled before it hears of it
     waiting[1].cancel()
-    await asyncio.gather(*waiting[:2], return_exceptions=True)
-    admission.leave()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[1]
     await waiting[2]
     admission.leave()
-    assert admission._free == 1
-    assert not admission._waiting
-
-
-async def test_a_place_given_at_the_moment_of_cancelling_goes_on_to_the_next() -> None:
-    admission = Admission(1)
-    await admission.enter(Deadline(None))
-    first, second = (asyncio.create_task(admission.enter(Deadline(None))) for _ in range(2))
-    await asyncio.sleep(0)
-    admission.leave()  # to the first, which is cancelled before it hears of it
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    await second
-    admission.leave()
-    assert admission._free == 1
+    assert (admission._free, len(admission._waiting)) == (1, 0)
 
 
 def test_places_are_shared_by_event_loops() -> None:
@@ -89,12 +77,6 @@ def test_places_are_shared_by_event_loops() -> None:
         thread.join()
     assert most[0] <= 2
     assert (admission._free, len(admission._waiting)) == (2, 0)
-
-
-@pytest.mark.parametrize("most", [0, -1])
-def test_a_limit_that_lets_nobody_in_is_refused(tiny: LocalEngine, most: int) -> None:
-    with pytest.raises(UsageError, match="max_runs"):
-        session(tiny, "exact", max_runs=most)
 
 
 async def test_a_session_runs_no_more_than_it_may_and_says_who_waited(
@@ -148,14 +130,10 @@ def test_a_run_ends_at_its_time_limit(tiny: LocalEngine, mode: str, tmp_path: Pa
         assert error.node is None
         assert "timeout of 0.3 s" in error.error
         # Everything is released: rows and pins.
-        assert all(decoding.cancelled for decoding in tiny.loop._decodings)
-        assert all(not entry.uses for entry in tiny.store._entries.values())
+        check_at_rest(tiny)
         assert active.run(chain(agent("a")), TASK, timeout_s=600).answer
-
-
-def test_a_stream_ends_at_its_time_limit(tiny: LocalEngine) -> None:
-    with session(tiny, "exact") as active, pytest.raises(RunTimeout):
-        list(active.stream(ENDLESS, TASK, timeout_s=0.3))
+        with pytest.raises(RunTimeout):
+            list(active.stream(ENDLESS, TASK, timeout_s=0.3))
 
 
 async def test_waiting_counts_for_the_time_limit(tiny: LocalEngine, tmp_path: Path) -> None:
@@ -176,24 +154,13 @@ async def test_waiting_counts_for_the_time_limit(tiny: LocalEngine, tmp_path: Pa
     assert (await first).answer
 
 
-def test_an_answer_is_not_lost_to_audits(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def endless(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr("kvcomm.runtime.audit.Auditor.after", endless)
-    with auto(tiny) as active:
-        result = active.run(chain(agent("a"), agent("b")), TASK, timeout_s=2.0)
-    assert result.answer
-    assert [call.node for call in result.calls] == ["a", "b"]
-    assert "audits of the answer were cut short" in result.warnings[-1]
-
-
-@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
-def test_time_limits_have_to_be_times(tiny: LocalEngine, seconds: float) -> None:
+def test_limits_have_to_be_limits(tiny: LocalEngine) -> None:
     events = Events()
-    active = session(tiny, "exact", listeners=[events])
-    with active, pytest.raises(UsageError, match="timeout_s"):
-        active.run(chain(agent("a")), TASK, timeout_s=seconds)
-    assert not events.all
+    with session(tiny, "exact", listeners=[events]) as active:
+        for seconds in (0, -1.0, math.nan):
+            with pytest.raises(UsageError, match="timeout_s"):
+                active.run(chain(agent("a")), TASK, timeout_s=seconds)
+        assert not events.all
+        for most in (0, -1):
+            with pytest.raises(UsageError, match="max_runs"):
+                session(tiny, "exact", max_runs=most)

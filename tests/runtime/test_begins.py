@@ -16,7 +16,7 @@ from kvcomm.runtime.stopping import StopTexts, before
 from kvcomm.runtime.stream_events import Delta
 from tests.codecs import byte_codec
 from tests.engine.support import generate
-from tests.runtime.support import TASK, agent, session
+from tests.runtime.support import TASK, agent, check_at_rest, session
 
 BEGINS = "Answer:"
 
@@ -196,4 +196,4 @@ def test_an_engine_can_go_on_after_a_stop(engine_of: Callable[..., LocalEngine])
             said = active.run(chain(stopped), TASK).calls[0].text
             assert said == text[: text.index(text[3])]
         assert active.run(chain(agent("a", 40)), TASK).calls[0].text == text
-    assert not engine.loop._decodings
+    check_at_rest(engine)

@@ -16,7 +16,7 @@ from kvcomm.reuse.auto import LEVELS
 from kvcomm.runtime import priors as module
 from kvcomm.runtime.priors import SHIPPED, key_of, known, measure, measured
 
-from .support import TASK, agent, session
+from .support import TASK, agent, check_at_rest, session
 
 PAIR = chain(agent("a", 4), agent("b", 4))
 
@@ -78,7 +78,7 @@ async def test_a_measurement_that_is_cancelled_is_begun_by_the_next(
     assert set(await second) == {level.name for level in LEVELS}
     assert first.cancelled()
     assert len(counted) == 2
-    assert not tiny.room.used
+    check_at_rest(tiny)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"key": {}}', '{"key": 1, "models": 1}'])
@@ -156,13 +156,13 @@ def test_warm_up_measures_at_once(tiny: LocalEngine, cache: Path, counted: list[
 def test_a_measurement_that_fails_is_said_and_made_later(
     tiny: LocalEngine, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    real = tiny.open
+    real = tiny.evaluate
     with session(tiny, "auto") as active:
-        monkeypatch.setattr(tiny, "open", lambda call: 1 / 0)
+        monkeypatch.setattr(tiny, "evaluate", lambda *_, **__: 1 / 0)
         active.run(PAIR, TASK)
         active._measuring.result()  # type: ignore[union-attr]
         assert "could not be measured, and is again behind the next run" in caplog.text
-        monkeypatch.setattr(tiny, "open", real)
+        monkeypatch.setattr(tiny, "evaluate", real)
         active.run(PAIR, TASK)
         active._measuring.result()  # type: ignore[union-attr]
         assert active.run(PAIR, TASK).warnings == ()

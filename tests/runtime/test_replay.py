@@ -11,7 +11,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import chain
 from kvcomm.reuse.offsets.linear import MIN_SAMPLES
-from kvcomm.reuse.plan import Fact, Verdict
+from kvcomm.reuse.plan import Predictability, SegmentFacts
 from kvcomm.reuse.replay import Planned, Replay
 from kvcomm.runtime.result import Result
 from kvcomm.trace.read import read_trace
@@ -20,7 +20,7 @@ from tests.runtime.support import GRAPH, TASKS, agent, auto, runs, session
 
 pytestmark = pytest.mark.usefixtures("predictable")
 
-YES = Verdict(True, "linear", 5)
+YES = Predictability(True, "linear", 5)
 
 
 def plans(result: Result) -> list[tuple[object, ...]]:
@@ -91,9 +91,11 @@ def test_a_trace_of_another_graph_is_refused(tiny: LocalEngine, tmp_path: Path) 
             active.run(GRAPH, TASKS[0], replay=original.trace.path / "trace.jsonl")
 
 
-def fact(name: str, tokens: int, *, covered: bool = True, verdict: Verdict | None = YES) -> Fact:
+def fact(
+    name: str, tokens: int, *, covered: bool = True, verdict: Predictability | None = YES
+) -> SegmentFacts:
     held = tuple(range(tokens)) if covered else ()
-    return Fact("placeholder", name, tokens, held, verdict)
+    return SegmentFacts("placeholder", name, tokens, held, verdict)
 
 
 def test_steps_are_matched_by_name_and_length() -> None:
@@ -107,8 +109,14 @@ def test_steps_are_matched_by_name_and_length() -> None:
         "linear",
     )
     facts = [fact("a", 5), fact("b", 4), fact("x", 3), fact("d", 9), fact("e", 2)]
-    steps = policy.plan(facts).steps
-    assert [step.way for step in steps] == ["realign", "compute", "compute", "compute", "compute"]
+    steps = policy.plan(facts).segments
+    assert [step.source for step in steps] == [
+        "realign",
+        "compute",
+        "compute",
+        "compute",
+        "compute",
+    ]
     assert steps[0].positions == (0, 3)
     assert steps[0].corrected
     assert steps[2].reason == "not in the replayed plan"
@@ -118,8 +126,8 @@ def test_steps_are_matched_by_name_and_length() -> None:
 
 def test_without_base_kv_or_offsets_it_does_what_can_be_done() -> None:
     policy = Replay([Planned("a", 5, "realign", (), corrected=True)], "linear")
-    assert "no base KV now" in policy.plan([fact("a", 5, covered=False)]).steps[0].reason
-    unknown = policy.plan([fact("a", 5, verdict=Verdict(False, "none", 0))]).steps[0]
-    assert unknown.way == "realign"
+    assert "no base KV now" in policy.plan([fact("a", 5, covered=False)]).segments[0].reason
+    unknown = policy.plan([fact("a", 5, verdict=Predictability(False, "none", 0))]).segments[0]
+    assert unknown.source == "realign"
     assert not unknown.corrected
     assert unknown.reason == "replayed: rotated only"

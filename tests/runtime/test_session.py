@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.models import load_engine
 from kvcomm.errors import StateError, TemplateError, UsageError
 from kvcomm.graphs import chain
 from kvcomm.reuse.state_files import VERSIONED
 from kvcomm.runtime.result import Result
-from kvcomm.runtime.session import Session
 from kvcomm.runtime.stream_events import Delta
+from kvcomm.session import Session
 from kvcomm.trace import read_trace
 from tests.codecs import DATED
-from tests.runtime.support import TASK, TASKS, Events, agent, session
+from tests.runtime.support import TASK, Events, agent, auto, runs, session
 
 GRAPH = chain(agent("a"), agent("b"))
 
@@ -34,23 +34,6 @@ def test_a_stream_spells_every_message_and_ends_with_the_result(smol: LocalEngin
         text = "".join(piece.text for piece in pieces if piece.node == call.node)
         assert call.text.startswith(text)
         assert len(call.text) - len(text) <= 1
-
-
-def test_an_error_in_a_stream_is_raised(tiny: LocalEngine) -> None:
-    with session(tiny, "exact") as active, pytest.raises(UsageError, match="empty"):
-        list(active.stream(GRAPH, " "))
-
-
-async def test_leaving_a_stream_cancels_the_run(tiny: LocalEngine) -> None:
-    active = session(tiny, "exact")
-    stream = active.astream(chain(agent("a", 4000)), TASK)
-    async for _ in stream:
-        break
-    await stream.aclose()  # type: ignore[attr-defined]
-    await tiny.call(lambda: None)
-    steps = tiny.loop.steps
-    await asyncio.sleep(0.05)
-    assert tiny.loop.steps <= steps + 1
 
 
 async def test_run_works_inside_a_running_event_loop(tiny: LocalEngine) -> None:
@@ -106,17 +89,9 @@ def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path)
         result = active.run(GRAPH, TASK, out=tmp_path / "out")
     found = json.loads(json.dumps(result.to_json()))
     assert set(found) == {
-        "answer",
-        "model",
-        "mode",
-        "calls",
-        "tools",
-        "audits",
-        "totals",
-        "usage",
-        "trace",
+        "answer", "model", "mode", "calls", "tools", "audits", "totals", "usage", "trace",
         "warnings",
-    }
+    }  # fmt: skip
     assert found["trace"] == str(tmp_path / "out")
     call = found["calls"][1]
     assert {
@@ -148,7 +123,9 @@ def test_anchors_survive_into_the_next_session(tiny: LocalEngine, tmp_path: Path
     events = Events()
     with session(tiny, "kvcomm", state=tmp_path, listeners=[events]) as active:
         assert "1 anchor of at least" in active.run(GRAPH, TASK).call("b").report.gate
-    (read,) = events.of("state")
+        renamed = chain(agent("other"), agent("name"))
+        assert "0 anchors" in active.run(renamed, TASK).call("name").report.gate
+    read = events.of("state")[0]
     assert read.samples == sum(learned.values())
     assert read.templates == 2
 
@@ -162,15 +139,6 @@ def test_state_of_another_model_is_refused(tiny: LocalEngine, tmp_path: Path) ->
         pytest.raises(StateError, match=r"was learned by random:llama-tiny .* --state none"),
     ):
         active.run(GRAPH, TASK)
-
-
-def test_state_of_another_template_is_not_used(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "kvcomm", state=tmp_path) as active:
-        active.run(GRAPH, TASK)
-    tiny.forget()
-    with session(tiny, "kvcomm", state=tmp_path) as active:
-        renamed = chain(agent("other"), agent("name"))
-        assert "0 anchors" in active.run(renamed, TASK).call("name").report.gate
 
 
 def test_the_default_state_lies_in_the_users_cache(
@@ -227,11 +195,12 @@ def test_what_was_learned_is_found_again_on_the_next_day(
     for day in DAYS:
         dated.forget()
         events = Events()
-        with session(dated, mode, state=tmp_path, now=day, listeners=[events]) as active:
-            if active._auto is not None:
-                active._auto.priors = {level.name: 1.0 for level in active._auto.levels}
-            for task in TASKS[:3]:
-                active.run(GRAPH, task)
+        options = {"state": tmp_path, "now": day, "listeners": [events]}
+        made = (
+            auto(dated, prior=1.0, **options) if mode == "auto" else session(dated, mode, **options)
+        )
+        with made as active:
+            runs(active, 3, GRAPH)
         known = {key[1:] for key, model in dated.offsets.models.items() if model.samples}
         learned.append((known, events.of("state")[0]))
     (first, before), (second, after) = learned

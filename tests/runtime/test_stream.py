@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,9 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import NodeFailed, RunCancelled, RunTimeout
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.result import Result
-from kvcomm.runtime.session import Session
+from kvcomm.session import Session
 from kvcomm.trace import read_trace
-from tests.runtime.support import ENDLESS, TASK, agent, session
-from tests.runtime.test_scheduler import flaky
+from tests.runtime.support import ENDLESS, TASK, agent, check_at_rest, flaky, session
 
 
 def test_a_stream_tells_of_nodes_tools_and_their_order(tiny: LocalEngine, tmp_path: Path) -> None:
@@ -61,20 +60,17 @@ def test_what_comes_behind_a_retry_is_the_whole_message(tiny: LocalEngine) -> No
     assert texts == [result.call("a").text] * 2
 
 
-def test_a_node_that_is_skipped_is_told(tiny: LocalEngine) -> None:
-    graph = chain(agent("a", post=flaky(9), on_error="skip"), agent("b"))
+def test_a_node_that_fails_is_told(tiny: LocalEngine) -> None:
+    """And comes before the error that ends a stream."""
+    skipped = chain(agent("a", post=flaky(9), on_error="skip"), agent("b"))
     with session(tiny, "exact") as active:
-        items = list(active.stream(graph, TASK))
-    (error,) = [item for item in items if isinstance(item, NodeError)]
-    assert (error.node, error.instead) == ("a", "(a gave no answer.)")
-    assert "no luck" in error.error
-
-
-def test_events_come_before_the_error_that_ends_a_stream(tiny: LocalEngine) -> None:
-    stream = session(tiny, "exact").stream(chain(agent("a", post=flaky(9))), TASK)
-    items: list[object] = []
-    with pytest.raises(NodeFailed, match="no luck"):
-        items.extend(stream)
+        items = list(active.stream(skipped, TASK))
+        (error,) = [item for item in items if isinstance(item, NodeError)]
+        assert (error.node, error.instead) == ("a", "(a gave no answer.)")
+        assert "no luck" in error.error
+        items = []
+        with pytest.raises(NodeFailed, match="no luck"):
+            items.extend(active.stream(chain(agent("a", post=flaky(9))), TASK))
     assert isinstance(items[-1], NodeError)
 
 
@@ -90,33 +86,33 @@ def interrupted(folder: Path) -> bool:
     return finished is not None and finished.status == "interrupted"
 
 
-def test_closing_a_stream_ends_its_run_and_waits_for_it(tiny: LocalEngine, tmp_path: Path) -> None:
+def close(stream: Iterator[object]) -> None:
+    stream.close()  # type: ignore[attr-defined]
+
+
+def interrupt(stream: Iterator[object]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+
+
+def leave(stream: Iterator[object]) -> None:
+    """Nobody holds it any more."""
+
+
+@pytest.mark.parametrize("end", [close, interrupt, leave])
+def test_ending_a_stream_ends_its_run_and_waits_for_it(
+    tiny: LocalEngine, tmp_path: Path, end: Callable[[Iterator[object]], None]
+) -> None:
     with session(tiny, "exact") as active:
         stream = active.stream(ENDLESS, TASK, out=tmp_path)
         first_word(stream)
-        stream.close()  # type: ignore[attr-defined]
-        # At once: the run is over when `close` returns.
+        end(stream)
+        del stream
+        gc.collect()
+        # At once: the run is over.
         assert interrupted(tmp_path)
-        assert all(decoding.cancelled for decoding in tiny.loop._decodings)
+        check_at_rest(tiny)
         assert active.run(chain(agent("b")), TASK).answer
-
-
-def test_leaving_a_loop_over_a_stream_ends_its_run(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "exact") as active:
-        for item in active.stream(ENDLESS, TASK, out=tmp_path):
-            if isinstance(item, Delta):
-                break
-        gc.collect()  # nobody holds the stream any more
-        assert interrupted(tmp_path)
-
-
-def test_an_interrupt_in_a_stream_ends_its_run(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "exact") as active:
-        stream = active.stream(ENDLESS, TASK, out=tmp_path)
-        first_word(stream)
-        with pytest.raises(KeyboardInterrupt):
-            stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
-        assert interrupted(tmp_path)
 
 
 def test_other_runs_of_the_session_go_on(tiny: LocalEngine, tmp_path: Path) -> None:
@@ -176,23 +172,20 @@ def test_a_stream_that_is_collected_on_the_sessions_own_thread(
     assert interrupted(tmp_path)
 
 
-async def test_leaving_an_asynchronous_stream_ends_its_run(
+async def test_both_kinds_of_streams_yield_the_same_and_can_be_left(
     tiny: LocalEngine, tmp_path: Path
 ) -> None:
-    stream = session(tiny, "exact").astream(ENDLESS, TASK, out=tmp_path)
-    async for item in stream:
-        if isinstance(item, Delta):
-            break
-    await stream.aclose()  # type: ignore[attr-defined]
-    assert interrupted(tmp_path)
-
-
-async def test_both_kinds_of_streams_yield_the_same(tiny: LocalEngine) -> None:
     graph = chain(agent("a"))
     with session(tiny, "exact") as active:
         one = [item async for item in active.astream(graph, TASK)]
         other = await asyncio.to_thread(lambda: list(active.stream(graph, TASK)))
-    assert one[1:-1] == other[1:-1]
+        assert one[1:-1] == other[1:-1]
+        stream = active.astream(ENDLESS, TASK, out=tmp_path)
+        async for item in stream:
+            if isinstance(item, Delta):
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+    assert interrupted(tmp_path)
 
 
 def test_a_stream_takes_what_run_takes(tiny: LocalEngine, tmp_path: Path) -> None:

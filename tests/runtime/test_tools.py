@@ -19,9 +19,10 @@ from kvcomm.errors import GraphError, NodeFailed
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.trace.read import find_run, read_trace
 from kvcomm.trace.show import show_run
-from tests.runtime.support import TASK, Events, agent, auto, session
+from tests.runtime.support import TASK, Events, agent, auto, forever, session, steps_of
 
 PASSAGES = ("Spiders have eight legs, and no wings at all.", "Cats sleep most of the day.")
+OUTPUTS = ("passage1", "passage2")
 
 
 def reader(name: str, **fields: Any) -> Agent:
@@ -39,7 +40,17 @@ def search(texts: Mapping[str, str]) -> tuple[str, ...]:
     return PASSAGES
 
 
-SEARCH = Tool("search", search, outputs=("passage1", "passage2"))
+def searching(run: Any, **fields: Any) -> AgentGraph:
+    """A reader of what a tool finds."""
+    return AgentGraph([Tool("search", run, OUTPUTS, **fields), reader("a")], [("search", "a")])
+
+
+def web(run: Any, **fields: Any) -> AgentGraph:
+    """An agent that hears one text of a tool."""
+    return AgentGraph([Tool("web", run, **fields), agent("a")], [("web", "a")])
+
+
+SEARCH = Tool("search", search, outputs=OUTPUTS)
 READERS = AgentGraph(
     [SEARCH, reader("a"), reader("b"), agent("c")],
     [("search", "a"), ("search", "b"), ("a", "c"), ("b", "c")],
@@ -50,25 +61,23 @@ COUNTED = AgentGraph(
 )
 
 
-@pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm", "auto"])
 @pytest.mark.parametrize("graph", [READERS, COUNTED], ids=["search", "counter"])
-def test_every_mode_runs_and_keeps_its_books(
-    tiny: LocalEngine, mode: str, graph: AgentGraph
+def test_every_mode_runs_and_adds_up_and_exact_answers_as_dense_does(
+    tiny: LocalEngine, graph: AgentGraph
 ) -> None:
-    with session(tiny, mode) as active:
-        for number in range(4):
-            result = active.run(graph, f"{TASK} {number}")
-            assert {call.node for call in result.calls} == set(graph.nodes) - {"search", "counter"}
-            for call in result.calls:
-                tokens = sum(step.tokens for step in call.steps)
-                assert tokens == call.report.prompt_tokens
-                assert all(s.computed + s.prefix + s.realigned == s.tokens for s in call.steps)
-
-
-@pytest.mark.parametrize("graph", [READERS, COUNTED], ids=["search", "counter"])
-def test_exact_answers_as_dense_does(tiny: LocalEngine, graph: AgentGraph) -> None:
-    with session(tiny, "dense") as dense, session(tiny, "exact") as exact:
-        assert dense.run(graph, TASK).answer == exact.run(graph, TASK).answer
+    answers = {}
+    for mode in ("dense", "exact", "kvcomm", "auto"):
+        with session(tiny, mode) as active:
+            answers[mode] = active.run(graph, TASK).answer
+            for number in range(3):
+                result = active.run(graph, f"{TASK} {number}")
+                nodes = {call.node for call in result.calls}
+                assert nodes == set(graph.nodes) - {"search", "counter"}
+                for call in result.calls:
+                    tokens = sum(step.tokens for step in call.steps)
+                    assert tokens == call.report.prompt_tokens
+                    assert all(s.computed + s.prefix + s.realigned == s.tokens for s in call.steps)
+    assert answers["exact"] == answers["dense"]
 
 
 def test_readers_see_each_text_as_a_placeholder_of_its_own(tiny: LocalEngine) -> None:
@@ -98,41 +107,38 @@ def test_auto_realigns_what_a_tool_found_once_it_has_learned(tiny: LocalEngine) 
         turn = next(turns)
         return [f"Passage {(turn + i) % 7}: {PASSAGES[0]} {PASSAGES[1]}" for i in range(2)]
 
-    tool = Tool("search", shuffled, outputs=SEARCH.outputs)
+    tool = Tool("search", shuffled, outputs=OUTPUTS)
     graph = AgentGraph([tool, *(READERS.nodes[n].agent for n in "abc")], READERS.edges)
     with auto(tiny, target_divergence=1e6) as active:
         results = [active.run(graph, f"{TASK} {number}") for number in range(12)]
-    assert any(
-        step.way == "realign" and step.name.startswith("passage")
-        for result in results
-        for call in result.calls
-        for step in call.steps
-    )
+    steps = [step for name in OUTPUTS for r in results for step in steps_of(r, name).values()]
+    assert any(step.way == "realign" for step in steps)
 
 
 def test_the_clock_of_a_reader_starts_when_its_tool_is_done(tiny: LocalEngine) -> None:
+    done: list[float] = []
+
     def slow(texts: Mapping[str, str]) -> tuple[str, ...]:
-        time.sleep(0.3)
+        done.append(time.perf_counter())
         return PASSAGES
 
-    tool = Tool("search", slow, outputs=SEARCH.outputs)
-    graph = AgentGraph([tool, reader("a")], [("search", "a")])
-    with session(tiny, "exact") as active:
-        report = active.run(graph, TASK).call("a").report
-    assert report.ready_at >= 0.3
+    heard = Events()
+    with session(tiny, "exact", listeners=(heard,)) as active:
+        report = active.run(searching(slow), TASK).call("a").report
+    (tool,) = heard.of("tool")
+    assert report.ready_at == tool.finished_at > tool.ready_at
     assert report.ttft_s == pytest.approx(report.first_token_at - report.ready_at)
 
 
 def test_text_beyond_the_limit_is_cut_and_the_trace_says_so(tiny: LocalEngine) -> None:
     heard = Events()
-    tool = Tool("search", lambda texts: ["long " * 50, "short"], SEARCH.outputs, max_tokens=12)
-    graph = AgentGraph([tool, reader("a")], [("search", "a")])
+    graph = searching(lambda texts: ["long " * 50, "short"], max_tokens=12)
     with session(tiny, "exact", listeners=(heard,)) as active:
         result = active.run(graph, TASK)
     (event,) = heard.of("tool")
     assert event.cut == ["passage1"]
     assert event.tokens == {"passage1": 12, "passage2": 5}
-    assert [step.tokens for step in result.call("a").steps if step.name == "passage1"] == [12]
+    assert steps_of(result, "passage1")["a"].tokens == 12
 
 
 def test_a_tool_that_fails_is_tried_again_and_then_fails_the_run(tiny: LocalEngine) -> None:
@@ -142,12 +148,11 @@ def test_a_tool_that_fails_is_tried_again_and_then_fails_the_run(tiny: LocalEngi
         tries.append(1)
         raise OSError("no connection")
 
-    graph = AgentGraph([Tool("web", broken, retries=1), agent("a")], [("web", "a")])
     with (
         session(tiny, "exact") as active,
         pytest.raises(NodeFailed, match=r"web.*2 attempts.*no connection"),
     ):
-        active.run(graph, TASK)
+        active.run(web(broken, retries=1), TASK)
     assert len(tries) == 2
 
 
@@ -156,9 +161,8 @@ def test_a_tool_that_hangs_times_out(tiny: LocalEngine) -> None:
         time.sleep(1)
         return ""
 
-    graph = AgentGraph([Tool("web", hangs, timeout_s=0.05), agent("a")], [("web", "a")])
     with session(tiny, "exact") as active, pytest.raises(NodeFailed, match=r"0\.05"):
-        active.run(graph, TASK)
+        active.run(web(hangs, timeout_s=0.05), TASK)
 
 
 def test_graphs_with_tools_are_checked() -> None:
@@ -184,6 +188,9 @@ def test_the_trace_shows_tools(tiny: LocalEngine, tmp_path: Path) -> None:
     assert "did not finish" not in text
 
 
+# --- asynchronous tools ---
+
+
 async def asked(texts: Mapping[str, str]) -> str:
     await asyncio.sleep(0)
     return f"You asked: {texts['task']}"
@@ -197,43 +204,38 @@ class Asked:
 
 
 @pytest.mark.parametrize(
-    "run", [asked, lambda texts: asked(texts), Asked(), partial(asked)], ids=lambda run: str(run)
+    "run",
+    [asked, lambda texts: asked(texts), Asked(), partial(asked)],
+    ids=["function", "lambda", "object", "partial"],
 )
 def test_an_asynchronous_tool_is_awaited(tiny: LocalEngine, run: Any) -> None:
-    def graph(tool: Tool) -> AgentGraph:
-        return AgentGraph([tool, agent("a")], [("web", "a")])
-
     with session(tiny, "exact") as active:
-        result = active.run(graph(Tool("web", run)), TASK)
-        plain = active.run(graph(Tool("web", lambda texts: f"You asked: {TASK}")), TASK)
+        result = active.run(web(run), TASK)
+        plain = active.run(web(lambda texts: f"You asked: {TASK}"), TASK)
     assert result.answer == plain.answer
 
 
 async def test_an_asynchronous_tool_runs_on_the_callers_event_loop(tiny: LocalEngine) -> None:
     loops = []
 
-    async def web(texts: Mapping[str, str]) -> str:
+    async def run(texts: Mapping[str, str]) -> str:
         loops.append(asyncio.get_running_loop())
         return "x"
 
-    await session(tiny, "exact").arun(
-        AgentGraph([Tool("web", web), agent("a")], [("web", "a")]), TASK
-    )
+    await session(tiny, "exact").arun(web(run), TASK)
     assert loops == [asyncio.get_running_loop()]
 
 
 def test_an_asynchronous_tool_is_tried_again_and_times_out(tiny: LocalEngine) -> None:
     ended = []
 
-    async def web(texts: Mapping[str, str]) -> str:
+    async def run(texts: Mapping[str, str]) -> str:
         try:
-            await asyncio.Event().wait()
+            return await forever(texts)
         finally:
             ended.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
-        return ""
 
-    tool = Tool("web", web, timeout_s=0.02, retries=1, backoff_s=0.001)
-    graph = AgentGraph([tool, agent("a")], [("web", "a")])
+    graph = web(run, timeout_s=0.02, retries=1, backoff_s=0.001)
     with (
         session(tiny, "exact") as active,
         pytest.raises(NodeFailed, match=r"after 2 attempts: .*timeout of 0\.02 s"),
@@ -245,21 +247,19 @@ def test_an_asynchronous_tool_is_tried_again_and_times_out(tiny: LocalEngine) ->
 async def test_cancelling_a_run_cancels_its_asynchronous_tools(tiny: LocalEngine) -> None:
     began, ended = asyncio.Event(), []
 
-    async def web(texts: Mapping[str, str]) -> str:
+    async def run(texts: Mapping[str, str]) -> str:
         began.set()
         try:
-            await asyncio.Event().wait()
+            return await forever(texts)
         finally:
             await asyncio.sleep(0)  # its clean-up is waited for
             ended.append("cleaned up")
-        return ""
 
-    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
-    run = asyncio.create_task(session(tiny, "exact").arun(graph, TASK))
+    running = asyncio.create_task(session(tiny, "exact").arun(web(run), TASK))
     await began.wait()
-    run.cancel()
+    running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await run
+        await running
     assert ended == ["cleaned up"]
 
 
@@ -270,29 +270,22 @@ async def test_cancelling_a_run_cancels_its_asynchronous_tools(tiny: LocalEngine
         (asyncio.CancelledError(), "cancelled from inside"),
         (SystemExit(3), "SystemExit: 3"),
         (StopIteration(), "StopIteration"),
+        (None, "a text, not 3"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_an_asynchronous_tool_raises_fails_its_node(
-    tiny: LocalEngine, error: BaseException, said: str
+def test_whatever_an_asynchronous_tool_raises_or_returns_fails_its_node(
+    tiny: LocalEngine, error: BaseException | None, said: str
 ) -> None:
-    async def web(texts: Mapping[str, str]) -> str:
-        raise error
-
-    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
-    with session(tiny, "exact") as active:
-        with pytest.raises(NodeFailed, match=said):
-            active.run(graph, TASK)
-        assert active.run(chain(agent("a")), TASK).answer, "the session goes on"
-
-
-def test_an_asynchronous_tool_must_return_text_too(tiny: LocalEngine) -> None:
-    async def web(texts: Mapping[str, str]) -> Any:
+    async def run(texts: Mapping[str, str]) -> Any:
+        if error is not None:
+            raise error
         return 3
 
-    graph = AgentGraph([Tool("web", web), agent("a")], [("web", "a")])
-    with session(tiny, "exact") as active, pytest.raises(NodeFailed, match="a text, not 3"):
-        active.run(graph, TASK)
+    with session(tiny, "exact") as active:
+        with pytest.raises(NodeFailed, match=said):
+            active.run(web(run), TASK)
+        assert active.run(chain(agent("a")), TASK).answer, "the session goes on"
 
 
 def test_an_asynchronous_post_processing_is_awaited(tiny: LocalEngine) -> None:

@@ -16,7 +16,7 @@ from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.reuse.policy import Anchors
 from kvcomm.tasks import Graders, Suite, Task
-from kvcomm.tasks.evaluate import Evaluation, Plan
+from kvcomm.tasks.evaluate import EvalPlan, Evaluation
 from kvcomm.tasks.graders import by_words
 from kvcomm.tasks.record import SAMPLES, STATE, Sample, read_config, read_samples
 from kvcomm.tasks.scoring import Score
@@ -48,13 +48,15 @@ SUITE = Suite("mine", "made up", lambda row, name: Task(name, "x", "y"), by_leng
 TASKS = [Task(f"t{n}", f"What is {n} + {n}?", str(2 * n)) for n in range(6)]
 
 
-def plan(**fields: Any) -> Plan:
-    return Plan(**{"suite": SUITE, "tasks": TASKS, "graph": GRAPH, "modes": ("exact",), **fields})
+def plan(**fields: Any) -> EvalPlan:
+    return EvalPlan(
+        **{"suite": SUITE, "tasks": TASKS, "graph": GRAPH, "modes": ("exact",), **fields}
+    )
 
 
 def evaluate(
     engine: LocalEngine,
-    made: Plan,
+    made: EvalPlan,
     out: Path,
     on_sample: Callable[[Sample], None] = lambda sample: None,
     now: datetime | None = None,

@@ -70,7 +70,7 @@ def test_a_sample_twice_counts_once(tmp_path: Path) -> None:
     for value in (1.0, 0.0):
         log.append(sample("a", value=value))
     log.close()
-    assert [s.value for s in read_samples(tmp_path / SAMPLES)] == [1.0]
+    assert [s.value for s in read_samples(tmp_path / SAMPLES)] == [0.0]  # the later one
 
 
 def test_another_configuration_is_refused_and_said(tmp_path: Path) -> None:

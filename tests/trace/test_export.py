@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import http.server
+import itertools
 import json
+import math
 import re
 import sys
 import threading
@@ -16,25 +18,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from kvcomm.cli.trace_export import export
 from kvcomm.errors import TraceError, UsageError
-from kvcomm.trace import Recorder, TraceRun, read_trace
+from kvcomm.trace import TraceRun
 from kvcomm.trace.events import (
     Audited,
-    CallFinished,
-    MessageSent,
     NodeInfo,
-    NodeStarted,
-    RunStarted,
     ToolFinished,
 )
 from kvcomm.trace.export import FORMATS
-from kvcomm.trace.export.calls import COLUMNS
 from kvcomm.trace.export.html import page
 from kvcomm.trace.export.otel import send_otel, write_otel
+from kvcomm.trace.export.table import COLUMNS
 from tests.trace import traces
 
 EVIL = "<script>alert(1)</script>"
@@ -43,88 +38,38 @@ VOID = {"meta", "br", "rect", "path"}
 
 def spread(folder: Path) -> TraceRun:
     """A run whose times follow its graph: a tool, two readers of it, and a judge who hears both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(folder)
+    right = f"=right{EVIL}"
     nodes = [
         NodeInfo(name="search", agent="search", tool=True),
         NodeInfo(name="left", agent="reader", senders=["search"]),
-        NodeInfo(name=f"=right{EVIL}", agent=f"=cmd{EVIL}", senders=["search"]),
-        NodeInfo(name="judge", agent="judge", senders=["left", f"=right{EVIL}", "search"]),
+        NodeInfo(name=right, agent=f"=cmd{EVIL}", senders=["search"]),
+        NodeInfo(name="judge", agent="judge", senders=["left", right, "search"]),
     ]
-    recorder.write(
-        RunStarted,
-        kvcomm="0.1.0",
+    written = traces.Written(
+        folder,
         started="2025-01-02T03:04:05+00:00",
         model=f"m{EVIL}",
-        device="cpu",
-        dtype="float32",
         mode="auto",
-        seed=0,
         graph=f"g{EVIL}",
         nodes=nodes,
         answer_node="judge",
         inputs={"task": f"{EVIL} & more"},
     )
-    recorder.write(
-        ToolFinished,
-        node="search",
-        attempt=1,
-        texts={"hits": EVIL},
-        tokens={"hits": 12},
-        ready_at=0.0,
-        finished_at=0.25,
-    )
+    found = {"texts": {"hits": EVIL}, "tokens": {"hits": 12}}
+    written.write(ToolFinished, node="search", attempt=1, ready_at=0, finished_at=0.25, **found)
     for info, ready in zip(nodes[1:], (0.25, 0.25, 2.0), strict=True):
-        recorder.write(NodeStarted, node=info.name, attempt=1, prompt_capacity=90)
-        traces.step(recorder, info.name, 0, "literal 0", "4 5 6 7", EVIL)
-        recorder.write(
-            MessageSent,
-            node=info.name,
-            attempt=1,
-            text=f"{EVIL}\x1b[31m",
-            tokens=3,
-            handle=None,
-            covered=0,
-            exact=True,
-            reason="",
+        written.prompt(info.name, ("literal 0", "4 5 6 7", EVIL))
+        times = f"0.1 {ready} {ready + 0.1} {ready + 1}"
+        fields = {"prompt_tokens": 15, "output_tokens": 3, "ahead_s": 0.05, "stop": "stop"}
+        written.add(
+            traces.message(info.name, f"{EVIL}\x1b[31m", tokens=3, handle=None),
+            traces.call(info.name, times, agent=info.agent, gate=f"+{EVIL}", **fields),
         )
-        recorder.write(
-            CallFinished,
-            node=info.name,
-            agent=info.agent,
-            round=1,
-            attempt=1,
-            mode="auto",
-            gate=f"+{EVIL}",
-            dense=False,
-            exact=False,
-            prompt_tokens=15,
-            output_tokens=3,
-            opened_at=0.1,
-            ready_at=ready,
-            first_token_at=ready + 0.1,
-            finished_at=ready + 1.0,
-            ttft_s=0.1,
-            decode_s=0.9,
-            ahead_s=0.05,
-            stop="stop",
-        )
-    for used, level, found in ((False, "probe", 0.5), (True, "rotate", 0.0125)):
-        recorder.write(
-            Audited,
-            node="judge",
-            attempt=1,
-            level=level,
-            used=used,
-            target=0.02,
-            divergence=found,
-            first_divergence=found,
-            top1_agreement=1.0,
-            same_text=True,
-        )
-    traces.finish(recorder)
-    recorder.close()
-    return read_trace(folder / "trace.jsonl")
+    audit = {"node": "judge", "attempt": 1, "target": 0.02, "top1_agreement": 1, "same_text": True}
+    for used, level, divergence in ((False, "probe", 0.5), (True, "rotate", 0.0125)):
+        measured = {"divergence": divergence, "first_divergence": divergence}
+        written.write(Audited, level=level, used=used, **audit, **measured)
+    return written.end()
 
 
 RUNS = {
@@ -147,15 +92,14 @@ def written(run: TraceRun, name: str, folder: Path) -> Path:
 
 
 def events_of(run: TraceRun, folder: Path) -> list[dict[str, Any]]:
-    value: dict[str, Any] = json.loads(written(run, "perfetto", folder).read_text("utf-8"))
-    found: list[dict[str, Any]] = value["traceEvents"]
-    return found
+    value = json.loads(written(run, "perfetto", folder).read_text("utf-8"))
+    assert value["displayTimeUnit"] == "ms"
+    return list(value["traceEvents"])
 
 
 def spans_of(run: TraceRun, folder: Path) -> list[dict[str, Any]]:
     (line,) = written(run, "otel", folder).read_text("utf-8").splitlines()
-    found: list[dict[str, Any]] = json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"]
-    return found
+    return list(json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"])
 
 
 def values_of(span: dict[str, Any]) -> dict[str, Any]:
@@ -186,70 +130,49 @@ class Balance(HTMLParser):
         self.text += data
 
 
-def test_perfetto_slices_nest_and_flows_match(run: TraceRun, tmp_path: Path) -> None:
-    events = events_of(run, tmp_path)
-    slices = [event for event in events if event["ph"] == "X"]
-    assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in slices)
-    finished = [view for view in run.calls if view.call]
-    assert sum(event["name"] == "decode" for event in slices) == len(finished)
-    for tid in {event["tid"] for event in slices}:
-        spans = sorted(
-            ((e["ts"], e["ts"] + e["dur"]) for e in slices if e["tid"] == tid),
-            key=lambda span: (span[0], -span[1]),
-        )
-        stack: list[float] = []
-        for begin, end in spans:
-            while stack and stack[-1] <= begin + 1e-3:
-                stack.pop()
-            assert not stack or end <= stack[-1] + 1e-3
-            stack.append(end)
-    flows = {ph: {e["id"]: e for e in events if e["ph"] == ph} for ph in "sf"}
-    assert flows["s"].keys() == flows["f"].keys()
-    assert all(flows["s"][n]["ts"] < flows["f"][n]["ts"] for n in flows["s"])
-    for flow in [*flows["s"].values(), *flows["f"].values()]:
-        assert any(
-            e["tid"] == flow["tid"] and e["ts"] <= flow["ts"] < e["ts"] + e["dur"] for e in slices
-        )
+# As Chrome's "Trace Event Format" has it, for the phases that are used.
+NEEDED = {
+    "M": "name args",
+    "X": "name cat ts dur args",
+    "i": "name cat ts s args",
+    "s": "name cat ts id",
+    "f": "name cat ts id bp",
+}
+METADATA = {"process_name": "name", "thread_name": "name", "thread_sort_index": "sort_index"}
 
 
 def test_perfetto_events_have_what_the_format_asks_for(run: TraceRun, tmp_path: Path) -> None:
-    """As Chrome's "Trace Event Format" has it, for the phases that are used."""
-    needed = {
-        "M": {"name", "args"},
-        "X": {"name", "cat", "ts", "dur", "args"},
-        "i": {"name", "cat", "ts", "s", "args"},
-        "s": {"name", "cat", "ts", "id"},
-        "f": {"name", "cat", "ts", "id", "bp"},
-    }
-
-    def constant(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    text = written(run, "perfetto", tmp_path).read_text("utf-8")
-    value = json.loads(text, parse_constant=constant)
-    assert value["displayTimeUnit"] in ("ms", "ns")
-    events = value["traceEvents"]
-    named: Counter[tuple[str, int]] = Counter()
+    events = events_of(run, tmp_path)
     for event in events:
-        assert event.keys() == needed[event["ph"]] | {"ph", "pid", "tid"}
-        assert type(event["pid"]) is int
-        assert type(event["tid"]) is int
-        assert all(type(event[key]) in (int, float) for key in ("ts", "dur") if key in event)
-        assert all(event[key] >= 0 for key in ("ts", "dur") if key in event)
+        assert event.keys() == {*NEEDED[event["ph"]].split(), "ph", "pid", "tid"}
+        assert type(event["pid"]) is type(event["tid"]) is int
+        times = [event[key] for key in ("ts", "dur") if key in event]
+        assert all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
         assert event["name"]
         assert event.get("s", "t") in ("g", "p", "t")
         assert event.get("bp", "e") == "e"
-        if event["ph"] == "M":
-            kind = event["name"]
-            argument = "sort_index" if kind == "thread_sort_index" else "name"
-            assert kind in ("process_name", "thread_name", "thread_sort_index")
-            assert type(event["args"][argument]) is (int if argument == "sort_index" else str)
-            named[kind, event["tid"]] += 1
-    assert set(named.values()) == {1}
-    threads = {tid for kind, tid in named if kind == "thread_name"}
+    named = [event for event in events if event["ph"] == "M"]
+    for event in named:
+        assert event["args"].keys() == {METADATA[event["name"]]}
+    assert len({(event["name"], event["tid"]) for event in named}) == len(named)
+    threads = {event["tid"] for event in named if event["name"] == "thread_name"}
     assert {event["tid"] for event in events} <= threads
-    ends = Counter((event["ph"], event["id"]) for event in events if event["ph"] in "sf")
-    assert set(ends.values()) <= {1}
+
+
+def test_perfetto_slices_nest_and_flows_match(run: TraceRun, tmp_path: Path) -> None:
+    events = events_of(run, tmp_path)
+    slices = [(e["tid"], e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X"]
+    assert sum(event["name"] == "decode" for event in events) == len(run.done)
+    for (one, begin, end), (other, first, last) in itertools.combinations(sorted(slices), 2):
+        # Two slices of a thread are apart, or one holds the other.
+        assert one != other or end <= first + 1e-3 or last <= end + 1e-3 or begin >= first - 1e-3
+    ends = [event for event in events if event["ph"] in "sf"]
+    flows = {ph: {e["id"]: e["ts"] for e in ends if e["ph"] == ph} for ph in "sf"}
+    assert len(ends) == len(flows["s"]) + len(flows["f"])
+    assert flows["s"].keys() == flows["f"].keys()
+    assert all(flows["s"][n] < flows["f"][n] for n in flows["s"])
+    for flow in ends:
+        assert any(tid == flow["tid"] and b <= flow["ts"] < e for tid, b, e in slices)
 
 
 def test_perfetto_threads_flows_and_instants(tmp_path: Path) -> None:
@@ -274,32 +197,25 @@ def test_csv_comes_back(run: TraceRun, tmp_path: Path) -> None:
     with written(run, "csv", tmp_path).open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    assert reader.fieldnames == [column.name for column in COLUMNS]
+    assert reader.fieldnames == list(COLUMNS)
     assert [int(row["attempt"]) for row in rows] == [view.attempt for view in run.calls]
     for row, view in zip(rows, run.calls, strict=True):
-        assert row["node"].removeprefix("'") == view.node
-        assert not row["node"].startswith("=")
+        # No cell begins a formula.
+        assert row["node"] == ("'" if view.node.startswith("=") else "") + view.node
         assert (row["stop"] == "") == (view.call is None)
         if view.call:
             assert float(row["finished_at"]) == view.call.finished_at
             assert int(row["prompt_tokens"]) == view.call.prompt_tokens
             assert row["dense"] == str(view.call.dense).lower()
+            assert row["gate"] == ("'" if view.call.gate.startswith("+") else "") + view.call.gate
         assert int(row["computed"]) == sum(step.computed for step in view.steps)
-
-
-def test_csv_cells_begin_no_formula_and_hold_what_was_measured(tmp_path: Path) -> None:
-    path = written(spread(tmp_path), "csv", tmp_path)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["agent"] for row in rows] == ["reader", f"'=cmd{EVIL}", "judge"]
-    assert {row["gate"] for row in rows} == {f"'+{EVIL}"}
-    assert [row["divergence"] for row in rows] == ["", "", "0.0125"]
+        assert row["divergence"] == ("0.0125" if view.audits else "")
 
 
 def test_parquet_has_the_columns_of_csv_with_types(run: TraceRun, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = parquet.read_table(written(run, "parquet", tmp_path))
-    assert table.column_names == [column.name for column in COLUMNS]
+    assert table.column_names == list(COLUMNS)
     kinds = {name: str(table.schema.field(name).type) for name in ("node", "ahead", "ttft_s")}
     assert kinds == {"node": "string", "ahead": "int64", "ttft_s": "double"}
     found = table.column("first_token_at").to_pylist()
@@ -411,6 +327,7 @@ def test_html_keeps_texts_text(tmp_path: Path) -> None:
 
 def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
     text = page(traces.whole(tmp_path / "run"))
+    assert "attempt 1 failed: took longer than its timeout of 2 s; the next one" in text
     prompts = re.findall(r'<pre class="prompt">(.*?)</pre>', text, re.DOTALL)
     assert len(prompts) == 2
     segments = re.findall(
@@ -426,52 +343,10 @@ def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
     )
 
 
-def test_html_says_why_an_attempt_was_given_up(tmp_path: Path) -> None:
-    text = page(traces.whole(tmp_path / "run"))
-    assert "attempt 1 failed: took longer than its timeout of 2 s; the next one" in text
-
-
 @pytest.mark.parametrize("name", ["perfetto", "csv", "otel", "html"])
 def test_a_run_in_which_nothing_began(name: str, tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path)
-    traces.begin(recorder)
-    recorder.close()
-    assert written(read_trace(tmp_path / "trace.jsonl"), name, tmp_path).stat().st_size > 0
-
-
-@pytest.fixture
-def command() -> typer.Typer:
-    app = typer.Typer()
-    app.command()(export)
-    return app
-
-
-def test_the_command_writes_and_does_not_overwrite(command: typer.Typer, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    traces.whole(folder)
-    runner = CliRunner()
-    ended = runner.invoke(command, [str(folder), "--to", "csv"])
-    assert ended.exit_code == 0
-    assert Path(ended.output.strip()) == folder / "calls.csv"
-    again = runner.invoke(command, [str(folder), "--to", "csv"])
-    assert isinstance(again.exception, UsageError)
-    assert "--force" in str(again.exception)
-    assert runner.invoke(command, [str(folder), "--to", "csv", "--force"]).exit_code == 0
-
-
-def test_the_command_refuses_what_it_cannot_do(command: typer.Typer, tmp_path: Path) -> None:
-    trace = traces.whole(tmp_path / "run").path
-    before = trace.read_bytes()
-    cases = {
-        "'xml' is unknown: choose one of perfetto, csv": ["--to", "xml"],
-        "the trace itself": ["--to", "csv", "--out", str(trace), "--force"],
-        "cannot write": ["--to", "csv", "--out", str(tmp_path / "none" / "calls.csv")],
-    }
-    for message, words in cases.items():
-        ended = CliRunner().invoke(command, [str(trace), *words])
-        assert isinstance(ended.exception, UsageError)
-        assert message in str(ended.exception)
-    assert trace.read_bytes() == before
+    run = traces.Written(tmp_path).read()
+    assert written(run, name, tmp_path).stat().st_size > 0
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -500,18 +375,17 @@ def collector() -> Iterator[str]:
         thread.join()
 
 
-def test_spans_are_sent_to_a_collector(run: TraceRun, tmp_path: Path, collector: str) -> None:
+def test_spans_are_sent_to_a_collector(tmp_path: Path, collector: str) -> None:
+    run = spread(tmp_path / "run")
     write_otel(run, tmp_path / "spans.jsonl")
     send_otel(run, collector)
     ((path, body),) = Collector.taken
     assert path == "/v1/traces"
     assert body == json.loads((tmp_path / "spans.jsonl").read_text())
-
-
-def test_a_collector_that_does_not_take_them_is_named(run: TraceRun, collector: str) -> None:
-    with pytest.raises(UsageError, match=r"refuse/v1/traces did not take the spans: .*400"):
-        send_otel(run, f"{collector}/refuse")
-    with pytest.raises(UsageError, match="did not take the spans"):
-        send_otel(run, "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="is no address"):
-        send_otel(run, "file:///etc/passwd")
+    for endpoint, error in (
+        (f"{collector}/refuse", r"refuse/v1/traces did not take the spans: .*400"),
+        ("http://127.0.0.1:9", "did not take the spans"),
+        ("file:///etc/passwd", "is no address"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            send_otel(run, endpoint)

@@ -14,8 +14,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.trace import read_trace
 from kvcomm.trace.log import RunLog
-from tests.runtime.support import TASK, Events, agent, session
-from tests.runtime.test_scheduler import flaky
+from tests.runtime.support import TASK, Events, agent, flaky, session
 
 GRAPH = chain(agent("a"), agent("b"))
 
@@ -42,17 +41,13 @@ def test_a_call_is_one_line_with_its_numbers(
         )
     assert end.startswith(f"run={result.trace.path.name} ok calls=2 wall_s=")
     assert not lines(caplog, logging.WARNING)
-
-
-def test_a_run_without_a_folder_has_a_short_id(
-    tiny: LocalEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "kvcomm")
+    # Without a folder runs have short ids.
+    caplog.clear()
     with session(tiny, "exact") as active:
         active.run(GRAPH, TASK)
         active.run(GRAPH, TASK)
-    names = [line.split()[0] for line in lines(caplog, logging.INFO)]
-    assert len(set(names)) == 2
+    names = {line.split()[0] for line in lines(caplog, logging.INFO)}
+    assert len(names) == 2
     assert all(re.fullmatch(r"run=[0-9a-f]{8}", name) for name in names)
 
 
@@ -101,9 +96,8 @@ def test_nothing_is_spelled_while_the_log_is_off(
 
 
 def test_the_library_says_nothing_by_itself() -> None:
-    handlers = logging.getLogger("kvcomm").handlers
+    handlers = logging.getLogger(kvcomm.__name__).handlers
     assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
-    assert kvcomm.__name__ == "kvcomm"
 
 
 class Broken:
@@ -124,6 +118,14 @@ def test_a_listener_that_raises_is_named_and_harms_no_run(
     tiny: LocalEngine, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str
 ) -> None:
     broken, sound = Broken(kind), Events()
+
+    def mine(event: object) -> None:
+        raise RuntimeError("gone")
+
+    with session(tiny, "exact", listeners=[mine]) as active:
+        (warning,) = active.run(GRAPH, TASK).warnings
+    assert "mine raised RuntimeError: gone" in warning
+    caplog.clear()
     with session(tiny, "exact", listeners=[broken, sound]) as active:
         result = active.run(GRAPH, TASK, out=tmp_path)
         heard = broken.heard
@@ -140,12 +142,3 @@ def test_a_listener_that_raises_is_named_and_harms_no_run(
     assert heard == written.index(kind) + 1
     warned = lines(caplog, logging.WARNING)
     assert warned == ["the listener Broken raised and hears nothing more"] * 2
-
-
-def test_a_listener_that_is_a_function_has_its_name(tiny: LocalEngine) -> None:
-    def my_listener(event: object) -> None:
-        raise RuntimeError("gone")
-
-    with session(tiny, "exact", listeners=[my_listener]) as active:
-        (warning,) = active.run(GRAPH, TASK).warnings
-    assert "my_listener raised RuntimeError: gone" in warning

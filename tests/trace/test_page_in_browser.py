@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,32 +55,21 @@ class Document(HTMLParser):
         self.title += data if self._titled else ""
 
 
+@dataclass
 class Browser:
-    """Opens pages in a folder of its own."""
+    """Opens pages in a folder of its own; `said` is what it complained of."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.said = ""
+    folder: Path
+    said: str = ""
 
     def open(self, text: str, fragment: str = "") -> Document:
-        """The document when it is loaded; `said` is what the browser complained of."""
-        path = self._folder / "page.html"
+        """The document when it is loaded."""
+        path = self.folder / "page.html"
         path.write_text(text, encoding="utf-8")
-        done = subprocess.run(
-            [
-                str(BROWSER),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                f"--user-data-dir={self._folder / 'profile'}",
-                "--enable-logging=stderr",
-                "--dump-dom",
-                path.as_uri() + fragment,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
+        profile = f"--user-data-dir={self.folder / 'profile'}"
+        command = [str(BROWSER), *options.split(), profile, path.as_uri() + fragment]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         self.said = done.stderr
         return Document(done.stdout)

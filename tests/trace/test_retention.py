@@ -12,13 +12,10 @@ import pytest
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import chain
-from kvcomm.runtime.session import Session
-from kvcomm.trace import Recorder
-from kvcomm.trace.events import RunFinished, RunStarted, Totals
+from kvcomm.session import Session
 from kvcomm.trace.retention import DEAD_S, Retention
 from tests.runtime.support import TASK, agent
-
-TOTALS = Totals(prompt_tokens=0, computed_tokens=0, reused_tokens=0, extra={}, wall_s=0.0)
+from tests.trace.traces import Written
 
 
 def run(
@@ -26,41 +23,21 @@ def run(
 ) -> Path:
     """A run folder, the newer the higher its number."""
     folder = root / (name or f"20250102-03{number:04d}-chain")
-    folder.mkdir(parents=True)
-    recorder = Recorder(folder)
-    recorder.write(
-        RunStarted,
-        kvcomm="0.1.0",
-        started="2025-01-02T03:04:05",
-        model="m",
-        device="cpu",
-        dtype="float32",
-        mode="exact",
-        seed=0,
-        graph="chain",
-        nodes=[],
-        answer_node="a",
-        inputs={},
-        automatic=automatic,
-    )
+    written = Written(folder, automatic=automatic)
     if over:
-        recorder.write(RunFinished, status="ok", answer="x", totals=TOTALS, calls=0)
-    recorder.close()
+        written.end()
+    else:
+        written.recorder.release()
     return folder
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     folders = [run(tmp_path, number) for number in range(7)]
+    assert Retention(tmp_path, None).tidy() == []  # all are kept where that is asked for
     retention = Retention(tmp_path, 4)
     assert sorted(retention.tidy()) == folders[:4]  # the fourth is the one that is about to begin
     assert sorted(tmp_path.iterdir()) == folders[4:]
     assert retention.tidy() == []
-
-
-def test_all_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
-    folders = [run(tmp_path, number) for number in range(7)]
-    assert Retention(tmp_path, None).tidy() == []
-    assert sorted(tmp_path.iterdir()) == folders
 
 
 def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path) -> None:
@@ -83,15 +60,11 @@ def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path)
     (linked / "trace.jsonl").symlink_to(outside / "trace.jsonl")
     # What is no run at all.
     (root / "20250102-030009-chain").write_text("a file")
-    (root / "20250102-030010-chain").mkdir()
-    other = root / "20250102-030011-chain"
-    other.mkdir()
+    empty, other, piped, folder = (root / f"20250102-03001{n}-chain" for n in range(4))
+    for path in (empty, other, piped, folder / "trace.jsonl"):
+        path.mkdir(parents=True)
     (other / "trace.jsonl").write_text("not a trace\n")
-    piped = root / "20250102-030012-chain"
-    piped.mkdir()
     os.mkfifo(piped / "trace.jsonl")
-    folder = root / "20250102-030013-chain"
-    (folder / "trace.jsonl").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     gone = run(root, 0)
     run(root, 99)
@@ -134,16 +107,9 @@ def test_several_processes_may_tidy_at_once(tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom kvcomm.trace.retention import Retention\n"
         "sys.stdin.readline()\nprint(len(Retention(Path(sys.argv[1]), 11).tidy()))"
     )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
     for process in processes:  # all are ready before the first begins
         assert process.stdin
         process.stdin.write("\n")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from kvcomm.errors import UsageError
 from kvcomm.trace import TraceRun
@@ -17,9 +15,7 @@ from tests.trace import traces
 
 
 def shown(run: TraceRun, width: int = 80, **options: object) -> str:
-    file = io.StringIO()
-    Console(file=file, width=width, highlight=False).print(show_run(run, **options))
-    return "\n".join(line.rstrip() for line in file.getvalue().split("\n"))
+    return traces.shown(show_run(run, **options), width)  # type: ignore[arg-type]
 
 
 def words(text: str) -> str:
@@ -32,13 +28,8 @@ def whole(tmp_path: Path) -> TraceRun:
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
-def test_nothing_is_wider_than_the_terminal(whole: TraceRun, width: int) -> None:
-    lines = shown(whole, width).split("\n")
-    assert max(len(line) for line in lines) <= width
-
-
-def test_the_header_says_what_ran_and_how_it_ended(whole: TraceRun) -> None:
-    text = words(shown(whole))
+def test_the_header_says_what_ran_and_how_it_ended(whole: TraceRun, width: int) -> None:
+    text = words(shown(whole, width))
     assert "model random:llama-tiny on cpu, float32" in text
     assert "mode kvcomm, seed 0" in text
     assert "status ok in 4.25 s" in text
@@ -54,6 +45,8 @@ def test_one_line_a_call_with_its_sums(whole: TraceRun) -> None:
 
 
 def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> None:
+    assert "hears solver" not in shown(whole)
+    assert "--segments: where every token came from" in shown(whole)
     text = shown(whole, 160, segments=True)
     section = text[text.index("critic  hears solver") :]
     solver = next(line for line in section.split("\n") if "{solver}" in line)
@@ -62,22 +55,14 @@ def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> 
     assert "realigned" in section.split("\n")[1]
 
 
-def test_the_gate_has_a_column_where_there_is_room(whole: TraceRun) -> None:
+def test_gates_and_bars_have_columns_where_there_is_room(whole: TraceRun) -> None:
     header = "out  TTFT          gate"
     assert header in shown(whole, 160, segments=True)
     assert header not in shown(whole, 80, segments=True)
     assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80, segments=True)
-
-
-def test_times_have_bars_where_there_is_room(whole: TraceRun) -> None:
-    bar = "24  " + "▓" * 12  # all calls took as long
-    assert bar in shown(whole, 100)
-    assert "▓" * 12 not in shown(whole, 80).split("Timeline")[0]
-
-
-def test_counts_that_are_zero_everywhere_take_no_column(tmp_path: Path) -> None:
-    text = shown(traces.failed(tmp_path), segments=True)
-    assert "tokens  computed  ahead  reason" in text
+    bar = "▓" * 12  # all calls took as long
+    assert f"24  {bar}" in shown(whole, 100)
+    assert bar not in shown(whole, 80).split("Timeline")[0]
 
 
 def test_what_a_model_wrote_is_neither_markup_nor_control(whole: TraceRun) -> None:
@@ -98,9 +83,6 @@ def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
     assert "\n  {solver}  1 computed, 23 realigned\n    7 * 12 = 84.↵\n    ↵\n    84" in prompt
     assert "  [literal 1 of critic]↵\n\n  sends" in prompt
     assert "[literal 1 of critic]" not in shown(whole, node="critic")
-
-
-def test_an_older_trace_says_that_it_has_no_prompts(whole: TraceRun) -> None:
     whole.texts.clear()
     assert "this trace holds no texts of prompts" in shown(whole, node="critic", text=True)
 
@@ -113,27 +95,23 @@ def test_retries_and_their_errors(whole: TraceRun) -> None:
 
 
 def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
-    text = words(shown(traces.cut_off(tmp_path), segments=True))
+    cut = traces.cut_off(tmp_path)
+    text = words(shown(cut, segments=True))
     assert "status cut off: 1 call finished, 1 call under way" in text
     assert "64 in prompts, 64 computed, 0 reused (0 %)" in text
     assert "this call did not finish" in text
     assert "1 line of the trace could not be read" in text
+    with pytest.raises(UsageError, match="had not begun"):
+        shown(cut, node="editor")
 
 
-def test_a_failure_is_told_once(tmp_path: Path) -> None:
-    text = shown(traces.failed(tmp_path), segments=True)
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_failure_is_told_once(tmp_path: Path, segments: bool) -> None:
+    text = shown(traces.failed(tmp_path), segments=segments)
     assert "status  failed in" in text
     assert text.count("the sampler met a NaN") == 1
-
-
-def test_a_failure_is_told_without_sections_too(tmp_path: Path) -> None:
-    assert shown(traces.failed(tmp_path)).count("the sampler met a NaN") == 1
-
-
-def test_sections_are_there_when_asked_for(whole: TraceRun) -> None:
-    assert "hears solver" not in shown(whole)
-    assert "--segments: where every token came from" in shown(whole)
-    assert "hears solver" in shown(whole, segments=True)
+    # Counts that are zero everywhere take no column.
+    assert ("tokens  computed  ahead  reason" in text) == segments
 
 
 def test_one_node_with_its_times(whole: TraceRun) -> None:
@@ -146,28 +124,16 @@ def test_one_node_with_its_times(whole: TraceRun) -> None:
         shown(whole, node="judge")
 
 
-def test_a_node_that_had_not_begun(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="had not begun"):
-        shown(traces.cut_off(tmp_path), node="editor")
-
-
 def test_levels() -> None:
-    assert levels({"d": ["b", "c"], "a": [], "b": ["a"], "c": ["a", "gone"]}) == [
-        ["a"],
-        ["b", "c"],
-        ["d"],
-    ]
+    senders = {"d": ["b", "c"], "a": [], "b": ["a"], "c": ["a", "gone"]}
+    assert levels(senders) == [["a"], ["b", "c"], ["d"]]
     assert levels({"a": ["b"], "b": ["a"]}) == [["a", "b"]]
     assert levels({}) == []
 
 
 def test_numbers_and_texts() -> None:
-    assert [number(x) for x in (0.04219, 0.5, 12.34, 1234.5)] == [
-        "0.042",
-        "0.50",
-        "12.3",
-        "1,234.5",
-    ]
+    found = [number(x) for x in (0.04219, 0.5, 12.34, 1234.5)]
+    assert found == ["0.042", "0.50", "12.3", "1,234.5"]
     assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
     assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from textual.widgets import Input, Static, TabbedContent, Tree
 
 from kvcomm.trace import TraceRun
-from kvcomm.trace.read import CallView, read_trace
+from kvcomm.trace.read import read_trace
+from kvcomm.trace.run import CallView
 from kvcomm.trace.view import Viewer, hits
 from tests.trace import traces
 
@@ -24,38 +25,31 @@ def run(tmp_path: Path) -> TraceRun:
 
 
 def text(viewer: Viewer, tab: str) -> str:
-    file = io.StringIO()
-    body = viewer.query_one(f"#{tab}-body", Static)
-    Console(file=file, width=100).print(body.content)
-    return file.getvalue()
+    return traces.shown(viewer.query_one(f"#{tab}-body", Static).content, 100)  # type: ignore[arg-type]
 
 
 async def test_it_opens_with_the_run_and_shows_the_call_under_the_cursor(run: TraceRun) -> None:
     viewer = Viewer(run)
-    async with viewer.run_test(size=(110, 36)) as pilot:
+    async with viewer.run_test(size=(100, 30)) as pilot:
         assert "Timeline" in text(viewer, "prompt")
+        # Nothing is wider than its side.
+        assert viewer.query_one(TabbedContent).region.right <= 100
+        assert viewer.query_one("#prompt-body", Static).region.right <= 100
         await pilot.press("down")
         assert isinstance(viewer.subject, CallView)
         assert viewer.subject.node == "solver"
+        # What a model wrote does not steer the terminal.
+        assert "[bold]" in text(viewer, "prompt")
+        assert "\x1b[31m" not in text(viewer, "prompt")
         await pilot.press("down")
         assert "entropy 0.31 of 4 anchors" in " ".join(text(viewer, "prompt").split())
         assert "█" in text(viewer, "prompt")
-
-
-async def test_the_prompt_is_shown_whole_in_the_colours_of_its_sources(run: TraceRun) -> None:
-    viewer = Viewer(run)
-    async with viewer.run_test(size=(110, 36)) as pilot:
-        await pilot.press("down", "down")
+        # The prompt is whole, in the colours of its sources.
         file = io.StringIO()
         console = Console(file=file, width=100, force_terminal=True, color_system="standard")
         console.print(viewer.query_one("#prompt-body", Static).content)
         assert "\x1b[32m[literal 0 of critic]↵" in file.getvalue()
         assert "\x1b[36m7 * 12 = 84." in file.getvalue()
-
-
-def test_words_of_prompts_are_found(run: TraceRun) -> None:
-    assert [view.node for view in hits(run, "LITERAL 0 OF CRITIC")] == ["critic"]
-    assert hits(run, "") == []
 
 
 async def test_tabs_have_keys(run: TraceRun) -> None:
@@ -70,6 +64,8 @@ async def test_tabs_have_keys(run: TraceRun) -> None:
 
 
 async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
+    assert [view.node for view in hits(run, "LITERAL 0 OF CRITIC")] == ["critic"]
+    assert hits(run, "") == []
     viewer = Viewer(run)
     async with viewer.run_test(size=(110, 36)) as pilot:
         await pilot.press("slash")
@@ -92,14 +88,6 @@ async def test_a_trace_that_was_cut_off_opens(tmp_path: Path) -> None:
     async with viewer.run_test(size=(80, 24)) as pilot:
         await pilot.press("down", "down")
         assert len(list(viewer.query_one(Tree).root.children)) == 2
-
-
-async def test_what_a_model_wrote_does_not_steer_the_terminal(run: TraceRun) -> None:
-    viewer = Viewer(run)
-    async with viewer.run_test(size=(110, 36)) as pilot:
-        await pilot.press("down")
-        assert "[bold]" in text(viewer, "prompt")
-        assert "\x1b[31m" not in text(viewer, "prompt")
 
 
 @pytest.mark.slow
@@ -127,10 +115,3 @@ async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
         pass
     assert time.monotonic() - began < 8
     assert len(large.texts) == again * len(run.texts)
-
-
-async def test_nothing_is_wider_than_its_side(run: TraceRun) -> None:
-    viewer = Viewer(run)
-    async with viewer.run_test(size=(100, 30)):
-        assert viewer.query_one(TabbedContent).region.right <= 100
-        assert viewer.query_one("#prompt-body", Static).region.right <= 100

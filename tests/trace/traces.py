@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
 
 from kvcomm.trace import Recorder, TraceRun, read_trace
 from kvcomm.trace.events import (
@@ -27,194 +31,173 @@ NODES = [
     NodeInfo(name="critic", agent="critic", senders=["solver"]),
     NodeInfo(name="editor", agent="editor", senders=["critic"], exact=True),
 ]
+STARTED: dict[str, Any] = {
+    "kvcomm": "0.1.0",
+    "started": "2025-01-02T03:04:05",
+    "model": "random:llama-tiny",
+    "device": "cpu",
+    "dtype": "float32",
+    "mode": "kvcomm",
+    "seed": 0,
+    "graph": "chain",
+    "nodes": NODES,
+    "answer_node": "editor",
+    "inputs": {"task": TASK},
+}
 
 
-def begin(recorder: Recorder, mode: str = "kvcomm") -> None:
-    """The first lines of every trace."""
-    recorder.write(
-        RunStarted,
-        kvcomm="0.1.0",
-        started="2025-01-02T03:04:05",
-        model="random:llama-tiny",
-        device="cpu",
-        dtype="float32",
-        mode=mode,
-        seed=0,
-        graph="chain",
-        nodes=NODES,
-        answer_node="editor",
-        inputs={"task": TASK},
-    )
-    recorder.write(StateRead, path=None, reason="nothing was learned before")
+def shown(renderable: RenderableType, width: int = 80) -> str:
+    """What a terminal of so many columns shows; nothing of it is wider."""
+    file = io.StringIO()
+    Console(file=file, width=width, highlight=False, markup=False).print(renderable)
+    lines = [line.rstrip() for line in file.getvalue().split("\n")]
+    assert max(map(len, lines)) <= width
+    return "\n".join(lines)
 
 
-def step(
-    recorder: Recorder,
-    node: str,
-    index: int,
-    name: str,
-    counts: str,
-    reason: str,
-    text: str | None = None,
-) -> None:
+def call(node: str, times: str = "0.01 0.9 1.1 2.2", **fields: Any) -> CallFinished:
+    """A finished call; `times` are `opened ready first_token finished`."""
+    opened, ready, first, finished = map(float, times.split())
+    known: dict[str, Any] = {
+        "node": node,
+        "agent": node,
+        "round": 1,
+        "attempt": 1,
+        "mode": "kvcomm",
+        "gate": "",
+        "dense": False,
+        "exact": False,
+        "prompt_tokens": 50,
+        "output_tokens": 24,
+        "opened_at": opened,
+        "ready_at": ready,
+        "first_token_at": first,
+        "finished_at": finished,
+        "ttft_s": round(first - ready, 6),
+        "decode_s": round(finished - first, 6),
+        "stop": "length",
+    }
+    return CallFinished(**known | fields)
+
+
+def message(node: str, text: str = "t", **fields: Any) -> MessageSent:
+    """A message whose KV is behind all tokens but the last."""
+    known = {"attempt": 1, "tokens": 24, "handle": "kv-1", "covered": 23, "exact": False}
+    return MessageSent(**{"node": node, "text": text, "reason": ""} | known | fields)
+
+
+def step(node: str, name: str, counts: str, reason: str = "", **fields: Any) -> SegmentStep:
     """One segment; `counts` are `computed prefix realigned ahead`."""
     computed, prefix, realigned, ahead = map(int, counts.split())
-    text = TEXTS.get((node, name), f"[{name} of {node}]\n") if text is None else text
-    recorder.write(
-        SegmentStep,
-        node=node,
-        attempt=1,
-        index=index,
-        segment="literal" if " " in name else "placeholder",
-        name=name,
-        tokens=computed + prefix + realigned,
-        way="realign" if realigned else "prefix" if prefix else "compute",
-        computed=computed,
-        prefix=prefix,
-        realigned=realigned,
-        ahead=ahead,
-        reason=reason,
-        text=recorder.text(text, lambda: text),
-    )
+    known: dict[str, Any] = {
+        "node": node,
+        "attempt": 1,
+        "index": 0,
+        "segment": "literal" if " " in name else "placeholder",
+        "name": name,
+        "tokens": computed + prefix + realigned,
+        "way": "realign" if realigned else "prefix" if prefix else "compute",
+        "computed": computed,
+        "prefix": prefix,
+        "realigned": realigned,
+        "ahead": ahead,
+        "reason": reason,
+    }
+    return SegmentStep(**known | fields)
 
 
-def call(
-    recorder: Recorder,
-    node: str,
-    prompt: int,
-    *,
-    dense: bool,
-    gate: str,
-    text: str,
-    attempt: int = 1,
-) -> None:
-    """A message and the call that made it."""
-    recorder.write(
-        MessageSent,
-        node=node,
-        attempt=attempt,
-        text=text,
-        tokens=24,
-        handle="kv-1",
-        covered=23,
-        exact=dense,
-        reason="",
-        ids=list(text.encode()),
-    )
-    recorder.write(
-        CallFinished,
-        node=node,
-        agent=node,
-        round=1,
-        attempt=attempt,
-        mode="kvcomm",
-        gate=gate,
-        dense=dense,
-        exact=dense,
-        prompt_tokens=prompt,
-        output_tokens=24,
-        opened_at=0.01,
-        ready_at=0.9,
-        first_token_at=1.1,
-        finished_at=2.2,
-        ttft_s=0.2,
-        decode_s=1.1,
-        stop="length",
-        base_tokens=40,
-        phases={"fill": 0.01, "forward": 1.2},
-    )
+class Written:
+    """A trace in the making."""
 
+    def __init__(self, folder: Path, **started: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "trace.jsonl"
+        self.recorder = Recorder(folder)
+        self.write = self.recorder.write
+        self.write(RunStarted, **STARTED | started)
 
-def solver(recorder: Recorder) -> None:
-    """A first call that is dense, because nothing is known yet."""
-    recorder.write(NodeStarted, node="solver", attempt=1, prompt_capacity=90)
-    step(recorder, "solver", 0, "literal 0", "24 0 0 24", "literal before the first placeholder")
-    step(recorder, "solver", 1, "task", "31 0 0 31", "no anchor of this length")
-    step(
-        recorder, "solver", 2, "literal 1", "9 0 0 0", "closing literal, its last token is computed"
-    )
-    call(
-        recorder,
-        "solver",
-        64,
-        dense=True,
-        gate="dense: {task}: no anchors yet, needs 2",
-        text=SAID,
-    )
+    def add(self, *events: Any) -> None:
+        """Write events as they are, but for the moment."""
+        for event in events:
+            self.write(type(event), **event.model_dump(exclude={"t", "kind"}))
 
+    def prompt(self, node: str, *segments: tuple[str, str, str]) -> None:
+        """The node begins, and reads `name counts reason` with their texts."""
+        self.write(NodeStarted, node=node, attempt=1, prompt_capacity=140)
+        for index, (name, counts, reason) in enumerate(segments):
+            text = TEXTS.get((node, name), f"[{name} of {node}]\n")
+            known = self.recorder.text(text, lambda text=text: text)  # type: ignore[misc]
+            self.add(step(node, name, counts, reason, index=index, text=known))
 
-def critic(recorder: Recorder) -> None:
-    """A call that reuses KV."""
-    recorder.write(NodeStarted, node="critic", attempt=1, prompt_capacity=140)
-    step(recorder, "critic", 0, "literal 0", "0 26 0 26", "exact prefix")
-    step(
-        recorder,
-        "critic",
-        1,
-        "solver",
-        "1 0 23 0",
-        "entropy 0.31 of 4 anchors is at most 0.42: offset predicted, last token computed",
-    )
-    step(recorder, "critic", 2, "literal 1", "1 0 14 0", "offset of the literal after `solver`")
-    call(recorder, "critic", 65, dense=False, gate="realigned", text="Right.")
+    def solver(self) -> None:
+        """A first call that is dense, because nothing is known yet."""
+        self.write(StateRead, path=None, reason="nothing was learned before")
+        self.prompt(
+            "solver",
+            ("literal 0", "24 0 0 24", "literal before the first placeholder"),
+            ("task", "31 0 0 31", "no anchor of this length"),
+            ("literal 1", "9 0 0 0", "closing literal, its last token is computed"),
+        )
+        self.answer("solver", 64, SAID, gate="dense: {task}: no anchors yet, needs 2", dense=True)
 
+    def answer(self, node: str, prompt: int, text: str, **fields: Any) -> None:
+        """A message, and the call that made it."""
+        exact, attempt = fields.get("dense", False), fields.get("attempt", 1)
+        self.add(message(node, text, attempt=attempt, exact=exact, ids=list(text.encode())))
+        more = {"base_tokens": 40, "phases": {"fill": 0.01, "forward": 1.2}, "exact": exact}
+        self.add(call(node, prompt_tokens=prompt, **more | fields))
 
-def finish(recorder: Recorder, status: str = "ok") -> None:
-    """The last line."""
-    recorder.write(
-        RunFinished,
-        status=status,
-        answer="25 rolls are left." if status == "ok" else None,
-        totals=Totals(
-            prompt_tokens=129,
-            computed_tokens=66,
-            reused_tokens=63,
-            extra={"base": 40, "pilot": 0},
-            wall_s=4.25,
-        ),
-    )
+    def end(self, status: str = "ok", wall_s: float = 4.25) -> TraceRun:
+        """The last line; the trace is read."""
+        counted = {"prompt_tokens": 129, "computed_tokens": 66, "reused_tokens": 63}
+        totals = Totals(**counted, extra={"base": 40, "pilot": 0}, wall_s=wall_s)
+        answer = "25 rolls are left." if status == "ok" else None
+        self.write(RunFinished, status=status, answer=answer, totals=totals)
+        return self.read()
+
+    def read(self) -> TraceRun:
+        """The trace as far as it goes."""
+        self.recorder.release()
+        return read_trace(self.path)
 
 
 def whole(folder: Path) -> TraceRun:
     """A run of three calls, one of them on its second attempt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(folder)
-    begin(recorder)
-    solver(recorder)
-    critic(recorder)
-    recorder.write(NodeStarted, node="editor", attempt=1, prompt_capacity=140)
-    recorder.write(
-        Retried, node="editor", attempt=1, error="took longer than its timeout of 2 s", wait_s=0.5
+    written = Written(folder)
+    written.solver()
+    written.prompt(
+        "critic",
+        ("literal 0", "0 26 0 26", "exact prefix"),
+        (
+            "solver",
+            "1 0 23 0",
+            "entropy 0.31 of 4 anchors is at most 0.42: offset predicted, last token computed",
+        ),
+        ("literal 1", "1 0 14 0", "offset of the literal after `solver`"),
     )
-    recorder.write(NodeStarted, node="editor", attempt=2, prompt_capacity=140)
-    call(recorder, "editor", 60, dense=False, gate="", text="25 rolls are left.", attempt=2)
-    finish(recorder)
-    recorder.close()
-    return read_trace(folder / "trace.jsonl")
+    written.answer("critic", 65, "Right.", gate="realigned")
+    written.prompt("editor")
+    error = "took longer than its timeout of 2 s"
+    written.write(Retried, node="editor", attempt=1, error=error, wait_s=0.5)
+    written.write(NodeStarted, node="editor", attempt=2, prompt_capacity=140)
+    written.answer("editor", 60, "25 rolls are left.", attempt=2)
+    return written.end()
 
 
 def cut_off(folder: Path) -> TraceRun:
     """A run that was killed while its second call was under way, in the middle of a line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(folder)
-    begin(recorder)
-    solver(recorder)
-    recorder.write(NodeStarted, node="critic", attempt=1, prompt_capacity=140)
-    step(recorder, "critic", 0, "literal 0", "0 26 0 26", "exact prefix")
-    recorder.close()
-    path = folder / "trace.jsonl"
-    path.write_text(path.read_text() + '{"kind": "step", "node": "cri')
-    return read_trace(path)
+    written = Written(folder)
+    written.solver()
+    written.prompt("critic", ("literal 0", "0 26 0 26", "exact prefix"))
+    with written.path.open("a") as file:
+        file.write('{"kind": "step", "node": "cri')
+    return written.read()
 
 
 def failed(folder: Path) -> TraceRun:
     """A run whose second node failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(folder)
-    begin(recorder)
-    solver(recorder)
-    recorder.write(NodeStarted, node="critic", attempt=1, prompt_capacity=140)
-    recorder.write(Failed, node="critic", error="the sampler met a NaN")
-    finish(recorder, "failed")
-    recorder.close()
-    return read_trace(folder / "trace.jsonl")
+    written = Written(folder)
+    written.solver()
+    written.prompt("critic")
+    written.write(Failed, node="critic", error="the sampler met a NaN")
+    return written.end("failed")

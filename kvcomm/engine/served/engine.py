@@ -12,9 +12,9 @@ from contextlib import aclosing
 from typing import Any
 
 from kvcomm.background import Background
-from kvcomm.engine.base import Answer, Call, Capabilities, Token
+from kvcomm.engine.base import Answer, CallSpec, Capabilities, Token
 from kvcomm.engine.bounded import Bounded
-from kvcomm.engine.collected import WithoutStore
+from kvcomm.engine.collected import WithoutKV
 from kvcomm.engine.served.abilities import Abilities, cached
 from kvcomm.engine.served.answer import Reading
 from kvcomm.engine.served.client import Client
@@ -27,7 +27,7 @@ from kvcomm.errors import ServerError
 PARALLEL = 32
 
 
-class ServedEngine(WithoutStore, Bounded):
+class ServedEngine(WithoutKV, Bounded):
     """Sends prompts as token ids and streams answers; made by `load_served`.
 
     All requests live on the event loop of `background`, so that sessions on any loop can share
@@ -56,7 +56,6 @@ class ServedEngine(WithoutStore, Bounded):
         self.stop = stop
         self.codec = codec
         self.abilities = abilities
-        self.steps = 0
         reason = "its KV stays on the server, which reuses equal prefixes"
         lacks = f"; {abilities.lacks}" if abilities.lacks else ""
         self.capabilities = Capabilities(reuse=False, exact=True, reason=reason + lacks)
@@ -65,22 +64,14 @@ class ServedEngine(WithoutStore, Bounded):
         self._gate = Gate(PARALLEL)
         self._secret = secrets.token_hex(8)
 
-    def open(self, call: Call) -> ServedSequence:
+    def open(self, call: CallSpec) -> ServedSequence:
         """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return ServedSequence(self, call)
 
-    async def enter(self, call: Call) -> ServedSequence:
-        """A new sequence: it holds token ids only."""
-        return self.open(call)
-
-    def spare(self, call: Call) -> ServedSequence | None:
-        """A new sequence."""
-        return self.open(call)
-
-    def salt(self, call: Call) -> str:
+    def salt(self, call: CallSpec) -> str:
         """What keeps the call's prefixes apart on the server."""
-        if not call.reads_prefix:
+        if not call.reuse.reads_prefix:
             return secrets.token_hex(16)
         return hashlib.sha256(f"{self._secret} {call.namespace}".encode()).hexdigest()[:32]
 
@@ -141,7 +132,7 @@ class ServedEngine(WithoutStore, Bounded):
     def _body(self, ids: Sequence[int], salt: str) -> dict[str, Any]:
         return {"model": self.model, "prompt": list(ids), **self.abilities.fields(salt)}
 
-    async def quiet(self) -> None:
+    async def drain(self) -> None:
         """Wait until nothing is computed ahead."""
         while self._gate.ahead:
             await asyncio.sleep(0.005)

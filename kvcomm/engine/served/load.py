@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from kvcomm.background import Background
-from kvcomm.engine.load import check_chat, hub_reachable, stop_ids
+from kvcomm.engine.local.load import check_chat, hub_reachable, stop_ids
 from kvcomm.engine.models import RANDOM, locate
 from kvcomm.engine.served.abilities import find_out
 from kvcomm.engine.served.client import Client, Json
@@ -24,7 +24,7 @@ from kvcomm.errors import ModelError, ServerError
 
 
 def build_served(base_url: str, model: str | None, served_model: str | None) -> ServedEngine:
-    """See `kvcomm.engine.models.load_served`."""
+    """See `kvcomm.engine.load.load_served`."""
     logging.set_verbosity_error()
     client = Client(base_url, os.environ.get("OPENAI_API_KEY", ""))
     background = Background("kvcomm-served")

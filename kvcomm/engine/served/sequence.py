@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from kvcomm.engine.base import Answer, Arrived, Call, Extended, Token
+from kvcomm.engine.base import Answer, CallSpec, Extended, Token
 from kvcomm.engine.collected import CollectedSequence
+from kvcomm.engine.served.abilities import Abilities
 from kvcomm.engine.served.books import Books
+from kvcomm.engine.usage import Arrival
 from kvcomm.errors import KvcommError, ServerError
 from kvcomm.prompt import Segment, common_prefix
-from kvcomm.reuse.plan import Step
-
-if TYPE_CHECKING:
-    from kvcomm.engine.served.engine import ServedEngine
+from kvcomm.reuse.policy import Policy
 
 # Servers keep whole blocks of at least so many tokens; fewer new ones are not worth a request.
 BLOCK, GROWTH = 16, 64
 # Until others may have left room for it.
 PAUSE_S = 0.02
+
+
+class Server(Protocol):
+    """What a sequence needs of its engine: see `kvcomm.engine.served.engine.ServedEngine`."""
+
+    model: str
+    abilities: Abilities
+
+    def check(self, call: CallSpec) -> None: ...
+
+    def salt(self, call: CallSpec) -> str: ...
+
+    def prefill(self, ids: Sequence[int], salt: str) -> Future[tuple[float, int | None] | None]: ...
+
+    def answer(
+        self, ids: Sequence[int], salt: str, asked: Answer, emit: Callable[[Token], None]
+    ) -> Future[int | None]: ...
 
 
 class ServedSequence(CollectedSequence):
@@ -34,9 +50,9 @@ class ServedSequence(CollectedSequence):
     holds the prompt when it is complete.
     """
 
-    _engine: ServedEngine
+    _engine: Server
 
-    def __init__(self, engine: ServedEngine, call: Call) -> None:
+    def __init__(self, engine: Server, call: CallSpec) -> None:
         super().__init__(engine, call)
         self._salt = engine.salt(call)
         self._books = Books()
@@ -48,29 +64,30 @@ class ServedSequence(CollectedSequence):
         self._done = False
 
     @property
-    def arrived(self) -> Sequence[Arrived] | None:
+    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
         """How the prompt came together, once it is answered."""
-        return self._books.arrived if self._done else None
+        return self._books.arrivals() if self._done else None
 
     async def extend(
         self,
         segments: Sequence[Segment],
-        steps: Sequence[Step],
+        policy: Policy,
         *,
+        last: Answer | None = None,
         settle: bool = True,
-        answer: Answer | None = None,
-    ) -> list[Extended]:
+    ) -> Extended:
         """Append the segments' ids; the server gets them at once if they are worth it."""
-        done = await super().extend(segments, steps, answer=answer)
-        if answer is not None:
-            self._ask(answer)
-        elif self._call.reads_prefix and (self._ahead is None or self._ahead.done()):
+        done = await super().extend(segments, policy, last=last)
+        reads = self._call.reuse.reads_prefix
+        if last is not None:
+            self._ask(last)
+        elif reads and (self._ahead is None or self._ahead.done()):
             self._ahead = asyncio.create_task(self._work_ahead())
-        if not self._call.reads_prefix:
+        if not reads:
             return done
         lacks = self._engine.abilities.lacks
         reason = "computed by the server" + (f"; {lacks}" if lacks else "")
-        return [replace(piece, reason=reason) for piece in done]
+        return done._replace(segments=[replace(piece, reason=reason) for piece in done.segments])
 
     async def _work_ahead(self) -> None:
         while self._answering is None:
@@ -106,7 +123,7 @@ class ServedSequence(CollectedSequence):
         await super().truncate(length)
         self._books.truncate(length)
 
-    async def decode(self) -> AsyncGenerator[Token, None]:
+    async def answer(self) -> AsyncGenerator[Token, None]:
         """The answer's tokens as they come."""
         assert self._answering is not None
         first = last = 0.0
@@ -119,15 +136,13 @@ class ServedSequence(CollectedSequence):
         self.phases.add("decode", last - first)
         self._books.add(first, len(self._prompt), cached)
         self._done = True
-        self._engine.steps += 1
 
-    async def stop(self) -> None:
+    async def stop(self, kept: int) -> None:
         """End the answer here, and its request: what the server's cache held stays unknown."""
         assert self._answering is not None
         self._answering.cancel()
         self._books.add(time.perf_counter(), len(self._prompt), None)
         self._done = True
-        self._engine.steps += 1
 
     async def _prefix(self, answering: Future[int | None]) -> int | None:
         try:

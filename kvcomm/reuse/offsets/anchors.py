@@ -16,7 +16,7 @@ import torch
 from kvcomm.kv import KV
 from kvcomm.kv.precision import wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved, shape_of
-from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.plan import Predictability
 from kvcomm.reuse.policy import Anchors
 
 CAPACITY = Anchors.capacity  # V in the paper
@@ -49,7 +49,7 @@ class AnchorPool:
         self.anchors: list[Anchor] = []
         self._untaken: AnchorPool | None = None
 
-    def verdict(self, base: KV) -> Verdict:
+    def predictability(self, base: KV) -> Predictability:
         """The length and entropy test: H(softmax(−‖V_φ − V_ψ‖)) ≤ γ·log |A|.
 
         Counts a use for the anchors that make up 0.9 of the weight of a shared placeholder.
@@ -58,7 +58,7 @@ class AnchorPool:
         count = len(usable)
         if count < 2:
             have = "1 anchor" if count == 1 else f"{count} anchors"
-            return Verdict(False, f"{have} of at least {len(base)} tokens, needs 2", count)
+            return Predictability(False, f"{have} of at least {len(base)} tokens, needs 2", count)
         tokens = len(base)
         distances = wide(
             torch.stack(
@@ -73,7 +73,7 @@ class AnchorPool:
         limit = self.gamma * math.log(count)
         numbers = f"entropy {entropy:.3f}, limit {limit:.3f}, {count} anchors"
         if entropy > limit:
-            return Verdict(False, f"no anchor stands out: {numbers}", count)
+            return Predictability(False, f"no anchor stands out: {numbers}", count)
         order = torch.argsort(weights, descending=True).tolist()
         mass = 0.0
         for index in order:
@@ -81,7 +81,13 @@ class AnchorPool:
             mass += float(weights[index])
             if mass >= TOP_P:
                 break
-        return Verdict(True, f"shared: {numbers}", count)
+        return Predictability(True, f"shared: {numbers}", count)
+
+    def frozen(self) -> AnchorPool:
+        """A pool with the anchors of now."""
+        pool = AnchorPool(self.capacity, self.gamma)
+        pool.anchors = list(self.anchors)
+        return pool
 
     def predict(self, base: KV) -> KV:
         """Per token, anchors weighted by softmax(−mean |difference|), keys and values apart."""

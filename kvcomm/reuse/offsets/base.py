@@ -14,9 +14,10 @@ from typing import Protocol
 import torch
 
 from kvcomm.kv import KV
-from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.plan import Predictability
 
 ANCHORS = "anchors"
+NOTHING = KV(*2 * [torch.empty(1, 1, 0, 1)])
 
 
 class OffsetModel(Protocol):
@@ -24,11 +25,11 @@ class OffsetModel(Protocol):
 
     An offset is true KV in the consumer's context minus base KV, both position-free, `[layers,
     kv_heads, tokens, head_dim]`. A model also learns the offset of the literal that follows the
-    placeholder. `verdict` and `predict` change nothing but usage counters; `observe` takes
+    placeholder. `predictability` and `predict` change nothing but usage counters; `observe` takes
     ownership of its arguments. Layer 0 needs no offset: predictions are zero there.
     """
 
-    def verdict(self, base: KV) -> Verdict:
+    def predictability(self, base: KV) -> Predictability:
         """Whether the offset of a placeholder with this base KV can be predicted, and why."""
 
     def predict(self, base: KV) -> KV:
@@ -42,6 +43,9 @@ class OffsetModel(Protocol):
 
     def observe(self, base: KV, offset: KV, literal: KV) -> None:
         """Learn from one computed placeholder and the literal behind it."""
+
+    def frozen(self) -> OffsetModel:
+        """What predicts as this one does now, whatever it learns later. Shares its tensors."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything learned, as named tensors."""
@@ -111,6 +115,15 @@ def split_family(family: str) -> tuple[str, dict[str, float]]:
     return name, {key: int(n) if n.isdigit() else float(n) for key, _, n in pairs}
 
 
+def label_of(family: str, name: str, number: int, *, read: bool = False) -> str:
+    """What the model of the placeholder called `name`, the `number`-th of its template, is called.
+
+    `read`: its base KV is from another prompt that read it.
+    """
+    label = str(number) if split_family(family)[0] == ANCHORS else kind_of(name)
+    return label + READ if read else label
+
+
 @dataclass
 class Offsets:
     """All offset models of an engine, made when first needed.
@@ -130,12 +143,23 @@ class Offsets:
     like: KV | None = None
     models: dict[tuple[str, str, str], OffsetModel] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    # By template, family and label; replaced as a whole, so that other threads may read it.
+    known: dict[str, Mapping[tuple[str, str], Predictability]] = field(default_factory=dict)
     _count: Iterator[int] = field(default_factory=partial(itertools.count, 1))
     _asked: dict[str, None] = field(default_factory=dict)  # templates, the latest last
 
     def learned(self, template: str) -> None:
         """Models of this template have learned something."""
         self.versions[template] = next(self._count)
+        self.publish(template)
+
+    def publish(self, template: str) -> None:
+        """Say in `known` what models of this template can predict, whatever the texts."""
+        self.known[template] = {
+            (family, label): model.predictability(NOTHING)
+            for (family, other, label), model in self.models.items()
+            if other == template
+        }
 
     def samples(self) -> dict[str, int]:
         """How many observations there are of each template."""
@@ -148,8 +172,7 @@ class Offsets:
         self, family: str, template: str, name: str, number: int, *, read: bool = False
     ) -> OffsetModel:
         """The model of the placeholder called `name`, the `number`-th of its template."""
-        label = str(number) if split_family(family)[0] == ANCHORS else kind_of(name)
-        return self.named(family, template, label + READ if read else label)
+        return self.named(family, template, label_of(family, name, number, read=read))
 
     def named(self, family: str, template: str, label: str) -> OffsetModel:
         """The model with a label. Raises `KeyError` for an unknown family."""
@@ -167,6 +190,17 @@ class Offsets:
         if self.shared:
             model.take()
         return model
+
+    def merge(self, key: tuple[str, str, str], tensors: dict[str, torch.Tensor]) -> None:
+        """Add to the model of a family, template and label what another one learned."""
+        if key not in self.models:
+            self.models[key] = self.new(key[0])
+        self.models[key].merge(tensors)
+        self.learned(key[1])
+
+    def blank(self, family: str) -> Predictability:
+        """What a model says that knows nothing."""
+        return self.new(family).predictability(NOTHING)
 
     def check(self, model: OffsetModel) -> None:
         """Raise `OtherShape` for a model that did not learn from KV such as the engine's."""
@@ -187,6 +221,7 @@ class Offsets:
         """Drop what was learned of a template."""
         self._asked.pop(template, None)
         self.versions.pop(template, None)
+        self.known.pop(template, None)
         for key in [key for key in self.models if key[1] == template]:
             del self.models[key]
 

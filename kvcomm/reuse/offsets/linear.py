@@ -16,6 +16,7 @@ so features are standardised and λ is scaled by the count, and larger while lit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ from kvcomm.kv import KV
 from kvcomm.kv.precision import place_for, wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved
 from kvcomm.reuse.offsets.literal import LiteralMean
-from kvcomm.reuse.plan import Verdict
+from kvcomm.reuse.plan import Predictability
 
 RIDGE = 0.03
 PRIOR_TOKENS = 250.0
@@ -131,14 +132,20 @@ class LinearOffsets:
         """Running share of squared error left on unseen samples; 1 while nothing is known."""
         return min(self._left / self._total, 1.0) if self._total > 0 else 1.0
 
-    def verdict(self, base: KV) -> Verdict:
+    def predictability(self, base: KV) -> Predictability:
         """Shareable once a few samples were seen and the prediction beats rotating alone."""
         numbers = f"{self._seen} samples, error left {self.error:.2f}"
         if self._seen < MIN_SAMPLES:
-            return Verdict(False, f"too little learned: {numbers}", self._seen, self.error)
+            return Predictability(False, f"too little learned: {numbers}", self._seen, self.error)
         if self.error >= 1:
-            return Verdict(False, f"offsets not predictable: {numbers}", self._seen, self.error)
-        return Verdict(True, f"linear offsets: {numbers}", self._seen, self.error)
+            return Predictability(
+                False, f"offsets not predictable: {numbers}", self._seen, self.error
+            )
+        return Predictability(True, f"linear offsets: {numbers}", self._seen, self.error)
+
+    def frozen(self) -> LinearOffsets:
+        """Predicts as this one does now: a new solution replaces the tensors of the old one."""
+        return copy(self)
 
     def predict(self, base: KV) -> KV:
         """The offset of every token. Raises `ValueError` when nothing was learned."""
@@ -211,8 +218,12 @@ class LinearOffsets:
 
     def _solution(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
         """W and b where the KV is: they are solved where float64 is."""
-        if self._weights is None or self._bias is None:
+        if self._sums is None:
             return None
+        if not self._solved_at:
+            self._solve()
+        assert self._weights is not None
+        assert self._bias is not None
         self._weights, self._bias = self._weights.to(device), self._bias.to(device)
         return self._weights, self._bias
 
@@ -290,13 +301,13 @@ class LinearOffsets:
         """Add the statistics of another model: the sums, so the solution is that of one model.
 
         The errors were found by the other one's own predictions. Raises `ValueError` for tensors
-        that do not fit.
+        that do not fit. It is solved again when that is asked for.
         """
         if tensors:
             other = LinearOffsets(self.ridge)
             other._restore(tensors)
             self._add(other)
-            self._solve()
+            self._solved_at = 0
 
     def take(self) -> dict[str, torch.Tensor]:
         """Statistics and counters of what was observed here since the last `take`."""

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kvcomm.trace.export.csv_ import write_csv
 from kvcomm.trace.export.html import write_html
 from kvcomm.trace.export.otel import write_otel
-from kvcomm.trace.export.parquet import write_parquet
 from kvcomm.trace.export.perfetto import write_perfetto
-from kvcomm.trace.read import TraceRun
-
-__all__ = ["FORMATS", "Format"]
+from kvcomm.trace.export.table import write_csv, write_parquet
+from kvcomm.trace.run import TraceRun
 
 
 class Format(NamedTuple):

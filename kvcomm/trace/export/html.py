@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from kvcomm.trace.events import Audited, MessageSent, SegmentStep
+from kvcomm.trace.events import Audited, SegmentStep
 from kvcomm.trace.export.markup import escaped
-from kvcomm.trace.export.svg import PARTS, SOURCES, graph, key, strip, timeline
-from kvcomm.trace.read import CallView, TraceRun
-from kvcomm.trace.show_prompt import sources
+from kvcomm.trace.export.svg import graph, key, strip, timeline
+from kvcomm.trace.run import COUNTS, PARTS, SOURCES, CallView, TraceRun
+from kvcomm.trace.show_calls import sources
 from kvcomm.trace.text import number, plural, seconds, share
 
 # Browsers then load and run nothing, whatever a model wrote.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'none'; base-uri 'none'"
 # Longer inputs are folded away.
 LONG = 600
-COLUMNS = ("call", "prompt", *SOURCES, "ahead", "TTFT s", "decode s", "out", "divergence")
+COLUMNS = ("call", "prompt", *COUNTS, "TTFT s", "decode s", "out", "divergence")
 
 
 def write_html(run: TraceRun, path: Path) -> None:
@@ -39,14 +39,14 @@ def page(run: TraceRun) -> str:
     )
 
 
-def _sections(run: TraceRun, name: str) -> Iterable[str]:
-    yield f"<h1>{name}</h1>"
+def _sections(run: TraceRun, title: str) -> Iterable[str]:
+    yield f"<h1>{title}</h1>"
     yield _state(run)
     yield _facts(run)
-    for key_, value in run.started.inputs.items():
-        long = len(value) > LONG
+    for name, value in run.started.inputs.items():
         about = f"input, {len(value):,} characters"
-        yield _folded(key_, about, _text(key_, value)) if long else _text(f"input {key_}", value)
+        long = len(value) > LONG
+        yield _folded(name, about, _text(name, value)) if long else _text(f"input {name}", value)
     if run.finished and run.finished.answer is not None:
         yield _text("answer", run.finished.answer)
     yield f'<h2>Graph</h2>\n<div class="scroll">{graph(run.started)}</div>'
@@ -54,9 +54,8 @@ def _sections(run: TraceRun, name: str) -> Iterable[str]:
         yield "<h2>Timeline</h2>"
         yield bars + key([*PARTS, *(["tool"] if run.tools else [])])
     yield "<h2>Calls</h2>"
-    yield _table(run.calls) if run.calls else "<p>No call began.</p>"
-    if run.calls:
-        yield key(SOURCES)
+    cells = [_cells(view, place) for place, view in enumerate(run.calls)]
+    yield _table(COLUMNS, cells) + "\n" + key(SOURCES) if cells else "<p>No call began.</p>"
     yield from (_call(run, view, place) for place, view in enumerate(run.calls))
     for tool in run.tools:
         counts = ", ".join(f"{escaped(n)} {count:,}" for n, count in tool.tokens.items())
@@ -66,13 +65,11 @@ def _sections(run: TraceRun, name: str) -> Iterable[str]:
 
 def _state(run: TraceRun) -> str:
     """How the run ended, and what went wrong on the way."""
+    lines = []
     if run.finished is None:
-        finished = plural(sum(1 for view in run.calls if view.call), "call")
-        lines = [f"The run was cut off: {finished} finished."]
-    elif run.finished.status != "ok":
-        lines = [f"The run ended as {run.finished.status}."]
-    else:
-        lines = []
+        lines.append(f"The run was cut off: {plural(len(run.done), 'call')} finished.")
+    elif run.status != "ok":
+        lines.append(f"The run ended as {run.status}.")
     lines += [f"{error.node or 'The run'} failed: {error.error}" for error in run.errors]
     if run.skipped:
         lines.append(f"{plural(run.skipped, 'line')} of the trace could not be read.")
@@ -104,11 +101,14 @@ def _facts(run: TraceRun) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 
-def _table(views: list[CallView]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: str = "") -> str:
+    """A table of cells that are HTML; a last column of `words` is wrapped."""
+    css = [""] * len(heads) + ([' class="words"'] if words else [])
+    named = [*heads, words] if words else heads
+    head = "".join(f"<th{c}>{name}</th>" for c, name in zip(css, named, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(view, place)) + "</tr>"
-        for place, view in enumerate(views)
+        "<tr>" + "".join(f"<td{c}>{cell}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>"
+        for row in rows
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
@@ -135,26 +135,21 @@ def _anchor(place: int) -> str:
 
 
 def _call(run: TraceRun, view: CallView, place: int) -> str:
-    info = next((info for info in run.started.nodes if info.name == view.node), None)
-    hears = f"hears {', '.join(info.senders)}" if info and info.senders else ""
-    call = view.call
-    unfinished = "interrupted" if view.interrupted else "did not finish"
-    how = (call.gate or ("dense" if call.dense else "reuse")) if call else unfinished
+    senders, call, sent = run.info(view.node).senders, view.call, view.message
     inside = [
-        *([f"<p>{escaped(hears)}</p>"] if hears else []),
-        f"<p>{escaped(how)}</p>",
+        f"<p>{escaped('hears ' + ', '.join(senders))}</p>" if senders else "",
+        f"<p>{escaped(view.how)}</p>",
         _retries(run, view.node, view.attempt),
         strip(view.steps),
         _segments(view.steps) if view.steps else "",
         _prompt(run, view.steps),
         *(f"<p>{escaped(_audit(audit))}</p>" for audit in view.audits),
-        _message(view.message) if view.message else "",
+        _text(f"sends {plural(sent.tokens, 'token')}, {sent.behind}", sent.text) if sent else "",
         _text("wrote until then", view.interrupted.text) if view.interrupted else "",
     ]
-    brief = f"{view.prompt_tokens:,} tokens"
-    brief += f", {number(call.ttft_s)} s to the first" if call else f", {unfinished}"
+    brief = f"{number(call.ttft_s)} s to the first" if call else view.how
     body = f'<div id="{_anchor(place)}">{"".join(inside)}</div>'
-    return _folded(view.title, brief, body)
+    return _folded(view.title, f"{view.prompt_tokens:,} tokens, {brief}", body)
 
 
 def _retries(run: TraceRun, node: str, attempt: int | None = None) -> str:
@@ -162,25 +157,17 @@ def _retries(run: TraceRun, node: str, attempt: int | None = None) -> str:
     lines = (
         f"attempt {retry.attempt} failed: {retry.error}; "
         f"the next one began {seconds(retry.wait_s)} later"
-        for retry in run.retries
-        if retry.node == node and attempt in (None, retry.attempt)
+        for retry in run.retries_of(node, attempt)
     )
     return "".join(f'<p class="bad">{escaped(line)}</p>' for line in lines)
 
 
 def _segments(steps: list[SegmentStep]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("segment", "tokens", *SOURCES, "ahead"))
-    lines = []
+    rows = []
     for step in steps:
-        name = step.label
-        counts = (step.computed, step.prefix, step.realigned, step.ahead)
-        cells = [escaped(name), f"{step.tokens:,}", *(f"{count:,}" for count in counts)]
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f'<tr>{row}<td class="words">{escaped(step.reason)}</td></tr>')
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}<th class="words">reason</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        counts = (f"{getattr(step, name):,}" for name in ("tokens", *COUNTS))
+        rows.append([escaped(step.label), *counts, escaped(step.reason)])
+    return _table(("segment", "tokens", *COUNTS), rows, words="reason")
 
 
 def _prompt(run: TraceRun, steps: list[SegmentStep]) -> str:
@@ -196,17 +183,10 @@ def _prompt(run: TraceRun, steps: list[SegmentStep]) -> str:
 
 
 def _audit(audit: Audited) -> str:
-    what = f"audit of {audit.level}" if audit.used else f"probe of {audit.level}"
     if audit.divergence is None:
-        return f"{what} failed: {audit.error}"
+        return f"{audit.what} failed: {audit.error}"
     bound = "" if audit.bound is None else f", expected at most {audit.bound:.4f}"
-    return f"{what}: divergence {audit.divergence:.4f}{bound}, target {audit.target:g}"
-
-
-def _message(message: MessageSent) -> str:
-    kv = f"KV behind {message.covered:,} of them" if message.handle else "text only"
-    lineage = f", {'exact' if message.exact else 'approximate'}" if message.handle else ""
-    return _text(f"sends {plural(message.tokens, 'token')}, {kv}{lineage}", message.text)
+    return f"{audit.what}: divergence {audit.divergence:.4f}{bound}, target {audit.target:g}"
 
 
 def _text(name: str, text: str) -> str:

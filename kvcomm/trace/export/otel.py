@@ -1,7 +1,8 @@
 """OpenTelemetry: a trace as one line of OTLP JSON, an `ExportTraceServiceRequest`.
 
 The run is the root span, every attempt at a node a child. Texts of tasks and messages are left out,
-as the convention asks for what may be private.
+as the convention asks for what may be private. Names that begin with `gen_ai` are OpenTelemetry's,
+in development: https://opentelemetry.io/docs/specs/semconv/gen-ai/
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from kvcomm.errors import TraceError, UsageError
-from kvcomm.trace.events import CallFinished, NodeStarted, ToolFinished
-from kvcomm.trace.export import genai
-from kvcomm.trace.read import CallView, TraceRun
+from kvcomm.trace.events import NodeStarted, ToolFinished
+from kvcomm.trace.run import CallView, TraceRun
 
 Json = dict[str, Any]
 TIMEOUT_S = 10.0
@@ -25,6 +25,10 @@ TIMEOUT_S = 10.0
 INTERNAL, CLIENT = 1, 3
 OK, ERROR = 1, 2
 OWN_FIELDS = ("round", "attempt", "mode", "gate", "dense", "exact", "ttft_s", "decode_s", "ahead_s")
+OPERATION = "gen_ai.operation.name"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+# Part of the input tokens: those whose KV was not computed.
+CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 
 
 def write_otel(run: TraceRun, path: Path) -> None:
@@ -59,128 +63,114 @@ class _Spans:
         self._start = _nanoseconds(run.started.started)
         self._trace = self._id("trace", size=16)
         self._root = self._id("run")
-        self._began = {
-            (event.node, event.attempt): event.t
-            for event in run.events
-            if isinstance(event, NodeStarted)
-        }
-        ends = [moments[-1] for view in run.calls if (moments := view.moments)]
-        ends += [tool.finished_at for tool in run.tools]
+        began = [event for event in run.events if isinstance(event, NodeStarted)]
+        self._began = {(event.node, event.attempt): event.t for event in began}
+        ends = [bar.parts[-1][1] for bar in run.bars]
         self._end = max([*ends, *(event.t for event in run.events)])
 
     def request(self) -> Json:
+        """All spans, as a collector takes them."""
         started = self._run.started
         resource = {
-            genai.SERVICE: "kvcomm",
-            genai.SERVICE_VERSION: started.kvcomm,
-            genai.own("device"): started.device,
-            genai.own("dtype"): started.dtype,
+            "service.name": "kvcomm",
+            "service.version": started.kvcomm,
+            "kvcomm.device": started.device,
+            "kvcomm.dtype": started.dtype,
         }
         spans = [
             self._run_span(),
-            *(self._call_span(view) for view in self._run.calls),
-            *(self._tool_span(tool) for tool in self._run.tools),
+            *map(self._call_span, self._run.calls),
+            *map(self._tool_span, self._run.tools),
         ]
         scope = {"scope": {"name": "kvcomm.trace", "version": started.kvcomm}, "spans": spans}
-        return {
-            "resourceSpans": [
-                {"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}
-            ]
-        }
+        about = {"attributes": _attributes(resource)}
+        return {"resourceSpans": [{"resource": about, "scopeSpans": [scope]}]}
 
     def _run_span(self) -> Json:
-        run, started = self._run, self._run.started
-        status = run.finished.status if run.finished else "cut off"
+        run, graph = self._run, self._run.started.graph
         facts: Json = {
-            genai.OPERATION: genai.RUN,
-            genai.WORKFLOW: started.graph,
-            genai.own("mode"): started.mode,
-            genai.own("status"): status,
+            OPERATION: "invoke_workflow",
+            "gen_ai.workflow.name": graph,
+            "kvcomm.mode": run.started.mode,
+            "kvcomm.status": run.status,
             **self._model(),
         }
         if run.finished:
-            totals = run.finished.totals
-            facts[genai.INPUT_TOKENS] = totals.prompt_tokens
-            facts[genai.CACHED_TOKENS] = totals.reused_tokens
+            facts[INPUT_TOKENS] = run.finished.totals.prompt_tokens
+            facts[CACHED_TOKENS] = run.finished.totals.reused_tokens
         events = [
             self._event("error", error.t, {"error": error.error, "node": error.node or ""})
             for error in run.errors
         ]
-        span = self._span(self._root, f"{genai.RUN} {started.graph}", 0.0, self._end, facts, events)
-        span["status"] = {"code": OK} if status == "ok" else {"code": ERROR, "message": status}
-        return span
+        name = f"invoke_workflow {graph}"
+        span = self._span(self._root, name, (0.0, self._end), facts, events, parent="")
+        bad = {"code": ERROR, "message": run.status}
+        return {**span, "status": {"code": OK} if run.status == "ok" else bad}
 
     def _call_span(self, view: CallView) -> Json:
-        info = next((i for i in self._run.started.nodes if i.name == view.node), None)
-        agent = info.agent if info else view.node
-        counts = view.tokens
+        agent, counts = self._run.info(view.node).agent, view.tokens
         facts: Json = {
-            genai.OPERATION: genai.CHAT,
-            genai.AGENT: agent,
+            OPERATION: "chat",
+            "gen_ai.agent.name": agent,
             **self._model(),
-            genai.INPUT_TOKENS: view.prompt_tokens,
-            genai.CACHED_TOKENS: counts["prefix"] + counts["realigned"],
-            genai.own("node"): view.node,
-            genai.own("attempt"): view.attempt,
-            **{genai.own(name): count for name, count in counts.items()},
+            INPUT_TOKENS: view.prompt_tokens,
+            CACHED_TOKENS: counts["prefix"] + counts["realigned"],
+            "kvcomm.node": view.node,
+            "kvcomm.attempt": view.attempt,
+            **_own(counts),
         }
         events = self._retries(view.node, view.attempt)
         for audit in view.audits:
             fields = audit.model_dump(exclude={"v", "t", "kind", "node", "attempt"})
             events.append(self._event("audit" if audit.used else "probe", audit.t, fields))
-        if view.call:
-            begin, end = min(view.call.opened_at, view.call.ready_at), view.call.finished_at
-            facts |= _finished(view.call)
-            events.append(self._event("inputs complete", view.call.ready_at, {}))
-            events.append(self._event("first token", view.call.first_token_at, {}))
+        if call := view.call:
+            times = min(call.opened_at, call.ready_at), call.finished_at
+            facts |= _own({name: getattr(call, name) for name in OWN_FIELDS})
+            events.append(self._event("inputs complete", call.ready_at, {}))
+            events.append(self._event("first token", call.first_token_at, {}))
         elif cut := view.interrupted:
-            begin, end = cut.opened_at, cut.finished_at
-            facts[genai.OUTPUT_TOKENS] = cut.output_tokens
-            facts[genai.FINISH_REASONS] = [cut.stop]
+            times = cut.opened_at, cut.finished_at
         else:
-            begin = self._began.get((view.node, view.attempt), self._end)
-            end = self._failed_at(view)
-        name = f"{genai.CHAT} {agent}"
+            times = self._began.get((view.node, view.attempt), self._end), self._failed_at(view)
+        if ended := view.call or view.interrupted:
+            facts["gen_ai.usage.output_tokens"] = ended.output_tokens
+            facts["gen_ai.response.finish_reasons"] = [ended.stop]
+        if not view.call:
+            facts["error.type"] = "_OTHER"
         span_id = self._id(view.node, str(view.attempt))
-        span = self._span(span_id, name, begin, end, facts, events, self._root, kind=CLIENT)
-        if view.call:
-            return span
-        return _with_error(span, "interrupted" if view.interrupted else "did not finish")
+        span = self._span(span_id, f"chat {agent}", times, facts, events, kind=CLIENT)
+        return span if view.call else {**span, "status": {"code": ERROR, "message": view.how}}
 
     def _tool_span(self, tool: ToolFinished) -> Json:
         facts = {
-            genai.OPERATION: genai.EXECUTE_TOOL,
-            genai.TOOL: tool.node,
-            genai.own("attempt"): tool.attempt,
-            **{genai.own(f"tokens.{name}"): count for name, count in tool.tokens.items()},
+            OPERATION: "execute_tool",
+            "gen_ai.tool.name": tool.node,
+            "kvcomm.attempt": tool.attempt,
+            **_own({f"tokens.{name}": count for name, count in tool.tokens.items()}),
         }
-        events = self._retries(tool.node)
-        span_id = self._id(tool.node, str(tool.attempt))
-        name = f"{genai.EXECUTE_TOOL} {tool.node}"
-        return self._span(span_id, name, tool.ready_at, tool.finished_at, facts, events, self._root)
+        span_id, times = self._id(tool.node, str(tool.attempt)), (tool.ready_at, tool.finished_at)
+        # Failed attempts of a tool are kept with the one that returned.
+        retries = self._retries(tool.node)
+        return self._span(span_id, f"execute_tool {tool.node}", times, facts, retries)
 
     def _model(self) -> Json:
-        model = self._run.started.model
+        started = self._run.started
         return {
-            genai.PROVIDER: "kvcomm",
-            genai.REQUEST_MODEL: model,
-            genai.RESPONSE_MODEL: model,
-            genai.REQUEST_SEED: self._run.started.seed,
+            "gen_ai.provider.name": "kvcomm",
+            "gen_ai.request.model": started.model,
+            "gen_ai.response.model": started.model,
+            "gen_ai.request.seed": started.seed,
         }
 
     def _retries(self, node: str, attempt: int | None = None) -> list[Json]:
-        """Failed attempts of a node; a tool's are kept with the one that returned."""
         return [
             self._event("retry", event.t, {"error": event.error, "wait_s": event.wait_s})
-            for event in self._run.retries
-            if event.node == node and attempt in (None, event.attempt)
+            for event in self._run.retries_of(node, attempt)
         ]
 
     def _failed_at(self, view: CallView) -> float:
         """When an attempt without a call was given up, or the trace broke off."""
-        retries = [
-            r.t for r in self._run.retries if (r.node, r.attempt) == (view.node, view.attempt)
-        ]
+        retries = [event.t for event in self._run.retries_of(view.node, view.attempt)]
         errors = [error.t for error in self._run.errors if error.node == view.node]
         return next(iter([*retries, *errors]), self._end)
 
@@ -188,18 +178,20 @@ class _Spans:
         self,
         span_id: str,
         name: str,
-        begin: float,
-        end: float,
+        times: tuple[float, float],
         facts: Json,
         events: list[Json],
-        parent: str = "",
         *,
+        parent: str | None = None,
         kind: int = INTERNAL,
     ) -> Json:
+        """One span; without a `parent` of its own it is a child of the run's."""
+        begin, end = times
+        above = self._root if parent is None else parent
         return {
             "traceId": self._trace,
             "spanId": span_id,
-            **({"parentSpanId": parent} if parent else {}),
+            **({"parentSpanId": above} if above else {}),
             "name": name,
             "kind": kind,
             "startTimeUnixNano": self._at(begin),
@@ -210,7 +202,7 @@ class _Spans:
         }
 
     def _event(self, name: str, at: float, fields: Mapping[str, Any]) -> Json:
-        known = {genai.own(key): value for key, value in fields.items() if value is not None}
+        known = _own({key: value for key, value in fields.items() if value is not None})
         return {"timeUnixNano": self._at(at), "name": name, "attributes": _attributes(known)}
 
     def _at(self, seconds: float) -> str:
@@ -221,15 +213,9 @@ class _Spans:
         return hashlib.sha256(text.encode()).hexdigest()[: 2 * size]
 
 
-def _finished(call: CallFinished) -> Json:
-    fields = {genai.own(name): getattr(call, name) for name in OWN_FIELDS}
-    return {**fields, genai.OUTPUT_TOKENS: call.output_tokens, genai.FINISH_REASONS: [call.stop]}
-
-
-def _with_error(span: Json, message: str) -> Json:
-    error = _attributes({genai.ERROR_TYPE: "_OTHER"})
-    attributes = [*span["attributes"], *error]
-    return {**span, "attributes": attributes, "status": {"code": ERROR, "message": message}}
+def _own(values: Mapping[str, Any]) -> Json:
+    """Attributes that only kvcomm has."""
+    return {f"kvcomm.{name}": value for name, value in values.items()}
 
 
 def _attributes(values: Mapping[str, Any]) -> list[Json]:

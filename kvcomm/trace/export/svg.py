@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from kvcomm.trace.events import NodeInfo, RunStarted, SegmentStep
 from kvcomm.trace.export.markup import escaped
-from kvcomm.trace.lanes import levels
-from kvcomm.trace.read import TraceRun
+from kvcomm.trace.lanes import levels, marked
+from kvcomm.trace.run import SOURCES, TimelineBar, TraceRun
 from kvcomm.trace.text import number
 
-SOURCES = ("computed", "prefix", "realigned")
-PARTS = ("waits", "ahead", "prefill", "decode")
 # Sizes of the graph, in units of the drawing.
 BOX_W, BOX_H, GAP_X, GAP_Y = 132, 44, 28, 44
 NAME = 16
@@ -53,23 +51,11 @@ def graph(started: RunStarted) -> str:
 
 def timeline(run: TraceRun) -> str:
     """A bar a call and a tool, in the order in which they began; nothing when none finished."""
-    bars: list[tuple[str, list[Part], str]] = []
-    for view in run.calls:
-        if moments := view.moments:
-            spans = zip(moments, moments[1:], PARTS, strict=False)
-            parts = [(b, e, part, f"{part} {number(max(e - b, 0))} s") for b, e, part in spans]
-            note = f"{number(view.call.ttft_s)} s" if view.call else "interrupted"
-            bars.append((view.title, parts, note))
-    for tool in run.tools:
-        taken = f"tool {number(max(tool.finished_at - tool.ready_at, 0))} s"
-        bars.append((tool.node, [(tool.ready_at, tool.finished_at, "tool", taken)], ""))
-    end = max((stop for _, parts, _ in bars for _, stop, _, _ in parts), default=0.0)
+    end = max((bar.parts[-1][1] for bar in run.bars), default=0.0)
     if end <= 0:
         return ""
-    ordered = sorted(bars, key=lambda bar: bar[1][0][0])
-    lines = [_bar(name, parts, note, end) for name, parts, note in ordered]
     scale = f'<div class="bar soft"><span>0 s</span><span></span><span>{number(end)} s</span></div>'
-    return "".join(lines) + scale
+    return "".join(_bar(bar, end) for bar in run.bars) + scale
 
 
 def strip(steps: Sequence[SegmentStep]) -> str:
@@ -79,8 +65,7 @@ def strip(steps: Sequence[SegmentStep]) -> str:
     for step in steps:
         for source in SOURCES:
             if count := getattr(step, source):
-                words = f"{step.name}: {count:,} {source}"
-                parts.append((at, at + count, source, words))
+                parts.append((at, at + count, source, f"{step.name}: {count:,} {source}"))
                 at += count
     return _rects(parts, at, "strip", "tokens of the prompt by source") if at else ""
 
@@ -91,9 +76,12 @@ def key(names: Sequence[str]) -> str:
     return f'<div class="key">{items}</div>'
 
 
-def _bar(name: str, parts: Sequence[Part], note: str, end: float) -> str:
-    label = escaped(name)
-    drawn = _rects(parts, end, "", f"when {name} ran")
+def _bar(bar: TimelineBar, end: float) -> str:
+    label = escaped(bar.name)
+    parts = [(b, e, part, f"{part} {number(max(e - b, 0))} s") for b, e, part in bar.parts]
+    call = bar.view.call if bar.view else None
+    note = f"{number(call.ttft_s)} s" if call else "interrupted" if bar.view else ""
+    drawn = _rects(parts, end, "", f"when {bar.name} ran")
     return f'<div class="bar"><span title="{label}">{label}</span>{drawn}<span>{note}</span></div>'
 
 
@@ -115,20 +103,15 @@ def _rects(parts: Sequence[Part], whole: float, css: str, label: str) -> str:
 def _box(info: NodeInfo, at: tuple[float, float], answer: str) -> str:
     x, y = at
     name = info.name if len(info.name) <= NAME else info.name[: NAME - 1] + "…"
-    marks = (("answer", info.name == answer), ("exact", info.exact), ("tool", info.tool))
-    notes = [note for note, holds in marks if holds]
+    notes = marked(info.name == answer, info.exact, info.tool)
     middle = y + BOX_H / 2
-    under = (
-        f'<text class="note" x="{x + BOX_W / 2:g}" y="{middle + 15:g}">{", ".join(notes)}</text>'
-        if notes
-        else ""
-    )
+    under = f'<text class="note" x="{x + BOX_W / 2:g}" y="{middle + 15:g}">{notes}</text>'
     css = "answer" if info.name == answer else "tool" if info.tool else ""
     return (
         f"<g><title>{escaped(info.name)}</title>"
         f'<rect class="{css}" x="{x:g}" y="{y:g}" width="{BOX_W}" height="{BOX_H}" rx="6"/>'
         f'<text x="{x + BOX_W / 2:g}" y="{middle + (0 if notes else 5):g}">{escaped(name)}</text>'
-        f"{under}</g>"
+        f"{under if notes else ''}</g>"
     )
 
 

@@ -12,6 +12,7 @@ from kvcomm.tasks.scoring.seccomp import (
     NEWER,
     REFUSED,
     REFUSED_OUTSIDE,
+    numbers,
     seccomp_filter,
 )
 
@@ -42,21 +43,20 @@ def decision(program: bytes, architecture: int, number: int, *arguments: int) ->
 @pytest.mark.parametrize("namespaces", [True, False])
 def test_what_is_listed_is_refused(machine: str, namespaces: bool) -> None:
     program = seccomp_filter(machine, namespaces)
-    column, architecture = ARCHITECTURES[machine]
 
-    def decide(number: int | None) -> int | None:
-        return None if number is None else decision(program, architecture, number)
+    def decisions(*calls: int) -> set[int]:
+        return {decision(program, ARCHITECTURES[machine][1], call) for call in calls}
 
-    assert {decide(both[column]) for both in REFUSED.values()} <= {REFUSES, None}
-    outside = {decide(both[column]) for both in REFUSED_OUTSIDE.values()} - {None}
-    assert outside == {ALLOWED if namespaces else REFUSES}
-    assert {decide(number) for number in FREE[machine]} == {ALLOWED}
-    assert {decide(number) for number in (NEWER, 435, 9999, 0x40000000 + 1)} == {UNKNOWN}
+    assert decisions(*numbers(REFUSED, machine)) == {REFUSES}
+    outside = ALLOWED if namespaces else REFUSES
+    assert decisions(*numbers(REFUSED_OUTSIDE, machine)) == {outside}
+    assert decisions(*FREE[machine]) == {ALLOWED}
+    assert decisions(NEWER, 435, 9999, 0x40000000 + 1) == {UNKNOWN}
 
 
 @MACHINES
 @pytest.mark.parametrize(
-    ("numbers", "arguments", "allowed"),
+    ("call", "arguments", "allowed"),
     [
         ((56, 220), (0x3D0F00,), True),  # a thread
         ((56, 220), (0x1200011,), False),  # a process
@@ -75,13 +75,13 @@ def test_what_is_listed_is_refused(machine: str, namespaces: bool) -> None:
     ],
 )
 def test_what_depends_on_arguments(
-    machine: str, numbers: tuple[int, int], arguments: tuple[int, ...], allowed: bool
+    machine: str, call: tuple[int, int], arguments: tuple[int, ...], allowed: bool
 ) -> None:
     column, architecture = ARCHITECTURES[machine]
     program = seccomp_filter(machine, namespaces=True)
-    found = decision(program, architecture, numbers[column], *arguments)
+    found = decision(program, architecture, call[column], *arguments)
     assert found == (ALLOWED if allowed else REFUSES)
-    assert numbers in {condition[0] for condition in CONDITIONS}
+    assert call in {condition[0] for condition in CONDITIONS}
 
 
 @MACHINES

@@ -1,0 +1,5 @@
+"""The in-process engine."""
+
+from kvcomm.engine.local.engine import LocalEngine
+
+__all__ = ["LocalEngine"]

@@ -1,0 +1,57 @@
+"""One budget for all KV on a device, and who has to make room for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+# The most that each of these may fill of the budget, and that whole rows may fill of the last.
+STORE, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 20
+WHOLE = 1 / 10
+
+
+def nothing() -> int:
+    """The use of a part that is not there."""
+    return 0
+
+
+@dataclass
+class Budget:
+    """`limit` bytes for sequences in use, the segment cache, offsets and the prefix cache.
+
+    Sequences may take everything but what is pinned in the segment cache: a call that runs is worth
+    more than what might be reused. Each of the others may fill its share of the limit, as far as
+    those named before it leave room. What finds no room is computed when it is needed.
+    """
+
+    limit: int
+    rows: Callable[[], int] = nothing
+    pinned: Callable[[], int] = nothing
+    store: Callable[[], int] = nothing
+    offsets: Callable[[], int] = nothing
+    prefix: Callable[[], int] = nothing
+
+    @property
+    def short(self) -> bool:
+        """Whether more is in use than the limit."""
+        used = self.rows() + self.store() + self.offsets() + self.prefix()
+        return used > self.limit
+
+    def for_rows(self) -> int:
+        """Bytes that rows may have."""
+        return self.limit - self.pinned()
+
+    def for_store(self) -> int:
+        """Bytes that base KV may have."""
+        return self._left(STORE, self.rows())
+
+    def for_offsets(self) -> int:
+        """Bytes that offset models may have."""
+        return self._left(OFFSETS, self.rows() + self.store())
+
+    def for_prefix(self) -> int:
+        """Bytes that the prefix cache may have."""
+        return self._left(PREFIX, self.rows() + self.store() + self.offsets())
+
+    def _left(self, share: float, taken: int) -> int:
+        return max(0, min(int(self.limit * share), self.limit - taken))

@@ -1,0 +1,437 @@
+"""Replicas of one model as actors of Ray, which run whole graphs; made by `load_ray`.
+
+A run goes to the replica with the fewest of them. What replicas learn is summed up here, in the
+driver: it takes from each what it observed, and tells the others when they begin something next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import torch
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+
+from kvcomm.background import Background
+from kvcomm.engine.base import CallSpec, Capabilities, LearnedState
+from kvcomm.engine.bounded import Bounded
+from kvcomm.engine.local.memory import free_memory
+from kvcomm.engine.replica import About, ReplicaHost, Statistics, Task, TaskEnd
+from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.errors import KvcommError, ModelError, ReplicaLost, UsageError
+from kvcomm.own_file import own_modules
+from kvcomm.reuse.offsets import FAMILIES, Offsets
+from kvcomm.reuse.plan import Predictability
+from kvcomm.reuse.state import check_folder, copy_state, load_state, save_state
+
+T = TypeVar("T")
+# Calls of an actor that wait (for the next items of a run) hold a place each.
+CONCURRENT = 10_000
+# How often replicas that are down are looked for, and how long, where none is up.
+LOOK_S = 0.2
+PATIENCE_S = 120.0
+# Graphs and conversations whose replica is remembered.
+REMEMBERED = 4096
+CPU = torch.device("cpu")
+# What Ray does only if asked: no statistics leave the machine, no prompt waits for an answer.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Replica:
+    """One actor as the driver sees it: `about` is None while it is down.
+
+    `tasks` are under way on it, `placed` were begun on it so far. `dead`: Ray does not start it
+    again.
+    """
+
+    def __init__(self, index: int, actor: Any) -> None:
+        self.index = index
+        self.actor = actor
+        self.about: About | None = None
+        self.dead = False
+        self.tasks = 0
+        self.placed = 0
+        self._back: Future[About] | None = None
+
+    async def ask(self, operation: str, *args: Any) -> Any:
+        """What an operation of the actor returns. Raises `ReplicaLost` when it is gone."""
+        ref = getattr(self.actor, operation).remote(*args)
+        try:
+            # Shielded: Ray sets the results of futures that nobody waits for, too.
+            return await asyncio.shield(asyncio.wrap_future(ref.future()))
+        except RayTaskError:
+            raise
+        except RayError:
+            raise self.lost() from None
+
+    def lost(self) -> ReplicaLost:
+        """It does not answer: leave it out until it does again."""
+        if self.about is not None:
+            self.about, self._back = None, self.actor.about.remote().future()
+        return ReplicaLost(f"replica {self.index} was lost")
+
+    def look(self) -> bool:
+        """Whether it is up, or has come back."""
+        if self.about is None and self._back is not None and self._back.done():
+            try:
+                self.about, self._back, self.dead = self._back.result(), None, False
+            except RayError as error:
+                self.dead = isinstance(error, ActorDiedError)
+                self._back = self.actor.about.remote().future()
+        return self.about is not None
+
+
+class Learning:
+    """What all replicas have learned, and what each has yet to be told, counted once.
+
+    Sums add up, so the total is what one engine would have learned. All coroutines run on the
+    background's thread: see `there`.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], limit: float) -> None:
+        self._replicas = replicas
+        self._limit = limit
+        self.total = self._nothing()
+        # With the life that it is for: a replica that was started anew knows nothing.
+        self._untold: dict[int, tuple[str, Offsets]] = {}
+        self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
+        self.heard: dict[str, Callable[[Any], None]] = {}
+        self.background = Background("kvcomm-learning")
+
+    def _nothing(self) -> Offsets:
+        return Offsets(dict(FAMILIES), lambda: self._limit)
+
+    async def there(self, operation: Coroutine[Any, Any, T]) -> T:
+        """The value of a coroutine of these, begun at once. Whoever waits for it, it is finished:
+        what was taken from a replica has to arrive.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self.background.start(operation)))
+
+    async def news(self, replica: Replica, life: str) -> Statistics:
+        """What a replica has yet to be told, which counts as told. Raises `ReplicaLost`."""
+        if replica.about is None or replica.about.life != life:
+            raise replica.lost()
+        told, untold = self._untold.get(replica.index, ("", self.total))
+        self._untold[replica.index] = life, self._nothing()
+        return _statistics(untold if told == life else self.total)
+
+    async def load(
+        self, folder: Path, namespace: str, model: str, fingerprint: str
+    ) -> LearnedState:
+        """Read what a namespace has learned. Raises `StateError` for another model's folder."""
+        check_folder(folder, model, fingerprint)
+        loaded = load_state(folder, self.total, CPU, namespace)
+        versions = self.total.versions
+        self._saved[folder] |= {name: versions.get(name, 0) for name in loaded.read}
+        known = _statistics(self.total).items()
+        self._tell({key: state for key, state in known if key[1] in loaded.read})
+        reason = "read" if loaded.templates else "nothing saved yet"
+        if loaded.refused:
+            reason = "set aside: " + "; ".join(loaded.refused)
+        return LearnedState(str(folder), loaded.templates, loaded.samples, reason)
+
+    async def save(self, folder: Path, namespace: str, model: str, fingerprint: str) -> int:
+        """Write what replicas have learned in a namespace and the folder does not hold."""
+        await asyncio.gather(*map(self.collect, self._replicas))
+        saved = self._saved[folder]
+        learned = copy_state(self.total, namespace, saved)
+        written = save_state(folder, model, fingerprint, learned)
+        saved |= {template: version for template, (version, _) in learned.items()}
+        return written
+
+    async def collect(self, replica: Replica) -> None:
+        """Add what a replica observed, and hand on what it tells of runs that have answered.
+
+        What was observed on one that is gone is gone with it.
+        """
+        if replica.about is None:
+            return
+        life = replica.about.life
+        with suppress(ReplicaLost):
+            observed, told = await replica.ask("take")
+            _add(self.total, observed)
+            self._tell(observed, but=life)
+            for name, item in told:
+                if (hear := self.heard.get(name)) is not None:
+                    hear(item)
+                if item is None:
+                    self.heard.pop(name, None)
+
+    async def drain(self) -> None:
+        """Wait until replicas have made all audits, and collect what came of them."""
+        for replica in self._replicas:
+            if replica.about is not None:
+                with suppress(ReplicaLost):
+                    await replica.ask("drain")
+            await self.collect(replica)
+
+    def _tell(self, statistics: Statistics, but: str = "") -> None:
+        for life, untold in self._untold.values():
+            if life != but:
+                _add(untold, statistics)
+
+
+def _add(to: Offsets, statistics: Statistics) -> None:
+    for key, state in statistics.items():
+        to.merge(key, state)
+    to.trim()
+
+
+def _statistics(offsets: Offsets) -> Statistics:
+    return {key: model.state() for key, model in offsets.models.items() if model.samples}
+
+
+class RayEngine(Bounded):
+    """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated`.
+
+    `memory` is the budget of each replica, `end` ends what was started for this engine.
+    """
+
+    fingerprint: str
+    weights: str
+    capabilities: Capabilities
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        about: About,
+        memory: int | None = None,
+        end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.replicas = tuple(replicas)
+        vars(self).update(about.engine)
+        self.codec = TokenizerCodec(about.tokenizer)
+        self.codec.most = self.max_context
+        self.learning = Learning(replicas, (memory or free_memory(CPU) // 2) // 4)
+        self._last: OrderedDict[str, Replica] = OrderedDict()
+        self._end = end
+
+    async def place(self, key: str = "", *, stay: bool = False) -> Replica:
+        """The replica with the fewest tasks, for one more.
+
+        Of several it is the one that had a task of this `key` last, and that one anyhow if it is to
+        `stay` there. Raises `KvcommError` when all are lost and none comes back.
+        """
+        began = time.monotonic()
+        while not (up := [replica for replica in self.replicas if replica.look()]):
+            dead = all(replica.dead for replica in self.replicas)
+            if dead or time.monotonic() - began > PATIENCE_S:
+                why = "Ray starts none again" if dead else f"none came back within {PATIENCE_S:g} s"
+                raise KvcommError(
+                    f"all {len(self.replicas)} replicas are lost, and {why}: look at the cluster "
+                    "(`ray status`), and load the engine again"
+                )
+            await asyncio.sleep(LOOK_S)
+        last = self._last.pop(key, None)
+        if stay and last in up:
+            up = [last]
+        chosen = self._last[key] = min(up, key=lambda r: (r.tasks, r is not last, r.placed))
+        while len(self._last) > REMEMBERED:
+            self._last.popitem(last=False)
+        return chosen
+
+    def pickled(self, task: Task, parts: Mapping[str, Any]) -> bytes:
+        """A task as it is sent. Raises `UsageError` that names which of its `parts` cannot be."""
+        for module in own_modules:
+            cloudpickle.register_pickle_by_value(module)
+        for name, part in {**parts, "the run": task}.items():
+            try:
+                found: bytes = cloudpickle.dumps(part)
+            except Exception as error:
+                raise UsageError(
+                    f"{name} cannot be sent to a replica: {error}. Let its functions make what "
+                    "cannot be sent (open files, locks, connections) when they are called"
+                ) from error
+        return found
+
+    async def do(
+        self,
+        replica: Replica,
+        task: bytes,
+        receive: Callable[[Any], Awaitable[None]],
+        *,
+        learns: bool = False,
+    ) -> Any:
+        """Run a task on a replica, hand on what it emits, and return what it returns.
+
+        Raises what it raises, and `ReplicaLost`. Cancelled, it waits for the task's last items.
+        """
+        about, name, known = replica.about, secrets.token_hex(8), 0
+        if about is None:
+            raise replica.lost()
+        replica.tasks, replica.placed = replica.tasks + 1, replica.placed + 1
+
+        async def items() -> Any:
+            nonlocal known
+            while found := await replica.ask("more", name, known):
+                for item in found:
+                    known += 1
+                    if not isinstance(item, TaskEnd):
+                        await receive(item)
+                    elif item.error is not None:
+                        raise item.error
+                    else:
+                        return item.value
+            raise replica.lost()
+
+        async def begin() -> None:
+            news = []
+            if learns:
+                news.append(await self.learning.there(self.learning.news(replica, about.life)))
+            if not await replica.ask("begin", name, about.life, task, *news):
+                raise replica.lost()
+
+        begun = asyncio.ensure_future(begin())
+        try:
+            await asyncio.shield(begun)  # what counts as told has to arrive
+            return await items()
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await begun
+                await replica.ask("cancel", name)
+                await items()
+            raise
+        finally:
+            replica.tasks -= 1
+            replica.actor.forget.remote(name)
+            if learns and not self.learning.background.closed:  # behind the answer
+                self.learning.background.start(self.learning.collect(replica))
+
+    def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
+        """Replicas know: each chooses for the runs that it executes."""
+        return {}
+
+    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
+        """Call `heard` with what replicas tell of `name` behind the answers, up to None."""
+        self.learning.heard[name] = heard
+
+    def unhear(self, name: str) -> None:
+        """Nothing more is wanted of `name`: call with None, if that has not come yet."""
+        if (heard := self.learning.heard.pop(name, None)) is not None:
+            heard(None)
+
+    async def drain(self) -> None:
+        """Wait until what goes on behind the answers is done on all replicas."""
+        await self.learning.there(self.learning.drain())
+
+    async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
+        """Read what a namespace has learned, for all replicas. Raises `StateError`."""
+        found = self.learning.load(folder, namespace, self.model, self.fingerprint)
+        return await self.learning.there(found)
+
+    async def save_state(self, folder: Path, namespace: str = "") -> int:
+        """Write what all replicas have learned; returns the bytes. Raises `StateError`."""
+        done = self.learning.save(folder, namespace, self.model, self.fingerprint)
+        return await self.learning.there(done)
+
+    def close(self) -> None:
+        """Save what was learned; end the replicas, and Ray where it was started for them."""
+        super().close()
+        self.learning.background.close()
+        for name in list(self.learning.heard):
+            self.unhear(name)
+        for replica in self.replicas:
+            ray.kill(replica.actor)
+        self._end()
+
+
+def build_replicas(
+    load: Callable[[], Any],
+    replicas: int | None,
+    address: str | None,
+    device: str | None,
+    memory: int | None,
+) -> RayEngine:
+    """Start everything and wait for it; each replica's engine is `load`ed there.
+
+    Raises `ModelError` for a model that cannot be loaded.
+    """
+    if replicas is not None and replicas < 1:
+        raise ModelError(f"{replicas} replicas: at least 1 is needed")
+    end = _start(address)
+    made: list[Replica] = []
+    try:
+        count, share = _shares(replicas, device)
+        options = {"max_restarts": -1, "max_concurrency": CONCURRENT, **share}
+        actor = ray.remote(ReplicaHost).options(scheduling_strategy="SPREAD", **options)
+        made += [Replica(i, actor.remote(load)) for i in range(count)]
+        found = _about(made)
+        if len({about.engine["fingerprint"] for about in found}) > 1:
+            model = found[0].engine["model"]
+            raise ModelError(f"{model} is not the same model on all machines of the cluster")
+        for replica, about in zip(made, found, strict=True):
+            replica.about = about
+        return RayEngine(made, found[0], memory, end)
+    except BaseException:
+        for replica in made:
+            ray.kill(replica.actor)
+        end()
+        raise
+
+
+def _about(replicas: list[Replica]) -> list[About]:
+    try:
+        return ray.get([replica.actor.about.remote() for replica in replicas])  # type: ignore[no-any-return]
+    except RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, KvcommError) else ModelError(str(cause))) from None
+    except RayActorError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"a replica did not start: {lines[-1] if lines else error!r}") from None
+
+
+def _start(address: str | None) -> Callable[[], None]:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one here; returns how to leave it."""
+    if ray.is_initialized():
+        return lambda: None
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    # A node that finds out its own address may find one that others cannot reach, and hang.
+    here: dict[str, Any] = {} if address else {"_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **here,
+        )
+    except Exception as error:  # Ray raises anything
+        first = (str(error).strip().splitlines() or [repr(error)])[0]
+        advice = "its logs are in /tmp/ray/session_latest/logs"
+        if address:
+            advice = "start a cluster with `ray start --head`, or leave out the address"
+        raise ModelError(
+            f"Ray did not start at {address or 'this machine'} ({first}): {advice}"
+        ) from None
+    return lambda: ray.shutdown()
+
+
+def _shares(replicas: int | None, device: str | None) -> tuple[int, dict[str, float]]:
+    """How many replicas, and what each takes: a GPU, or its share of the processors."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus and device != "cpu":
+        return replicas or gpus, {"num_gpus": 1}
+    processors = [node.get("CPU", 0) for node in nodes if node.get("CPU", 0)]
+    count = replicas or len(processors)
+    share = min(sum(processors) / count, *processors)
+    return count, {"num_cpus": math.floor(share) if share >= 1 else share}

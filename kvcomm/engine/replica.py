@@ -1,0 +1,180 @@
+"""What runs in a replica's process: an engine, and the tasks that the driver sends it.
+
+Nothing here knows Ray: an actor is made of `ReplicaHost` in `ray.py`. A task is a coroutine
+function that cloudpickle wrote down; what it emits, and returns, is fetched by the driver piece by
+piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import secrets
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from kvcomm.engine.base import BACKGROUND
+from kvcomm.errors import KvcommError, RunCancelled, UsageError
+from kvcomm.kv.precision import place
+
+# What was learned, by family, template and label: tensors on the CPU.
+Key = tuple[str, str, str]
+Statistics = dict[Key, dict[str, torch.Tensor]]
+Task = Callable[["ReplicaHost", Callable[[Any], None]], Coroutine[Any, Any, Any]]
+# So many sessions are remembered, those that ran last.
+SESSIONS = 256
+# What an engine says of itself, and its driver repeats.
+ABOUT = ("model", "device", "dtype", "fingerprint", "weights", "max_context", "capabilities")
+
+
+@dataclass(frozen=True)
+class About:
+    """A replica: `life` names this start of its process, `engine` holds the fields of `ABOUT`."""
+
+    life: str
+    engine: dict[str, Any]
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """The last item of a task: what it returned, or what it raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+class _Running:
+    """A task and the items that it has emitted."""
+
+    def __init__(self, host: ReplicaHost, pickled: bytes) -> None:
+        self.items: list[Any] = []
+        self._news = asyncio.Event()
+        self.task = asyncio.create_task(self._run(host, pickled))
+        # Not in `_run`, none of which is run where it is cancelled at once.
+        self.task.add_done_callback(self._end)
+
+    async def _run(self, host: ReplicaHost, pickled: bytes) -> Any:
+        return await _read(pickled)(host, self._emit)
+
+    def _emit(self, item: Any) -> None:
+        self.items.append(item)
+        self._news.set()
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        error = RunCancelled() if task.cancelled() else task.exception()
+        self._emit(TaskEnd(error=_portable(error)) if error else TaskEnd(task.result()))
+
+    async def more(self, known: int) -> list[Any]:
+        """The items behind the first `known`, at least one."""
+        while len(self.items) <= known:
+            self._news.clear()
+            await self._news.wait()
+        return self.items[known:]
+
+
+class ReplicaHost:
+    """An engine, and sessions on it by the names that the driver gave them."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self.engine = load()
+        self._sessions: OrderedDict[str, Any] = OrderedDict()
+        self._running: dict[str, _Running] = {}
+        self._life = secrets.token_hex(8)
+        self._told: list[tuple[str, Any]] = []
+        if self.engine.capabilities.reuse:
+            self.engine.offsets.shared = True
+
+    async def about(self) -> About:
+        """What the driver has to know of the model."""
+        found = {name: getattr(self.engine, name) for name in ABOUT}
+        return About(self._life, found, self.engine.codec.tokenizer)
+
+    def session(self, name: str, make: Callable[[Any], Any]) -> Any:
+        """The session of this name, made on the engine where it is new."""
+        if name not in self._sessions:
+            self._sessions[name] = make(self.engine)
+        self._sessions.move_to_end(name)
+        while len(self._sessions) > SESSIONS:
+            self._sessions.popitem(last=False)
+        return self._sessions[name]
+
+    async def begin(self, name: str, life: str, task: bytes, *news: Statistics) -> bool:
+        """Learn the news, then begin a task; False: they are meant for an earlier life."""
+        if life != self._life:
+            return False
+        for statistics in news:
+            await self._merge(statistics)
+        self._running[name] = _Running(self, task)
+        return True
+
+    async def more(self, name: str, known: int) -> list[Any] | None:
+        """The items behind the first `known`, at least one; None: the task is not known here."""
+        running = self._running.get(name)
+        return await running.more(known) if running else None
+
+    async def cancel(self, name: str) -> None:
+        """Cancel a task; its last items say what became of it."""
+        if name in self._running:
+            self._running[name].task.cancel()
+
+    async def forget(self, name: str) -> None:
+        """The driver has all items of a task, or wants no more."""
+        if name in self._running:
+            self._running.pop(name).task.cancel()
+
+    def tell(self, name: str, item: Any) -> None:
+        """Keep something for whoever hears this name in the driver, until it is taken."""
+        self._told.append((name, item))
+
+    async def drain(self) -> None:
+        """Wait until all audits are made."""
+        for session in list(self._sessions.values()):
+            await session.adrain()
+
+    async def take(self) -> tuple[Statistics, list[tuple[str, Any]]]:
+        """What was observed here, and told, and not taken yet: between steps, model by model."""
+        found = {}
+        for key, model in list(self.engine.offsets.models.items()):
+            if state := await self.engine.call(model.take, BACKGROUND):
+                found[key] = {name: tensor.cpu() for name, tensor in state.items()}
+        for name, session in self._sessions.items():
+            if session.auto is not None and (audits := session.auto.take()):
+                self.tell(name, audits)
+        told, self._told = self._told, []
+        return found, told
+
+    async def _merge(self, statistics: Statistics) -> None:
+        offsets, device = self.engine.offsets, self.engine.network.device
+        for key, state in statistics.items():
+            here = {name: place(tensor, device) for name, tensor in state.items()}
+            await self.engine.call(partial(offsets.merge, key, here))
+        await self.engine.call(offsets.trim)
+
+
+def _read(pickled: bytes) -> Task:
+    try:
+        task: Task = pickle.loads(pickled)
+    except Exception as error:
+        raise UsageError(
+            f"a replica cannot read what it was sent ({type(error).__name__}: {error}): modules "
+            "with the functions of a graph have to be importable on every machine"
+        ) from None
+    return task
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or one that says the same and can be sent."""
+    if isinstance(error, Exception) and not isinstance(error, KvcommError):
+        error.add_note("on a replica:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return KvcommError(f"{type(error).__name__}: {error}")
+    return error

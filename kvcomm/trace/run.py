@@ -1,0 +1,222 @@
+"""A run as its trace tells it: its calls and tools, each with all that happened to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from kvcomm.trace.events import (
+    Audited,
+    CallFinished,
+    CallInterrupted,
+    Event,
+    Failed,
+    MessageSent,
+    NodeInfo,
+    NodeStarted,
+    PromptText,
+    Retried,
+    RunFinished,
+    RunStarted,
+    SegmentStep,
+    StateRead,
+    ToolFinished,
+)
+
+# Where a prompt's tokens came from; `ahead` counts some of them again.
+SOURCES = ("computed", "prefix", "realigned")
+COUNTS = (*SOURCES, "ahead")
+# The parts of a call, one behind the other.
+PARTS = ("waits", "ahead", "prefill", "decode")
+OF_CALLS = (NodeStarted, SegmentStep, MessageSent, CallFinished, CallInterrupted, Audited)
+
+
+class TimelineBar(NamedTuple):
+    """A call or a tool over the time of its run: parts are `(begin, end, name)`."""
+
+    name: str
+    parts: list[tuple[float, float, str]]
+    view: CallView | None
+
+
+@dataclass
+class CallView:
+    """Everything a trace says of one attempt at a node.
+
+    `call` is there once it has finished, `interrupted` if it was cancelled under way instead.
+    """
+
+    node: str
+    attempt: int
+    steps: list[SegmentStep] = field(default_factory=list)
+    message: MessageSent | None = None
+    call: CallFinished | None = None
+    interrupted: CallInterrupted | None = None
+    audits: list[Audited] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        """Take an event of this attempt."""
+        if isinstance(event, SegmentStep):
+            self.steps.append(event)
+        elif isinstance(event, MessageSent):
+            self.message = event
+        elif isinstance(event, CallFinished):
+            self.call = event
+        elif isinstance(event, CallInterrupted):
+            self.interrupted = event
+        elif isinstance(event, Audited):
+            self.audits.append(event)
+
+    @property
+    def title(self) -> str:
+        """The node, and which attempt when it is not the first."""
+        return self.node if self.attempt == 1 else f"{self.node} #{self.attempt}"
+
+    @property
+    def how(self) -> str:
+        """What the mode decided for the call as a whole, or why it has no end."""
+        if self.call:
+            return self.call.gate or ("dense" if self.call.dense else "reuse")
+        return "interrupted" if self.interrupted else "did not finish"
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt, as far as it is known."""
+        return self.call.prompt_tokens if self.call else sum(step.tokens for step in self.steps)
+
+    @property
+    def output_tokens(self) -> int | None:
+        """The tokens that were sampled; None where the trace does not say."""
+        known = self.call or self.interrupted
+        return known.output_tokens if known else None
+
+    @property
+    def parts(self) -> list[tuple[float, float, str]]:
+        """When it waited, prefilled ahead, prefilled and decoded: `(begin, end, part)`.
+
+        An interrupted call is in its last part when it ends. Empty for a call without times.
+        """
+        if call := self.call:
+            times = [call.opened_at, call.ahead_from, call.ready_at, call.first_token_at]
+        elif cut := self.interrupted:
+            ready = cut.finished_at if cut.ready_at is None else cut.ready_at
+            first = cut.finished_at if cut.first_token_at is None else cut.first_token_at
+            times = [cut.opened_at, max(cut.opened_at, ready), ready, first]
+        else:
+            return []
+        end = (self.call or self.interrupted).finished_at  # type: ignore[union-attr]
+        return list(zip(times, [*times[1:], end], PARTS, strict=True))
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """How the prompt's tokens were obtained, over all segments."""
+        return {name: sum(getattr(step, name) for step in self.steps) for name in COUNTS}
+
+    @property
+    def divergence(self) -> float | None:
+        """What an audit measured of the call itself; probes beside it do not count."""
+        found = [audit.divergence for audit in self.audits if audit.used]
+        return next((value for value in found if value is not None), None)
+
+
+@dataclass
+class TraceRun:
+    """A run as its trace tells it. `finished` is None for a run that was cut off."""
+
+    path: Path
+    started: RunStarted
+    events: list[Event]
+    skipped: int
+    calls: list[CallView] = field(default_factory=list)
+    tools: list[ToolFinished] = field(default_factory=list)
+    finished: RunFinished | None = None
+    state: list[StateRead] = field(default_factory=list)
+    retries: list[Retried] = field(default_factory=list)
+    errors: list[Failed] = field(default_factory=list)
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        views: dict[tuple[str, int], CallView] = {}
+        for event in self.events:
+            if isinstance(event, OF_CALLS):
+                if isinstance(event, NodeStarted) and self.info(event.node).tool:
+                    continue
+                key = (event.node, event.attempt)
+                views.setdefault(key, CallView(*key)).add(event)
+            elif isinstance(event, PromptText):
+                self.texts[event.id] = event.text
+            elif isinstance(event, ToolFinished):
+                self.tools.append(event)
+            elif isinstance(event, RunFinished):
+                self.finished = event
+            elif isinstance(event, StateRead):
+                self.state.append(event)
+            elif isinstance(event, Retried):
+                self.retries.append(event)
+            elif isinstance(event, Failed):
+                self.errors.append(event)
+        self.calls = list(views.values())
+        if self.finished is not None and (spent := sum(a.tokens for a in self.audits())):
+            # What was computed for audits is known only behind the end.
+            totals = self.finished.totals
+            totals = totals.model_copy(update={"extra": totals.extra | {"audit": spent}})
+            self.finished = self.finished.model_copy(update={"totals": totals})
+
+    def text(self, step: SegmentStep) -> str | None:
+        """The text of a segment; None in a trace that holds no texts."""
+        return None if step.text is None else self.texts.get(step.text)
+
+    def audits(self) -> list[Audited]:
+        """What was measured of the calls, in their order."""
+        return [audit for view in self.calls for audit in view.audits]
+
+    def last_calls(self) -> list[CallView]:
+        """The last attempt at every node, in the order in which they began."""
+        last: dict[str, CallView] = {}
+        for view in self.calls:
+            last.pop(view.node, None)
+            last[view.node] = view
+        return list(last.values())
+
+    def info(self, node: str) -> NodeInfo:
+        """What the graph says of a node."""
+        return self._infos.get(node) or NodeInfo(name=node, agent=node)
+
+    def retries_of(self, node: str, attempt: int | None = None) -> list[Retried]:
+        """Why an attempt was given up; of a node whose attempts are not told apart, all."""
+        return [r for r in self.retries if r.node == node and attempt in (None, r.attempt)]
+
+    @property
+    def done(self) -> list[CallFinished]:
+        """The calls that finished."""
+        return [view.call for view in self.calls if view.call]
+
+    @property
+    def status(self) -> str:
+        """How the run ended."""
+        return self.finished.status if self.finished else "cut off"
+
+    @property
+    def bars(self) -> list[TimelineBar]:
+        """Calls and tools over the run's time, in the order in which they began."""
+        bars = [TimelineBar(view.title, view.parts, view) for view in self.calls if view.parts]
+        for tool in self.tools:
+            bars.append(TimelineBar(tool.node, [(tool.ready_at, tool.finished_at, "tool")], None))
+        return sorted(bars, key=lambda bar: bar.parts[0][0])
+
+    @cached_property
+    def _infos(self) -> dict[str, NodeInfo]:
+        return {info.name: info for info in self.started.nodes}
+
+    @cached_property
+    def counts(self) -> list[str]:
+        """The counts that are not zero all over the run: a dense run needs none but `computed`."""
+        steps = [step for view in self.calls for step in view.steps]
+        return [c for c in COUNTS if c == "computed" or any(getattr(s, c) for s in steps)]
+
+    @cached_property
+    def attempts(self) -> dict[str, int]:
+        """The number of every node's last attempt."""
+        return {view.node: view.attempt for view in self.last_calls()}

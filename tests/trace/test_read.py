@@ -1,0 +1,184 @@
+"""Reading traces: the ends of large files, broken ones, other versions, the documented format."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvcomm.errors import TraceError
+from kvcomm.trace import events, read, read_trace
+from kvcomm.trace.read import read_ends, read_start
+from tests.trace import traces
+
+PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text(encoding="utf-8")
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(events, inspect.isclass)
+    if issubclass(kind, events._Event) and kind is not events._Event
+]
+
+
+def large(folder: Path, megabytes: int = 8) -> Path:
+    """A whole trace with so much between its first lines and its last."""
+    path = traces.whole(folder).path
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    text = json.dumps({"kind": "text", "v": 2, "t": 1.0, "id": 9, "text": "x" * 10_000})
+    path.write_bytes(b"".join([*lines, (text.encode() + b"\n") * (100 * megabytes), last]))
+    return path
+
+
+def edit(path: Path, place: int, **fields: Any) -> None:
+    """Change an event of a trace."""
+    lines = path.read_text().splitlines()
+    lines[place] = json.dumps({**json.loads(lines[place]), **fields})
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_the_ends_are_those_of_the_whole(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    run, found = read_trace(path), read_ends(path)
+    assert (found.started, found.finished) == (run.started, run.finished)
+    assert found.calls == sum(1 for view in run.calls if view.call) == 3
+
+
+def test_the_middle_of_a_large_trace_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = large(tmp_path)
+    edit(path, -1, calls=3)
+    taken = [0]
+
+    class Counted:
+        """A file that counts what is read of it."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+            self.seek, self.tell = file.seek, file.tell
+
+        def read(self, size: int) -> bytes:
+            taken[0] += len(data := self._file.read(size))
+            return data
+
+        def readline(self, size: int) -> bytes:
+            taken[0] += len(line := self._file.readline(size))
+            return line
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Counted]:
+        with path.open("rb") as file:
+            yield Counted(file)
+
+    monkeypatch.setattr(read, "_opened", opened)
+    assert read_ends(path).calls == 3
+    assert path.stat().st_size > 8_000_000
+    assert 0 < taken[0] < 2 * read.WINDOW
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["an older one", "cut off"])
+def test_where_calls_have_to_be_counted_nothing_between_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    path = large(tmp_path)
+    if not finished:
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1])[:-5])
+    parsed = []
+    real = read.parse_event
+    monkeypatch.setattr(read, "parse_event", lambda line: parsed.append(line) or real(line))
+    found = read_ends(path)
+    assert bool(found.finished) == finished
+    assert found.calls == 3
+    assert len(parsed) < 20
+
+
+def test_texts_that_look_like_calls_are_not_counted(tmp_path: Path) -> None:
+    path = traces.cut_off(tmp_path).path
+    edit(path, 0, inputs={"kind": "call", "task": '"kind":"call"'})
+    with path.open("a") as file:
+        event = {"kind": "text", "v": 2, "id": 7, "text": '"kind":"call" ' * 30}
+        file.write(json.dumps(event) + "\n")
+    assert read_ends(path).calls == 1
+
+
+@pytest.mark.parametrize(
+    "tail", [b"", b'{"kind": "end", "v": 2', b"\n\n\n", b"\xff\x00\n" * 2000, b"[" * 100_000]
+)
+def test_what_stands_behind_the_last_line_is_passed_over(tmp_path: Path, tail: bytes) -> None:
+    path = traces.whole(tmp_path).path
+    path.write_bytes(path.read_bytes() + tail)
+    assert read_ends(path).finished == read_trace(path).finished is not None
+
+
+def test_a_last_line_longer_than_the_window_is_found(tmp_path: Path) -> None:
+    path = traces.whole(tmp_path).path
+    edit(path, -1, answer="y" * 5 * read.WINDOW)
+    finished = read_ends(path).finished
+    assert finished is not None
+    assert len(finished.answer or "") == 5 * read.WINDOW
+
+
+def test_audits_may_stand_behind_the_end(tmp_path: Path) -> None:
+    path = traces.whole(tmp_path).path
+    audit = {"kind": "audit", "v": 2, "t": 9.0, "node": "solver", "attempt": 1, "level": "light"}
+    lines = [json.dumps({**audit, "used": True, "target": 0.02, "tokens": 400})] * 300
+    path.write_text(path.read_text() + "\n".join(lines) + "\n")
+    run = read_trace(path)
+    finished = read_ends(path).finished
+    assert finished is not None
+    assert run.finished is not None
+    assert run.finished.totals.extra["audit"] == 300 * 400
+    assert finished.totals.prompt_tokens == run.finished.totals.prompt_tokens
+    assert sum(len(view.audits) for view in run.calls if view.node == "solver") >= 300
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"nothing\n", b'{"kind":"end"}\n'])
+def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(content)
+    for reads in (read_ends, read_start):
+        with pytest.raises(TraceError, match="does not begin with a `run` event"):
+            reads(path)
+    with pytest.raises(TraceError, match="cannot read"):
+        read_ends(tmp_path / "none.jsonl")
+    with pytest.raises(TraceError, match="not a file"):
+        read_ends(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_event_is_documented_field_by_field(kind: type[events._Event]) -> None:
+    name = kind.model_fields["kind"].default
+    (line,) = [line for line in PAGE.split("\n") if line.startswith(f"| `{name}` |")]
+    documented = re.findall(r"`(\w+)`", line.split("|")[3])
+    fields = [field for field in kind.model_fields if field not in ("kind", "v", "t")]
+    assert [field for field in documented if field in fields] == fields
+
+
+def test_older_and_newer_lines_are_read() -> None:
+    old = '{"kind": "node", "node": "a", "attempt": 1, "prompt_capacity": 3}'
+    assert events.parse_event(old).v == events.VERSION
+    new = old[:-1] + ', "v": 9, "colour": "red"}'
+    assert events.parse_event(new).node == "a"  # type: ignore[union-attr]
+
+
+def test_a_trace_of_version_1_is_read(tmp_path: Path) -> None:
+    path = traces.whole(tmp_path / "run").path
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        event = {**json.loads(line), "v": 1}
+        event.pop("ids", None)
+        if event["kind"] == "step":
+            event.pop("text")
+        if event["kind"] != "text":
+            lines.append(json.dumps(event))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    run = read_trace(path)
+    assert run.skipped == 0
+    assert run.texts == {}
+    assert {run.text(step) for view in run.calls for step in view.steps} == {None}
+    assert run.finished is not None
