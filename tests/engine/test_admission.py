@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.admission import Admission
+from kvcomm.engine.local.admission import Reservations
 from kvcomm.errors import OutOfMemory, Preempted
 from kvcomm.graphs import debate, fully_connected
 from tests.engine.support import (
@@ -37,9 +37,9 @@ class Seq:
     order: int = 0
 
 
-def admission(limit: int, *priorities: int, nbytes: int = 4) -> tuple[Admission, list[Seq]]:
+def admission(limit: int, *priorities: int, nbytes: int = 4) -> tuple[Reservations, list[Seq]]:
     """Room for `limit` bytes, some of which these sequences hold."""
-    made, seqs = Admission(lambda: limit), [Seq(priority) for priority in priorities]
+    made, seqs = Reservations(lambda: limit), [Seq(priority) for priority in priorities]
     assert all(made.try_reserve(seq, nbytes) for seq in seqs)
     return made, seqs
 
@@ -104,7 +104,7 @@ def test_a_sequence_larger_than_the_budget_is_let_in_alone() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.sampled_from([READY, AHEAD])), max_size=20))
 def test_everybody_who_is_ready_gets_in(calls: list[tuple[int, int]]) -> None:
-    room, inside, entered = Admission(lambda: 10), list[Seq](), 0
+    room, inside, entered = Reservations(lambda: 10), list[Seq](), 0
     for nbytes, priority in calls:
         seq = Seq(priority)
         if priority == READY:

@@ -165,7 +165,7 @@ async def test_nothing_is_left_of_it_but_what_was_to_be_learned(tiny: LocalEngin
     assert await on_thread(tiny, lambda: set(tiny.segments._entries)) == known
     assert (len(tiny.prefix), tiny.admission.used) == (prefixes, 0)
     assert tiny.predictability(CALL, "linear")["critic"].samples == 1
-    assert not tiny.core._lessons
+    assert not len(tiny.lessons)
 
 
 async def test_without_room_it_is_refused(limited: LocalEngine) -> None:

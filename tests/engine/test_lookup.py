@@ -10,7 +10,7 @@ import torch
 
 from kvcomm.engine.base import AHEAD, Extended
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.lookup import NOBODY
+from kvcomm.engine.local.bases import NOBODY
 from kvcomm.engine.segments import ALONE, GONE, NO_ROOM, NOT_MADE, text_key
 from kvcomm.errors import OutOfMemory, StartOver
 from kvcomm.prompt import Segment, Template
@@ -172,7 +172,7 @@ async def test_base_kv_is_made_once_and_counted_once(tiny: LocalEngine) -> None:
     policy = Given(literals=True)
     made = await at_once(tiny, *[lambda: fill(tiny, segments, policy)] * 3)
     costs = [done.base_tokens for _, done in made]
-    header = len(tiny.lookup.header)
+    header = len(tiny.core._bases.header)
     assert sorted(costs) == [0, 0, TEMPLATE.literal_tokens() + header + TASK]
     assert entries(tiny) == {ALONE}
 
@@ -432,7 +432,7 @@ async def test_what_is_learned_is_known_to_the_next_lookup(
     await answered(seq)
     long, later = open_seq(tiny, 1000), Given(**OFFSETS)
     learned = []
-    forwards.before = lambda ids: learned.append(len(tiny.core._lessons))
+    forwards.before = lambda ids: learned.append(len(tiny.lessons))
     await at_once(
         tiny,
         seq.finish,

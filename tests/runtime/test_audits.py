@@ -15,7 +15,8 @@ import torch
 from kvcomm.agents import Sampling
 from kvcomm.engine.base import BACKGROUND, Evaluation
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.core import Compare, Core
+from kvcomm.engine.local.commands import Compare
+from kvcomm.engine.local.core import Core
 from kvcomm.engine.local.state import SequenceState
 from kvcomm.graphs import fully_connected
 from kvcomm.kv import KV

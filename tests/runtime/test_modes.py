@@ -11,7 +11,7 @@ import pytest
 
 from kvcomm.agents import Sampling, critic, judge, solver
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.lookup import Extend
+from kvcomm.engine.local.commands import Extend
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered
 from kvcomm.reuse.policy import Kvcomm
 from kvcomm.runtime.filling import Filling

@@ -11,7 +11,7 @@ import pytest
 
 from kvcomm.agents import Agent, Tool
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.lookup import NOBODY
+from kvcomm.engine.local.bases import NOBODY
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain, debate
 from kvcomm.reuse.recipe import Realign, Recipe

@@ -22,7 +22,7 @@ class Reserving(Protocol):
     def priority(self) -> int: ...
 
 
-class Admission:
+class Reservations:
     """Reserves bytes of `budget` for sequences. A sequence larger than that is let in alone."""
 
     def __init__(self, budget: Callable[[], int]) -> None:

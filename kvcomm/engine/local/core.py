@@ -6,48 +6,28 @@ sequences, caches and offset models happens here, so nothing of it has a lock.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kvcomm.engine.base import BACKGROUND, READY, CallSpec, Phases
-from kvcomm.engine.local.admission import Admission
-from kvcomm.engine.local.lookup import Extend, Lesson, Lookup, Wanted
+from kvcomm.engine.local.admission import Reservations
+from kvcomm.engine.local.bases import MissingBase
+from kvcomm.engine.local.commands import Command, Compare, Extend, Run, priority_of
+from kvcomm.engine.local.lessons import Lessons
+from kvcomm.engine.local.lookup import Lookup
 from kvcomm.engine.local.state import Prefill, SequenceState
 from kvcomm.engine.local.steps import Steps, fail
+from kvcomm.engine.segments import NO_ROOM
 from kvcomm.errors import KvcommError, OutOfMemory, Preempted
 from kvcomm.kv import KVBuffer
 from kvcomm.prompt import Segment
 from kvcomm.reuse.state import learned_by
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Compare:
-    """The command to compare a sequence with `dense`, which answered greedily and recorded."""
-
-    seq: SequenceState
-    dense: SequenceState
-    future: Future[Any] = field(default_factory=Future)
-
-
-@dataclass(eq=False)
-class Run:
-    """The command to call something on the engine's thread, when `priority` has its turn."""
-
-    task: Callable[[], Any]
-    priority: int = READY
-    future: Future[Any] = field(default_factory=Future)
-
-
-Command = Extend | Compare | Run
 
 
 @dataclass(frozen=True)
@@ -67,9 +47,18 @@ class Memory:
 class Core:
     """Handles the commands of one model's sequences."""
 
-    def __init__(self, steps: Steps, lookup: Lookup, admission: Admission, memory: Memory) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        lookup: Lookup,
+        lessons: Lessons,
+        admission: Reservations,
+        memory: Memory,
+    ) -> None:
         self.steps = steps
+        self.lessons = lessons
         self._lookup = lookup
+        self._bases = lookup.bases
         self._admission = admission
         self._memory = memory
         self._condition = threading.Condition()
@@ -77,7 +66,6 @@ class Core:
         self._late: list[Command] = []  # what waits until nobody more urgent does
         self._unadmitted: dict[SequenceState, Extend] = {}
         self._parked: list[Extend] = []  # until base KV is there
-        self._lessons: list[Lesson] = []
         self._closing: set[SequenceState] = set()
         self._handling = False  # commands are out of the queue, and what follows is not queued yet
         self._closed = False
@@ -102,10 +90,10 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether prompts are to be prefilled or learned from, but in the background."""
-        if self._handling or self._lessons:
+        if self._handling or self.lessons:
             return True
         queued = [*self._commands, *self._late]
-        return any(_priority(command) < BACKGROUND for command in queued) or any(
+        return any(priority_of(command) < BACKGROUND for command in queued) or any(
             prompt.priority < BACKGROUND for prompt in list(self.steps.prompts)
         )
 
@@ -138,17 +126,17 @@ class Core:
             if self._closed:
                 return False
             commands = list(self._commands)
-            self._handling = any(_priority(command) < BACKGROUND for command in commands)
+            self._handling = any(priority_of(command) < BACKGROUND for command in commands)
             self._commands.clear()
         for command in commands:
-            if _priority(command) == READY:
+            if priority_of(command) == READY:
                 self._handle(command)
             else:
                 self._late.append(command)
         # One of these at a time: predicting and filling take as long as a step.
-        ready = [command for command in self._late if self.steps.may(_priority(command))]
+        ready = [command for command in self._late if self.steps.may(priority_of(command))]
         first = max if self.steps.overdue else min
-        late = first(ready, key=_priority, default=None)
+        late = first(ready, key=priority_of, default=None)
         if late is not None:
             self._handle(late)
             self._late.remove(late)
@@ -159,7 +147,7 @@ class Core:
             self.steps.drop(list(self.steps.prompts), list(self.steps.answers), error)
             worked = True
         self._unpark()
-        if self._lessons and self.steps.may(BACKGROUND):
+        if self.lessons and self.steps.may(BACKGROUND):
             self.learn()
         elif not (worked or late or commands):
             with self._condition:
@@ -207,7 +195,7 @@ class Core:
 
     def admit(self) -> None:
         """Let in who fits now; calls ahead and in the background give way if they must."""
-        while self._admission.waiting and self._lessons:
+        while self._admission.waiting and self.lessons:
             self.learn()
         while True:
             for seq in self._admission.admit():
@@ -250,7 +238,7 @@ class Core:
             return
         buffer = self._memory.make(needed)
         buffer.copy_from(seq.kv, 0, len(seq))
-        self._lookup.prefix.leave(seq.kv, keep=False)
+        self.steps.prefix.leave(seq.kv, keep=False)
         seq.buffer = buffer
         if seq.settled:
             settled, seq.settled = seq.settled, 0
@@ -260,7 +248,7 @@ class Core:
 
     def _prepare(self, command: Extend) -> None:
         """Have base KV made that is missing, and wait for it."""
-        for wanted in self._lookup.missing(command):
+        for wanted in self._bases.missing(command):
             self._make(wanted, command)
         if command.awaits:
             for entry in command.awaits:
@@ -271,7 +259,7 @@ class Core:
         else:
             self._place(command)
 
-    def _make(self, wanted: Wanted, command: Extend) -> None:
+    def _make(self, wanted: MissingBase, command: Extend) -> None:
         """Prefill a text, or a template's literals, for its base KV, while there is room."""
         call = CallSpec(
             command.seq.call.node,
@@ -282,17 +270,17 @@ class Core:
         )
         seq = SequenceState(call, command.seq.rope, Phases(), READY)
         nbytes = self._memory.slot_bytes * len(wanted.ids)
-        cache = self._lookup.segments
+        cache = self._bases.segments
         kept = self._memory.slot_bytes * sum(map(len, wanted.spans))
         if kept > cache.budget() or not self._admission.try_reserve(seq, nbytes):
-            self._lookup.abandon(wanted, command)
+            command.absent |= dict.fromkeys(wanted.keys, NO_ROOM)
             return
         self._memory.trim()
         try:
             seq.buffer = self._memory.make(len(wanted.ids))
         except OutOfMemory:
             self._admission.release(seq)
-            self._lookup.abandon(wanted, command)
+            command.absent |= dict.fromkeys(wanted.keys, NO_ROOM)
             return
         seq.ids += wanted.ids
         prompt = Prefill(seq, 0, adopts=len(wanted.ids) - 1)
@@ -305,7 +293,7 @@ class Core:
         def done(future: Future[Any]) -> None:
             command.base_tokens += prompt.computed
             if wanted.shared and not future.exception():
-                self._lookup.prefix.insert(
+                self.steps.prefix.insert(
                     seq.kv,
                     wanted.ids[: wanted.shared],
                     exact=True,
@@ -331,9 +319,7 @@ class Core:
 
     def _place(self, command: Extend) -> None:
         seq = command.seq
-        stem = learned_by(seq.call.template, seq.call.namespace)
-        if any(lesson.stem == stem for lesson in self._lessons):
-            self.learn(stem)
+        self.learn(learned_by(seq.call.template, seq.call.namespace))
         try:
             if seq.ended is not None:
                 raise seq.ended
@@ -373,57 +359,38 @@ class Core:
         if seq.buffer is None or seq.ended is not None:
             return
         self.steps.settle(seq)
-        if seq.learn:
-            lesson = self._lookup.planned(seq)
-        elif offsets and seq.realigned_from is None:
-            lesson = self._lookup.lesson(seq, segments, offsets)
-        else:
-            return
-        if lesson.indices:
-            self._lessons.append(lesson)
+        self.lessons.add(seq, segments, offsets)
 
     def learn(self, stem: str = "") -> None:
         """Learn what is to be learned of a template, or the oldest lesson."""
-        for lesson in [x for x in self._lessons if x.stem == stem] or self._lessons[:1]:
-            try:
-                self._lookup.learn(lesson)
-            except Exception:
-                log.exception("what `%s` read could not be learned", lesson.seq.call.node)
-            self._lookup.over(lesson)
-            self._lessons.remove(lesson)
-            if lesson.seq in self._closing:
-                self.end(lesson.seq)
+        for seq in self.lessons.learn(stem):
+            if seq in self._closing:
+                self.end(seq)
 
     def end(self, seq: SequenceState, why: BaseException | None = None) -> None:
         """Give a sequence's memory back; KV that others may need is copied. Safe to call twice."""
         self.steps.held.discard(seq)
-        if why is None and any(lesson.seq is seq for lesson in self._lessons):
+        if why is None and self.lessons.of(seq):
             self._closing.add(seq)
             return
         self._closing.discard(seq)
         if seq.ended is not None:
             return
         seq.ended = why or KvcommError("the sequence is closed")
-        for lesson in [lesson for lesson in self._lessons if lesson.seq is seq]:
-            self._lessons.remove(lesson)
-            self._lookup.over(lesson)
+        self.lessons.drop(seq)
         mine = [prompt for prompt in self.steps.prompts if prompt.seq is seq]
         self.steps.drop(mine, [seq] if seq in self.steps.answers else [], seq.ended)
         self._parked = [command for command in self._parked if not _failed(command, seq)]
         if command := self._unadmitted.pop(seq, None):
             fail(command.future, seq.ended)
         for entry in seq.views:
-            self._lookup.segments.detach(entry)
+            self._bases.segments.detach(entry)
         seq.views, seq.placed, seq.moment = [], {}, seq.moment
         if seq.buffer is not None:
-            self._lookup.prefix.leave(seq.buffer)
+            self.steps.prefix.leave(seq.buffer)
             seq.buffer = None
         self._admission.release(seq)
         self.admit()
-
-
-def _priority(command: Command) -> int:
-    return command.priority if isinstance(command, Run) else command.seq.priority
 
 
 def _failed(command: Extend, seq: SequenceState) -> bool:

@@ -28,12 +28,15 @@ from kvcomm.engine.base import (
 )
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
-from kvcomm.engine.local.admission import Admission
+from kvcomm.engine.local.admission import Reservations
+from kvcomm.engine.local.bases import Bases
 from kvcomm.engine.local.budget import WHOLE, Budget
 from kvcomm.engine.local.check import TOLERANCE, kv_shape, slot_bytes
+from kvcomm.engine.local.commands import Extend
 from kvcomm.engine.local.core import Core, Memory
 from kvcomm.engine.local.cuda_graphs import CudaGraphs
-from kvcomm.engine.local.lookup import Extend, Lookup
+from kvcomm.engine.local.lessons import Lessons
+from kvcomm.engine.local.lookup import Lookup
 from kvcomm.engine.local.memory import free_memory, out_of_memory, release_unused
 from kvcomm.engine.local.runner import Runner
 from kvcomm.engine.local.sequence import LocalSequence
@@ -110,7 +113,7 @@ class LocalEngine(LoadedEngine):
         self.prefix = PrefixCache(self.budget.for_prefix, WHOLE)
         one = torch.zeros(kv_shape(self.config, 1), dtype=model.dtype, device=device)
         self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets, like=KV(one, one))
-        self.admission = Admission(self.budget.for_rows)
+        self.admission = Reservations(self.budget.for_rows)
         self.budget.rows = lambda: self.admission.used
         self.budget.pinned = lambda: self.segments.pinned
         self.budget.store = lambda: self.segments.nbytes
@@ -122,10 +125,12 @@ class LocalEngine(LoadedEngine):
         header = compile_template(codec.undated, (), (Hole("text"),)).literals[0]
         graphs = CudaGraphs(model, TOLERANCE[model.dtype]) if flash else None
         self.runner = Runner(model, self._relieve, flash, graphs)
-        self.lookup = Lookup(self.segments, self.offsets, self.prefix, fingerprint, header, device)
+        bases = Bases(self.segments, fingerprint, header)
+        self.lessons = Lessons(bases, self.offsets, device)
         self.core = Core(
             Steps(self.runner, self.prefix, self.segments),
-            self.lookup,
+            Lookup(bases, self.offsets, self.prefix, device),
+            self.lessons,
             self.admission,
             Memory(self.slot_bytes, self._new_buffer, self._trim, self._relieve),
         )
@@ -249,7 +254,7 @@ class LocalEngine(LoadedEngine):
                 else:
                     compared.append(replace(known, tokens=0))
             for family in learn:
-                await self.call(partial(self.lookup.teach, dense.state, family), BACKGROUND)
+                await self.call(partial(self.lessons.teach, dense.state, family), BACKGROUND)
         return Evaluation(compared, spent)
 
     async def _plan(self, call: CallSpec, segments: Sequence[Segment], variant: Variant) -> Plan:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from kvcomm.engine.base import READY, Answer, CallSpec, Divergence, Extended, Phases, Token
-from kvcomm.engine.local.core import Compare, Core
-from kvcomm.engine.local.lookup import Extend
+from kvcomm.engine.local.commands import Compare, Extend
+from kvcomm.engine.local.core import Core
 from kvcomm.engine.local.sampler import Sampler
 from kvcomm.engine.local.state import Answering, SequenceState
 from kvcomm.engine.segments import SegmentCache

@@ -40,7 +40,7 @@ class Steps:
         self.held: set[SequenceState] = set()
         self.resolved = False  # a pending entry of the segment cache is there, or never will be
         self._runner = runner
-        self._prefix = prefix
+        self.prefix = prefix
         self._segments = segments
         self._count = 0
         self._waited = 0  # steps since the last one with background work
@@ -139,7 +139,7 @@ class Steps:
         if prompt.adopts <= prompt.start:
             return
         began = done_at(seq.kv.keys.device)
-        match = self._prefix.match(seq.ids[: prompt.adopts], seq.call.namespace)
+        match = self.prefix.match(seq.ids[: prompt.adopts], seq.call.namespace)
         if match is not None and match[0] is not seq.buffer and match[1] > prompt.start:
             buffer, held = match
             seq.kv.copy_from(buffer, prompt.start, held)
@@ -174,7 +174,7 @@ class Steps:
         seq.settled = len(seq)
         call, held = seq.call, seq.exact_length
         if (call.reuse.feeds_prefix or call.continues) and held:
-            self._prefix.insert(
+            self.prefix.insert(
                 seq.kv,
                 seq.ids[:held],
                 exact=True,
@@ -194,7 +194,7 @@ class Steps:
         except Exception as error:
             if isinstance(error, NotANumber):
                 # Whatever was damaged, prefixes that grew from it are not to be trusted.
-                self._prefix.clear(seq.call.namespace)
+                self.prefix.clear(seq.call.namespace)
             self.drop([], [seq], error)
             return
         answering.sampled += 1

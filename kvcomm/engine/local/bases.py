@@ -1,0 +1,156 @@
+"""Base KV in the segment cache: under which keys it is, what is missing, who computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvcomm.engine.local.commands import Extend
+from kvcomm.engine.realign import Base
+from kvcomm.engine.segments import ALONE, Entry, SegmentCache, text_key
+from kvcomm.kv import content_key
+from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.plan import SegmentPlan
+
+NOBODY = "no earlier prompt has its KV"
+
+
+class MissingBase(NamedTuple):
+    """Base KV to be made: that of `spans` of `ids`, one for each key."""
+
+    keys: tuple[str, ...]
+    ids: tuple[int, ...]
+    spans: tuple[range, ...]
+    shared: int = 0  # leading ids that others will begin with
+
+
+class FoundBase(NamedTuple):
+    """Base KV of a segment: its key, the node that read it, and why there is none."""
+
+    base: Base | None = None
+    key: str | None = None
+    node: str = ""
+    absent: str = ""
+
+
+class Bases:
+    """Looks base KV up. `header` stands before a text that is computed alone."""
+
+    def __init__(self, segments: SegmentCache, fingerprint: str, header: tuple[int, ...]) -> None:
+        self.segments = segments
+        self.header = header
+        self._fingerprint = fingerprint
+
+    def missing(self, command: Extend) -> list[MissingBase]:
+        """Base KV that the policy asks for and nobody has made; `awaits` gets what is pending."""
+        call, options = command.seq.call, command.policy.options
+        wanted: dict[str, MissingBase] = {}
+        command.awaits = []
+        for segment in command.segments:
+            text = self._text(command, segment)
+            if text is None or not len(segment):
+                continue
+            if segment.kind == "placeholder" and options.bases == "borrowed":
+                entry = self.segments.find(text, alone=False, here=self._context(command, segment))
+                if entry is not None and entry.pending is not None:
+                    command.awaits.append(entry)
+                continue
+            key = f"{text}.{ALONE}"
+            if key not in self.segments:
+                if segment.kind == "literal":
+                    wanted[key] = self._of_template(call.template, call.namespace)
+                else:
+                    wanted[key] = self._of_text(key, segment.ids)
+            elif (entry := self.segments.find(text, alone=True)) and entry.pending is not None:
+                command.awaits.append(entry)
+        return list({found.keys: found for found in wanted.values()}.values())
+
+    def find(self, command: Extend, segment: Segment) -> FoundBase:
+        """Base KV of a segment, as the command's policy wants it."""
+        options = command.policy.options
+        if not options.realigns:
+            return FoundBase()
+        if segment.kind == "placeholder" and segment.name in command.seq.call.messages:
+            if segment.handle is None:
+                return FoundBase()
+            key = segment.handle.key
+            kv = self.segments.get(key)
+            if kv is None:
+                return FoundBase(key=key, absent=self.segments.why(key))
+            return FoundBase(Base(kv, segment.handle.positions), key)
+        text = self._text(command, segment)
+        if text is None:
+            return FoundBase()
+        alone = segment.kind == "literal" or options.bases == "alone"
+        entry = self.segments.find(
+            text, alone=alone, here="" if alone else self._context(command, segment)
+        )
+        if entry is None:
+            key = f"{text}.{ALONE}"
+            why = command.absent.get(key) or self.segments.why(key)
+            return FoundBase(absent=why if alone else NOBODY)
+        node, kv = entry.node, self.segments.get(entry.key)
+        if kv is None:
+            return FoundBase(key=entry.key, absent=self.segments.why(entry.key))
+        return FoundBase(Base(kv, range(len(segment))), entry.key, node)
+
+    def claim(self, command: Extend, plans: Sequence[SegmentPlan]) -> list[tuple[Entry, range]]:
+        """Entries for the inputs that are computed here, if others may want them."""
+        seq, claims = command.seq, []
+        start = len(seq)
+        for segment, plan in zip(command.segments, plans, strict=True):
+            begin = start - segment.done
+            start += len(segment.rest)
+            if not (seq.call.shares and segment.kind == "placeholder" and len(segment)):
+                continue
+            if segment.name in seq.call.messages or plan.source == "realign":
+                continue
+            text = text_key(self._fingerprint, seq.call.namespace, segment.ids)
+            if not self.segments.wants(text):
+                continue
+            key = f"{text}.{self._context(command, segment)}"
+            entry = self.segments.claim(key, seq, 0, seq.call.node)
+            if entry is not None:
+                claims.append((entry, range(begin, begin + len(segment))))
+        return claims
+
+    def _text(self, command: Extend, segment: Segment) -> str | None:
+        """The address of a segment's text, if it is looked up by that."""
+        call, options = command.seq.call, command.policy.options
+        if segment.kind == "literal":
+            if not options.literals:
+                return None
+            number = segment.name.rpartition(" ")[2]
+            return f"{self._stem(call.template, call.namespace)}-{number}"
+        if not options.bases or segment.name in call.messages:
+            return None
+        return text_key(self._fingerprint, call.namespace, segment.ids)
+
+    def _stem(self, template: Template, namespace: str) -> str:
+        return content_key(self._fingerprint, namespace, "template", template.literals)
+
+    def _of_text(self, key: str, ids: Sequence[int]) -> MissingBase:
+        whole = (*self.header, *ids)
+        return MissingBase((key,), whole, (range(len(self.header), len(whole)),))
+
+    def _of_template(self, template: Template, namespace: str) -> MissingBase:
+        """The literals of a template, prefilled together with empty placeholders."""
+        stem, spans, start = self._stem(template, namespace), [], 0
+        for literal in template.literals:
+            spans.append(range(start, start + len(literal)))
+            start += len(literal)
+        keys = tuple(f"{stem}-{number}.{ALONE}" for number in range(len(spans)))
+        ids = tuple(i for literal in template.literals for i in literal)
+        return MissingBase(keys, ids, tuple(spans), shared=len(template.literals[0]))
+
+    def _context(self, command: Extend, segment: Segment) -> str:
+        """Names what stands before a segment in its own prompt."""
+        if (placed := command.seq.placed.get(segment.index)) and not command.segments:
+            return content_key(command.seq.ids[: placed.start])[:16]
+        ids = list(command.seq.ids)
+        for other in command.segments:
+            if other is segment:
+                break
+            ids += other.rest
+        at = len(ids) - segment.done
+        return content_key(ids[:at])[:16]
