@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -41,7 +40,6 @@ from kvcomm.trace.log import RunLog
 from kvcomm.trace.record import Recorder, new_run_folder
 from kvcomm.trace.retention import KEPT, Retention
 
-log = logging.getLogger(__name__)
 
 # A folder, "default" for that of the user's cache, or None.
 State = Path | str | None
@@ -57,7 +55,7 @@ class _Options:
     timeout_s: float | None
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """Runs agent graphs on an engine.
 
     `reuse` is "auto", "exact", "kvcomm", "dense", or a policy of your own. `state` keeps what was
@@ -299,7 +297,7 @@ class Session:
         if self.auto is not None or any(call.report.dense for call in result.calls):
             self._learned.changed()
         if request.unmeasured and not self.measuring:
-            self._measuring = self._loop().start(self._measure())
+            self._measuring = self._loop().start(self._learned.measure_behind())
         if self._learned.failed:
             result = replace(result, warnings=(*result.warnings, self._learned.failed))
         return result
@@ -346,17 +344,6 @@ class Session:
     def measuring(self) -> bool:
         """Whether the model is being measured behind the answers."""
         return self._measuring is not None and not self._measuring.done()
-
-    async def _measure(self) -> None:
-        """Measure the model behind the answers."""
-        try:
-            await self._learned.measure()
-        except Exception as error:
-            log.warning(
-                "%s could not be measured, and is again behind the next run: %s",
-                self.engine.model,
-                str(error) or type(error).__name__,
-            )
 
     def warm_up(self) -> None:
         """Do now what the first runs would have to wait for, or do without.
@@ -423,9 +410,6 @@ class Session:
     def __repr__(self) -> str:
         space = f", namespace {self.namespace!r}" if self.namespace else ""
         return f"<Session {self.mode} on {self.engine!r}{space}>"
-
-    def __enter__(self) -> Session:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -141,7 +141,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ShadowEvaluation:
     """The variants in order, and the tokens that the dense prompt and its answer took."""
 
     variants: list[Compared]
@@ -294,7 +294,7 @@ class Engine(Protocol):
         learn: Sequence[str] = (),
         distinct: bool = True,
         tokens: int = SAME_TEXT,
-    ) -> Evaluation:
+    ) -> ShadowEvaluation:
         """Compute a prompt, answer it with `tokens`, greedily, and compare variants with that.
 
         Behind everything else, and nothing is left of it but what the offset models of the

@@ -13,10 +13,10 @@ from kvcomm.engine.base import (
     Answer,
     CallSpec,
     Capabilities,
-    Evaluation,
     Extended,
     LearnedState,
     Phases,
+    ShadowEvaluation,
     Token,
     Variant,
 )
@@ -55,7 +55,7 @@ class WithoutKV:
         learn: Sequence[str] = (),
         distinct: bool = True,
         tokens: int = SAME_TEXT,
-    ) -> Evaluation:
+    ) -> ShadowEvaluation:
         """Refused: the session never plans reuse on such an engine."""
         raise KvcommError(f"{self.model} cannot reuse KV")
 

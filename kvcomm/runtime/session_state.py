@@ -61,6 +61,17 @@ class SessionState:
         if self._auto is not None and not self.informed:
             self._auto.priors = await measure(self._engine, self._auto.levels)
 
+    async def measure_behind(self) -> None:
+        """`measure` behind the answers; what goes wrong is logged."""
+        try:
+            await self.measure()
+        except Exception as error:
+            log.warning(
+                "%s could not be measured, and is again behind the next run: %s",
+                self._engine.model,
+                str(error) or type(error).__name__,
+            )
+
     @property
     def failed(self) -> str:
         """Why saving failed the last time, if it did."""

@@ -22,8 +22,8 @@ from kvcomm.engine.base import (
     CallSpec,
     Capabilities,
     Compared,
-    Evaluation,
     LearnedState,
+    ShadowEvaluation,
     Variant,
 )
 from kvcomm.engine.dense import DenseEngine
@@ -216,7 +216,7 @@ class LocalEngine(LoadedEngine):
         learn: Sequence[str] = (),
         distinct: bool = True,
         tokens: int = SAME_TEXT,
-    ) -> Evaluation:
+    ) -> ShadowEvaluation:
         """Compute a prompt, answer it with `tokens`, greedily, and compare variants with that."""
         answer = Answer(Sampling(max_tokens=tokens), record=True)
         room = sum(map(len, segments)) + tokens
@@ -255,7 +255,7 @@ class LocalEngine(LoadedEngine):
                     compared.append(replace(known, tokens=0))
             for family in learn:
                 await self.call(partial(self.lessons.teach, dense.state, family), BACKGROUND)
-        return Evaluation(compared, spent)
+        return ShadowEvaluation(compared, spent)
 
     async def _plan(self, call: CallSpec, segments: Sequence[Segment], variant: Variant) -> Plan:
         """What a variant's policy would do, once the base KV that it asks for is there."""
@@ -301,19 +301,19 @@ class LocalEngine(LoadedEngine):
 
     async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
         """Read what a namespace has learned. Raises `StateError` for another model's folder."""
-        return await self.call(lambda: self.read_state(folder, namespace))
 
-    def read_state(self, folder: Path, namespace: str, *, again: bool = False) -> LearnedState:
-        """`load_state`, or reading what is known `again`; runs on the engine's thread."""
-        check_folder(folder, self.model, self.fingerprint)
-        loaded = load_state(folder, self.offsets, self.network.device, namespace, again=again)
-        for template in loaded.read:
-            self._saved[folder][template] = self.offsets.versions.get(template, 0)
-            self.offsets.publish(template)
-        reason = "read" if loaded.templates else "nothing saved yet"
-        if loaded.refused:
-            reason = "set aside: " + "; ".join(loaded.refused)
-        return LearnedState(str(folder), loaded.templates, loaded.samples, reason)
+        def read() -> LearnedState:
+            check_folder(folder, self.model, self.fingerprint)
+            loaded = load_state(folder, self.offsets, self.network.device, namespace)
+            for template in loaded.read:
+                self._saved[folder][template] = self.offsets.versions.get(template, 0)
+                self.offsets.publish(template)
+            reason = "read" if loaded.templates else "nothing saved yet"
+            if loaded.refused:
+                reason = "set aside: " + "; ".join(loaded.refused)
+            return LearnedState(str(folder), loaded.templates, loaded.samples, reason)
+
+        return await self.call(read)
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
         """Write what a namespace has learned and the folder does not hold; returns the bytes.
