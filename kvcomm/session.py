@@ -40,7 +40,6 @@ from kvcomm.trace.log import RunLog
 from kvcomm.trace.record import Recorder, new_run_folder
 from kvcomm.trace.retention import KEPT, Retention
 
-
 # A folder, "default" for that of the user's cache, or None.
 State = Path | str | None
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvcomm.agents import Agent, Sampling, Tool
-from kvcomm.engine.base import Engine, Evaluation
+from kvcomm.engine.base import Engine, ShadowEvaluation
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.reuse.auto import LEVELS
@@ -115,7 +115,7 @@ class Held:
         self.go = threading.Event()
         evaluate = engine.evaluate
 
-        async def held(*args: Any, **options: Any) -> Evaluation:
+        async def held(*args: Any, **options: Any) -> ShadowEvaluation:
             await asyncio.to_thread(self.go.wait)
             return await evaluate(*args, **options)
 
