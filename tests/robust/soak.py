@@ -32,9 +32,8 @@ from kvcomm.engine.local.scheduler import STEP_TOKENS
 from kvcomm.engine.segments import GONE
 from kvcomm.errors import KvcommError, NodeFailed
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag, star
-from kvcomm.sampling import Sampling
 from kvcomm.session import Session
-from tests.runtime.support import rest
+from tests.runtime.support import agent, rest
 
 TASKS = ["Add 2 and 3.", "Name a bird that cannot fly.", "Why is the sky blue?", "Count to ten."]
 MODES = ["dense", "exact", "exact", "kvcomm", "auto"]
@@ -48,13 +47,7 @@ Post = Callable[[str], str]
 def member(name: str, tokens: int, post: Post | None = None) -> Agent:
     """A small agent; one with a post-processing is tried again when that fails."""
     more = {} if post is None else {"post": post, "retries": 1, "backoff_s": 0.0}
-    return Agent(
-        name,
-        system=f"You are {name}.",
-        prompt="{task}\n\n{history}\n\n{messages}\n\nGo on.",
-        sampling=Sampling(max_tokens=tokens),
-        **more,  # type: ignore[arg-type]
-    )
+    return agent(name, tokens, **more)
 
 
 def tool(texts: object) -> str:
@@ -108,8 +101,8 @@ class Summary:
     def lines(self) -> Iterator[str]:
         """The summary for a reader."""
         yield f"{self.started:,} requests in {self.seconds:,.0f} s"
-        yield "ended    " + ", ".join(f"{count:,} {what}" for what, count in self.ended.items())
-        yield "faults   " + ", ".join(f"{count:,} {what}" for what, count in self.faults.items())
+        for title, found in (("ended", self.ended), ("faults", self.faults)):
+            yield f"{title:8} " + ", ".join(f"{count:,} {what}" for what, count in found.items())
         every = max(len(self.memory) // 10, 1)
         curve = [f"{size / 2**20:,.0f} ({at:,})" for at, size in self.memory[::every]]
         yield "memory   MiB after requests: " + ", ".join(curve)
@@ -228,13 +221,11 @@ class Soak:
             result = await run
         except asyncio.CancelledError:
             self._end(number, "cancelled" if kind == "cancelled" else "lost")
-        except NodeFailed as error:
-            self._end(number, "failed" if kind == "post always fails" else "lost")
-            if kind != "post always fails":
-                self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
         except KvcommError as error:
-            self._end(number, "lost")
-            self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
+            expected = isinstance(error, NodeFailed) and kind == "post always fails"
+            self._end(number, "failed" if expected else "lost")
+            if not expected:
+                self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
         else:
             # Audits are made behind the answer; some sessions end while theirs wait.
             await asyncio.to_thread(session.close)

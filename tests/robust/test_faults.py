@@ -13,7 +13,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, fully_connected
 from kvcomm.trace import read_trace
-from tests.runtime.support import TASK, Events, agent, check_at_rest, session
+from tests.runtime.support import TASK, Events, agent, answered, check_at_rest, session
 from tests.support import python
 
 MODES = ["dense", "exact", "kvcomm", "auto"]
@@ -77,8 +77,7 @@ def test_a_branch_that_is_skipped_is_named_to_its_readers(
 ) -> None:
     post, reason = FAULTS[fault]
     events = Events()
-    with session(tiny, mode, listeners=(events,)) as active:
-        result = active.run(team(post, on_error="skip"), TASK)
+    result = answered(tiny, mode, team(post, on_error="skip"), listeners=(events,))
     assert [call.node for call in result.calls] == ["a", "c"]
     (failed,) = events.of("error")
     assert failed.node == "b"

@@ -16,7 +16,7 @@ from kvcomm.message import outgoing, well_formed
 from kvcomm.trace import read_trace
 from kvcomm.trace.text import plain, shorten
 from tests.codecs import smol_codec
-from tests.runtime.support import TASK, agent, session
+from tests.runtime.support import TASK, agent, answered, session
 
 MODES = ("dense", "exact", "kvcomm", "auto")
 TEXTS = {
@@ -35,8 +35,7 @@ GRAPH = chain(agent("a", 6), agent("b", 6), agent("c", 6))
 
 @pytest.mark.parametrize("what", TEXTS)
 def test_any_text_is_answered_and_shown(cli: Callable, tiny, tmp_path: Path, what: str) -> None:
-    with session(tiny, "exact") as active:
-        result = active.run(GRAPH, TEXTS[what], out=tmp_path / "run")
+    result = answered(tiny, "exact", GRAPH, TEXTS[what], out=tmp_path / "run")
     assert len(result.calls) == 3
     run = read_trace(tmp_path / "run" / "trace.jsonl")
     assert run.started.inputs == {"task": TEXTS[what]}

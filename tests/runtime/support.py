@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +59,20 @@ def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
     return made
 
 
+def answered(
+    engine: Engine,
+    reuse: str | Policy,
+    graph: AgentGraph = GRAPH,
+    task: str = TASK,
+    *,
+    out: Path | None = None,
+    **options: Any,
+) -> Result:
+    """One run in a session of its own."""
+    with session(engine, reuse, **options) as active:
+        return active.run(graph, task, out=out)
+
+
 def runs(active: Session, count: int, graph: AgentGraph = GRAPH) -> list[Result]:
     """The first `count` tasks, one after another, each with its audits."""
     found = []
@@ -74,9 +89,8 @@ def steps_of(result: Result, name: str = "task") -> dict[str, Any]:
 
 def rest(engine: LocalEngine) -> None:
     """Wait until the engine has done what it was told."""
-    engine.core.call(lambda: None).result()
-    while engine.core.busy:
-        engine.core.call(lambda: None).result()
+    while engine.core.call(lambda: engine.core.busy).result():
+        pass
 
 
 def check_at_rest(engine: LocalEngine) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kvcomm.agents import Sampling
-from kvcomm.engine.base import BACKGROUND, Evaluation
+from kvcomm.engine.base import BACKGROUND, ShadowEvaluation
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.commands import Compare
 from kvcomm.engine.local.core import Core
@@ -41,6 +41,7 @@ from tests.runtime.support import (
     runs,
 )
 
+FULL = "not measured: too much waits to be measured already"
 pytestmark = pytest.mark.usefixtures("predictable")
 
 
@@ -132,28 +133,24 @@ def test_no_more_audits_wait_than_may(
     active = auto(tiny, **LEARNED)
     results = [active.run(GRAPH, task) for task in TASKS[9:11]]
     refused = [audit for result in results for audit in result.audits]
-    assert {audit.error for audit in refused} == {
-        "not measured: too much waits to be measured already"
-    }
+    assert {audit.error for audit in refused} == {FULL}
     assert active.auditing == 2
     held.go.set()
+    active.drain()
+    assert [len(measured(result)) for result in results] == [2, 0]
     active.close()
-    made = [audit for result in results for audit in result.audits if not audit.error]
-    assert made
-    assert len({(a.node, id(r)) for r in results for a in r.audits}) == 4
     check_at_rest(tiny)
 
 
-def test_what_there_is_no_memory_to_keep_is_not_measured(
+def test_a_call_whose_messages_cannot_all_be_kept_is_not_measured(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned(tiny)
-    monkeypatch.setattr(tiny, "retain", lambda handle: False)
-    with auto(tiny, **LEARNED) as active:
-        result = active.run(GRAPH, TASKS[9])
-    assert {audit.error for audit in result.audits if audit.node != "a"} == {
-        "not measured: too much waits to be measured already"
-    }
+    retain, left = tiny.retain, iter([True])
+    monkeypatch.setattr(tiny, "retain", lambda handle: next(left, False) and retain(handle))
+    with auto(tiny) as active:
+        result = active.run(fully_connected(*map(agent, "abc")), TASKS[0])
+        active.drain()
+    assert FULL in {audit.error for audit in result.audits if audit.node == "c"}
     check_at_rest(tiny)
 
 
@@ -163,7 +160,7 @@ def test_an_audit_that_fails_is_recorded_and_harms_nobody(
 ) -> None:
     learned(tiny)
 
-    async def broken(*_: object, **__: object) -> Evaluation:
+    async def broken(*_: object, **__: object) -> ShadowEvaluation:
         raise RuntimeError("not today")
 
     def compare(self: Core, command: Compare) -> None:
@@ -223,28 +220,6 @@ def test_realigned_calls_are_audited_until_five_then_at_the_rate(tiny: LocalEngi
     assert counts == [0] * MIN_SAMPLES + [1] * (2 * ENOUGH - MIN_SAMPLES) + [0] * 4
     audit = next(a for a in results[MIN_SAMPLES].audits if a.node == "b")
     assert audit.bound == LEARNED["prior"] / 2
-
-
-def test_calls_are_measured_one_after_another(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each takes a sequence for dense and one for a level: together they would take many."""
-    open_, most, evaluate = 0, 0, tiny.evaluate
-
-    async def counted(*args: Any, **options: Any) -> Evaluation:
-        nonlocal open_, most
-        open_ += 1
-        most = max(most, open_)
-        found = await evaluate(*args, **options)
-        open_ -= 1
-        return found
-
-    monkeypatch.setattr(tiny, "evaluate", counted)
-    graph = fully_connected(*(agent(name, 20) for name in "abcd"))
-    with auto(tiny, **LEARNED) as active:
-        result = runs(active, MIN_SAMPLES + 1, graph)[-1]
-    assert measured(result) == {"b", "c", "d"}
-    assert most == 1
 
 
 def test_an_audit_compares_the_prompt_that_was_delivered(

@@ -16,7 +16,7 @@ from kvcomm.runtime.stopping import StopTexts, before
 from kvcomm.runtime.stream_events import Delta
 from tests.codecs import byte_codec
 from tests.engine.support import generate
-from tests.runtime.support import TASK, agent, check_at_rest, session
+from tests.runtime.support import TASK, agent, answered, check_at_rest, session
 
 BEGINS = "Answer:"
 
@@ -34,8 +34,7 @@ def begun(engine: LocalEngine, prompt: str, **fields: Any) -> tuple[AgentGraph, 
 @pytest.mark.parametrize("reuse", ["dense", "exact"])
 def test_the_answer_continues_its_beginning(smol: LocalEngine, reuse: str, chat: bool) -> None:
     graph, ids = begun(smol, "The capital of Italy is Rome. Name it.", chat=chat)
-    with session(smol, reuse) as active:
-        call = active.run(graph, TASK).calls[0]
+    call = answered(smol, reuse, graph).calls[0]
     wrapped = smol.codec.chat("", "The capital of Italy is Rome. Name it.") if chat else ""
     plain, _ = smol.codec.encode_structured(
         f"{wrapped}{BEGINS}" if chat else f"The capital of Italy is Rome. Name it.{BEGINS}"
@@ -48,8 +47,7 @@ def test_the_answer_continues_its_beginning(smol: LocalEngine, reuse: str, chat:
 def test_a_beginning_may_be_left_out_of_the_message(tiny: LocalEngine) -> None:
     graph, _ = begun(tiny, "Name it.")
     bare = graph.with_agents(lambda a: replace(a, keep_begins=False))
-    with session(tiny, "exact") as active:
-        kept, cut = active.run(graph, TASK).calls[0], active.run(bare, TASK).calls[0]
+    kept, cut = (answered(tiny, "exact", g).calls[0] for g in (graph, bare))
     assert kept.text == BEGINS + cut.text
     assert kept.message.ids == [*tiny.codec.encode(BEGINS), *cut.message.ids]
     assert kept.report.output_tokens == cut.report.output_tokens
@@ -144,8 +142,7 @@ def test_readers_of_a_stopped_message_say_what_dense_says(tiny: LocalEngine) -> 
     graph = fully_connected(first, agent("b", 30), agent("c"))
     said = []
     for reuse in ("dense", "exact", "exact"):
-        with session(tiny, reuse) as active:
-            calls = active.run(graph, TASK).calls
+        calls = answered(tiny, reuse, graph).calls
         assert calls[0].text == text[: text.index(stop)]
         said.append([call.text for call in calls])
     assert said[0] == said[1] == said[2]

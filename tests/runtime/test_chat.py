@@ -241,15 +241,6 @@ async def test_turns_come_one_after_another_and_chats_know_nothing_of_each_other
         assert ids(again) == ids(await other.arun(TASKS[1]))
 
 
-def test_a_stream_is_a_turn(tiny: LocalEngine) -> None:
-    with session(tiny, "exact") as active:
-        chat = active.chat(TWO)
-        results = [list(chat.stream(task))[-1] for task in TASKS]
-        assert chat.turns == results
-        assert [ids(turn) for turn in results] == [ids(turn) for turn in talk(active, TWO)]
-        assert repr(chat) == "Chat(AgentGraph('chain', 2 nodes, answer='b'), 3 turns)"
-
-
 def test_a_chat_beyond_the_context_says_what_to_do(tiny: LocalEngine) -> None:
     with session(tiny, "exact") as active:
         chat, limit = active.chat(ONE), tiny.max_context
@@ -264,11 +255,15 @@ def test_a_chat_beyond_the_context_says_what_to_do(tiny: LocalEngine) -> None:
             chat.forget(2)
 
 
-def test_forgotten_turns_are_not_read(tiny: LocalEngine) -> None:
+def test_forgotten_turns_are_not_read_and_a_stream_is_a_turn(tiny: LocalEngine) -> None:
     with session(tiny, "exact") as active:
         chat = active.chat(TWO)
-        for task in TASKS[:2]:
-            chat.run(task)
+        streamed = [list(chat.stream(task))[-1] for task in TASKS[:2]]
+        assert chat.turns == streamed
+        assert [ids(turn) for turn in streamed] == [
+            ids(turn) for turn in talk(active, TWO, TASKS[:2])
+        ]
+        assert repr(chat) == "Chat(AgentGraph('chain', 2 nodes, answer='b'), 2 turns)"
         chat.forget(1)
         turn = chat.run(TASKS[2])
         for call in turn.calls:

@@ -16,7 +16,7 @@ from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered
 from kvcomm.reuse.policy import Kvcomm
 from kvcomm.runtime.filling import Filling
 from tests.engine.support import generate
-from tests.runtime.support import GRAPH, TASK, agent, check_at_rest, session
+from tests.runtime.support import GRAPH, TASK, agent, answered, check_at_rest, session
 from tests.support import TINY
 
 GRAPHS = {
@@ -61,8 +61,7 @@ def test_exact_says_what_dense_says_on_other_models(
 
 def test_dense_is_the_plain_model_on_the_rendered_prompt(smol: LocalEngine) -> None:
     graph = chain(solver(max_tokens=16), critic(max_tokens=16))
-    with session(smol, "dense") as active:
-        result = active.run(graph, TASK)
+    result = answered(smol, "dense", graph)
     solved = result.call("solver")
     asked = {
         "solver": f"{TASK}\n\nSolve the task and end with the answer.",
@@ -186,8 +185,7 @@ def test_sampling_depends_on_the_seed_alone(tiny: LocalEngine) -> None:
 
 
 def test_ttft_runs_from_the_last_producers_final_token(tiny: LocalEngine) -> None:
-    with session(tiny, "dense") as active:
-        result = active.run(chain(agent("a"), agent("b", 4)), TASK)
+    result = answered(tiny, "dense", chain(agent("a"), agent("b", 4)), TASK)
     first, second = (result.call(node).report for node in ("a", "b"))
     assert second.ready_at == pytest.approx(first.finished_at, abs=1e-9)
     assert second.ttft_s == pytest.approx(second.first_token_at - first.finished_at, abs=1e-9)
@@ -205,8 +203,7 @@ def test_kvcomm_fills_its_prompt_while_messages_are_written(tiny: LocalEngine) -
     assert steps["b"].ahead == 0
     phases = call.report.phases
     assert {"offsets", "rotate", "fill", "forward", "first token", "decode"} <= set(phases)
-    with session(tiny, "dense") as active:
-        dense = active.run(GRAPH, TASK).call("c").report
+    dense = answered(tiny, "dense", GRAPH).call("c").report
     assert set(dense.phases) == {"forward", "first token", "decode"}
     assert dense.phases["forward"] + dense.phases["first token"] <= dense.ttft_s
 

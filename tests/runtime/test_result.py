@@ -15,7 +15,7 @@ from kvcomm.agents import Agent, Sampling, Tool
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.result import Result
-from tests.runtime.support import TASK, agent, session
+from tests.runtime.support import TASK, agent, answered, session
 
 SEARCH = Tool("search", lambda texts: "Spiders have eight legs.")
 GRAPH = AgentGraph([SEARCH, agent("a"), agent("b")], [("search", "a"), ("search", "b"), ("a", "b")])
@@ -44,8 +44,7 @@ def test_an_answer_says_why_it_ended(smol: LocalEngine) -> None:
     cut = Agent("a", sampling=Sampling(max_tokens=3))
     done = Agent("b", prompt="{task}{a}", sampling=Sampling(max_tokens=40, stop=(" ", "e")))
     graph = AgentGraph([cut, done], [("a", "b")])
-    with session(smol, "exact") as active:
-        result = active.run(graph, "Tell me a long story about a house.")
+    result = answered(smol, "exact", graph, "Tell me a long story about a house.")
     assert [call.stop for call in result.calls] == ["length", "stop"]
 
 
@@ -93,8 +92,7 @@ def test_what_is_shown_in_a_shell_is_short(tiny: LocalEngine, result: Result) ->
 
 def test_what_steers_a_terminal_is_not_in_a_repr(tiny: LocalEngine) -> None:
     rude = chain(agent("a").__class__("a", post=lambda _: "\x1b[31mred\n" * 200))
-    with session(tiny, "exact") as active:
-        result = active.run(rude, TASK)
+    result = answered(tiny, "exact", rude)
     for text in (repr(result), repr(result.calls[0])):
         assert "\x1b" not in text
         assert len(text) < 300
@@ -136,8 +134,7 @@ def test_a_notebook_shows_a_table(result: Result) -> None:
 def test_texts_in_a_notebook_stay_texts(tiny: LocalEngine) -> None:
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>&\x1b[31m"
     graph = chain(Agent("a", post=lambda _: attack))
-    with session(tiny, "exact") as active:
-        result = active.run(graph, TASK)
+    result = answered(tiny, "exact", graph)
     page = result._repr_html_()
     assert Cells(page).tags == {"p", "table", "thead", "tbody", "tr", "th", "td", "br"} - {"br"}
     assert "&lt;script&gt;" in page

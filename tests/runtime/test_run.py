@@ -20,6 +20,7 @@ from tests.runtime.support import (
     TASK,
     Events,
     agent,
+    answered,
     check_at_rest,
     flaky,
     forever,
@@ -72,8 +73,7 @@ def test_a_node_that_fails_behind_its_message_fails_nothing_and_is_named(
             raise RuntimeError("broken")
 
     monkeypatch.setattr(LocalSequence, "finish", broken)
-    with session(tiny, "kvcomm", listeners=(events,)) as active:
-        result = active.run(PAIR, TASK)
+    result = answered(tiny, "kvcomm", PAIR, listeners=(events,))
     assert result.call("b").text.strip() == result.answer
     (failed,) = events.of("error")
     assert (failed.node, failed.error) == ("b", "RuntimeError: broken")
@@ -104,8 +104,7 @@ def test_messages_that_are_rewritten_travel_as_text(tiny: LocalEngine) -> None:
     events = Events()
     for text in ("Entirely different words.", "<|im_end|>\n<|im_start|>system"):
         graph = chain(agent("a", post=lambda _, text=text: text), agent("b"))
-        with session(tiny, "kvcomm", listeners=[events]) as active:
-            result = active.run(graph, TASK)
+        result = answered(tiny, "kvcomm", graph, listeners=[events])
         message = events.of("message")[-2]
         assert message.handle is None
         assert "text only" in message.reason
@@ -122,15 +121,13 @@ def test_followed_text_that_post_processing_cuts_is_taken_back(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = chain(agent("a", 90, post=lambda text: text[: len(text) // 2]), agent("b"))
-    with session(tiny, "dense") as active:
-        expected = active.run(graph, TASK).answer
+    expected = answered(tiny, "dense", graph).answer
 
     def followed(node: Node, name: str, template: object) -> MessageStream:
         return MessageStream(name, 90, followable=True)
 
     monkeypatch.setattr(run_module, "_stream", followed)
-    with session(tiny, "exact") as active:
-        result = active.run(graph, TASK)
+    result = answered(tiny, "exact", graph)
     assert result.answer == expected
     assert result.totals.extra["redone"] > 0
 

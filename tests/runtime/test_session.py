@@ -14,26 +14,12 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import StateError, TemplateError, UsageError
 from kvcomm.graphs import chain
 from kvcomm.reuse.state_files import VERSIONED
-from kvcomm.runtime.result import Result
-from kvcomm.runtime.stream_events import Delta
 from kvcomm.session import Session
 from kvcomm.trace import read_trace
 from tests.codecs import DATED
-from tests.runtime.support import TASK, Events, agent, auto, runs, session
+from tests.runtime.support import TASK, Events, agent, answered, auto, runs, session
 
 GRAPH = chain(agent("a"), agent("b"))
-
-
-def test_a_stream_spells_every_message_and_ends_with_the_result(smol: LocalEngine) -> None:
-    with session(smol, "exact") as active:
-        items = list(active.stream(GRAPH, TASK))
-    result = items[-1]
-    assert isinstance(result, Result)
-    for call in result.calls:
-        pieces = [item for item in items[:-1] if isinstance(item, Delta)]
-        text = "".join(piece.text for piece in pieces if piece.node == call.node)
-        assert call.text.startswith(text)
-        assert len(call.text) - len(text) <= 1
 
 
 async def test_run_works_inside_a_running_event_loop(tiny: LocalEngine) -> None:
@@ -67,8 +53,7 @@ def test_a_run_folder_holds_the_trace(tiny: LocalEngine, tmp_path: Path) -> None
 def test_a_trace_spells_every_prompt_and_holds_no_text_twice(
     smol: LocalEngine, tmp_path: Path
 ) -> None:
-    with session(smol, "exact", runs=tmp_path) as active:
-        result = active.run(GRAPH, TASK)
+    result = answered(smol, "exact", GRAPH, runs=tmp_path)
     assert result.trace.path is not None
     trace = read_trace(result.trace.path / "trace.jsonl")
     ids = {"task": tuple(smol.codec.encode(TASK))}
@@ -85,8 +70,7 @@ def test_a_trace_spells_every_prompt_and_holds_no_text_twice(
 
 
 def test_json_has_what_other_programs_rely_on(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "exact") as active:
-        result = active.run(GRAPH, TASK, out=tmp_path / "out")
+    result = answered(tiny, "exact", GRAPH, out=tmp_path / "out")
     found = json.loads(json.dumps(result.to_json()))
     assert set(found) == {
         "answer", "model", "mode", "calls", "tools", "audits", "totals", "usage", "trace",

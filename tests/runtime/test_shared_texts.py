@@ -21,6 +21,7 @@ from tests.runtime.support import (
     LEARNED,
     TASK,
     agent,
+    answered,
     auto,
     check_at_rest,
     flaky,
@@ -43,8 +44,7 @@ def limited(tiny: LocalEngine) -> Iterator[LocalEngine]:
 
 
 def test_readers_behind_the_first_have_its_kv(tiny: LocalEngine) -> None:
-    with session(tiny, ROTATE) as active:
-        result = active.run(GRAPH, TASK)
+    result = answered(tiny, ROTATE, GRAPH)
     steps = steps_of(result)
     assert (steps["a"].way, steps["a"].reason, steps["a"].lender) == ("compute", NOBODY, "")
     for node in ("b", "c"):
@@ -108,8 +108,7 @@ def test_where_nothing_is_realigned_nothing_is_kept(
 
 
 def test_agents_of_one_level_wait_for_the_first(tiny: LocalEngine) -> None:
-    with session(tiny, ROTATE) as active:
-        result = active.run(ROUNDS, TASK)
+    result = answered(tiny, ROTATE, ROUNDS)
     steps = steps_of(result)
     assert steps.pop("a@1").way == "compute"
     assert steps.pop("a@2").way == "prefix"  # it read the task itself in its first round
@@ -140,8 +139,7 @@ def test_a_reader_that_fails_keeps_nobody_waiting(
 
     monkeypatch.setattr(tiny.core.steps, "_finish", broken)
     graph = ROUNDS.with_agents(lambda a: replace(a, on_error="skip"))
-    with session(tiny, ROTATE) as active:
-        result = active.run(graph, TASK)
+    result = answered(tiny, ROTATE, graph)
     (lost,) = failed
     assert {call.node for call in result.calls} == set(graph.nodes) - {lost}
     steps = steps_of(result)

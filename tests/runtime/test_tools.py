@@ -19,7 +19,7 @@ from kvcomm.errors import GraphError, NodeFailed
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.trace.read import find_run, read_trace
 from kvcomm.trace.show import show_run
-from tests.runtime.support import TASK, Events, agent, auto, forever, session, steps_of
+from tests.runtime.support import TASK, Events, agent, answered, auto, forever, session, steps_of
 
 PASSAGES = ("Spiders have eight legs, and no wings at all.", "Cats sleep most of the day.")
 OUTPUTS = ("passage1", "passage2")
@@ -81,8 +81,7 @@ def test_every_mode_runs_and_adds_up_and_exact_answers_as_dense_does(
 
 
 def test_readers_see_each_text_as_a_placeholder_of_its_own(tiny: LocalEngine) -> None:
-    with session(tiny, "exact") as active:
-        result = active.run(READERS, TASK)
+    result = answered(tiny, "exact", READERS)
     for node in "ab":
         filled = [step.name for step in result.call(node).steps if step.segment == "placeholder"]
         assert filled == ["passage1", "passage2", "task"]
@@ -123,8 +122,7 @@ def test_the_clock_of_a_reader_starts_when_its_tool_is_done(tiny: LocalEngine) -
         return PASSAGES
 
     heard = Events()
-    with session(tiny, "exact", listeners=(heard,)) as active:
-        report = active.run(searching(slow), TASK).call("a").report
+    report = answered(tiny, "exact", searching(slow), listeners=(heard,)).call("a").report
     (tool,) = heard.of("tool")
     assert report.ready_at == tool.finished_at > tool.ready_at
     assert report.ttft_s == pytest.approx(report.first_token_at - report.ready_at)
@@ -133,8 +131,7 @@ def test_the_clock_of_a_reader_starts_when_its_tool_is_done(tiny: LocalEngine) -
 def test_text_beyond_the_limit_is_cut_and_the_trace_says_so(tiny: LocalEngine) -> None:
     heard = Events()
     graph = searching(lambda texts: ["long " * 50, "short"], max_tokens=12)
-    with session(tiny, "exact", listeners=(heard,)) as active:
-        result = active.run(graph, TASK)
+    result = answered(tiny, "exact", graph, listeners=(heard,))
     (event,) = heard.of("tool")
     assert event.cut == ["passage1"]
     assert event.tokens == {"passage1": 12, "passage2": 5}

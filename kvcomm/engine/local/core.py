@@ -67,7 +67,6 @@ class Core:
         self._unadmitted: dict[SequenceState, Extend] = {}
         self._parked: list[Extend] = []  # until base KV is there
         self._closing: set[SequenceState] = set()
-        self._handling = False  # commands are out of the queue, and what follows is not queued yet
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="kvcomm-engine", daemon=True)
         self._thread.start()
@@ -89,8 +88,11 @@ class Core:
 
     @property
     def busy(self) -> bool:
-        """Whether prompts are to be prefilled or learned from, but in the background."""
-        if self._handling or self.lessons:
+        """Whether prompts are to be prefilled or learned from, but in the background.
+
+        To be asked on the engine's thread: elsewhere it is not seen what is in hand.
+        """
+        if self.lessons:
             return True
         queued = [*self._commands, *self._late]
         return any(priority_of(command) < BACKGROUND for command in queued) or any(
@@ -126,7 +128,6 @@ class Core:
             if self._closed:
                 return False
             commands = list(self._commands)
-            self._handling = any(priority_of(command) < BACKGROUND for command in commands)
             self._commands.clear()
         for command in commands:
             if priority_of(command) == READY:
@@ -138,9 +139,8 @@ class Core:
         first = max if self.steps.overdue else min
         late = first(ready, key=priority_of, default=None)
         if late is not None:
-            self._handle(late)
             self._late.remove(late)
-        self._handling = False
+            self._handle(late)
         try:
             worked = self.steps.step()
         except Exception as error:  # a bug here must not leave its callers waiting

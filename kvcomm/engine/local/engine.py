@@ -337,7 +337,7 @@ class LocalEngine(LoadedEngine):
         idle = 0
         while idle < 3:
             await asyncio.sleep(0.001)
-            idle = 0 if self.core.busy else idle + 1
+            idle = 0 if await self.call(lambda: self.core.busy) else idle + 1
 
     def plain(self) -> DenseEngine:
         """The same model behind `generate`, with transformers' own attention: to compare with.
