@@ -117,7 +117,7 @@ class StartOver(KvcommError):
 
 
 class Preempted(KvcommError):
-    """A row that worked ahead gave way to a call that was ready; it is opened again later."""
+    """A call that worked ahead was preempted by one that is ready; it begins again later."""
 
 
 class ReplicaLost(KvcommError):

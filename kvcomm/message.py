@@ -13,7 +13,7 @@ CHARACTER = 4
 
 @dataclass(frozen=True)
 class Handle:
-    """A reference to position-free KV in the store: data, never a tensor.
+    """A reference to KV in the segment cache: data, never a tensor.
 
     `covered` lists the `[start, end)` ranges of the text's `tokens` that have KV; the others (a
     last sampled token, text that was encoded again) are computed by the consumer. `exact` is the

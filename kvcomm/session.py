@@ -15,7 +15,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from kvcomm.agents import Tool
 from kvcomm.background import NOTICE_S, Background
 from kvcomm.engine.base import Engine, Replicated
 from kvcomm.engine.models import cache_dir
@@ -34,10 +33,10 @@ from kvcomm.runtime.remote import RemoteExecutor, RemoteSession
 from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session_state import SessionState
-from kvcomm.runtime.stream_events import RunStart, Streamer, StreamEvent
+from kvcomm.runtime.stream_events import RunStart, StreamEvent
 from kvcomm.trace.events import Event
 from kvcomm.trace.log import RunLog
-from kvcomm.trace.record import Recorder, new_run_folder
+from kvcomm.trace.record import Listener, Recorder, new_run_folder
 from kvcomm.trace.retention import KEPT, Retention
 
 # A folder, "default" for that of the user's cache, or None.
@@ -310,7 +309,7 @@ class Session(AbstractContextManager["Session"]):
     ) -> Result:
         """Run, with a trace in a folder of its own, if one is wanted."""
         graph, folder = request.graph, None
-        self._executor.prepare(request)  # what cannot run leaves no folder
+        run, streamer = self._executor.prepare(request, put)  # what cannot run leaves no folder
         if out is not None or self._runs is not None:
             if self._retention is not None and out is None:
                 await apart(self._retention.tidy)
@@ -318,25 +317,25 @@ class Session(AbstractContextManager["Session"]):
         name = folder.name if folder else secrets.token_hex(4)
         if put:
             put(RunStart(name, folder))
-        recorder = Recorder(folder, [RunLog(name), *self._listeners])
         if self._remote is not None:
+            recorder = Recorder(folder, [RunLog(name), *self._listeners])
             return await self._remote.execute(request, recorder, deadline, put)
-        return await self.execute(request, recorder, deadline, put)
+        recorder = Recorder(folder, [RunLog(name), *streamer, *self._listeners])
+        return await self._executor.execute(run, request, recorder, deadline)
 
     async def execute(
         self,
         request: RunRequest,
-        recorder: Recorder,
+        listener: Listener,
+        on_close: Callable[[], object],
         deadline: Deadline,
-        put: Callable[[StreamEvent], None] | None = None,
+        put: Callable[[StreamEvent], None] | None,
     ) -> Result:
-        """Run on this session's own engine; everything that happens is written by `recorder`."""
-        nodes = request.graph.nodes.values()
-        tools = [node.name for node in nodes if isinstance(node.agent, Tool)]
-        streamer = Streamer(self.engine.codec, tools, put) if put else None
-        if streamer:
-            recorder.listen(streamer)
-        run = self._executor.prepare(request, streamer.token if streamer else None)
+        """Run as a replica does: all events go to `listener`, and `on_close` is called behind the
+        last one. See `runtime/remote.py`.
+        """
+        run, streamer = self._executor.prepare(request, put)
+        recorder = Recorder(None, [*streamer, listener], texts=True, on_close=on_close)
         return await self._executor.execute(run, request, recorder, deadline)
 
     @property

@@ -22,8 +22,9 @@ from kvcomm.graphs import AgentGraph
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy, ReuseOptions
 from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
-from kvcomm.runtime.audits import Audit, AuditQueue, chosen
+from kvcomm.runtime.audits import Audit, AuditQueue
 from kvcomm.runtime.call import Answered
+from kvcomm.runtime.choice import chosen
 from kvcomm.runtime.priors import measure
 from kvcomm.runtime.run import GraphRun, RunSpec
 from kvcomm.trace.events import Audited

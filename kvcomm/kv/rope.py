@@ -1,8 +1,8 @@
 """The rotary embedding of a model, as something that can be put on and taken off.
 
-`K_rot(p) = s · R(p) · K` with s the attention scaling (1 except for YaRN). Rotation is done in
-float32 (float64 for float64 keys) with the model's own inverse frequencies, then rounded to the
-dtype of the keys.
+`K_rot(p) = s · R(p) · K` with s the attention scaling (1 except for YaRN). Angles are those of the
+model, in float32; the products are float32 (float64 for float64 keys), then rounded to the dtype of
+the keys.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class KV:
 class KVBuffer:
     """Preallocated KV of one sequence, keys rotated: slot = position in the prompt.
 
-    `keys` and `values` are `[layers, kv_heads, capacity, head_dim]`. Slots are written once, left
-    to right; a buffer may outlive its sequence in the prefix cache.
+    `keys` and `values` are `[layers, kv_heads, capacity, head_dim]`. Slots are written in any
+    order, settled ones never again. A buffer may outlive its sequence in the prefix cache.
     """
 
     def __init__(

@@ -127,7 +127,7 @@ class Kvcomm:
     A call is realigned when every placeholder passes the length and entropy tests; literals after
     a placeholder get their own offsets, the first literal is exact, and only tokens without KV
     and the prompt's last token are computed. Otherwise the call is dense, and the placeholders
-    that failed become anchors. The row grows while messages are written, in the hope that they
+    that failed become anchors. The prompt grows while messages are written, in the hope that they
     will pass too; where one does not, it starts over. Not `gated`, two anchors of the length are
     enough: so the paper's code measures time to first token (γ = 1).
     """

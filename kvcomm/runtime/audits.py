@@ -1,4 +1,4 @@
-"""`auto` around calls: the choice before each, and behind its answer the audit and the lesson.
+"""Audits: what `auto` measures behind answers, and what the offset models learn there.
 
 A realigned call is audited by a shadow evaluation: the same prompt computed, answered greedily, and
 compared with the prompt as it was realigned. The levels to be probed are compared with it as well.
@@ -11,20 +11,19 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from kvcomm.background import Background
-from kvcomm.engine.base import CallSpec, Compared, Engine, Variant
+from kvcomm.engine.base import Compared, Engine, Variant
 from kvcomm.engine.usage import ranges
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle
 from kvcomm.reuse.auto import Auto, Choice
 from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
 from kvcomm.reuse.replay import Planned, Replay
-from kvcomm.reuse.state import learned_by
 from kvcomm.runtime.call import Answered
 from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
@@ -33,20 +32,6 @@ log = logging.getLogger(__name__)
 
 # So many audits wait at most: what comes then is not measured.
 WAITING = 64
-
-
-def chosen(
-    auto: Auto, engine: Engine, spec: CallSpec, sizes: Mapping[str, int], seed: int
-) -> Choice:
-    """What `auto` makes of a call whose messages and shared inputs have at most these `sizes`."""
-    known = engine.predictability(spec, LINEAR.offsets)
-    offsets = {name: known[name] for name in sizes if name in known}
-    return auto.choose(
-        learned_by(spec.template, spec.namespace),
-        offsets,
-        longest=max((sizes[name] for name in offsets), default=0),
-        seed=seed,
-    )
 
 
 @dataclass(frozen=True)

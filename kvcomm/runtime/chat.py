@@ -1,7 +1,7 @@
 """A conversation with a graph: turn by turn, with the KV of what was said before.
 
 Every node keeps its own conversation: its earlier prompts are the user's turns, its messages the
-assistant's, as the token ids that they were. So a node's next prompt begins with its last row, and
+assistant's, as the token ids that they were. So a node's next prompt begins with its last one, and
 the prefix cache has it.
 """
 

@@ -20,6 +20,7 @@ from kvcomm.runtime.call import Answered
 from kvcomm.runtime.report import Interrupted
 from kvcomm.runtime.result import Call, Result, TraceRef
 from kvcomm.runtime.run import GraphRun, RunSpec
+from kvcomm.runtime.stream_events import Streamer, StreamEvent
 from kvcomm.trace.events import (
     Audited,
     CallFinished,
@@ -40,7 +41,7 @@ from kvcomm.version import VERSION
 class RunRequest:
     """One run as it is asked for. `now` is the day that its prompts show.
 
-    `plans` are the policies of single nodes, in place of the session's. `learned` is what was read
+    `policies` are those of single nodes, in place of the session's. `learned` is what was read
     of earlier sessions. `unmeasured`: the model's priors are not known yet. `automatic`: its run
     folder was chosen by the session. It waited `queued_s` for others.
     """
@@ -49,7 +50,7 @@ class RunRequest:
     inputs: Mapping[str, str]
     seed: int
     now: datetime
-    plans: Mapping[str, Policy] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
     learned: StateRead | None = None
     unmeasured: bool = False
     automatic: bool = True
@@ -68,20 +69,24 @@ class Executor:
     audits: AuditQueue | None = None
 
     def prepare(
-        self, request: RunRequest, on_token: Callable[[str, int], None] | None = None
-    ) -> GraphRun:
-        """The run, checked before anything is written. Raises `UsageError`."""
+        self, request: RunRequest, put: Callable[[StreamEvent], None] | None
+    ) -> tuple[GraphRun, list[Streamer]]:
+        """The run, checked before anything is written, and who streams it. Raises `UsageError`."""
+        nodes = request.graph.nodes.values()
+        tools = [node.name for node in nodes if isinstance(node.agent, Tool)]
+        streamers = [Streamer(self.engine.codec, tools, put)] if put else []
         spec = RunSpec(
             request.graph,
             self.policy,
             request.inputs,
             request.seed,
             self.namespace,
-            None if request.plans else self.auto,
-            request.plans,
+            None if request.policies else self.auto,
+            request.policies,
             codec=self.engine.codec.at(request.now),
         )
-        return GraphRun(self.engine, spec, on_token)
+        on_token = streamers[0].token if streamers else None
+        return GraphRun(self.engine, spec, on_token), streamers
 
     async def execute(
         self,

@@ -171,7 +171,9 @@ async def _executed(
         else:
             emit(event)
 
-    recorder = Recorder(None, [heard], texts=True, on_close=lambda: host.tell(run, None))
-    deadline = Deadline(seconds, spent_s)
-    result = await here.execute(request, recorder, deadline, emit if streams else None)
+    def closed() -> None:
+        host.tell(run, None)
+
+    deadline, put = Deadline(seconds, spent_s), emit if streams else None
+    result = await here.execute(request, heard, closed, deadline, put)
     return replace(result, audits=[])

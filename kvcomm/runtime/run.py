@@ -18,8 +18,8 @@ from kvcomm.prompt import Codec, Template
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Exact, Policy
 from kvcomm.runtime.apart import called
-from kvcomm.runtime.audits import chosen
 from kvcomm.runtime.call import Answered, CallAttempt, CallContext, CallPlan
+from kvcomm.runtime.choice import chosen
 from kvcomm.runtime.message_stream import MessageStream
 from kvcomm.runtime.result import Call
 from kvcomm.sampling import call_seed
@@ -31,7 +31,7 @@ from kvcomm.trace.record import Recorder
 class RunSpec:
     """What is run: a graph on inputs, by a policy.
 
-    With `auto`, that chooses each call's policy; `plans` are the policies of single nodes. `forced`
+    With `auto`, that chooses each call's policy; `policies` are those of single nodes. `forced`
     are answers given in advance, computed and not decoded (for benchmarks). `shares`: KV of inputs
     is kept for other calls, as it is where a policy realigns from it. `codec` is the engine's, as
     of the day that prompts are to show.
@@ -43,7 +43,7 @@ class RunSpec:
     seed: int = 0
     namespace: str = ""
     auto: Auto | None = None
-    plans: Mapping[str, Policy] = field(default_factory=dict)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
     forced: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shares: bool = False
     codec: Codec | None = None
@@ -90,7 +90,7 @@ class GraphRun:
             for name in node.texts
         }
         self._early = _early(graph)
-        policies = (spec.policy, *spec.plans.values())
+        policies = (spec.policy, *spec.policies.values())
         borrow = any(policy.options.bases == "borrowed" for policy in policies)
         self._shares = spec.shares or borrow or (spec.auto is not None and spec.auto.target > 0)
         self.started = time.perf_counter()
@@ -98,7 +98,7 @@ class GraphRun:
         # Open no sequence that cannot fit: the error comes before anything runs.
         for node in graph.nodes.values():
             if isinstance(node.agent, Agent):
-                engine.check(self._plan(node, node.agent, 1).spec(self.context))
+                engine.check(self._plan(node, node.agent, 1, choose=False).spec(self.context))
 
     async def run(self, recorder: Recorder) -> None:
         """Run every node."""
@@ -248,8 +248,8 @@ class GraphRun:
         )
         self.tools.append(used)
 
-    def _plan(self, node: Node, agent: Agent, number: int) -> CallPlan:
-        spec, policy, choice = self.spec, self.spec.plans.get(node.name, self.spec.policy), None
+    def _plan(self, node: Node, agent: Agent, number: int, *, choose: bool = True) -> CallPlan:
+        spec, policy, choice = self.spec, self.spec.policies.get(node.name, self.spec.policy), None
         template = self._templates[node.name]
         plan = CallPlan(
             node,
@@ -267,7 +267,7 @@ class GraphRun:
         )
         if agent.exact and (policy.options.realigns or spec.auto):
             return replace(plan, policy=Exact("the agent is exact"))
-        if spec.auto is None:
+        if spec.auto is None or not choose:
             return plan
         choice = chosen(
             spec.auto, self._engine, plan.spec(self.context), self._sizes(plan), plan.seed

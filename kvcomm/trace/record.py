@@ -71,10 +71,6 @@ class Recorder:
         self._holders = 1
         self._on_close = on_close
 
-    def listen(self, listener: Listener) -> None:
-        """Call one more listener, before all others."""
-        self._listeners.insert(0, listener)
-
     def since_start(self, clock: float) -> float:
         """A `time.perf_counter()` reading as seconds since the run began."""
         return clock - self._start

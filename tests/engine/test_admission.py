@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.admission import Reservations
+from kvcomm.engine.local.reservations import Reservations
 from kvcomm.errors import OutOfMemory, Preempted
 from kvcomm.graphs import debate, fully_connected
 from tests.engine.support import (

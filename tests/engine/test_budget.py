@@ -20,24 +20,24 @@ GRAPHS = {
 
 def test_rows_come_first_and_caches_have_what_they_leave() -> None:
     budget = Budget(800)
-    assert (budget.for_rows(), budget.for_store(), budget.for_offsets()) == (800, 100, 200)
+    assert (budget.for_sequences(), budget.for_segments(), budget.for_offsets()) == (800, 100, 200)
     assert budget.for_prefix() == 40
-    budget.rows = lambda: 750
-    assert (budget.for_store(), budget.for_offsets(), budget.for_prefix()) == (50, 50, 40)
-    budget.store = lambda: 40
+    budget.sequences = lambda: 750
+    assert (budget.for_segments(), budget.for_offsets(), budget.for_prefix()) == (50, 50, 40)
+    budget.segments = lambda: 40
     assert (budget.for_offsets(), budget.for_prefix()) == (10, 10)
     budget.offsets = lambda: 10
     assert budget.for_prefix() == 0
     assert not budget.short
     budget.prefix = lambda: 1
     assert budget.short
-    budget.pinned = lambda: 30
-    assert budget.for_rows() == 770
+    budget.retained = lambda: 30
+    assert budget.for_sequences() == 770
 
 
 def used(engine: LocalEngine) -> int:
     budget = engine.budget
-    return budget.rows() + budget.store() + budget.offsets() + budget.prefix()
+    return budget.sequences() + budget.segments() + budget.offsets() + budget.prefix()
 
 
 SLOTS = (150, 200, 250, 300, 350, 450, 600)

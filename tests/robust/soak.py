@@ -271,7 +271,7 @@ class Soak:
         waiting = [key for key, entry in engine.segments._entries.items() if entry.refs]
         if waiting:
             summary.problems.append(f"{len(waiting)} messages still wait for readers")
-        used = engine.budget.store() + engine.budget.offsets() + engine.budget.prefix()
+        used = engine.budget.segments() + engine.budget.offsets() + engine.budget.prefix()
         if used > engine.budget.limit:
             summary.problems.append(f"{used:,} bytes in caches, {engine.budget.limit:,} allowed")
         engine.segments.check_integrity()

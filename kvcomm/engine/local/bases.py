@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvcomm.engine.local.commands import Extend
+from kvcomm.engine.local.state import SequenceState
 from kvcomm.engine.realign import Base
 from kvcomm.engine.segments import ALONE, Entry, SegmentCache, text_key
 from kvcomm.kv import content_key
 from kvcomm.prompt import Segment, Template
+from kvcomm.reuse.offsets import label_of
 from kvcomm.reuse.plan import SegmentPlan
 
 NOBODY = "no earlier prompt has its KV"
@@ -154,3 +156,11 @@ class Bases:
             ids += other.rest
         at = len(ids) - segment.done
         return content_key(ids[:at])[:16]
+
+
+def model_label(seq: SequenceState, segment: Segment, family: str, borrowed: bool) -> str:
+    """The name of a placeholder's offset model."""
+    slots = seq.call.template.slots()
+    number = sum(isinstance(slot, str) for slot in slots[: segment.index])
+    read = borrowed and segment.name not in seq.call.messages
+    return label_of(family, segment.name, number, read=read)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# The most that each of these may fill of the budget, and that whole rows may fill of the last.
-STORE, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 20
+# The most that each of these may fill of the budget, and that whole sequences may fill of the last.
+SEGMENTS, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 20
 WHOLE = 1 / 10
 
 
@@ -25,33 +25,33 @@ class Budget:
     """
 
     limit: int
-    rows: Callable[[], int] = nothing
-    pinned: Callable[[], int] = nothing
-    store: Callable[[], int] = nothing
+    sequences: Callable[[], int] = nothing
+    retained: Callable[[], int] = nothing
+    segments: Callable[[], int] = nothing
     offsets: Callable[[], int] = nothing
     prefix: Callable[[], int] = nothing
 
     @property
     def short(self) -> bool:
         """Whether more is in use than the limit."""
-        used = self.rows() + self.store() + self.offsets() + self.prefix()
+        used = self.sequences() + self.segments() + self.offsets() + self.prefix()
         return used > self.limit
 
-    def for_rows(self) -> int:
-        """Bytes that rows may have."""
-        return self.limit - self.pinned()
+    def for_sequences(self) -> int:
+        """Bytes that sequences may have."""
+        return self.limit - self.retained()
 
-    def for_store(self) -> int:
+    def for_segments(self) -> int:
         """Bytes that base KV may have."""
-        return self._left(STORE, self.rows())
+        return self._left(SEGMENTS, self.sequences())
 
     def for_offsets(self) -> int:
         """Bytes that offset models may have."""
-        return self._left(OFFSETS, self.rows() + self.store())
+        return self._left(OFFSETS, self.sequences() + self.segments())
 
     def for_prefix(self) -> int:
         """Bytes that the prefix cache may have."""
-        return self._left(PREFIX, self.rows() + self.store() + self.offsets())
+        return self._left(PREFIX, self.sequences() + self.segments() + self.offsets())
 
     def _left(self, share: float, taken: int) -> int:
         return max(0, min(int(self.limit * share), self.limit - taken))

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from kvcomm.engine.base import BACKGROUND, READY, CallSpec, Phases
-from kvcomm.engine.local.admission import Reservations
 from kvcomm.engine.local.bases import MissingBase
 from kvcomm.engine.local.commands import Command, Compare, Extend, Run, priority_of
 from kvcomm.engine.local.lessons import Lessons
 from kvcomm.engine.local.lookup import Lookup
+from kvcomm.engine.local.reservations import Reservations
 from kvcomm.engine.local.state import Prefill, SequenceState
 from kvcomm.engine.local.steps import Steps, fail
 from kvcomm.engine.segments import NO_ROOM

@@ -1,4 +1,4 @@
-"""How far two rows are apart along one continuation."""
+"""How far two prompts are apart along one continuation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kvcomm.kv.precision import wide
 
 
 def divergence(dense: torch.Tensor, other: torch.Tensor) -> Divergence:
-    """From logits `[tokens, vocabulary]` of both rows along dense's greedy continuation.
+    """From logits `[tokens, vocabulary]` of both along dense's greedy continuation.
 
     Mean KL(dense ‖ other) in nats over the first 24 tokens, and agreement of the best token: where
-    it holds throughout, greedy decoding of the other row gives the same text.
+    it holds throughout, greedy decoding of the other one gives the same text.
     """
     p = torch.log_softmax(wide(dense), dim=-1)
     q = torch.log_softmax(wide(other), dim=-1)

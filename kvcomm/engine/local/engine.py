@@ -28,7 +28,6 @@ from kvcomm.engine.base import (
 )
 from kvcomm.engine.dense import DenseEngine
 from kvcomm.engine.loaded import LoadedEngine
-from kvcomm.engine.local.admission import Reservations
 from kvcomm.engine.local.bases import Bases
 from kvcomm.engine.local.budget import WHOLE, Budget
 from kvcomm.engine.local.check import TOLERANCE, kv_shape, slot_bytes
@@ -38,6 +37,7 @@ from kvcomm.engine.local.cuda_graphs import CudaGraphs
 from kvcomm.engine.local.lessons import Lessons
 from kvcomm.engine.local.lookup import Lookup
 from kvcomm.engine.local.memory import free_memory, out_of_memory, release_unused
+from kvcomm.engine.local.reservations import Reservations
 from kvcomm.engine.local.runner import Runner
 from kvcomm.engine.local.sequence import LocalSequence
 from kvcomm.engine.local.steps import Steps
@@ -109,14 +109,14 @@ class LocalEngine(LoadedEngine):
         device = model.device
         self.rope = rope.to(device)
         self.budget = Budget(free_memory(device) // 2 if memory is None else memory)
-        self.segments = SegmentCache(self.budget.for_store, self._lower_tiers(device, spill))
+        self.segments = SegmentCache(self.budget.for_segments, self._lower_tiers(device, spill))
         self.prefix = PrefixCache(self.budget.for_prefix, WHOLE)
         one = torch.zeros(kv_shape(self.config, 1), dtype=model.dtype, device=device)
         self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets, like=KV(one, one))
-        self.admission = Reservations(self.budget.for_rows)
-        self.budget.rows = lambda: self.admission.used
-        self.budget.pinned = lambda: self.segments.pinned
-        self.budget.store = lambda: self.segments.nbytes
+        self.admission = Reservations(self.budget.for_sequences)
+        self.budget.sequences = lambda: self.admission.used
+        self.budget.retained = lambda: self.segments.pinned
+        self.budget.segments = lambda: self.segments.nbytes
         self.budget.offsets = lambda: self.offsets.nbytes
         self.budget.prefix = lambda: self.prefix.nbytes
         self.slot_bytes = slot_bytes(model.config, model.dtype)
@@ -181,7 +181,7 @@ class LocalEngine(LoadedEngine):
 
     def retain(self, handle: Handle) -> bool:
         """One more reader of a message's KV; False where too much is retained already."""
-        if self.segments.pinned > RETAINED * self.budget.for_store():
+        if self.segments.pinned > RETAINED * self.budget.for_segments():
             return False
         self.core.call(lambda: self.segments.retain(handle.key))
         return True

@@ -48,11 +48,11 @@ def flash_attention(
     scaling: float | None,
     used: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The last queries of a row: `query` is `[1, heads, n, head_dim]`, `keys` and `values` are
+    """The last queries of a sequence: `query` is `[1, heads, n, head_dim]`, `keys` and `values` are
     `[kv_heads, m, head_dim]`, m ≥ n, `limits` those of `bounds(n, m)`.
 
     A query sees its own slot and all before it, or the last `window` of these. With `used`, `[1]`
-    and int32, the row ends behind so many slots. Returns `[1, n, heads, head_dim]`.
+    and int32, the sequence ends behind so many slots. Returns `[1, n, heads, head_dim]`.
     """
     out: torch.Tensor = varlen_attn(
         query[0].transpose(0, 1),

@@ -10,13 +10,13 @@ import torch
 
 from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
-from kvcomm.engine.local.bases import Bases
+from kvcomm.engine.local.bases import Bases, model_label
 from kvcomm.engine.local.commands import Extend
 from kvcomm.engine.local.state import Placed, SequenceState
 from kvcomm.engine.realign import Base
 from kvcomm.kv import KV
 from kvcomm.prompt import Segment
-from kvcomm.reuse.offsets import Offsets, label_of
+from kvcomm.reuse.offsets import Offsets
 from kvcomm.reuse.policy import Dense, ReuseOptions
 from kvcomm.reuse.state import learned_by
 
@@ -99,7 +99,7 @@ class Lessons:
             if kv is None or not placed.covered:
                 continue
             truth = seq.position_free([placed.start + i for i in placed.covered])
-            name = label(seq, placed.segment, lesson.family, lesson.borrowed)
+            name = model_label(seq, placed.segment, lesson.family, lesson.borrowed)
             model = self._offsets.named(lesson.family, lesson.stem, name)
             literal = self._literal_behind(seq, index)
             realign.observe(model, truth, Base(kv, placed.covered), literal)
@@ -152,14 +152,6 @@ class Lessons:
         if kv is None:
             return None
         return seq.position_free(range(after.start, after.start + len(after.segment))), kv
-
-
-def label(seq: SequenceState, segment: Segment, family: str, borrowed: bool) -> str:
-    """The name of a placeholder's offset model."""
-    slots = seq.call.template.slots()
-    number = sum(isinstance(slot, str) for slot in slots[: segment.index])
-    read = borrowed and segment.name not in seq.call.messages
-    return label_of(family, segment.name, number, read=read)
 
 
 def _taught(seq: SequenceState) -> list[int]:

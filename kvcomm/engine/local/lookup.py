@@ -12,9 +12,8 @@ import torch
 
 from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
-from kvcomm.engine.local.bases import Bases
+from kvcomm.engine.local.bases import Bases, model_label
 from kvcomm.engine.local.commands import Extend
-from kvcomm.engine.local.lessons import label
 from kvcomm.engine.local.state import Piece, Placed, Prefill, SequenceState
 from kvcomm.engine.realign import Base
 from kvcomm.errors import StartOver
@@ -52,7 +51,7 @@ class Lookup:
         Raises `StartOver` for a plan for the whole prompt that comes too late.
         """
         seq, policy = command.seq, command.policy
-        found = self._found(command)
+        found = self._look_up(command)
         plan = policy.plan([item.facts for item in found])
         ends = command.ends or command.last is not None
         if plan.whole and not (ends and not len(seq)):
@@ -73,7 +72,7 @@ class Lookup:
         try:
             for number, (item, segment_plan) in enumerate(zip(found, plan.segments, strict=True)):
                 before = found[number - 1] if number else None
-                prefill.pieces.append(self._piece(command, item, segment_plan, before))
+                prefill.pieces.append(self._fill(command, item, segment_plan, before))
         except BaseException:
             for entry, _ in claims:
                 self.bases.segments.abandon(entry)
@@ -98,9 +97,9 @@ class Lookup:
 
     def plan(self, command: Extend) -> Plan:
         """What the command's policy would plan now."""
-        return command.policy.plan([item.facts for item in self._found(command)])
+        return command.policy.plan([item.facts for item in self._look_up(command)])
 
-    def _found(self, command: Extend) -> list[_Found]:
+    def _look_up(self, command: Extend) -> list[_Found]:
         seq, options = command.seq, command.policy.options
         began = done_at(self._device)
         ids = [*seq.ids, *(i for segment in command.segments for i in segment.rest)]
@@ -142,13 +141,13 @@ class Lookup:
     def _model(self, command: Extend, segment: Segment) -> OffsetModel:
         """The offset model of a placeholder, of the moment that is asked for."""
         call, options = command.seq.call, command.policy.options
-        name = label(command.seq, segment, options.offsets, options.bases == "borrowed")
+        name = model_label(command.seq, segment, options.offsets, options.bases == "borrowed")
         if command.at is not None and name in command.at:
             return command.at[name]
         stem = learned_by(call.template, call.namespace)
         return self._offsets.named(options.offsets, stem, name)
 
-    def _piece(
+    def _fill(
         self, command: Extend, item: _Found, plan: SegmentPlan, before: _Found | None
     ) -> Piece:
         """Append a segment: fill it where it is realigned, and say what is to be computed."""
@@ -179,7 +178,7 @@ class Lookup:
         assert item.base is not None
         if item.segment.kind == "placeholder":
             model = self._model(command, item.segment)
-            moment = label(
+            moment = model_label(
                 command.seq,
                 item.segment,
                 command.policy.options.offsets,

@@ -1,14 +1,14 @@
 """Linear layers on a CPU by oneDNN, which PyTorch leaves to MKL in float32.
 
-MKL is slow at few rows, and on processors of other makers than its own. Measured on two cores of an
-AMD EPYC with SmolLM2 (ms a forward, MKL and oneDNN): one token behind 512 in one row 58 and 58, in
-8 rows 102 and 81; 16 tokens behind 1,536 in one row 108 and 84, 1,024 tokens 2,885 and 2,460.
+MKL is slow at few tokens, and on processors of other makers than its own. Measured on two cores of
+an AMD EPYC with SmolLM2 (ms a forward, MKL and oneDNN): one token behind 512 in one sequence 58 and
+58, in 8 of them 102 and 81; 16 tokens behind 1,536 108 and 84, 1,024 tokens 2,885 and 2,460.
 PyTorch has the product as an operator for its compiler only; where a build lacks it, layers stay as
 they are.
 
-Its code is made for every number of rows, which takes 4 ms and 2.2 MB. oneDNN and PyTorch keep the
-last 1,024 pieces of it each, over 400 MB; a step of a model has four or five. They are told to keep
-fewer, unless the environment says how many.
+Its code is made for every number of tokens, which takes 4 ms and 2.2 MB. oneDNN and PyTorch keep
+the last 1,024 pieces of it each, over 400 MB; a step of a model has four or five. They are told to
+keep fewer, unless the environment says how many.
 """
 
 from __future__ import annotations

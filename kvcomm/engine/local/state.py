@@ -53,9 +53,9 @@ class Placed:
 class SequenceState:
     """Token ids and KV of one sequence; slot = position.
 
-    `ids` are the filled slots, the first `settled` of them are final. From `realigned_from` on
-    everything is approximate. `buffer` is there from the first `extend` until it ends; then it has
-    `ended` by a word that says why. `placed` are its segments by index.
+    `ids` are those of all slots, filled or queued; the first `settled` of them are final. From
+    `realigned_from` on everything is approximate. `buffer` is there from the first `extend` until
+    it ends; then `ended` says why. `placed` are its segments by index.
     """
 
     call: CallSpec
@@ -70,7 +70,6 @@ class SequenceState:
     realigned_from: int | None = None
     prompt: int = 0
     answering: Answering | None = None
-    holds: bool = False  # it has answered, and who reads its message may be about to come
     ended: BaseException | None = None
     placed: dict[int, Placed] = field(default_factory=dict)
     views: list[Entry] = field(default_factory=list)
