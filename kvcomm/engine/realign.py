@@ -39,8 +39,8 @@ class Realigned:
 def realign(base: Base, plan: SegmentPlan, tokens: int, done: int, offset: KV | None) -> Realigned:
     """Realign a segment of `tokens`, of which the first `done` are in the sequence already.
 
-    `offset` is what is added to base KV (None: nothing), see `placeholder_offset` and
-    `literal_offset`. Deviating positions are those of the largest offset.
+    `offset` is what is added to base KV (None: nothing), as an offset model predicted it. Deviating
+    positions are those of the largest offset.
     """
     there = set(range(done))
     uncovered = set(range(tokens)).difference(base.covered)
@@ -56,19 +56,6 @@ def realign(base: Base, plan: SegmentPlan, tokens: int, done: int, offset: KV | 
     return Realigned(kv, [base.covered[i] for i in keep], sorted(computed - there))
 
 
-def placeholder_offset(model: OffsetModel, base: Base) -> KV:
-    """The offset of a placeholder. Raises `ValueError` where it cannot be predicted."""
-    return model.predict(base.kv)
-
-
-def literal_offset(model: OffsetModel, before: Base, tokens: int) -> KV:
-    """The offset of a literal of `tokens` behind a placeholder with base KV `before`.
-
-    Raises `ValueError` where it cannot be predicted.
-    """
-    return model.predict_literal(before.kv, tokens)
-
-
 def observe(
     model: OffsetModel, truth: KV, base: Base, literal: tuple[KV, KV] | None = None
 ) -> None:
@@ -79,16 +66,6 @@ def observe(
     truth -= base.kv
     behind = base.kv.slice(0, 0) if literal is None else literal[0] - literal[1]
     model.observe(base.kv, truth, behind)
-
-
-def deviations(truth: KV, base: Base) -> tuple[float, ...]:
-    """How far base KV of each covered position is from the truth, over all layers given."""
-    total = sum(
-        (a.float() - b.float()).square().sum(dim=(0, 1, 3))
-        for a, b in ((truth.keys, base.kv.keys), (truth.values, base.kv.values))
-    )
-    assert isinstance(total, torch.Tensor)
-    return tuple(total.tolist())
 
 
 def _size(offset: KV) -> torch.Tensor:

@@ -385,7 +385,7 @@ class Core:
             fail(command.future, seq.ended)
         for entry in seq.views:
             self._bases.segments.detach(entry)
-        seq.views, seq.placed, seq.moment = [], {}, seq.moment
+        seq.views, seq.placed = [], {}
         if seq.buffer is not None:
             self.steps.prefix.leave(seq.buffer)
             seq.buffer = None

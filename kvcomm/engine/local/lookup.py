@@ -185,11 +185,11 @@ class Lookup:
                 command.policy.options.bases == "borrowed",
             )
             command.seq.moment[moment] = model.frozen()
-            return realign.placeholder_offset(model, item.base)
+            return model.predict(item.base.kv)
         if before is None or before.segment.kind != "placeholder" or before.base is None:
             return None
         model = self._model(command, before.segment)
-        return realign.literal_offset(model, before.base, len(item.segment))
+        return model.predict_literal(before.base.kv, len(item.segment))
 
 
 def _measured(

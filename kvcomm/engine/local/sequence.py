@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from kvcomm.engine.base import READY, Answer, CallSpec, Divergence, Extended, Phases, Token
 from kvcomm.engine.local.commands import Compare, Extend
@@ -96,7 +96,7 @@ class LocalSequence:
         command.at = at if isinstance(at, dict) else None
         if measured is not None:
             command.measured = (measured[0].state, measured[1])
-        found: Extended = await self._wait(command)
+        found: Extended = await asyncio.wrap_future(self._engine.core.submit(command))
         for segment in segments:
             self._ids += segment.rest
         if last is not None or not self._answers:
@@ -113,9 +113,6 @@ class LocalSequence:
             self._tokens,
             record=[] if answer.record else None,
         )
-
-    async def _wait(self, command: Extend | Compare) -> Any:
-        return await asyncio.wrap_future(self._engine.core.submit(command))
 
     async def truncate(self, length: int) -> None:
         """Forget what stands behind `length`."""
@@ -183,7 +180,8 @@ class LocalSequence:
 
     async def compare(self, dense: LocalSequence) -> Divergence:
         """How far this sequence's prompt is from `dense`, which answered and recorded."""
-        found: Divergence = await self._wait(Compare(self.state, dense.state))
+        command = Compare(self.state, dense.state)
+        found: Divergence = await asyncio.wrap_future(self._engine.core.submit(command))
         return found
 
     async def close(self) -> None:
