@@ -111,6 +111,7 @@ class Session(AbstractContextManager["Session"]):
             folder = default if state == "default" else Path(state)
         self._learned = SessionState(engine, folder, namespace, self.auto)
         self._audits: AuditQueue | None = None
+        self._abandoned = False
         self._remote: RemoteExecutor | None = None
         if isinstance(engine, Replicated):
             make = partial(
@@ -375,6 +376,12 @@ class Session(AbstractContextManager["Session"]):
         """How many calls wait to be audited, or are being."""
         return self._audits.waiting if self._audits is not None else 0
 
+    def abandon_audits(self) -> None:
+        """Give up audits that are not done: `close` does not wait for them. So does Ctrl-C."""
+        self._abandoned = True
+        if self._audits is not None:
+            self._audits.abandon()
+
     async def save(self) -> None:
         """Save what was learned since the last time, if the session has a state folder.
 
@@ -400,7 +407,7 @@ class Session(AbstractContextManager["Session"]):
             background.close()
         if self._audits is not None:
             self._audits.close()
-        elif self._remote is not None and self.auto is not None:
+        elif self._remote is not None and self.auto is not None and not self._abandoned:
             with closing(Background()) as there:
                 there.run(self.engine.drain())
         self._learned.close()
@@ -409,7 +416,9 @@ class Session(AbstractContextManager["Session"]):
         space = f", namespace {self.namespace!r}" if self.namespace else ""
         return f"<Session {self.mode} on {self.engine!r}{space}>"
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.abandon_audits()
         self.close()
 
 

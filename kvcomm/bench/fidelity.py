@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.bench.report import Report
+from kvcomm.bench.report import Findings
 from kvcomm.engine.base import Compared, Divergence, Variant
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.check import kv_shape
@@ -251,7 +251,7 @@ class Fidelity:
         decision = "exact" if exact or compared.dense else choice.policy.name
         return replace(found, decision=decision)
 
-    def report(self, suite: str, graph: str) -> Report:
+    def report(self, suite: str, graph: str) -> Findings:
         """All methods on the held-out calls of this graph over this suite."""
         found = {method.name: method.to_json() for method in self.found}
         value = {
@@ -262,7 +262,7 @@ class Fidelity:
         }
         notes = [_choices(found["auto"])] if "auto" in found else []
         rows = [(name, *_row(method)) for name, method in found.items()]
-        return Report(value, COLUMNS, rows, [*notes, LEGEND])
+        return Findings(value, COLUMNS, rows, [*notes, LEGEND])
 
 
 def _measures(policy: Policy) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcomm.bench.report import Report, chosen
+from kvcomm.bench.report import Findings, chosen
 from kvcomm.cli import options
 from kvcomm.cli.output import complain, console, number_table, print_json
 from kvcomm.cli.progress import Counted
@@ -78,7 +78,7 @@ def ttft(
     names = chosen("mode", modes, MODES)
     work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
 
-    async def bench(engine: LocalEngine) -> Report:
+    async def bench(engine: LocalEngine) -> Findings:
         bench = Ttft(engine, work, modes=names, decode=decode, on_step=complain)
         await bench.run(samples)
         return bench.report()
@@ -111,7 +111,7 @@ def throughput_(
 
     from kvcomm.bench.throughput import throughput
 
-    async def bench(engine: LocalEngine) -> Report:
+    async def bench(engine: LocalEngine) -> Findings:
         sizes = {"prompt": prompt, "tokens": tokens, "samples": samples}
         return await throughput(engine, counts, flights, on_step=complain, **sizes)
 
@@ -176,8 +176,13 @@ def fidelity(
 
     wanted = chosen("method", methods, [*policies(), "auto"])
 
-    async def bench(engine: LocalEngine) -> Report:
-        with Bar("calls", warmup + held_out) as bar:
+    async def bench(engine: LocalEngine) -> Findings:
+        with Counted("calls", warmup + held_out) as progress:
+
+            def on_call(done: int, of: int) -> None:
+                line = f"{done} of {of} calls" if done % 10 == 0 or done == of else ""
+                progress.show("calls", done, line)
+
             bench = Fidelity(
                 engine,
                 with_passages(built, rows.inputs),
@@ -186,7 +191,7 @@ def fidelity(
                 passages=frozenset(rows.inputs),
                 methods={name: policy for name, policy in policies().items() if name in wanted},
                 auto=Auto(*quality.values()) if "auto" in wanted else None,
-                on_call=bar.advance,
+                on_call=on_call,
             )
             await bench.run([task.inputs for task in tasks])
         return bench.report(suite, graph)
@@ -195,11 +200,11 @@ def fidelity(
 
 
 def _measure(
-    bench: Callable[[LocalEngine], Coroutine[Any, Any, Report]],
+    bench: Callable[[LocalEngine], Coroutine[Any, Any, Findings]],
     model: str,
     device: str | None,
     dtype: str | None,
-) -> Report:
+) -> Findings:
     """Run a benchmark on a model, and name the hardware. Raises `ReuseRefused` for one that runs
     dense.
     """
@@ -216,7 +221,7 @@ def _measure(
     return replace(found, value=value, notes=(*found.notes, where))
 
 
-def _show(report: Report, json: bool) -> None:
+def _show(report: Findings, json: bool) -> None:
     if json:
         print_json(report.value)
         return
@@ -241,14 +246,3 @@ def _counts(option: str, text: str) -> list[int]:
     if not numbers or min(numbers) < 1 or max(numbers) > options.MOST_AGENTS:
         raise UsageError(f"{option} {text!r}: write numbers such as 1,2,4")
     return numbers
-
-
-class Bar(Counted):
-    """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
-
-    def advance(self, done: int, of: int) -> None:
-        """`done` calls of `of` were looked at."""
-        if self._bar:
-            self._bar.update(self._task, completed=done)
-        elif done % 10 == 0 or done == of:
-            complain(f"{done} of {of} calls")
