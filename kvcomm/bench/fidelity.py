@@ -254,12 +254,7 @@ class Fidelity:
     def report(self, suite: str, graph: str) -> Findings:
         """All methods on the held-out calls of this graph over this suite."""
         found = {method.name: method.to_json() for method in self.found}
-        value = {
-            "suite": suite,
-            "graph": graph,
-            "calls": self.held_out,
-            "methods": found,
-        }
+        value = {"suite": suite, "graph": graph, "calls": self.held_out, "methods": found}
         notes = [_choices(found["auto"])] if "auto" in found else []
         rows = [(name, *_row(method)) for name, method in found.items()]
         return Findings(value, COLUMNS, rows, [*notes, LEGEND])

@@ -21,11 +21,7 @@ import pytest
 
 from kvcomm.errors import TraceError, UsageError
 from kvcomm.trace import TraceRun
-from kvcomm.trace.events import (
-    Audited,
-    NodeInfo,
-    ToolFinished,
-)
+from kvcomm.trace.events import Audited, NodeInfo, ToolFinished
 from kvcomm.trace.export import FORMATS
 from kvcomm.trace.export.html import page
 from kvcomm.trace.export.otel import send_otel, write_otel
@@ -72,12 +68,7 @@ def spread(folder: Path) -> TraceRun:
     return written.end()
 
 
-RUNS = {
-    "whole": traces.whole,
-    "cut off": traces.cut_off,
-    "failed": traces.failed,
-    "spread": spread,
-}
+RUNS = {"whole": traces.whole, "cut off": traces.cut_off, "failed": traces.failed, "spread": spread}
 
 
 @pytest.fixture(params=RUNS)
