@@ -30,6 +30,14 @@ def data(tmp_path: Path) -> str:
 
 
 def test_a_table_and_a_folder(cli, data: str) -> None:
+    assert "Usage: kvcomm eval SUITE [OPTIONS]" in (out := cli("eval", "--help").out)
+    assert "kvcomm eval report RUN" in out
+    listed = json.loads(cli("tasks", "list", "--data", data, "--json").out)["suites"]
+    rows = {suite["name"]: suite["rows"] for suite in listed}
+    assert (rows["gsm8k"], rows["math-mini"], len(rows)) == ("the folder", "kvcomm", 11)
+    text = cli("tasks", "list", "--data", data).out
+    assert all(name in text for name in rows)
+    assert all(len(line) <= 80 for line in text.splitlines())
     ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, "--limit", "3", "--out", "o")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
@@ -43,13 +51,8 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     assert "compare times at --concurrent 1 only" in " ".join(ended.out.split())
     assert "kept in o: kvcomm eval report o" in ended.out
     assert "3 of 3: auto" in ended.err
-    assert sorted(path.name for path in Path("o").iterdir()) == [
-        "config.json",
-        "samples.jsonl",
-        "state",
-        "summary.json",
-        "traces",
-    ]
+    written = {"config.json", "samples.jsonl", "state", "summary.json", "traces"}
+    assert {path.name for path in Path("o").iterdir()} == written
 
 
 def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other(
@@ -106,77 +109,56 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
     assert "gsm8k & full & 2 & random:llama-tiny & dense & 2 & " in tex
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--to", "word"), "--to 'word' is unknown: choose csv or latex"),
-        (("--to", "csv", "--json"), "choose one"),
-        (("--out", "x"), "--out belongs to --to"),
-        (("--plot", "r.txt"), "--plot r.txt: matplotlib writes "),
-        (("--to", "csv", "--out", "no/x"), "cannot write no/x"),
-        (("--plot", "no/r.png"), "--plot no/r.png: there is no folder no"),
-    ],
-)
-def test_bad_usage_of_the_report(cli, args: tuple[str, ...], message: str) -> None:
-    evaluated("exact")
-    ended = cli("eval", "report", "one", *args)
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert message in ended.err
-
-
-def evaluated(mode: str) -> None:
-    """The folder `one` holds an evaluation that has no samples."""
-    Path("one").mkdir()
-    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": [mode]}))
-
-
-def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
-    evaluated("kvcomm")
+def test_bad_usage_of_the_report(cli) -> None:
+    Path("one").mkdir()  # an evaluation of an earlier version, without samples
+    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": ["kvcomm"]}))
     ended = cli("eval", "report", "one", "--plot", "r.pdf")
     assert ended.code == 0, ended.err
     assert "kvcomm  0      –  0%–100%" in ended.out
     assert Path("r.pdf").read_bytes()[:4] == b"%PDF"
-
-
-def test_help_shows_what_is_typed(cli) -> None:
-    out = cli("eval", "--help").out
-    assert "Usage: kvcomm eval SUITE [OPTIONS]" in out
-    assert "kvcomm eval report RUN" in out
-    assert "Usage: kvcomm eval SUITE" in cli("eval").err
+    for args, message in {
+        "--to word": "--to 'word' is unknown: choose csv or latex",
+        "--to csv --json": "choose one",
+        "--out x": "--out belongs to --to",
+        "--plot r.txt": "--plot r.txt: matplotlib writes ",
+        "--to csv --out no/x": "cannot write no/x",
+        "--plot no/r.png": "--plot no/r.png: there is no folder no",
+    }.items():
+        ended = cli("eval", "report", "one", *args.split())
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert message in ended.err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing",), "suite 'nothing' is unknown"),
-        (("gsm8k", "--reuse", "x"), "reuse mode 'x' is unknown"),
-        (("gsm8k", "--compare", "auto"), "is the mode of --reuse"),
-        (("gsm8k", "--limit", "0"), "at least 1 task"),
-        (("gsm8k", "--ids", "gsm8k-99"), "there is no task 'gsm8k-99'"),
-        (("gsm8k", "--agents", "2,x"), "--agents 'x': write a number, or several"),
-        (("gsm8k", "--agents", "2,,3"), "is missing between the commas"),
-        (("gsm8k", "--agents", "2,3", "--graph", "mine.py"), "do not apply to a graph file"),
-        (("gsm8k", "--rounds", "3"), "--rounds belongs to a ready-made graph"),
-        (("gsm8k", "--rounds", "3", "--folder", "."), "--rounds belongs to a ready-made graph"),
-        (("gsm8k", "--compare", ""), "is missing between the commas"),
-        (("gsm8k", "--reuse", "exact,x"), "reuse mode 'x' is unknown"),
-        (("gsm8k", "--reuse", "none.py:mine"), "policy file 'none.py' does not exist"),
-        (("gsm8k", "--gamma", "0.1"), "--gamma belongs to the mode kvcomm"),
-        (("gsm8k", "--reuse", "kvcomm", "--gamma", "2"), "gamma 2.0: use 0 to 1"),
-        (("gsm8k", "--reuse", "kvcomm", "--anchors", "1"), "a pool needs at least 2"),
-        (("gsm8k", "--limit", "10", "--warmup", "3"), "beside the 10 tasks that count there are 2"),
-        (("gsm8k", "--repeats", "0"), "repeats must be at least 1"),
-        (("gsm8k", "--folder", "."), "holds no text"),
-        (("gsm8k", "--folder", ".", "--graph", "chain"), "leave --graph out"),
-        (("gsm8k", "--graph", "nothing"), "graph 'nothing' is unknown"),
+        ("--reuse x", "reuse mode 'x' is unknown"),
+        ("--compare auto", "is the mode of --reuse"),
+        ("--limit 0", "at least 1 task"),
+        ("--ids gsm8k-99", "there is no task 'gsm8k-99'"),
+        ("--agents 2,x", "--agents 'x': write a number, or several"),
+        ("--agents 2,,3", "is missing between the commas"),
+        ("--agents 2,3 --graph mine.py", "do not apply to a graph file"),
+        ("--rounds 3", "--rounds belongs to a ready-made graph"),
+        ("--rounds 3 --folder .", "--rounds belongs to a ready-made graph"),
+        ("--reuse exact,x", "reuse mode 'x' is unknown"),
+        ("--reuse none.py:mine", "policy file 'none.py' does not exist"),
+        ("--gamma 0.1", "--gamma belongs to the mode kvcomm"),
+        ("--reuse kvcomm --gamma 2", "gamma 2.0: use 0 to 1"),
+        ("--reuse kvcomm --anchors 1", "a pool needs at least 2"),
+        ("--limit 10 --warmup 3", "beside the 10 tasks that count there are 2"),
+        ("--repeats 0", "repeats must be at least 1"),
+        ("--folder .", "holds no text"),
+        ("--folder . --graph chain", "leave --graph out"),
+        ("--graph nothing", "graph 'nothing' is unknown"),
     ],
 )
-def test_bad_usage(cli, data: str, args: tuple[str, ...], message: str) -> None:
-    ended = cli("eval", *args, "--data", data)
-    assert ended.code == 2
+def test_bad_usage(cli, data: str, args: str, message: str) -> None:
+    ended = cli("eval", "gsm8k", *args.split(), "--data", data)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert message in ended.err
-    assert ended.err.count("\n") == 1
     assert not Path("runs").exists()
+    assert "suite 'nothing' is unknown" in cli("eval", "nothing").err
 
 
 def test_several_numbers_of_agents_modes_and_comparisons(cli, data: str) -> None:
@@ -274,15 +256,3 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(cli, data: str) -> N
     summaries = [json.loads(Path(name, "summary.json").read_text()) for name in ("whole", "cut")]
     assert summaries[0]["score"] == summaries[1]["score"]
     assert summaries[0]["samples"] == summaries[1]["samples"]
-
-
-def test_tasks_list(cli, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KVCOMM_DATA", raising=False)
-    listed = json.loads(cli("tasks", "list", "--data", data, "--json").out)["suites"]
-    rows = {suite["name"]: suite["rows"] for suite in listed}
-    assert rows["gsm8k"] == "the folder"
-    assert rows["math-mini"] == "kvcomm"
-    assert len(rows) == 11
-    text = cli("tasks", "list", "--data", data).out
-    assert all(name in text for name in rows)
-    assert all(len(line) <= 80 for line in text.splitlines())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from textual.widgets import Input, Static, TabbedContent, Tree
+from textual.widgets import Input, Static, TabbedContent
 
 from kvcomm.trace import TraceRun
 from kvcomm.trace.read import read_trace
@@ -81,13 +81,6 @@ async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
         assert viewer.subject is hits(run, "rolls")[1]
         await pilot.press("slash", *"xylophone", "enter")
         assert viewer.subject is not None
-
-
-async def test_a_trace_that_was_cut_off_opens(tmp_path: Path) -> None:
-    viewer = Viewer(traces.cut_off(tmp_path / "cut"))
-    async with viewer.run_test(size=(80, 24)) as pilot:
-        await pilot.press("down", "down")
-        assert len(list(viewer.query_one(Tree).root.children)) == 2
 
 
 @pytest.mark.slow
