@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcomm.cli.output import number_table
 from kvcomm.trace.text import plural
 
 if TYPE_CHECKING:
@@ -150,10 +149,17 @@ def _alone(values: Values) -> str:
     return f"{taken}, which makes them longer: compare times at --concurrent 1 only."
 
 
+def _table(before: Sequence[str], first: str, columns: Sequence[str]) -> Table:
+    """Names on the left, those `before` the first one wrapped; numbers in the other columns."""
+    from kvcomm.trace.tables import plain_table
+
+    return plain_table(*(f"~{name}" for name in before), first, *(f">{name}" for name in columns))
+
+
 def _scores(values: Values, differing: Sequence[str]) -> Table:
     errors = any(found["errors"] for value in values for found in value["modes"].values())
     columns = ["n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else [])]
-    table = number_table("mode", *columns, before=differing)
+    table = _table(differing, "mode", columns)
     for names, mode, found in _modes(values, differing):
         low, high = found["ci95"]
         shares = [found["score"], found["token_reuse"], found["call_reuse"]]
@@ -175,7 +181,7 @@ def _scores(values: Values, differing: Sequence[str]) -> Table:
 def _agents(values: Values, differing: Sequence[str]) -> Table:
     """A line for each agent: its prompts, and what became of them."""
     columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
-    table = number_table("agent", *columns, before=[*differing, "mode"])
+    table = _table([*differing, "mode"], "agent", columns)
     table.columns[-len(columns) - 2].no_wrap = True  # the mode
     for names, mode, found in _modes(values, differing):
         first = [*names, mode]

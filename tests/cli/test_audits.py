@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,25 +23,25 @@ RUN = ("run", "What is 6 * 7?", *AUTO, "--state", "learned")
 
 @pytest.fixture
 def hangs(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audits never end, and a command that waits for them says so at once."""
+    """Audits never end."""
     assert cli(*RUN).code == 0  # measures the model: only then are there audits
 
     async def evaluate(*_: object, **__: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(LocalEngine, "evaluate", evaluate)
-    monkeypatch.setattr(audits, "LONG_S", 0)
 
 
-def interrupts(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    """The user presses Ctrl-C as soon as a command says what it waits for."""
+def on_notice(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something as soon as a command says what it waits for."""
     real = audits.complain
 
     def complain(line: str) -> None:
         real(line)
         if line.startswith("finishing"):
-            signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]
+            act()
 
+    monkeypatch.setattr(audits, "LONG_S", 0)
     monkeypatch.setattr(audits, "complain", complain)
 
 
@@ -49,7 +50,9 @@ def interrupts(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
 def test_ctrl_c_behind_the_result_gives_up_audits_and_loses_nothing(
     cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    interrupts(monkeypatch, number)
+    main = threading.main_thread().ident
+    assert main is not None
+    on_notice(monkeypatch, lambda: signal.pthread_kill(main, number))
     ended = cli(*RUN, "--json")
     assert ended.code == 0
     value = json.loads(ended.out)
@@ -81,17 +84,11 @@ def test_a_table_with_audits_in_it_waits_for_them(
     cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argv: tuple[str, ...]
 ) -> None:
     said = threading.Event()
-    real = audits.complain
-
-    def complain(line: str) -> None:
-        real(line)
-        said.set()
+    on_notice(monkeypatch, said.set)
 
     async def adrain(session: Session) -> None:
         await asyncio.to_thread(said.wait)
 
-    monkeypatch.setattr(audits, "LONG_S", 0)
-    monkeypatch.setattr(audits, "complain", complain)
     monkeypatch.setattr(Session, "adrain", adrain)
     monkeypatch.setattr(Session, "auditing", 3)
     whole = Question.passage.fget

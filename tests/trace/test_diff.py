@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,6 @@ def test_a_run_is_followed_to_its_end_while_it_is_written(one: TraceRun, tmp_pat
         for start in range(0, len(whole), 700):  # lines are cut anywhere
             with path.open("ab") as file:
                 file.write(whole[start : start + 700])
-            time.sleep(0.002)
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -119,10 +119,6 @@ def spans_of(run: TraceRun, folder: Path) -> list[dict[str, Any]]:
     return list(json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"])
 
 
-def values_of(span: dict[str, Any]) -> dict[str, Any]:
-    return {a["key"]: next(iter(a["value"].values())) for a in span["attributes"]}
-
-
 # As Chrome's "Trace Event Format" has it, for the phases that are used.
 NEEDED = {
     "M": "name args",
@@ -236,34 +232,33 @@ def test_otel_spans_form_one_tree(run: TraceRun, tmp_path: Path) -> None:
 
 
 def test_otel_names_times_and_status(tmp_path: Path) -> None:
-    root, search, *_ = spans_of(spread(tmp_path / "a"), tmp_path)
+    spans = spans_of(spread(tmp_path / "a"), tmp_path)
+    root, *_, search = spans
     assert root["startTimeUnixNano"] == "1735787045000000000"
     assert root["status"] == {"code": 1}
-    spans = {values_of(s).get("kvcomm.node"): s for s in spans_of(spread(tmp_path / "a"), tmp_path)}
-    judge = spans["judge"]
-    assert judge["name"] == "chat judge"
-    assert [event["name"] for event in judge["events"]][-2:] == ["inputs complete", "first token"]
-    assert {event["name"] for event in judge["events"]} >= {"audit", "probe"}
-    values = values_of(judge)
-    assert values["gen_ai.operation.name"] == "chat"
-    assert values["gen_ai.request.model"] == f"m{EVIL}"
-    assert values["gen_ai.usage.input_tokens"] == "15"
-    assert values["gen_ai.usage.output_tokens"] == "3"
-    assert values["gen_ai.response.finish_reasons"] == {"values": [{"stringValue": "stop"}]}
-    assert values["kvcomm.realigned"] == "6"
-    assert search["name"] != judge["name"]
-
-
-def test_otel_attempts_that_failed_are_errors(tmp_path: Path) -> None:
-    spans = spans_of(traces.whole(tmp_path / "run"), tmp_path)
-    first, second = (span for span in spans if span["name"] == "chat editor")
+    assert search["name"] == "execute_tool search"
+    (judge,) = (span for span in spans if span["name"] == "chat judge")
+    names = [event["name"] for event in judge["events"]]
+    assert names[-2:] == ["inputs complete", "first token"]
+    assert {"audit", "probe"} <= set(names)
+    expected = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": f"m{EVIL}",
+        "gen_ai.usage.input_tokens": "15",
+        "gen_ai.usage.output_tokens": "3",
+        "gen_ai.response.finish_reasons": {"values": [{"stringValue": "stop"}]},
+        "kvcomm.realigned": "6",
+    }
+    values = {a["key"]: next(iter(a["value"].values())) for a in judge["attributes"]}
+    assert expected.items() <= values.items()
+    run = traces.whole(tmp_path / "run")
+    first, second = (s for s in spans_of(run, tmp_path) if s["name"] == "chat editor")
     assert first["status"] == {"code": 2, "message": "did not finish"}
     assert [event["name"] for event in first["events"]] == ["retry"]
     assert second["status"] == {}
     cut, *_, last = spans_of(traces.cut_off(tmp_path / "cut"), tmp_path)
     assert cut["status"] == {"code": 2, "message": "cut off"}
     assert last["status"]["code"] == 2
-    run = traces.whole(tmp_path / "late")
     run.started = run.started.model_copy(update={"started": "yesterday"})
     with pytest.raises(TraceError, match="'yesterday'"):
         written(run, "otel", tmp_path)
@@ -305,25 +300,16 @@ def test_html_is_one_page_that_loads_nothing(run: TraceRun, tmp_path: Path) -> N
 def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
     text = page(traces.whole(tmp_path / "run"))
     assert "attempt 1 failed: took longer than its timeout of 2 s; the next one" in text
-    prompts = re.findall(r'<pre class="prompt">(.*?)</pre>', text, re.DOTALL)
-    assert len(prompts) == 2
-    segments = re.findall(
-        r'<span class="(\w+)" data-name="([^"]+)" title="([^"]+)">([^<]*)</span>', prompts[1]
-    )
-    assert [segment[:3] for segment in segments] == [
-        ("prefix", "literal 0", "26 prefix (26 ahead)"),
-        ("realigned", "{solver}", "1 computed, 23 realigned"),
-        ("realigned", "literal 1", "1 computed, 14 realigned"),
+    *_, prompt = re.findall(r'<pre class="prompt">(.*?)</pre>', text, re.DOTALL)
+    segment = r'<span class="(\w+)" data-name="([^"]+)" title="([^"]+)">([^<]*)</span>'
+    assert re.findall(segment, prompt) == [
+        ("prefix", "literal 0", "26 prefix (26 ahead)", "[literal 0 of critic]\n"),
+        ("realigned", "{solver}", "1 computed, 23 realigned", traces.SAID.replace("\x1b", "�")),
+        ("realigned", "literal 1", "1 computed, 14 realigned", "[literal 1 of critic]\n"),
     ]
-    assert "".join(segment[3] for segment in segments) == (
-        f"[literal 0 of critic]\n{traces.SAID}[literal 1 of critic]\n".replace("\x1b", "�")
-    )
-
-
-@pytest.mark.parametrize("name", ["perfetto", "csv", "otel", "html"])
-def test_a_run_in_which_nothing_began(name: str, tmp_path: Path) -> None:
-    run = traces.Written(tmp_path).read()
-    assert written(run, name, tmp_path).stat().st_size > 0
+    for name in ("perfetto", "csv", "otel", "html"):  # of a run in which nothing began
+        run = traces.Written(tmp_path / name).read()
+        assert written(run, name, tmp_path).stat().st_size > 0
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
