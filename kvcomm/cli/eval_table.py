@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def show(values: Values, *, by_agent: bool = False) -> RenderableType:
     if by_agent:
         parts += ["", _agents(values, differing)]
     for value, label in zip(values, labels, strict=True):
-        where = ", ".join(filter(None, (_said(name, label[name]) for name in differing)))
+        where = _joined(_said(name, label[name]) for name in differing)
         lines = [] if value["complete"] else ["not finished: some samples are still to be done"]
         lines += [_compared(found["first"], found) for found in value["comparisons"]]
         lines += [
@@ -69,10 +69,7 @@ def show(values: Values, *, by_agent: bool = False) -> RenderableType:
 def labels_of(values: Values) -> list[str]:
     """What tells each evaluation from the others, in a few words."""
     labels, differing = labelled(values)
-    return [
-        ", ".join(filter(None, (_said(name, _short(name, label[name])) for name in differing)))
-        for label in labels
-    ]
+    return [_joined(_said(n, _short(n, label[n])) for n in differing) for label in labels]
 
 
 def labelled(values: Values) -> tuple[list[dict[str, str]], list[str]]:
@@ -108,7 +105,7 @@ def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
     """What holds for all, where it applies."""
     found = {name: text for label in labels for name, text in label.items() if text}
     names = [name for name in labels[0] if name not in (*differing, "run")]
-    return "; ".join(filter(None, (_said(name, found.get(name, "")) for name in names)))
+    return _joined((_said(name, found.get(name, "")) for name in names), "; ")
 
 
 def _said(name: str, text: str) -> str:
@@ -233,7 +230,11 @@ def _compared(mode: str, found: dict[str, Any]) -> str:
         "" if judge is None else f"same choice of the last agent {judge:.0%}",
         "" if ratio is None else f"TTFT {times_in_words(ratio, found['ttft_ratio_ci95'])}",
     ]
-    return "; ".join(part for part in parts if part)
+    return _joined(parts, "; ")
+
+
+def _joined(parts: Iterable[str], by: str = ", ") -> str:
+    return by.join(part for part in parts if part)
 
 
 def times_in_words(ratio: float, interval: Sequence[float] | None) -> str:
