@@ -86,9 +86,23 @@ def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other
     assert "holds no evaluation" in cli("eval", "report", "three").err
 
 
-def test_numbers_for_other_programs(cli, data: str) -> None:
-    args = ("--agents", "1,2", "--reuse", "exact", "--compare", "dense", "--limit", "2")
-    assert cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o").code == 0
+def test_several_numbers_of_agents_and_numbers_for_other_programs(cli, data: str) -> None:
+    args = ("--agents", "1,2,1", "--reuse", "exact,dense", "--compare", "dense", "--limit", "2")
+    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out")
+    ended = cli(*command, "o", "--json")
+    assert ended.code == 0, ended.err
+    runs = json.loads(ended.out)["runs"]
+    assert [(run["out"], run["graph"]) for run in runs] == [
+        ("o/agents-1", "full"),
+        ("o/agents-2", "full"),
+    ]
+    assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
+    logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
+    assert json.loads(cli(*command, "o", "--json").out)["runs"] == runs  # nothing is done twice
+    assert [Path(run["out"], SAMPLES).read_bytes() for run in runs] == logs
+    assert json.loads(cli("eval", "report", "o", "--json").out)["runs"] == runs
+    one = cli(*command, "o/agents-1")
+    assert (one.code, "holds one evaluation" in one.err) == (2, True)
     table = cli("eval", "report", "o").out
     assert re.search("^agents +mode .*^1 +exact .*^2 +exact .*^ +dense ", table, re.M | re.S)
     assert "2 agents:\nexact against dense" in table
@@ -97,9 +111,8 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
     of_rows = [(row["agent_count"], row["mode"]) for row in rows]
     assert of_rows == [("1", "exact"), ("1", "dense"), ("2", "exact"), ("2", "dense")]
     assert {row["samples"] for row in rows} == {"2"}
-    (run, _) = json.loads(cli("eval", "report", "o", "--json").out)["runs"]
-    assert float(rows[0]["ci95_high"]) == run["ci95"][1]
-    assert float(rows[0]["against.dense.difference"]) == run["compare"]["difference"]
+    assert float(rows[0]["ci95_high"]) == runs[0]["ci95"][1]
+    assert float(rows[0]["against.dense.difference"]) == runs[0]["compare"]["difference"]
     assert rows[1]["against.dense.difference"] == ""
     assert float(rows[2]["by_agent.editor.prompt_tokens"]) > 0
     assert rows[0]["by_agent.editor.prompt_tokens"] == ""
@@ -159,24 +172,6 @@ def test_bad_usage(cli, data: str, args: str, message: str) -> None:
     assert message in ended.err
     assert not Path("runs").exists()
     assert "suite 'nothing' is unknown" in cli("eval", "nothing").err
-
-
-def test_several_numbers_of_agents_modes_and_comparisons(cli, data: str) -> None:
-    args = ("--agents", "1,2,1", "--reuse", "exact,dense", "--compare", "dense", "--limit", "1")
-    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o", "--json")
-    ended = cli(*command)
-    assert ended.code == 0, ended.err
-    runs = json.loads(ended.out)["runs"]
-    assert [run["out"] for run in runs] == ["o/agents-1", "o/agents-2"]
-    assert [run["graph"] for run in runs] == ["full", "full"]
-    assert [list(run["modes"]) for run in runs] == [["exact", "dense"]] * 2
-    assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
-    logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
-    assert json.loads(cli(*command).out)["runs"] == runs  # nothing is done twice
-    assert [Path(run["out"], SAMPLES).read_bytes() for run in runs] == logs
-    assert json.loads(cli("eval", "report", "o", "--json").out)["runs"] == runs
-    one = cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o/agents-1")
-    assert (one.code, "holds one evaluation" in one.err) == (2, True)
 
 
 def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str) -> None:
