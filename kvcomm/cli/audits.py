@@ -39,5 +39,5 @@ def finish(session: Session) -> None:
         with noticed(lambda: session.auditing):
             session.drain()
     except KeyboardInterrupt:
-        session.abandon_audits()
+        session.close(audits=False)
         complain("the other audits were given up")
