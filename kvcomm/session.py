@@ -111,6 +111,7 @@ class Session(AbstractContextManager["Session"]):
             folder = default if state == "default" else Path(state)
         self._learned = SessionState(engine, folder, namespace, self.auto)
         self._audits: AuditQueue | None = None
+        self._audited = True
         self._remote: RemoteExecutor | None = None
         if isinstance(engine, Replicated):
             make = partial(
@@ -388,9 +389,10 @@ class Session(AbstractContextManager["Session"]):
                 self._background = Background()
             return self._background
 
-    def close(self) -> None:
+    def close(self, *, audits: bool = True) -> None:
         """Cancel what `run` and `stream` have under way, finish audits, and save what was learned.
 
+        Without `audits`, and after Ctrl-C in a `with` block, those that are not done are given up.
         Returns when all that is over. Runs on an event loop of yours (`arun`, `astream`) end with
         their tasks. The engine stays open: it may serve other sessions.
         """
@@ -398,9 +400,11 @@ class Session(AbstractContextManager["Session"]):
             background, self._background = self._background, None
         if background is not None:
             background.close()
+        self._audited = self._audited and audits  # once given up, they stay so
         if self._audits is not None:
-            self._audits.close()
-        elif self._remote is not None and self.auto is not None:
+            finish = self._audits.close if self._audited else self._audits.abandon
+            finish()
+        elif self._remote is not None and self.auto is not None and self._audited:
             with closing(Background()) as there:
                 there.run(self.engine.drain())
         self._learned.close()
@@ -409,8 +413,8 @@ class Session(AbstractContextManager["Session"]):
         space = f", namespace {self.namespace!r}" if self.namespace else ""
         return f"<Session {self.mode} on {self.engine!r}{space}>"
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(audits=kind is None or not issubclass(kind, KeyboardInterrupt))
 
 
 def _possible(policy: Policy, mode: str, engine: Engine) -> Policy:

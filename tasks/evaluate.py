@@ -192,6 +192,11 @@ class Evaluation:
         for sample in warm:
             self.log.append(sample)
 
+    @property
+    def auditing(self) -> int:
+        """How many calls wait to be audited, or are being."""
+        return sum(session.auditing for session in self._sessions.values())
+
     async def _drain(self) -> None:
         """Wait for what goes on behind the answers: audits, and learning from them."""
         for session in self._sessions.values():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.bench.report import Report
+from kvcomm.bench.report import Findings
 from kvcomm.engine.base import Compared, Divergence, Variant
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.check import kv_shape
@@ -88,12 +88,10 @@ class Method:
         if self.audits is not None:
             audits = self.audits
             used = [a.divergence for a in audits if a.used and a.divergence is not None]
+            mean = statistics.fmean(used) if used else None
+            probes = sum(not audit.used for audit in audits)
             value["choices"] = dict(Counter(call.decision for call in self.calls))
-            value["audits"] = {
-                "used": len(used),
-                "mean": statistics.fmean(used) if used else None,
-                "probes": sum(not audit.used for audit in audits),
-            }
+            value["audits"] = {"used": len(used), "mean": mean, "probes": probes}
         return value
 
 
@@ -115,20 +113,17 @@ class Fidelity:
     auto: Auto | None = None
     on_call: Callable[[int, int], None] = lambda done, of: None
     found: list[Method] = field(init=False)
+    wanted: int = field(init=False)
     seen: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self.wanted = self.warmup + self.held_out
         self.found = [
             Method(name, policy, "" if policy.options.realigns else f"fidelity-{name}")
             for name, policy in self.methods.items()
         ]
         if self.auto is not None:
             self.found.append(Method("auto", Realign(LINEAR), AUTO_SPACE, []))
-
-    @property
-    def wanted(self) -> int:
-        """Calls to look at, those that teach and those that are measured."""
-        return self.warmup + self.held_out
 
     async def run(self, questions: Sequence[Mapping[str, str]]) -> list[Method]:
         """Go through the questions until enough calls were seen.
@@ -251,18 +246,13 @@ class Fidelity:
         decision = "exact" if exact or compared.dense else choice.policy.name
         return replace(found, decision=decision)
 
-    def report(self, suite: str, graph: str) -> Report:
+    def report(self, suite: str, graph: str) -> Findings:
         """All methods on the held-out calls of this graph over this suite."""
         found = {method.name: method.to_json() for method in self.found}
-        value = {
-            "suite": suite,
-            "graph": graph,
-            "calls": self.held_out,
-            "methods": found,
-        }
+        value = {"suite": suite, "graph": graph, "calls": self.held_out, "methods": found}
         notes = [_choices(found["auto"])] if "auto" in found else []
         rows = [(name, *_row(method)) for name, method in found.items()]
-        return Report(value, COLUMNS, rows, [*notes, LEGEND])
+        return Findings(value, COLUMNS, rows, [*notes, LEGEND])
 
 
 def _measures(policy: Policy) -> bool:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvcomm.bench.report import Report
+from kvcomm.bench.report import Findings
 from kvcomm.errors import KvcommError, UsageError
 
 RUN = "import sys; from kvcomm.cli import main; main(sys.argv[1:])"
 
 
-def peaks(argv: Sequence[str], modes: Sequence[str], on_step: Callable[[str], None]) -> Report:
+def peaks(argv: Sequence[str], modes: Sequence[str], on_step: Callable[[str], None]) -> Findings:
     """Run `kvcomm bench ttft` with these arguments once in each mode, and raise what it raises."""
     found: dict[str, int] = {}
     for mode in modes:
@@ -22,7 +22,7 @@ def peaks(argv: Sequence[str], modes: Sequence[str], on_step: Callable[[str], No
         value = run([*argv, "--modes", mode])
         found[mode] = value["peak_bytes"]
     where = value["hardware"]
-    return Report(
+    return Findings(
         {"model": value["model"], "hardware": where, "peak_bytes": found},
         ("mode", "peak"),
         [(mode, f"{peak / 1e6:,.0f} MB") for mode, peak in found.items()],

@@ -10,7 +10,7 @@ from kvcomm.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """One JSON object, and a table of the same with notes below it."""
 
     value: dict[str, Any]

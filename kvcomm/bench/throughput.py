@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 from kvcomm.agents import critic, editor, solver
-from kvcomm.bench.report import Report
+from kvcomm.bench.report import Findings
 from kvcomm.bench.workload import decoded, ids_of
 from kvcomm.engine.base import Engine
 from kvcomm.engine.clock import done_at
@@ -27,7 +27,7 @@ async def throughput(
     tokens: int = 32,
     samples: int = 3,
     on_step: Callable[[str], None] = lambda what: None,
-) -> Report:
+) -> Findings:
     """Measure every number of rows, and every number of graphs in flight.
 
     Rows have prompts of `prompt` tokens and decode `tokens` each; they are measured in turns with
@@ -58,7 +58,7 @@ async def throughput(
         "generate_tokens_per_s": generate,
         "graphs": [{"concurrent": count, "graphs_per_s": rate} for count, rate in flights.items()],
     }
-    return Report(value, ("what", "a second", "to generate", "to one"), table)
+    return Findings(value, ("what", "a second", "to generate", "to one"), table)
 
 
 def _to_one(rates: Mapping[int, float], count: int) -> str:

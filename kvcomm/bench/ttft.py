@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcomm.bench.report import Report
+from kvcomm.bench.report import Findings
 from kvcomm.bench.workload import Workload, decoded
 from kvcomm.engine.base import Engine
 from kvcomm.engine.clock import done_at
@@ -216,7 +216,7 @@ class Ttft:
         await self.engine.drain()
         return found
 
-    def report(self) -> Report:
+    def report(self) -> Findings:
         """All modes that were run, beside `dense` where it was."""
         dense = next((mode for mode in self.modes if mode.name == "dense"), None)
         found = {mode.name: mode.to_json(dense) for mode in self.modes}
@@ -226,7 +226,7 @@ class Ttft:
             "modes": found,
         }
         rows = [(name, *_row(mode, found.get("dense"))) for name, mode in found.items()]
-        return Report(value, COLUMNS, rows, (LEGEND,))
+        return Findings(value, COLUMNS, rows, (LEGEND,))
 
 
 def _row(value: dict[str, Any], dense: dict[str, Any] | None) -> tuple[str, ...]:

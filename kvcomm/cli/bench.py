@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcomm.bench.report import Report, chosen
+from kvcomm.bench.report import Findings, chosen
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, number_table, print_json
+from kvcomm.cli.options import option
+from kvcomm.cli.output import complain, console, print_json, print_table
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import ReuseRefused, UsageError
 
@@ -26,46 +27,41 @@ app = typer.Typer(
 PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
 
 
-def _option(
-    metavar: str, help: str, *names: str, most: int | None = None, default: str | bool = True
-) -> Any:
-    return typer.Option(*names, max=most, metavar=metavar, help=help, show_default=default)
-
-
 TOKENS, TIMES = options.MOST_TOKENS, options.MOST_TIMES
-Agents = Annotated[int, _option("N", "Agents.", "--agents", "-n", most=options.MOST_AGENTS)]
-Prefix = Annotated[int, _option("N", "Tokens of each role text.", most=TOKENS)]
-Input = Annotated[int, _option("N", "Tokens of the task.", "--input", most=TOKENS)]
-Output = Annotated[int, _option("N", "Tokens of each answer.", most=TOKENS)]
+Agents = Annotated[int, option("N", "Agents.", "--agents", "-n", max=options.MOST_AGENTS)]
+Prefix = Annotated[int, option("N", "Tokens of each role text.", max=TOKENS)]
+Input = Annotated[int, option("N", "Tokens of the task.", "--input", max=TOKENS)]
+Output = Annotated[int, option("N", "Tokens of each answer.", max=TOKENS)]
 
 
 @app.command()
+@options.grouped
 def ttft(
-    graph: Annotated[str, _option("G", "full or debate.", "--graph", "-g")] = "full",
+    *,
+    graph: Annotated[str, option("G", "full or debate.", "--graph", "-g")] = "full",
     agents: Agents = 5,
     prefix: Prefix = 512,
     input_: Input = 1024,
     output: Output = 512,
-    samples: Annotated[int, _option("N", "Passes of each mode.", most=TIMES)] = 1,
-    modes: Annotated[str | None, _option("A,B", "Only these modes.", default="all")] = None,
+    samples: Annotated[int, option("N", "Passes of each mode.", max=TIMES)] = 1,
+    modes: Annotated[str | None, option("A,B", "Only these modes.", shown="all")] = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="Decode answers instead of computing given ones.")
     ] = False,
-    preset: Annotated[str | None, _option("paper", "The paper's model on CUDA.")] = None,
+    preset: Annotated[str | None, option("paper", "The paper's model on CUDA.")] = None,
     plot: Annotated[
-        Path | None, _option("FILE", "Draw the times, too: FILE.png, .pdf, .svg.")
+        Path | None, option("FILE", "Draw the times, too: FILE.png, .pdf, .svg.")
     ] = None,
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.ModelOptions,
     seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     json: options.Json = False,
 ) -> None:
     """Measure the time to first token of each agent, in every mode on the same workload."""
     if preset not in (None, "paper"):
         raise UsageError(f"--preset {preset!r} is unknown: there is `paper`")
     if preset:
-        model, device, dtype = PAPER["model"], device or PAPER["device"], dtype or PAPER["dtype"]
+        given = {name: value for name, value in vars(model).items() if value and name != "model"}
+        model = options.ModelOptions(**PAPER | given)
     if graph not in ("full", "debate"):
         raise UsageError(f"--graph {graph!r}: the workload is full or debate")
     _check_sizes(agents, prefix, input_, samples, output=output)
@@ -78,12 +74,12 @@ def ttft(
     names = chosen("mode", modes, MODES)
     work = Workload(agents, prefix, input_, output, graph=graph, seed=seed)  # type: ignore[arg-type]
 
-    async def bench(engine: LocalEngine) -> Report:
+    async def bench(engine: LocalEngine) -> Findings:
         bench = Ttft(engine, work, modes=names, decode=decode, on_step=complain)
         await bench.run(samples)
         return bench.report()
 
-    report = _measure(bench, model, device, dtype)
+    report = _measure(bench, model)
     if plot is not None:
         from kvcomm.cli.plot import plot_ttft
 
@@ -93,15 +89,15 @@ def ttft(
 
 
 @app.command("throughput")
+@options.grouped
 def throughput_(
-    rows: Annotated[str, _option("N,N", "Rows that decode together.")] = "1,2,4,8",
-    graphs: Annotated[str, _option("N,N", "Graphs in flight.")] = "1,2,4",
-    prompt: Annotated[int, _option("N", "Tokens of each row's prompt.", most=TOKENS)] = 512,
+    *,
+    rows: Annotated[str, option("N,N", "Rows that decode together.")] = "1,2,4,8",
+    graphs: Annotated[str, option("N,N", "Graphs in flight.")] = "1,2,4",
+    prompt: Annotated[int, option("N", "Tokens of each row's prompt.", max=TOKENS)] = 512,
     tokens: Output = 32,
-    samples: Annotated[int, _option("N", "The best of N counts.", most=TIMES)] = 3,
-    model: options.Model = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    samples: Annotated[int, option("N", "The best of N counts.", max=TIMES)] = 3,
+    model: options.ModelOptions,
     json: options.Json = False,
 ) -> None:
     """Measure tokens a second by rows, beside transformers' generate, and graphs a second."""
@@ -111,25 +107,25 @@ def throughput_(
 
     from kvcomm.bench.throughput import throughput
 
-    async def bench(engine: LocalEngine) -> Report:
+    async def bench(engine: LocalEngine) -> Findings:
         sizes = {"prompt": prompt, "tokens": tokens, "samples": samples}
         return await throughput(engine, counts, flights, on_step=complain, **sizes)
 
-    _show(_measure(bench, model, device, dtype), json)
+    _show(_measure(bench, model), json)
 
 
 @app.command()
+@options.grouped
 def memory(
+    *,
     agents: Agents = 5,
     prefix: Prefix = 512,
     input_: Input = 1024,
     output: Output = 512,
     modes: Annotated[
-        str, _option("A,B", "Modes of `bench ttft`.")
+        str, option("A,B", "Modes of `bench ttft`.")
     ] = "generate,dense,exact,kvcomm,auto",
-    model: options.Model = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    model: options.ModelOptions,
     json: options.Json = False,
 ) -> None:
     """Run the workload of `bench ttft` once in each mode, each in a process of its own."""
@@ -137,28 +133,26 @@ def memory(
 
     _check_sizes(agents, prefix, input_, output=output)
     sizes = {"--agents": agents, "--prefix": prefix, "--input": input_, "--output": output}
-    given = {**sizes, "--model": model, "--device": device, "--dtype": dtype}
+    given = {**sizes, **{f"--{name}": value for name, value in vars(model).items()}}
     argv = [str(part) for name, value in given.items() if value for part in (name, value)]
     _show(peaks(argv, [mode.strip() for mode in modes.split(",")], complain), json)
 
 
 @app.command()
+@options.grouped
 def fidelity(
-    suite: Annotated[str, _option("S", "gsm8k or hotpotqa.", "--suite", "-s")] = "gsm8k",
+    *,
+    suite: Annotated[str, option("S", "gsm8k or hotpotqa.", "--suite", "-s")] = "gsm8k",
     graph: options.Graph = "chain",
     agents: options.Agents = None,
     rounds: options.Rounds = None,
-    warmup: Annotated[int, _option("N", "Calls that teach, not measured.", most=TIMES)] = 20,
-    held_out: Annotated[int, _option("N", "Calls that are measured.", most=TIMES)] = 40,
+    warmup: Annotated[int, option("N", "Calls that teach, not measured.", max=TIMES)] = 20,
+    held_out: Annotated[int, option("N", "Calls that are measured.", max=TIMES)] = 40,
     data: options.Data = None,
-    methods: Annotated[str | None, _option("A,B", "Only these methods.", default="all")] = None,
-    target: options.Target = None,
-    audit_rate: options.AuditRate = None,
-    budget: options.RepairBudget = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    max_tokens: Annotated[int, _option("N", "Longest message, in tokens.", most=TOKENS)] = 64,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    methods: Annotated[str | None, option("A,B", "Only these methods.", shown="all")] = None,
+    auto: options.AutoOptions,
+    max_tokens: Annotated[int, option("N", "Longest message, in tokens.", max=TOKENS)] = 64,
+    model: options.ModelOptions,
     json: options.Json = False,
 ) -> None:
     """Compare every reuse method with dense, on the same calls of a graph."""
@@ -169,15 +163,20 @@ def fidelity(
         raise UsageError("--warmup must be at least 0 and --held-out at least 1")
     rows, tasks = load_suite(suite, data)
     built = build_graph(graph, agents=agents, rounds=rounds, max_tokens=max_tokens, temperature=0.0)
-    quality = options.quality(target, audit_rate, budget)
+    quality = options.quality(**vars(auto))
 
     from kvcomm.bench.fidelity import Fidelity, policies
     from kvcomm.reuse.auto import Auto
 
     wanted = chosen("method", methods, [*policies(), "auto"])
 
-    async def bench(engine: LocalEngine) -> Report:
-        with Bar("calls", warmup + held_out) as bar:
+    async def bench(engine: LocalEngine) -> Findings:
+        with Counted("calls", warmup + held_out) as progress:
+
+            def on_call(done: int, of: int) -> None:
+                line = f"{done} of {of} calls" if done % 10 == 0 or done == of else ""
+                progress.show("calls", done, line)
+
             bench = Fidelity(
                 engine,
                 with_passages(built, rows.inputs),
@@ -186,20 +185,17 @@ def fidelity(
                 passages=frozenset(rows.inputs),
                 methods={name: policy for name, policy in policies().items() if name in wanted},
                 auto=Auto(*quality.values()) if "auto" in wanted else None,
-                on_call=bar.advance,
+                on_call=on_call,
             )
             await bench.run([task.inputs for task in tasks])
         return bench.report(suite, graph)
 
-    _show(_measure(bench, model, device, dtype), json)
+    _show(_measure(bench, model), json)
 
 
 def _measure(
-    bench: Callable[[LocalEngine], Coroutine[Any, Any, Report]],
-    model: str,
-    device: str | None,
-    dtype: str | None,
-) -> Report:
+    bench: Callable[[LocalEngine], Coroutine[Any, Any, Findings]], model: options.ModelOptions
+) -> Findings:
     """Run a benchmark on a model, and name the hardware. Raises `ReuseRefused` for one that runs
     dense.
     """
@@ -207,23 +203,22 @@ def _measure(
     from kvcomm.engine.local import LocalEngine
     from kvcomm.engine.models import hardware
 
-    complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine:
+    name = model.model
+    complain(f"loading {name}")
+    with load_engine(name, device=model.device, dtype=model.dtype) as engine:
         if not isinstance(engine, LocalEngine):
-            raise ReuseRefused(f"{model} cannot reuse KV: {engine.capabilities.reason}")
+            raise ReuseRefused(f"{name} cannot reuse KV: {engine.capabilities.reason}")
         found, where = asyncio.run(bench(engine)), hardware(engine)
-    value = {"model": model, "hardware": where, **found.value}
+    value = {"model": name, "hardware": where, **found.value}
     return replace(found, value=value, notes=(*found.notes, where))
 
 
-def _show(report: Report, json: bool) -> None:
+def _show(report: Findings, json: bool) -> None:
     if json:
         print_json(report.value)
         return
-    table = number_table(*report.columns)
-    for row in report.rows:
-        table.add_row(*row)
-    console().print(table)
+    first, *columns = report.columns
+    print_table((first, *(f">{name}" for name in columns)), report.rows)
     for note in report.notes:
         console().print(f"\n{note}")
 
@@ -241,14 +236,3 @@ def _counts(option: str, text: str) -> list[int]:
     if not numbers or min(numbers) < 1 or max(numbers) > options.MOST_AGENTS:
         raise UsageError(f"{option} {text!r}: write numbers such as 1,2,4")
     return numbers
-
-
-class Bar(Counted):
-    """Progress on stderr: a bar in a terminal, a line every tenth call elsewhere."""
-
-    def advance(self, done: int, of: int) -> None:
-        """`done` calls of `of` were looked at."""
-        if self._bar:
-            self._bar.update(self._task, completed=done)
-        elif done % 10 == 0 or done == of:
-            complain(f"{done} of {of} calls")

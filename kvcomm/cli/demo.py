@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from kvcomm.cli import options
+from kvcomm.cli.audits import noticed
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 MODES = ("dense", "exact", "kvcomm", "auto")
 
 
+@options.grouped
 def demo(
+    *,
     out: Annotated[
         Path | None, options.option("DIR", "Where the runs go.", shown="runs/TIME-demo")
     ] = None,
     limit: Annotated[int | None, options.option("N", "Only the first N questions.")] = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    model: options.ModelOptions,
     json: options.Json = False,
 ) -> None:
     """Let three agents answer questions about long texts in every reuse mode, and compare."""
@@ -41,19 +42,19 @@ def demo(
     from kvcomm.engine.load import load_engine
     from kvcomm.engine.models import hardware
 
-    complain(f"loading {model}")
-    with load_engine(model, device=device, dtype=dtype) as engine:
+    complain(f"loading {model.model}")
+    with load_engine(model.model, device=model.device, dtype=model.dtype) as engine:
         if not json:
             texts = {q.source: len(engine.codec.encode(q.passage)) for q in played.questions}
-            console().print(demo_report.show_plan(played, model, hardware(engine), texts))
+            console().print(demo_report.show_plan(played, model.model, hardware(engine), texts))
         play(engine, played, folder, show=not json)
-    if json:
-        graphs = {played.graph.name: demo_report.to_json(played)}
-        print_json({"model": model, "graphs": graphs, "out": str(folder)})
-        return
-    console().print(demo_report.show_table(played))
-    last = played.questions[-1]
-    say(f"\ntraces: {folder}\none of them: kvcomm trace show {folder / last.id}-auto")
+        if json:
+            graphs = {played.graph.name: demo_report.to_json(played)}
+            print_json({"model": model.model, "graphs": graphs, "out": str(folder)})
+            return
+        console().print(demo_report.show_table(played))
+        last = played.questions[-1]
+        say(f"\ntraces: {folder}\none of them: kvcomm trace show {folder / last.id}-auto")
 
 
 def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
@@ -87,7 +88,8 @@ def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
                         played.graph, out=out, text=question.passage, question=question.text
                     )
                     # Its audits are in nobody's time: not in its own, and not in the next run's.
-                    sessions[mode].drain()
+                    with noticed(lambda mode=mode: sessions[mode].auditing):  # type: ignore[misc]
+                        sessions[mode].drain()
                     played.results[mode].append(result)
                     done += 1
                     took = seconds(result.totals.wall_s)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
+from kvcomm.cli.audits import noticed
 from kvcomm.cli.eval_options import EffortOptions, GraphOptions, MethodOptions, TaskOptions
 from kvcomm.cli.eval_report import report
 from kvcomm.cli.eval_table import show
@@ -146,6 +147,7 @@ def evaluate(
     total = len(plan.work()) + len(plan.warming())
     with home.load() as engine, EvalProgress(total) as progress:
         evaluation = Evaluation(engine, plan, graders, out, quality=quality, on_sample=progress)
+        progress.auditing = lambda: evaluation.auditing
         samples = asyncio.run(evaluation.run())
         for warning in evaluation.warnings.values():
             complain(f"warning: {warning}")
@@ -166,13 +168,19 @@ def resumable(out: Path) -> Iterator[None]:
 
 
 class EvalProgress(Counted):
-    """Takes every sample that is done: a bar with score and reuse, or a line for every ten."""
+    """Takes every sample that is done: a bar with score and reuse, or a line for every ten.
+
+    Behind the last one it says how many audits are waited for.
+    """
+
+    auditing: Callable[[], int]
 
     def __init__(self, total: int) -> None:
         super().__init__("samples", total)
         self._total = total
         self._done = 0
         self._by_mode: dict[str, list[Sample]] = {}
+        self._waiting = ExitStack()
 
     def __call__(self, sample: Sample) -> None:
         """One sample more."""
@@ -184,6 +192,12 @@ class EvalProgress(Counted):
         line = "; ".join(map(_standing, self._by_mode.values())) or "warming up"
         last = self._done % 10 == 0 or self._done == self._total
         self.show(line, self._done, f"{self._done} of {self._total}: {line}" if last else "")
+        if self._done == self._total:
+            self._waiting.enter_context(noticed(self.auditing))
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.close()
+        super().__exit__()
 
 
 def _standing(samples: list[Sample]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.eval_table import show, to_csv, to_latex
-from kvcomm.cli.output import console, print_json, say
+from kvcomm.cli.output import console, print_json, say, writing
 from kvcomm.errors import UsageError
 
 FORMATS = ("csv", "latex")
@@ -60,7 +60,12 @@ def report(
         for place in evaluations(run if run.exists() else options.RUNS / run):
             values.append(whole_summary(read_config(place), read_samples(place / SAMPLES), place))
     if to is not None:
-        _export(values, to, out)
+        text = to_csv(values) if to == "csv" else to_latex(values)
+        if out is None:
+            say(text.rstrip("\n"))
+        else:
+            with writing(out):
+                out.write_text(text, encoding="utf-8")
     elif json:
         print_json({"runs": values})
     else:
@@ -69,15 +74,3 @@ def report(
         from kvcomm.cli.plot import plot_eval
 
         plot_eval(values, plot)
-
-
-def _export(values: list[dict[str, Any]], to: str, out: Path | None) -> None:
-    """Write the table of another program to a file or to stdout. Raises `UsageError`."""
-    text = to_csv(values) if to == "csv" else to_latex(values)
-    if out is None:
-        say(text.rstrip("\n"))
-        return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror or error}") from None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcomm.cli.output import number_table
 from kvcomm.trace.text import plural
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def show(values: Values, *, by_agent: bool = False) -> RenderableType:
     if by_agent:
         parts += ["", _agents(values, differing)]
     for value, label in zip(values, labels, strict=True):
-        where = ", ".join(filter(None, (_said(name, label[name]) for name in differing)))
+        where = _joined(_said(name, label[name]) for name in differing)
         lines = [] if value["complete"] else ["not finished: some samples are still to be done"]
         lines += [_compared(found["first"], found) for found in value["comparisons"]]
         lines += [
@@ -70,10 +69,7 @@ def show(values: Values, *, by_agent: bool = False) -> RenderableType:
 def labels_of(values: Values) -> list[str]:
     """What tells each evaluation from the others, in a few words."""
     labels, differing = labelled(values)
-    return [
-        ", ".join(filter(None, (_said(name, _short(name, label[name])) for name in differing)))
-        for label in labels
-    ]
+    return [_joined(_said(n, _short(n, label[n])) for n in differing) for label in labels]
 
 
 def labelled(values: Values) -> tuple[list[dict[str, str]], list[str]]:
@@ -109,7 +105,7 @@ def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
     """What holds for all, where it applies."""
     found = {name: text for label in labels for name, text in label.items() if text}
     names = [name for name in labels[0] if name not in (*differing, "run")]
-    return "; ".join(filter(None, (_said(name, found.get(name, "")) for name in names)))
+    return _joined((_said(name, found.get(name, "")) for name in names), "; ")
 
 
 def _said(name: str, text: str) -> str:
@@ -150,10 +146,17 @@ def _alone(values: Values) -> str:
     return f"{taken}, which makes them longer: compare times at --concurrent 1 only."
 
 
+def _table(before: Sequence[str], first: str, columns: Sequence[str]) -> Table:
+    """Names on the left, those `before` the first one wrapped; numbers in the other columns."""
+    from kvcomm.trace.tables import plain_table
+
+    return plain_table(*(f"~{name}" for name in before), first, *(f">{name}" for name in columns))
+
+
 def _scores(values: Values, differing: Sequence[str]) -> Table:
     errors = any(found["errors"] for value in values for found in value["modes"].values())
     columns = ["n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else [])]
-    table = number_table("mode", *columns, before=differing)
+    table = _table(differing, "mode", columns)
     for names, mode, found in _modes(values, differing):
         low, high = found["ci95"]
         shares = [found["score"], found["token_reuse"], found["call_reuse"]]
@@ -175,7 +178,7 @@ def _scores(values: Values, differing: Sequence[str]) -> Table:
 def _agents(values: Values, differing: Sequence[str]) -> Table:
     """A line for each agent: its prompts, and what became of them."""
     columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
-    table = number_table("agent", *columns, before=[*differing, "mode"])
+    table = _table([*differing, "mode"], "agent", columns)
     table.columns[-len(columns) - 2].no_wrap = True  # the mode
     for names, mode, found in _modes(values, differing):
         first = [*names, mode]
@@ -227,7 +230,11 @@ def _compared(mode: str, found: dict[str, Any]) -> str:
         "" if judge is None else f"same choice of the last agent {judge:.0%}",
         "" if ratio is None else f"TTFT {times_in_words(ratio, found['ttft_ratio_ci95'])}",
     ]
-    return "; ".join(part for part in parts if part)
+    return _joined(parts, "; ")
+
+
+def _joined(parts: Iterable[str], by: str = ", ") -> str:
+    return by.join(part for part in parts if part)
 
 
 def times_in_words(ratio: float, interval: Sequence[float] | None) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from kvcomm.agents import Agent, Tool
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json, say
+from kvcomm.cli.output import console, print_json, print_table, say
 from kvcomm.trace.lanes import MOST
 
 if TYPE_CHECKING:
@@ -27,14 +27,12 @@ def list_graphs(json: options.Json = False) -> None:
         graphs = [{"name": n, "agents": t.agents, "about": t.about} for n, t in TOPOLOGIES.items()]
         print_json({"graphs": graphs})
         return
-    from kvcomm.trace.tables import plain_table
-
-    table = plain_table("graph", ">agents", "~what it is")
-    for name, topology in TOPOLOGIES.items():
-        judge = " + judge" if name == "debate" else ""
-        table.add_row(name, f"{topology.agents}{judge}", topology.about)
-    table.add_row("FILE.py[:NAME]", "", "your own AgentGraph, at module level of a Python file")
-    console().print(table)
+    rows = [
+        (name, f"{topology.agents}{' + judge' if name == 'debate' else ''}", topology.about)
+        for name, topology in TOPOLOGIES.items()
+    ]
+    own = ("FILE.py[:NAME]", "", "your own AgentGraph, at module level of a Python file")
+    print_table(("graph", ">agents", "~what it is"), [*rows, own])
 
 
 @app.command("show")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from kvcomm.cli import options
+from kvcomm.cli.options import option
 from kvcomm.cli.output import complain
 from kvcomm.errors import UsageError
 
@@ -28,15 +30,46 @@ BELONGS = {
 class Home:
     """The options that say which engine is loaded. Raises `UsageError` where they disagree."""
 
-    model: options.TeamModel = None
-    engine: options.Engine = "local"
-    base_url: options.BaseUrl = None
-    served_model: options.ServedModel = None
-    replicas: options.Replicas = None
+    model: Annotated[
+        str | None,
+        option(
+            "M",
+            f"{options.MODELS}; of a served model, its tokenizer.",
+            "--model",
+            "-m",
+            shown=f"{options.DEFAULT_MODEL}, or the served one",
+        ),
+    ] = None
+    engine: Annotated[str, option("E", "local, ray, or openai: a server with that API.")] = "local"
+    base_url: Annotated[
+        str | None,
+        option(
+            "URL",
+            "Where the server of --engine openai is, such as http://localhost:8000/v1.",
+            shown="KVCOMM_BASE_URL",
+        ),
+    ] = None
+    served_model: Annotated[
+        str | None, option("NAME", "Which of the server's models, where it has several.")
+    ] = None
+    replicas: Annotated[
+        int | None,
+        option(
+            "N",
+            "Copies of the model, for --engine ray.",
+            shown="one a GPU, or one a machine",
+            max=options.MOST_AGENTS,
+        ),
+    ] = None
     device: options.Device = None
     dtype: options.Dtype = None
-    memory: options.Memory = None
-    spill: options.Spill = None
+    memory: Annotated[
+        str | None,
+        option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free"),
+    ] = None
+    spill: Annotated[
+        Path | None, option("DIR", "Folder for shared KV that no longer fits in memory.")
+    ] = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

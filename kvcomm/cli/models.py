@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import complain, console, print_json
+from kvcomm.cli.output import complain, console, print_json, print_table
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,15 +29,10 @@ def list_models(json: options.Json = False) -> None:
     if json:
         print_json({"models": [{**asdict(info), "where": str(info.where)} for info in infos]})
         return
-    from rich.text import Text
-
-    from kvcomm.trace.tables import plain_table
-
-    table = plain_table("model", "kind", "ready", "~where")
-    for info in infos:
-        ready = "yes" if info.ready else "no"
-        table.add_row(info.name, info.kind, ready, Text(str(info.where)))
-    console().print(table)
+    print_table(
+        ("model", "kind", "ready", "~where"),
+        ((i.name, i.kind, "yes" if i.ready else "no", str(i.where)) for i in infos),
+    )
 
 
 @app.command("check")

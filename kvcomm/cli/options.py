@@ -37,76 +37,13 @@ Agents = Annotated[
     option("N", "Agents in a ready-made graph.", "--agents", "-n", shown="see graph list"),
 ]
 Rounds = Annotated[int | None, option("R", "Rounds of a debate.", shown="2")]
-MaxTokens = Annotated[
-    int | None, option("N", "Longest message, in tokens.", shown="256", max=MOST_TOKENS)
-]
-Temperature = Annotated[float | None, option("T", "0 is greedy.", shown="0")]
 Layout = Annotated[
     str | None, option("L", "role-first, or shared-first: the role text behind task and messages.")
 ]
 Model = Annotated[str, option("M", f"{MODELS}.", "--model", "-m")]
-TeamModel = Annotated[
-    str | None,
-    option(
-        "M",
-        f"{MODELS}; of a served model, its tokenizer.",
-        "--model",
-        "-m",
-        shown=f"{DEFAULT_MODEL}, or the served one",
-    ),
-]
-Engine = Annotated[str, option("E", "local, ray, or openai: a server with that API.")]
-Replicas = Annotated[
-    int | None,
-    option(
-        "N",
-        "Copies of the model, for --engine ray.",
-        shown="one a GPU, or one a machine",
-        max=MOST_AGENTS,
-    ),
-]
-BaseUrl = Annotated[
-    str | None,
-    option(
-        "URL",
-        "Where the server of --engine openai is, such as http://localhost:8000/v1.",
-        shown="KVCOMM_BASE_URL",
-    ),
-]
-ServedModel = Annotated[
-    str | None, option("NAME", "Which of the server's models, where it has several.")
-]
 Device = Annotated[str | None, option("D", "cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str | None, option("T", "float32, bfloat16, float16.")]
-Memory = Annotated[
-    str | None, option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free")
-]
-Spill = Annotated[Path | None, option("DIR", "Folder for shared KV that no longer fits in memory.")]
 Reuse = Annotated[str, option("R", "auto, exact, kvcomm or dense.", "--reuse", "-r")]
-Target = Annotated[
-    float | None,
-    option(
-        "NATS",
-        "Highest mean divergence from dense that auto may cause.",
-        "--target-divergence",
-        shown="0.02",
-    ),
-]
-AuditRate = Annotated[
-    float | None,
-    option(
-        "SHARE",
-        "Realigned calls of auto that are compared with dense.",
-        "--audit-rate",
-        shown="0.1",
-    ),
-]
-RepairBudget = Annotated[
-    float | None,
-    option(
-        "SHARE", "The most that auto computes of a realigned text.", "--repair-budget", shown="0.25"
-    ),
-]
 Data = Annotated[Path | None, option("DIR", "Folder with SUITE.jsonl.", shown="KVCOMM_DATA")]
 
 
@@ -122,12 +59,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """The model of a command that needs one in this process."""
+
+    model: Model = DEFAULT_MODEL
+    device: Device = None
+    dtype: Dtype = None
+
+
+@dataclass(frozen=True)
 class TeamOptions:
     """What `build_graph` changes in a graph, beside its number of agents."""
 
     rounds: Rounds = None
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
+    max_tokens: Annotated[
+        int | None, option("N", "Longest message, in tokens.", shown="256", max=MOST_TOKENS)
+    ] = None
+    temperature: Annotated[float | None, option("T", "0 is greedy.", shown="0")] = None
     layout: Layout = None
     seed: Seed = 0
 
@@ -136,9 +84,33 @@ class TeamOptions:
 class AutoOptions:
     """The options of the mode `auto`."""
 
-    target: Target = None
-    rate: AuditRate = None
-    budget: RepairBudget = None
+    target: Annotated[
+        float | None,
+        option(
+            "NATS",
+            "Highest mean divergence from dense that auto may cause.",
+            "--target-divergence",
+            shown="0.02",
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        option(
+            "SHARE",
+            "Realigned calls of auto that are compared with dense.",
+            "--audit-rate",
+            shown="0.1",
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        option(
+            "SHARE",
+            "The most that auto computes of a realigned text.",
+            "--repair-budget",
+            shown="0.25",
+        ),
+    ] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

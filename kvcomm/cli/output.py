@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvcomm.errors import UsageError
 from kvcomm.trace.text import STEERING, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
-    from rich.table import Table
 
 
 @cache
@@ -53,14 +54,23 @@ def say(text: str) -> None:
     print(plain(text), flush=True)
 
 
-def number_table(first: str, *columns: str, before: Sequence[str] = ()) -> Table:
-    """A table without lines: names on the left, numbers in the other columns.
-
-    Names in columns `before` the first one are wrapped where there is no room.
-    """
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table on stdout, its columns named as `plain_table` takes them."""
     from kvcomm.trace.tables import plain_table
 
-    return plain_table(*(f"~{name}" for name in before), first, *(f">{name}" for name in columns))
+    table = plain_table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `UsageError` where a file that the user named cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from kvcomm.errors import UsageError
+from kvcomm.cli.output import writing
 
 MARKERS = "osD^vPX*<>ph"  # of one evaluation after the other
 
@@ -95,9 +95,8 @@ def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        with writing(path):
+            figure.savefig(path)
     finally:
         pyplot.close(figure)
 

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from kvcomm.cli import options
+from kvcomm.cli.audits import finish
 from kvcomm.cli.home import Home
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.errors import KvcommError, UsageError
@@ -114,6 +115,7 @@ def run(
             _print(result)
         if session.measuring:
             _finish_measuring(session)
+        finish(session)
 
 
 def _finish_measuring(session: Session) -> None:

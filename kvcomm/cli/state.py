@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import console, number_table, print_json, say
+from kvcomm.cli.output import print_json, print_table, say
 from kvcomm.errors import StateError, UsageError
 from kvcomm.trace.text import megabytes, plural
 
@@ -34,21 +34,15 @@ def list_state(state: Where = None, json: options.Json = False) -> None:
     if not found:
         say(f"Nothing was learned yet in {_root(state)}.")
         return
-    from rich.text import Text
-
-    table = number_table("model", "version", "templates", "size", "last learned")
+    rows = []
     for folder in found:
         last = max((t.written for t in folder.templates), default=0.0)
         when = datetime.fromtimestamp(last).strftime("%Y-%m-%d %H:%M") if last else ""
         library = folder.library.removeprefix("kvcomm ")
-        table.add_row(
-            Text(folder.model, overflow="ellipsis"),
-            library if folder.usable else f"{library}, unused",
-            str(len(folder.templates)),
-            megabytes(folder.nbytes),
-            when,
-        )
-    console().print(table)
+        version = library if folder.usable else f"{library}, unused"
+        count, size = str(len(folder.templates)), megabytes(folder.nbytes)
+        rows.append((folder.model, version, count, size, when))
+    print_table(("model", ">version", ">templates", ">size", ">last learned"), rows)
     say(f"\n{megabytes(sum(folder.nbytes for folder in found))} in {_root(state)}")
     if any(not folder.usable or folder.rest for folder in found):
         say("Some of it is of no use to this version: kvcomm state prune")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json
+from kvcomm.cli.output import print_json, print_table
 from kvcomm.extras import has
 
 if TYPE_CHECKING:
@@ -34,14 +34,11 @@ def list_suites(data: options.Data = None, json: options.Json = False) -> None:
     if json:
         print_json({"suites": found})
         return
-    from kvcomm.trace.tables import plain_table
-
-    table = plain_table("suite", "~what it is", "rows")
-    for entry in found:
-        table.add_row(entry["name"], entry["about"], entry["rows"])
-    table.add_row("FILE.jsonl", "your own: `input` and `target` in every line", "the file")
-    table.add_row("FILE.py[:NAME]", "your own: a `Suite`", "as it says")
-    console().print(table)
+    own = [
+        ("FILE.jsonl", "your own: `input` and `target` in every line", "the file"),
+        ("FILE.py[:NAME]", "your own: a `Suite`", "as it says"),
+    ]
+    print_table(("suite", "~what it is", "rows"), [*(entry.values() for entry in found), *own])
 
 
 def _source(suite: Suite, data: Path | None) -> str:

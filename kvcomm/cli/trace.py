@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvcomm.cli import options
-from kvcomm.cli.output import console, print_json, say
+from kvcomm.cli.output import console, print_json, print_table, say, writing
 from kvcomm.errors import TraceError, UsageError
 from kvcomm.extras import need
 
@@ -159,10 +160,8 @@ def export(
     # A link to nowhere counts: what is written would land elsewhere.
     if os.path.lexists(path) and not force:
         raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
-    try:
+    with writing(path):
         FORMATS[to].write(found, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
     say(str(path))
 
 
@@ -227,20 +226,11 @@ def _summary(started: RunStarted, finished: RunFinished | None, calls: int) -> d
 
 
 def _print_list(rows: list[dict[str, Any]]) -> None:
-    from rich.text import Text
-
-    from kvcomm.trace.tables import plain_table
     from kvcomm.trace.text import seconds
 
-    table = plain_table("~run", "mode", ">calls", ">time", "status", "~model")
-    for row in rows:
+    def cells(row: dict[str, Any]) -> Iterator[str]:
         wall = row.get("wall_s")
-        table.add_row(
-            Text(row["run"]),
-            Text(row.get("mode", "")),
-            str(row.get("calls_finished", "")),
-            "" if wall is None else seconds(wall),
-            row["status"],
-            Text(row.get("model", "")),
-        )
-    console().print(table)
+        yield from (row["run"], row.get("mode", ""), str(row.get("calls_finished", "")))
+        yield from ("" if wall is None else seconds(wall), row["status"], row.get("model", ""))
+
+    print_table(("~run", "mode", ">calls", ">time", "status", "~model"), map(cells, rows))

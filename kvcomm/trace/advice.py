@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from kvcomm.trace.events import Restarted
 from kvcomm.trace.run import TraceRun
 from kvcomm.trace.text import plain, plural, seconds, share, shorten
 
@@ -32,9 +33,8 @@ def advice(run: TraceRun) -> list[str]:
 
 
 def _warnings(run: TraceRun) -> Iterator[str]:
-    for event in run.events:
-        if event.kind == "restart":
-            yield shorten(event.error, 100)
+    for event in run.of(Restarted):
+        yield shorten(event.error, 100)
     for retry in run.retries:
         yield f"{retry.node} failed and was tried again: {shorten(retry.error, 100)}"
     for audit in run.audits():

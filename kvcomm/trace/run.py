@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from kvcomm.trace.events import (
     Audited,
@@ -31,6 +31,9 @@ COUNTS = (*SOURCES, "ahead")
 # The parts of a call, one behind the other.
 PARTS = ("waits", "ahead", "prefill", "decode")
 OF_CALLS = (NodeStarted, SegmentStep, MessageSent, CallFinished, CallInterrupted, Audited)
+
+
+E = TypeVar("E")
 
 
 class TimelineBar(NamedTuple):
@@ -129,40 +132,31 @@ class TraceRun:
     started: RunStarted
     events: list[Event]
     skipped: int
-    calls: list[CallView] = field(default_factory=list)
-    tools: list[ToolFinished] = field(default_factory=list)
-    finished: RunFinished | None = None
-    state: list[StateRead] = field(default_factory=list)
-    retries: list[Retried] = field(default_factory=list)
-    errors: list[Failed] = field(default_factory=list)
-    texts: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         views: dict[tuple[str, int], CallView] = {}
         for event in self.events:
+            if isinstance(event, NodeStarted) and self.info(event.node).tool:
+                continue
             if isinstance(event, OF_CALLS):
-                if isinstance(event, NodeStarted) and self.info(event.node).tool:
-                    continue
                 key = (event.node, event.attempt)
                 views.setdefault(key, CallView(*key)).add(event)
-            elif isinstance(event, PromptText):
-                self.texts[event.id] = event.text
-            elif isinstance(event, ToolFinished):
-                self.tools.append(event)
-            elif isinstance(event, RunFinished):
-                self.finished = event
-            elif isinstance(event, StateRead):
-                self.state.append(event)
-            elif isinstance(event, Retried):
-                self.retries.append(event)
-            elif isinstance(event, Failed):
-                self.errors.append(event)
         self.calls = list(views.values())
+        self.tools = self.of(ToolFinished)
+        self.state = self.of(StateRead)
+        self.retries = self.of(Retried)
+        self.errors = self.of(Failed)
+        self.texts = {event.id: event.text for event in self.of(PromptText)}
+        self.finished = next(reversed(self.of(RunFinished)), None)
         if self.finished is not None and (spent := sum(a.tokens for a in self.audits())):
             # What was computed for audits is known only behind the end.
             totals = self.finished.totals
             totals = totals.model_copy(update={"extra": totals.extra | {"audit": spent}})
             self.finished = self.finished.model_copy(update={"totals": totals})
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind, in their order."""
+        return [event for event in self.events if isinstance(event, kind)]
 
     def text(self, step: SegmentStep) -> str | None:
         """The text of a segment; None in a trace that holds no texts."""

@@ -88,10 +88,9 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
     ]
     if audits := show_audits(run.audits()):
         rows.append(("audits", audits))
-    for event in run.events:
-        if isinstance(event, Profiled):
-            priors = ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
-            rows.append(("profile", f"priors {priors}"))
+    for event in run.of(Profiled):
+        priors = ", ".join(f"{name} {value:.3f}" for name, value in event.priors.items())
+        rows.append(("profile", f"priors {priors}"))
     for read in run.state:
         rows.append(("state", plain(read.reason) + (f" ({read.path})" if read.path else "")))
     texts = [*started.inputs.items()]

@@ -62,12 +62,7 @@ class CallTable:
 
 
 def show_call(
-    run: TraceRun,
-    view: CallView,
-    *,
-    prompt: bool = False,
-    whole: bool = False,
-    times: bool = False,
+    run: TraceRun, view: CallView, *, prompt: bool = False, whole: bool = False, times: bool = False
 ) -> RenderableType:
     """One call: what it heard, its segments, its message.
 

@@ -9,37 +9,29 @@ from kvcomm.errors import KvcommError
 from tests.support import python
 
 
-def test_help_loads_neither_torch_nor_anything_else_that_is_slow() -> None:
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [
+        ("run --help", {"torch", "transformers", "networkx"}),
+        ("graph show debate", {"torch", "transformers"}),
+        ("trace list", {"torch", "transformers"}),
+    ],
+)
+def test_what_needs_no_model_loads_nothing_that_is_slow(command: str, slow: set[str]) -> None:
     code = (
-        "import sys\n"
-        "from kvcomm.cli import main\n"
-        "try:\n    main(['run', '--help'])\nexcept SystemExit: pass\n"
-        "slow = {'torch', 'transformers', 'networkx'} & set(sys.modules)\n"
-        "sys.exit(f'loaded: {slow}' if slow else 0)\n"
+        "import sys\nfrom kvcomm.cli import main\n"
+        f"try: main({command.split()})\nexcept SystemExit: pass\n"
+        f"sys.exit(f'loaded: {{found}}' if (found := {slow} & set(sys.modules)) else 0)\n"
     )
     assert (done := python(code)).returncode == 0, done.stderr
 
 
-def test_graphs_and_traces_need_no_torch() -> None:
-    code = (
-        "import sys, kvcomm.cli.topologies, kvcomm.trace.show, kvcomm.graphs.draw\n"
-        "from kvcomm.cli.app import app\n"
-        "from kvcomm.cli.topologies import build_graph\n"
-        "build_graph('debate')\n"
-        "sys.exit('torch' in sys.modules)\n"
-    )
-    assert (done := python(code)).returncode == 0, done.stderr
-
-
-def test_version(cli) -> None:
-    assert cli("--version").out == f"kvcomm {__version__}\n"
-
-
-def test_every_command_has_help(cli) -> None:
+def test_every_command_has_help_and_the_program_a_version(cli) -> None:
     for command in ("run", "demo", "graph list", "graph show", "trace list", "trace show"):
         ended = cli(*command.split(), "--help")
         assert ended.code == 0
         assert "Usage: kvcomm " + command in ended.out
+    assert cli("--version").out == f"kvcomm {__version__}\n"
 
 
 def test_no_command_and_unknown_ones_are_bad_usage(cli) -> None:

@@ -110,17 +110,10 @@ def test_reasons_are_counted_by_kind() -> None:
     }
 
 
-def test_the_table_has_a_line_a_mode_and_says_why_calls_were_dense(played: Played) -> None:
-    text = shown(show_table(played))
-    assert "kvcomm 0.20 s 5.00 s 80 40 % 14 0 of 2 1 of 2" in rows(text)
-    assert "auto 0.20 s 5.00 s 80 40 % 14 0.0030 2 of 2 2 of 2" in rows(text)
-    assert "kvcomm: 1 of 4 calls were dense" in text
-    assert "1 call, such as: 0 anchors of at least 31 tokens, needs 2" in text
-    played.results["auto"][0].audits[:] = [audit(0.00002)]
-    assert "<0.0001" in shown(show_table(played))
-
-
-def test_a_question_shows_messages_and_what_each_mode_answered(played: Played) -> None:
+def test_what_is_shown_of_the_plan_a_question_and_all_of_them(played: Played) -> None:
+    text = shown(show_plan(played, "a model", "two cores", {"grey-petrel": 1085}))
+    assert "Agents: solver and editor." in text
+    assert "grey-petrel (1,085 tokens)\nModel: a model on two cores" in text
     text = shown(show_question(played, 1))
     assert "question 2 of 2: In which [year]?" in text
     assert "grey-petrel, read before; the fact to find: 1902" in text
@@ -129,27 +122,22 @@ def test_a_question_shows_messages_and_what_each_mode_answered(played: Played) -
     assert "auto 0.30 s 3.00 s 40 of 100 40 % right, as dense" in rows(text)
     assert "kvcomm: [1903]" in rows(text)
     assert "new to all modes" in shown(show_question(played, 0))
+    text = shown(show_table(played))
+    assert "kvcomm 0.20 s 5.00 s 80 40 % 14 0 of 2 1 of 2" in rows(text)
+    assert "auto 0.20 s 5.00 s 80 40 % 14 0.0030 2 of 2 2 of 2" in rows(text)
+    assert "kvcomm: 1 of 4 calls were dense" in text
+    assert "1 call, such as: 0 anchors of at least 31 tokens, needs 2" in text
+    played.results["auto"][0].audits[:] = [audit(0.00002)]
+    assert "<0.0001" in shown(show_table(played))
+    assert to_json(played)["facts"] == {"one": "Glasgow", "two": "1902"}
 
 
-def test_the_plan_names_agents_texts_and_machine_and_json_all_answers(played: Played) -> None:
-    text = shown(show_plan(played, "a model", "two cores", {"grey-petrel": 1085}))
-    assert "Agents: solver and editor." in text
-    assert "grey-petrel (1,085 tokens)\nModel: a model on two cores" in text
-    value = to_json(played)
-    assert value["questions"] == 2
-    assert value["answers"]["two"] == {"dense": "1902", "kvcomm": "[1903]", "auto": "1902"}
-    assert value["facts"] == {"one": "Glasgow", "two": "1902"}
-
-
-@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.id)
-def test_the_fact_stands_in_the_text_and_not_in_the_question(question: Question) -> None:
-    assert question.right(f"Answer: it is {question.fact.lower()}.")
-    assert question.right(question.passage)
-    others = {other.passage for other in QUESTIONS} - {question.passage}
-    assert not any(map(question.right, [question.text, *others]))
-
-
-def test_texts_are_long_and_come_back_and_everybody_reads_them() -> None:
+def test_facts_stand_in_long_texts_that_come_back_and_that_everybody_reads() -> None:
+    for question in QUESTIONS:
+        assert question.right(f"Answer: it is {question.fact.lower()}.")
+        assert question.right(question.passage)
+        others = {other.passage for other in QUESTIONS} - {question.passage}
+        assert not any(map(question.right, [question.text, *others]))
     texts = [question.passage for question in QUESTIONS]
     assert all(700 <= len(text.split()) <= 900 for text in texts)
     assert texts[0] == texts[2] != texts[1] == texts[3]
@@ -206,9 +194,6 @@ def test_a_reader_sees_every_question_a_table_and_where_the_traces_are(cli) -> N
     command = ended.out.strip().split("\n")[-1].removeprefix("one of them: kvcomm ").split()
     assert cli(*command).code == 0
     assert "1/4  mayor, dense: " in ended.err
-
-
-def test_bad_limits(cli) -> None:
     ended = cli("demo", "--limit", "0")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "error: --limit 0: the demo needs at least 1 question\n"

@@ -30,6 +30,14 @@ def data(tmp_path: Path) -> str:
 
 
 def test_a_table_and_a_folder(cli, data: str) -> None:
+    assert "Usage: kvcomm eval SUITE [OPTIONS]" in (out := cli("eval", "--help").out)
+    assert "kvcomm eval report RUN" in out
+    listed = json.loads(cli("tasks", "list", "--data", data, "--json").out)["suites"]
+    rows = {suite["name"]: suite["rows"] for suite in listed}
+    assert (rows["gsm8k"], rows["math-mini"], len(rows)) == ("the folder", "kvcomm", 11)
+    text = cli("tasks", "list", "--data", data).out
+    assert all(name in text for name in rows)
+    assert all(len(line) <= 80 for line in text.splitlines())
     ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, "--limit", "3", "--out", "o")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
@@ -43,13 +51,8 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     assert "compare times at --concurrent 1 only" in " ".join(ended.out.split())
     assert "kept in o: kvcomm eval report o" in ended.out
     assert "3 of 3: auto" in ended.err
-    assert sorted(path.name for path in Path("o").iterdir()) == [
-        "config.json",
-        "samples.jsonl",
-        "state",
-        "summary.json",
-        "traces",
-    ]
+    written = {"config.json", "samples.jsonl", "state", "summary.json", "traces"}
+    assert {path.name for path in Path("o").iterdir()} == written
 
 
 def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other(
@@ -83,9 +86,23 @@ def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other
     assert "holds no evaluation" in cli("eval", "report", "three").err
 
 
-def test_numbers_for_other_programs(cli, data: str) -> None:
-    args = ("--agents", "1,2", "--reuse", "exact", "--compare", "dense", "--limit", "2")
-    assert cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o").code == 0
+def test_several_numbers_of_agents_and_numbers_for_other_programs(cli, data: str) -> None:
+    args = ("--agents", "1,2,1", "--reuse", "exact,dense", "--compare", "dense", "--limit", "2")
+    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out")
+    ended = cli(*command, "o", "--json")
+    assert ended.code == 0, ended.err
+    runs = json.loads(ended.out)["runs"]
+    assert [(run["out"], run["graph"]) for run in runs] == [
+        ("o/agents-1", "full"),
+        ("o/agents-2", "full"),
+    ]
+    assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
+    logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
+    assert json.loads(cli(*command, "o", "--json").out)["runs"] == runs  # nothing is done twice
+    assert [Path(run["out"], SAMPLES).read_bytes() for run in runs] == logs
+    assert json.loads(cli("eval", "report", "o", "--json").out)["runs"] == runs
+    one = cli(*command, "o/agents-1")
+    assert (one.code, "holds one evaluation" in one.err) == (2, True)
     table = cli("eval", "report", "o").out
     assert re.search("^agents +mode .*^1 +exact .*^2 +exact .*^ +dense ", table, re.M | re.S)
     assert "2 agents:\nexact against dense" in table
@@ -94,9 +111,8 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
     of_rows = [(row["agent_count"], row["mode"]) for row in rows]
     assert of_rows == [("1", "exact"), ("1", "dense"), ("2", "exact"), ("2", "dense")]
     assert {row["samples"] for row in rows} == {"2"}
-    (run, _) = json.loads(cli("eval", "report", "o", "--json").out)["runs"]
-    assert float(rows[0]["ci95_high"]) == run["ci95"][1]
-    assert float(rows[0]["against.dense.difference"]) == run["compare"]["difference"]
+    assert float(rows[0]["ci95_high"]) == runs[0]["ci95"][1]
+    assert float(rows[0]["against.dense.difference"]) == runs[0]["compare"]["difference"]
     assert rows[1]["against.dense.difference"] == ""
     assert float(rows[2]["by_agent.editor.prompt_tokens"]) > 0
     assert rows[0]["by_agent.editor.prompt_tokens"] == ""
@@ -106,95 +122,56 @@ def test_numbers_for_other_programs(cli, data: str) -> None:
     assert "gsm8k & full & 2 & random:llama-tiny & dense & 2 & " in tex
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("--to", "word"), "--to 'word' is unknown: choose csv or latex"),
-        (("--to", "csv", "--json"), "choose one"),
-        (("--out", "x"), "--out belongs to --to"),
-        (("--plot", "r.txt"), "--plot r.txt: matplotlib writes "),
-        (("--to", "csv", "--out", "no/x"), "cannot write no/x"),
-        (("--plot", "no/r.png"), "--plot no/r.png: there is no folder no"),
-    ],
-)
-def test_bad_usage_of_the_report(cli, args: tuple[str, ...], message: str) -> None:
-    evaluated("exact")
-    ended = cli("eval", "report", "one", *args)
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert message in ended.err
-
-
-def evaluated(mode: str) -> None:
-    """The folder `one` holds an evaluation that has no samples."""
-    Path("one").mkdir()
-    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": [mode]}))
-
-
-def test_an_evaluation_of_an_earlier_version_is_reported(cli) -> None:
-    evaluated("kvcomm")
+def test_bad_usage_of_the_report(cli) -> None:
+    Path("one").mkdir()  # an evaluation of an earlier version, without samples
+    Path("one", "config.json").write_text(json.dumps({**CONFIGURED, "modes": ["kvcomm"]}))
     ended = cli("eval", "report", "one", "--plot", "r.pdf")
     assert ended.code == 0, ended.err
     assert "kvcomm  0      –  0%–100%" in ended.out
     assert Path("r.pdf").read_bytes()[:4] == b"%PDF"
-
-
-def test_help_shows_what_is_typed(cli) -> None:
-    out = cli("eval", "--help").out
-    assert "Usage: kvcomm eval SUITE [OPTIONS]" in out
-    assert "kvcomm eval report RUN" in out
-    assert "Usage: kvcomm eval SUITE" in cli("eval").err
+    for args, message in {
+        "--to word": "--to 'word' is unknown: choose csv or latex",
+        "--to csv --json": "choose one",
+        "--out x": "--out belongs to --to",
+        "--plot r.txt": "--plot r.txt: matplotlib writes ",
+        "--to csv --out no/x": "cannot write no/x",
+        "--plot no/r.png": "--plot no/r.png: there is no folder no",
+    }.items():
+        ended = cli("eval", "report", "one", *args.split())
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert message in ended.err
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing",), "suite 'nothing' is unknown"),
-        (("gsm8k", "--reuse", "x"), "reuse mode 'x' is unknown"),
-        (("gsm8k", "--compare", "auto"), "is the mode of --reuse"),
-        (("gsm8k", "--limit", "0"), "at least 1 task"),
-        (("gsm8k", "--ids", "gsm8k-99"), "there is no task 'gsm8k-99'"),
-        (("gsm8k", "--agents", "2,x"), "--agents 'x': write a number, or several"),
-        (("gsm8k", "--agents", "2,,3"), "is missing between the commas"),
-        (("gsm8k", "--agents", "2,3", "--graph", "mine.py"), "do not apply to a graph file"),
-        (("gsm8k", "--rounds", "3"), "--rounds belongs to a ready-made graph"),
-        (("gsm8k", "--rounds", "3", "--folder", "."), "--rounds belongs to a ready-made graph"),
-        (("gsm8k", "--compare", ""), "is missing between the commas"),
-        (("gsm8k", "--reuse", "exact,x"), "reuse mode 'x' is unknown"),
-        (("gsm8k", "--reuse", "none.py:mine"), "policy file 'none.py' does not exist"),
-        (("gsm8k", "--gamma", "0.1"), "--gamma belongs to the mode kvcomm"),
-        (("gsm8k", "--reuse", "kvcomm", "--gamma", "2"), "gamma 2.0: use 0 to 1"),
-        (("gsm8k", "--reuse", "kvcomm", "--anchors", "1"), "a pool needs at least 2"),
-        (("gsm8k", "--limit", "10", "--warmup", "3"), "beside the 10 tasks that count there are 2"),
-        (("gsm8k", "--repeats", "0"), "repeats must be at least 1"),
-        (("gsm8k", "--folder", "."), "holds no text"),
-        (("gsm8k", "--folder", ".", "--graph", "chain"), "leave --graph out"),
-        (("gsm8k", "--graph", "nothing"), "graph 'nothing' is unknown"),
+        ("--reuse x", "reuse mode 'x' is unknown"),
+        ("--compare auto", "is the mode of --reuse"),
+        ("--limit 0", "at least 1 task"),
+        ("--ids gsm8k-99", "there is no task 'gsm8k-99'"),
+        ("--agents 2,x", "--agents 'x': write a number, or several"),
+        ("--agents 2,,3", "is missing between the commas"),
+        ("--agents 2,3 --graph mine.py", "do not apply to a graph file"),
+        ("--rounds 3", "--rounds belongs to a ready-made graph"),
+        ("--rounds 3 --folder .", "--rounds belongs to a ready-made graph"),
+        ("--reuse exact,x", "reuse mode 'x' is unknown"),
+        ("--reuse none.py:mine", "policy file 'none.py' does not exist"),
+        ("--gamma 0.1", "--gamma belongs to the mode kvcomm"),
+        ("--reuse kvcomm --gamma 2", "gamma 2.0: use 0 to 1"),
+        ("--reuse kvcomm --anchors 1", "a pool needs at least 2"),
+        ("--limit 10 --warmup 3", "beside the 10 tasks that count there are 2"),
+        ("--repeats 0", "repeats must be at least 1"),
+        ("--folder .", "holds no text"),
+        ("--folder . --graph chain", "leave --graph out"),
+        ("--graph nothing", "graph 'nothing' is unknown"),
     ],
 )
-def test_bad_usage(cli, data: str, args: tuple[str, ...], message: str) -> None:
-    ended = cli("eval", *args, "--data", data)
-    assert ended.code == 2
+def test_bad_usage(cli, data: str, args: str, message: str) -> None:
+    ended = cli("eval", "gsm8k", *args.split(), "--data", data)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert message in ended.err
-    assert ended.err.count("\n") == 1
     assert not Path("runs").exists()
-
-
-def test_several_numbers_of_agents_modes_and_comparisons(cli, data: str) -> None:
-    args = ("--agents", "1,2,1", "--reuse", "exact,dense", "--compare", "dense", "--limit", "1")
-    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o", "--json")
-    ended = cli(*command)
-    assert ended.code == 0, ended.err
-    runs = json.loads(ended.out)["runs"]
-    assert [run["out"] for run in runs] == ["o/agents-1", "o/agents-2"]
-    assert [run["graph"] for run in runs] == ["full", "full"]
-    assert [list(run["modes"]) for run in runs] == [["exact", "dense"]] * 2
-    assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
-    logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
-    assert json.loads(cli(*command).out)["runs"] == runs  # nothing is done twice
-    assert [Path(run["out"], SAMPLES).read_bytes() for run in runs] == logs
-    assert json.loads(cli("eval", "report", "o", "--json").out)["runs"] == runs
-    one = cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o/agents-1")
-    assert (one.code, "holds one evaluation" in one.err) == (2, True)
+    assert "suite 'nothing' is unknown" in cli("eval", "nothing").err
 
 
 def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str) -> None:
@@ -274,15 +251,3 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(cli, data: str) -> N
     summaries = [json.loads(Path(name, "summary.json").read_text()) for name in ("whole", "cut")]
     assert summaries[0]["score"] == summaries[1]["score"]
     assert summaries[0]["samples"] == summaries[1]["samples"]
-
-
-def test_tasks_list(cli, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KVCOMM_DATA", raising=False)
-    listed = json.loads(cli("tasks", "list", "--data", data, "--json").out)["suites"]
-    rows = {suite["name"]: suite["rows"] for suite in listed}
-    assert rows["gsm8k"] == "the folder"
-    assert rows["math-mini"] == "kvcomm"
-    assert len(rows) == 11
-    text = cli("tasks", "list", "--data", data).out
-    assert all(name in text for name in rows)
-    assert all(len(line) <= 80 for line in text.splitlines())

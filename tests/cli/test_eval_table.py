@@ -38,11 +38,13 @@ def test_what_differs_has_a_column(
     assert "γ 0.9, 1 task of warm-up:" in lines
     assert labels_of(values) == ["γ 0.3", "γ 0.9, 1 task of warm-up"]
     assert labels_of(values[:1]) == [""]
-
-
-@pytest.mark.parametrize("names", [["one", "two"], ["s0/one", "s1/one"]])
-def test_evaluations_that_are_alike_have_the_names_of_their_folders(names: list[str]) -> None:
-    assert labels_of([{**value(), "out": f"runs/{name}"} for name in names]) == names
+    tex = to_latex(values)
+    assert r"\begin{tabular}{llrllllrrrrr}" in tex
+    assert r"Model & $\gamma$ & Warm-up & Mode & $n$" in tex
+    assert "m & 0.9 & 1 & kvcomm & 1 & " in tex
+    assert r"Model & Mode & $n$" in to_latex([value()])
+    for names in (["one", "two"], ["s0/one", "s1/one"]):  # alike but for their folders
+        assert labels_of([{**value(), "out": f"runs/{name}"} for name in names]) == names
 
 
 def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(
@@ -56,14 +58,6 @@ def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(
         ["dense", "0", "–", "0%–100%", "–", "–", "–"]
     ]
     assert r" & dense & 0 & -- & -- & -- & -- \\" in to_latex([begun])
-
-
-def test_latex_has_columns_for_what_else_differs() -> None:
-    assert r"Model & Mode & $n$" in to_latex([value()])
-    tex = to_latex([value(), value(gamma=0.9, warmup=1)])
-    assert r"\begin{tabular}{llrllllrrrrr}" in tex
-    assert r"Model & $\gamma$ & Warm-up & Mode & $n$" in tex
-    assert "m & 0.9 & 1 & kvcomm & 1 & " in tex
 
 
 def test_long_names_are_wrapped_and_numbers_are_not(

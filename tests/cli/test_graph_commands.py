@@ -8,20 +8,16 @@ from pathlib import Path
 from kvcomm.cli.topologies import TOPOLOGIES
 
 
-def test_list_names_every_topology(cli) -> None:
-    text = cli("graph", "list").out
-    assert all(name in text for name in TOPOLOGIES)
-    listed = json.loads(cli("graph", "list", "--json").out)["graphs"]
-    assert [graph["name"] for graph in listed] == list(TOPOLOGIES)
-
-
-def test_show_draws_the_graph_and_binds_the_placeholders(cli) -> None:
+def test_show_draws_the_graph_binds_the_placeholders_and_list_has_all(cli) -> None:
     text = cli("graph", "show", "debate").out
     assert "2  solver@2   ├──┼─▶●" in text
     assert "You wrote before:" in text
     assert "{solver2@1}" in text
     assert "{messages}" not in text
     assert "judge  role-first, at most 256 tokens, exact" in text
+    assert all(name in cli("graph", "list").out for name in TOPOLOGIES)
+    listed = json.loads(cli("graph", "list", "--json").out)["graphs"]
+    assert [graph["name"] for graph in listed] == list(TOPOLOGIES)
 
 
 def test_show_json_and_mermaid(cli) -> None:
@@ -32,17 +28,11 @@ def test_show_json_and_mermaid(cli) -> None:
     editor = shown["nodes"][1]
     assert editor["senders"] == ["solver"]
     assert editor["prompt"].startswith("{task}\n\nsolver wrote:\n{solver}")
-    assert cli("graph", "show", "chain", "--mermaid").out.startswith("flowchart TD\n")
-
-
-def test_layout_moves_the_role_text(cli) -> None:
     role = "You check the work of others."
-    prompts = [
-        json.loads(cli("graph", "show", "chain", "--layout", layout, "--json").out)["nodes"][1]
-        for layout in ("role-first", "shared-first")
-    ]
-    assert role in prompts[0]["system"]
-    assert role in prompts[1]["prompt"]
+    for layout, where in (("role-first", "system"), ("shared-first", "prompt")):
+        moved = cli("graph", "show", "chain", "--layout", layout, "--json").out
+        assert role in json.loads(moved)["nodes"][1][where]
+    assert cli("graph", "show", "chain", "--mermaid").out.startswith("flowchart TD\n")
 
 
 def test_errors_are_one_line(cli, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from kvcomm.engine.local import LocalEngine
 from tests.conformance.fake_server import FakeServer
 
 MODEL = ("--model", "random:llama-tiny", "--state", "none", "--max-tokens", "6")
+SERVED = ("--engine", "openai", "--base-url")
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
@@ -50,10 +51,8 @@ def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
 def test_every_mode_runs_a_debate(cli, mode: str) -> None:
     ended = cli("run", "Hello?", *MODEL, "--graph", "debate", "--reuse", mode, "--json")
     value = json.loads(ended.out)
-    assert len(value["calls"]) == 5
-    assert value["mode"] == mode
-    if mode == "dense":
-        assert value["totals"]["reused_tokens"] == 0
+    assert (len(value["calls"]), value["mode"]) == (5, mode)
+    assert mode != "dense" or value["totals"]["reused_tokens"] == 0
 
 
 def test_a_graph_file_with_another_input(cli, tmp_path: Path) -> None:
@@ -83,39 +82,25 @@ def test_a_graph_file_with_another_input(cli, tmp_path: Path) -> None:
         (("x", "--model", "random:none"), "random shape 'none' is unknown"),
         (("x", "--input", "text"), "write NAME=TEXT"),
         (("x", "--input", "place=here"), "the graph has no input `place`"),
+        (("x", "--engine", "openai"), "--base-url http://HOST:PORT/v1"),
+        (("x", "--engine", "cloud"), "choose one of local, openai"),
+        (("x", "--base-url", "http://x"), "--base-url belongs to --engine openai"),
+        (("x", "--replicas", "2"), "--replicas belongs to --engine ray"),
+        (("x", *SERVED, "http://x", "--dtype", "float32"), "--dtype belongs to --engine local"),
+        (("x", *SERVED, "http://127.0.0.1:9"), "cannot be reached"),
+        (("x", *SERVED, "nowhere"), "is no address"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(cli, argv: tuple[str, ...], message: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    cli, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.delenv("KVCOMM_BASE_URL", raising=False)
     ended = cli("run", *argv)
     assert ended.code == 2
     assert ended.out == ""
     last = ended.err.rstrip("\n").split("\n")[-1]
     assert last.startswith("error: ")
     assert message in last
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--engine", "openai"), "--base-url http://HOST:PORT/v1"),
-        (("--engine", "cloud"), "choose one of local, openai"),
-        (("--base-url", "http://x"), "--base-url belongs to --engine openai"),
-        (("--replicas", "2"), "--replicas belongs to --engine ray"),
-        (
-            ("--engine", "openai", "--base-url", "http://x", "--dtype", "float32"),
-            "--dtype belongs to --engine local",
-        ),
-        (("--engine", "openai", "--base-url", "http://127.0.0.1:9"), "cannot be reached"),
-        (("--engine", "openai", "--base-url", "nowhere"), "is no address"),
-    ],
-)
-def test_where_the_model_runs_is_checked_first(
-    cli, options: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("KVCOMM_BASE_URL", raising=False)
-    ended = cli("run", "Hello?", *options)
-    assert ended.code == 2
-    assert said in ended.err
 
 
 def test_a_served_model_answers(
@@ -132,9 +117,7 @@ def test_a_served_model_answers(
     assert "use --reuse exact or dense (or auto)" in refused.err
 
 
-@pytest.mark.parametrize(
-    "question", ["-5 + 3 = ?", "- what is 3?", "-x is what?", "--why is it so"]
-)
+@pytest.mark.parametrize("question", ["-5 + 3 = ?", "--why is it so"])
 def test_a_question_that_begins_with_a_dash_gets_a_hint(cli, question: str) -> None:
     ended = cli("run", question, *MODEL)
     assert ended.code == 2

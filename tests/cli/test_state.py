@@ -50,6 +50,15 @@ def test_what_was_learned_is_listed(cli, cache: Path, monkeypatch: pytest.Monkey
     assert (old["usable"], now["usable"]) == (False, True)
     assert [t["template"] for t in now["templates"]] == ["aa", "bb"]
     assert now["templates"][0]["bytes"] == 3_000_010
+    own = str(cache / "state" / "now" / "0011")
+    found = json.loads(cli("state", "list", "--state", own, "--json").out)
+    assert [f["path"] for f in found["folders"]] == [own]
+    for argv, message in (
+        (("list", "--state", str(cache / "nowhere")), "there is no such folder"),
+        (("prune", "--keep", "much"), "--keep 'much' is no size"),
+    ):
+        refused = cli("state", *argv)
+        assert (refused.code, message in refused.err) == (2, True)
     monkeypatch.setenv("KVCOMM_CACHE", str(cache / "empty"))
     assert "Nothing was learned yet" in cli("state", "list").out
     assert "Nothing to remove" in cli("state", "prune").out
@@ -103,15 +112,3 @@ def test_prune_all_leaves_what_is_not_ours(cli, cache: Path, tmp_path: Path) -> 
         "other/model.safetensors",
     ]
     assert (elsewhere / "aa.safetensors").exists()
-
-
-def test_a_folder_of_ones_own(cli, cache: Path) -> None:
-    own = cache / "state" / "now" / "0011"
-    found = json.loads(cli("state", "list", "--state", str(own), "--json").out)
-    assert [f["path"] for f in found["folders"]] == [str(own)]
-    missing = cli("state", "list", "--state", str(cache / "nowhere"))
-    assert missing.code == 2
-    assert "there is no such folder" in missing.err
-    refused = cli("state", "prune", "--keep", "much")
-    assert refused.code == 2
-    assert "--keep 'much' is no size" in refused.err

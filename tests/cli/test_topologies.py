@@ -16,6 +16,8 @@ def test_every_topology_of_every_size(name: str, agents: int | None) -> None:
     expected = 2 * count + 1 if name == "debate" else count
     assert len(graph.nodes) == expected
     assert graph.name == name
+    for node in graph.nodes.values():  # nobody checks work that is not there
+        assert count == 1 or node.senders or node.agent.name.startswith("solver")
 
 
 def test_names_are_roles_in_turn() -> None:
@@ -39,15 +41,6 @@ def test_who_answers_hears_everyone_it_should() -> None:
     assert [len(level) for level in tree.levels()] == [4, 2, 1]
     assert {node.agent.name[:6] for node in tree.nodes.values() if not node.senders} == {"solver"}
     assert build_graph("star").answer == "editor"
-
-
-def test_nobody_checks_work_that_is_not_there() -> None:
-    for name in TOPOLOGIES:
-        for node in build_graph(name, agents=9).nodes.values():
-            assert node.senders or node.agent.name.startswith("solver")
-
-
-def test_the_random_graph_is_drawn_by_the_seed() -> None:
     edges = [build_graph("random", agents=8, seed=seed).edges for seed in (0, 0, 1)]
     assert edges[0] == edges[1] != edges[2]
 

@@ -40,31 +40,15 @@ def test_show_json_is_one_object(cli, run: Path) -> None:
     assert "What is 6 * 7?" in critic
     one = cli("trace", "show", "one", "--node", "critic", "--json")
     assert [call["node"] for call in json.loads(one.out)["calls"]] == ["critic"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (("one", "--node", "judge"), "no node `judge`"),
-        (("nowhere",), "no trace at 'nowhere'"),
-        (("notes.txt",), "is not a trace"),
-    ],
-)
-def test_what_cannot_be_shown(cli, run: Path, argv: tuple[str, ...], says: str) -> None:
     Path("notes.txt").write_text("hello\n")
-    ended = cli("trace", "show", *argv)
-    assert ended.code == 2
-    assert says in ended.err
-
-
-def test_a_trace_that_was_cut_off(cli, run: Path) -> None:
-    path = run / "trace.jsonl"
-    lines = path.read_text().split("\n")
-    at = next(i for i, line in enumerate(lines) if '"kind":"call"' in line)
-    path.write_text("\n".join(lines[: at + 1]) + '\n{"kind": "ca')
-    assert "cut off: 1 call finished" in cli("trace", "show", "one").out
-    value = json.loads(cli("trace", "show", "one", "--json").out)
-    assert (value["status"], value["totals"], value["skipped_lines"]) == ("cut off", None, 1)
+    for argv, says in {
+        "show one --node judge": "no node `judge`",
+        "show nowhere": "no trace at 'nowhere'",
+        "show notes.txt": "is not a trace",
+        "diff one three": "no trace at 'three'",
+    }.items():
+        ended = cli("trace", *argv.split())
+        assert (ended.code, says in ended.err) == (2, True)
 
 
 def test_list(cli) -> None:
@@ -92,27 +76,26 @@ def test_a_trace_cut_anywhere_is_shown_as_far_as_it_goes(cli, run: Path) -> None
         assert ended.code == 0, ended.err
         assert "random:llama-tiny" in ended.out
         assert "cut off" in ended.out or "ok in" in ended.out
+    at = whole.index(b"\n", whole.index(b'"kind":"call"')) + 1
+    path.write_bytes(whole[:at] + b'{"kind": "ca')
+    assert "cut off: 1 call finished" in cli("trace", "show", "one").out
+    value = json.loads(cli("trace", "show", "one", "--json").out)
+    assert (value["status"], value["totals"], value["skipped_lines"]) == ("cut off", None, 1)
     path.write_bytes(whole[: first // 2])
     ended = cli("trace", "show", "one")
     assert ended.code == 2
     assert "is not a trace" in ended.err
 
 
-def test_diff_of_two_modes(cli, run: Path) -> None:
+def test_diff_of_two_modes_and_tail_of_a_run_that_ended(cli, run: Path) -> None:
     args = ("--reuse", "dense", "--out", "runs/two")
     assert cli("run", "What is 6 * 7?", *MODEL, *args).code == 0
-    ended = cli("trace", "diff", "two", "one")
-    assert ended.code == 0
-    lines = ended.out.splitlines()
+    lines = cli("trace", "diff", "two", "one").out.splitlines()
     assert lines[0] == "two (dense)  →  one (auto)"
     assert max(map(len, lines)) <= 80
     value = json.loads(cli("trace", "diff", "two", "one", "--json").out)
     assert [call["node"] for call in value["calls"]] == ["solver", "critic", "editor"]
     assert {call["first"]["mode"] for call in value["calls"]} == {"dense"}
-    assert "no trace at 'three'" in cli("trace", "diff", "two", "three").err
-
-
-def test_tail_of_a_run_that_ended(cli, run: Path) -> None:
     lines = cli("trace", "tail", "one").out.splitlines()
     assert lines[0].split(maxsplit=1)[1].startswith("chain on random:llama-tiny, auto: 3 nodes")
     assert "ok in" in lines[-1]

@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,29 +54,24 @@ class Document(HTMLParser):
         self.title += data if self._titled else ""
 
 
-@dataclass
-class Browser:
-    """Opens pages in a folder of its own; `said` is what it complained of."""
-
-    folder: Path
-    said: str = ""
-
-    def open(self, text: str, fragment: str = "") -> Document:
-        """The document when it is loaded."""
-        path = self.folder / "page.html"
-        path.write_text(text, encoding="utf-8")
-        options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
-        profile = f"--user-data-dir={self.folder / 'profile'}"
-        command = [str(BROWSER), *options.split(), profile, path.as_uri() + fragment]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        self.said = done.stderr
-        return Document(done.stdout)
+Open = Callable[..., tuple[Document, str]]
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Browser:
-    return Browser(tmp_path)
+def browser(tmp_path: Path) -> Open:
+    """Opens pages: the document when it is loaded, and what the browser complained of."""
+
+    def opened(text: str, fragment: str = "") -> tuple[Document, str]:
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        command = [str(BROWSER), *options.split(), profile, path.as_uri() + fragment]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return Document(done.stdout), done.stderr
+
+    return opened
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -118,20 +112,18 @@ def hostile(folder: Path) -> TraceRun:
     return read_trace(path)
 
 
-def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
+def test_hostile_text_stays_text(browser: Open, tmp_path: Path) -> None:
     run = hostile(tmp_path / "run")
-    found = browser.open(page(run))
+    found, complaints = browser(page(run))
     assert found.title == f"{HOSTILE} on {HOSTILE}, kvcomm"
     assert not found.elements.keys() & {"script", "img", "iframe", "link"}
     prompts = sum(len(view.steps) for view in run.calls)
     messages = sum(view.message is not None for view in run.calls)
     assert found.text.count(HOSTILE) >= 2 * prompts + messages
-    assert "Content Security Policy" not in browser.said
+    assert "Content Security Policy" not in complaints
 
 
-def test_the_policy_stops_scripts_and_requests(
-    browser: Browser, tmp_path: Path, server: str
-) -> None:
+def test_the_policy_stops_scripts_and_requests(browser: Open, tmp_path: Path, server: str) -> None:
     slipped = (
         f"<script>document.title='taken'</script><script src={server}/script></script>"
         f"<img src={server}/image onerror=\"document.title='taken'\">"
@@ -139,20 +131,21 @@ def test_the_policy_stops_scripts_and_requests(
         f"<style>body {{ background: url({server}/background) }}</style>"
     )
     text = page(traces.whole(tmp_path / "run")).replace("<h1>", f"{slipped}<h1>")
-    assert browser.open(text).title == "chain on random:llama-tiny, kvcomm"
-    assert "Content Security Policy" in browser.said
+    found, complaints = browser(text)
+    assert found.title == "chain on random:llama-tiny, kvcomm"
+    assert "Content Security Policy" in complaints
     assert Server.asked == []
     # The same page without its policy does all of it.
-    assert browser.open(text.replace(POLICY, "")).title == "taken"
+    assert browser(text.replace(POLICY, ""))[0].title == "taken"
     assert {"/script", "/image", "/frame", "/sheet"} <= set(Server.asked)
 
 
-def test_calls_are_folded_and_the_table_opens_them(browser: Browser, tmp_path: Path) -> None:
+def test_calls_are_folded_and_the_table_opens_them(browser: Open, tmp_path: Path) -> None:
     run = traces.whole(tmp_path / "run")
     text = page(run)
     folded = [False] * len(run.calls)
-    assert browser.open(text).folds == folded
+    assert browser(text)[0].folds == folded
     for place in range(len(run.calls)):
         assert f'<td><a href="#call-{place}">' in text
-        opened = browser.open(text, f"#call-{place}").folds
+        opened = browser(text, f"#call-{place}")[0].folds
         assert opened == [*folded[:place], True, *folded[place + 1 :]]

@@ -9,20 +9,14 @@ from kvcomm.trace.advice import warnings
 from kvcomm.trace.events import Event, NodeStarted, RunFinished, RunStarted, Totals
 from kvcomm.trace.read import follow, read_trace
 from kvcomm.trace.record import TRACE_FILE, Recorder
+from tests.trace import traces
 
 TOTALS = Totals(prompt_tokens=0, computed_tokens=0, reused_tokens=0, extra={}, wall_s=0)
 WHY = "replica 0 was lost: the run began again on another one"
 
 
 def begin(recorder: Recorder) -> None:
-    recorder.write(
-        RunStarted,
-        **dict.fromkeys(("kvcomm", "started", "model", "device", "dtype", "mode", "graph"), "x"),
-        seed=0,
-        nodes=[],
-        answer_node="a",
-        inputs={},
-    )
+    recorder.write(RunStarted, **traces.STARTED | {"nodes": []})
     recorder.text("first", lambda: "first")
     for node in "ab":
         recorder.write(NodeStarted, node=node, attempt=1, prompt_capacity=0)

@@ -38,6 +38,15 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(retention.tidy()) == folders[:4]  # the fourth is the one that is about to begin
     assert sorted(tmp_path.iterdir()) == folders[4:]
     assert retention.tidy() == []
+    # A run without an end goes when it has been dead for a month.
+    old, young = (run(tmp_path / "open", number, over=False) for number in (1, 2))
+    at = (old / "trace.jsonl").stat().st_mtime - DEAD_S - 60
+    os.utime(old / "trace.jsonl", (at, at))
+    assert Retention(tmp_path / "open", 1).tidy() == [old]
+    assert young.exists()
+    for keep in (0, -1):
+        with pytest.raises(UsageError, match="keep_runs"):
+            Retention(tmp_path, keep)
 
 
 def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path) -> None:
@@ -71,15 +80,6 @@ def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path)
     assert Retention(root, 1).tidy() == [root / "20250102-030099-chain", gone]
     assert sorted(tmp_path.rglob("*")) == before
     assert all(path.exists() for path in kept)
-
-
-def test_a_run_under_way_goes_when_it_has_been_dead_for_a_month(tmp_path: Path) -> None:
-    old, young = (run(tmp_path, number, over=False) for number in (1, 2))
-    trace = old / "trace.jsonl"
-    at = trace.stat().st_mtime - DEAD_S - 60
-    os.utime(trace, (at, at))
-    assert Retention(tmp_path, 1).tidy() == [old]
-    assert young.exists()
 
 
 def test_what_is_beyond_repair_harms_nobody(
@@ -119,12 +119,6 @@ def test_several_processes_may_tidy_at_once(tmp_path: Path) -> None:
     # Each folder was deleted by one of them.
     assert sum(int(out) for out, _ in ended) == 50
     assert sorted(tmp_path.iterdir()) == sorted([mine, *folders[50:]])
-
-
-@pytest.mark.parametrize("keep", [0, -1])
-def test_a_number_that_keeps_nothing_is_refused(tmp_path: Path, keep: int) -> None:
-    with pytest.raises(UsageError, match="keep_runs"):
-        Retention(tmp_path, keep)
 
 
 def test_a_session_keeps_its_newest_runs_and_all_that_were_named(

@@ -36,12 +36,11 @@ def test_the_header_says_what_ran_and_how_it_ended(whole: TraceRun, width: int) 
     assert "129 in prompts, 66 computed, 63 reused (49 %); beside them 40 base" in text
     assert "answer 25 rolls are left." in text
     assert "state nothing was learned before" in text
-
-
-def test_one_line_a_call_with_its_sums(whole: TraceRun) -> None:
     table = [line.split() for line in shown(whole).split("\n")]
     assert ["critic", "65", "2", "26", "37", "26", "0.20", "1.10", "24"] in table
     assert ["solver", "64", "64", "0", "0", "55", "0.20", "1.10", "24"] in table
+    bar = "▓" * 12  # all calls took as long
+    assert (f"24  {bar}" in shown(whole, width)) == (width == 160)
 
 
 def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> None:
@@ -53,27 +52,15 @@ def test_segments_stand_under_their_call_with_their_reasons(whole: TraceRun) -> 
     assert solver.split()[:6] == ["{solver}", "24", "1", "0", "23", "0"]
     assert "entropy 0.31 of 4 anchors is at most 0.42" in solver
     assert "realigned" in section.split("\n")[1]
-
-
-def test_gates_and_bars_have_columns_where_there_is_room(whole: TraceRun) -> None:
-    header = "out  TTFT          gate"
-    assert header in shown(whole, 160, segments=True)
-    assert header not in shown(whole, 80, segments=True)
-    assert "dense: {task}: no anchors yet, needs 2" in shown(whole, 80, segments=True)
-    bar = "▓" * 12  # all calls took as long
-    assert f"24  {bar}" in shown(whole, 100)
-    assert bar not in shown(whole, 80).split("Timeline")[0]
-
-
-def test_what_a_model_wrote_is_neither_markup_nor_control(whole: TraceRun) -> None:
-    text = shown(whole, 160, segments=True)
+    # Gates have a column where there is room.
+    assert "out  TTFT          gate" in text
+    assert "out  TTFT          gate" not in (narrow := shown(whole, 80, segments=True))
+    assert "dense: {task}: no anchors yet, needs 2" in narrow
+    # What a model wrote is neither markup nor control, and on one line unless asked for whole.
     assert "[bold]" in text
     assert "[each]" in text
     assert "\x1b" not in text
-
-
-def test_messages_are_on_one_line_unless_asked_for_whole(whole: TraceRun) -> None:
-    assert "7 * 12 = 84. 84 - 59" in shown(whole, segments=True)
+    assert "7 * 12 = 84. 84 - 59" in text
     assert "7 * 12 = 84.\n" in shown(whole, text=True)
 
 
@@ -82,7 +69,14 @@ def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
     prompt = text[text.index("literal 0  26 prefix (26 ahead)\n") :]
     assert "\n  {solver}  1 computed, 23 realigned\n    7 * 12 = 84.↵\n    ↵\n    84" in prompt
     assert "  [literal 1 of critic]↵\n\n  sends" in prompt
-    assert "[literal 1 of critic]" not in shown(whole, node="critic")
+    text = words(shown(whole, node="critic"))
+    assert "[literal 1 of critic]" not in text
+    assert "hears solver" in text
+    assert "inputs complete at 0.90 s, first token at 1.10 s" in text
+    assert "fill 0.010 s, forward 1.20 s" in text
+    assert "no anchors yet" not in text
+    with pytest.raises(UsageError, match="no node `judge` in this run: it has `solver`, `critic`"):
+        shown(whole, node="judge")
     whole.texts.clear()
     assert "this trace holds no texts of prompts" in shown(whole, node="critic", text=True)
 
@@ -114,21 +108,16 @@ def test_a_failure_is_told_once(tmp_path: Path, segments: bool) -> None:
     assert ("tokens  computed  ahead  reason" in text) == segments
 
 
-def test_one_node_with_its_times(whole: TraceRun) -> None:
-    text = words(shown(whole, node="critic"))
-    assert "hears solver" in text
-    assert "inputs complete at 0.90 s, first token at 1.10 s" in text
-    assert "fill 0.010 s, forward 1.20 s" in text
-    assert "no anchors yet" not in text
-    with pytest.raises(UsageError, match="no node `judge` in this run: it has `solver`, `critic`"):
-        shown(whole, node="judge")
-
-
-def test_levels() -> None:
+def test_levels_and_a_graph_that_no_screen_holds(whole: TraceRun) -> None:
     senders = {"d": ["b", "c"], "a": [], "b": ["a"], "c": ["a", "gone"]}
     assert levels(senders) == [["a"], ["b", "c"], ["d"]]
     assert levels({"a": ["b"], "b": ["a"]}) == [["a", "b"]]
     assert levels({}) == []
+    nodes = [whole.started.nodes[0].model_copy(update={"name": f"n{i}"}) for i in range(501)]
+    whole.started = whole.started.model_copy(update={"nodes": nodes})
+    text = shown(whole)
+    assert "501 nodes, too many to draw" in text
+    assert "●" not in text
 
 
 def test_numbers_and_texts() -> None:
@@ -136,11 +125,3 @@ def test_numbers_and_texts() -> None:
     assert found == ["0.042", "0.50", "12.3", "1,234.5"]
     assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
     assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"
-
-
-def test_a_graph_that_no_screen_holds_is_not_drawn(whole: TraceRun) -> None:
-    nodes = [whole.started.nodes[0].model_copy(update={"name": f"n{i}"}) for i in range(501)]
-    whole.started = whole.started.model_copy(update={"nodes": nodes})
-    text = shown(whole)
-    assert "501 nodes, too many to draw" in text
-    assert "●" not in text

@@ -24,10 +24,6 @@ def written(tmp_path: Path) -> Written:
     return Written(tmp_path, mode="exact", nodes=NODES, answer_node="judge")
 
 
-def advised(written: Written) -> str:
-    return " | ".join(advice(written.end(wall_s=10.0)))
-
-
 def test_bars_are_to_scale(written: Written) -> None:
     written.add(call("a", "0 0 1 10"), call("judge", "0 8 8.5 10", ahead_s=4.0))
     written.add(call("b", "0 0 0.001 10"))
@@ -84,41 +80,42 @@ def test_what_is_warned_of(written: Written) -> None:
     assert "a: 12 tokens computed for nothing" in lines
 
 
-def test_who_waits_for_one_input_alone(written: Written) -> None:
-    written.add(call("a", "0 0 1 2"), call("b", "0 0 1 8"))
-    assert "judge waits for b, which ends 6.00 s after all its other inputs" in advised(written)
-
-
-def test_a_message_that_was_rewritten(written: Written) -> None:
-    written.add(message("a", covered=4), call("a", "0 0 1 2"))
-    assert "a: 20 of 24 tokens of its message have no KV" in advised(written)
-
-
-def test_an_input_that_several_computed(written: Written) -> None:
-    for node in "ab":
-        written.add(step(node, "task", "50 0 0 0"), call(node, "0 0 1 2"))
-    assert "{task} was computed 2 times, 100 % of all that was" in advised(written)
-
-
-def test_decoding_that_takes_nearly_all(written: Written) -> None:
-    written.add(call("a", "0 0 0.1 9.5"), call("b", "0 0 0.1 5"))  # b beside a: counted once
-    assert "decoding takes 94% of the run" in advised(written)
+NONE = "dense: {task}: no anchors yet, needs 2"
+LITTLE = "auto: exact, too little learned: 1 samples"
 
 
 @pytest.mark.parametrize(
-    ("mode", "gate", "says"),
+    ("mode", "events", "says"),
     [
-        ("auto", "auto: exact, too little learned: 1 samples", "auto has seen too little for 1"),
+        (
+            "exact",
+            [call("a", "0 0 1 2"), call("b", "0 0 1 8")],
+            "judge waits for b, which ends 6.00 s after all its other inputs",
+        ),
+        (
+            "exact",
+            [message("a", covered=4), call("a", "0 0 1 2")],
+            "a: 20 of 24 tokens of its message have no KV",
+        ),
+        (
+            "exact",
+            [e for n in "ab" for e in (step(n, "task", "50 0 0 0"), call(n, "0 0 1 2"))],
+            "{task} was computed 2 times, 100 % of all that was",
+        ),
+        (
+            "exact",
+            [call("a", "0 0 0.1 9.5"), call("b", "0 0 0.1 5")],  # b beside a: counted once
+            "decoding takes 94% of the run",
+        ),
+        ("auto", [call("a", "0 0 1 2", gate=LITTLE)], "auto has seen too little for 1"),
         (
             "kvcomm",
-            "dense: {task}: no anchors yet, needs 2",
+            [call("a", "0 0 1 2", gate=NONE, dense=True)],
             "1 of 1 call fell back to dense, mostly as no anchors yet",
         ),
     ],
 )
-def test_learning_modes_that_know_too_little(
-    tmp_path: Path, mode: str, gate: str, says: str
-) -> None:
-    written = Written(tmp_path, mode=mode)
-    written.add(call("a", "0 0 1 2", gate=gate, dense=mode == "kvcomm"))
-    assert says in advised(written)
+def test_advice(tmp_path: Path, mode: str, events: list[object], says: str) -> None:
+    written = Written(tmp_path, mode=mode, nodes=NODES, answer_node="judge")
+    written.add(*events)
+    assert says in " | ".join(advice(written.end(wall_s=10.0)))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
-import re
-import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from textual.widgets import Input, Static, TabbedContent, Tree
+from textual.widgets import Input, Static, TabbedContent
 
 from kvcomm.trace import TraceRun
-from kvcomm.trace.read import read_trace
 from kvcomm.trace.run import CallView
 from kvcomm.trace.view import Viewer, hits
 from tests.trace import traces
@@ -81,37 +77,3 @@ async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
         assert viewer.subject is hits(run, "rolls")[1]
         await pilot.press("slash", *"xylophone", "enter")
         assert viewer.subject is not None
-
-
-async def test_a_trace_that_was_cut_off_opens(tmp_path: Path) -> None:
-    viewer = Viewer(traces.cut_off(tmp_path / "cut"))
-    async with viewer.run_test(size=(80, 24)) as pilot:
-        await pilot.press("down", "down")
-        assert len(list(viewer.query_one(Tree).root.children)) == 2
-
-
-@pytest.mark.slow
-async def test_fifty_megabytes_open_soon(run: TraceRun) -> None:
-    """Two seconds is the aim; a busy machine is given more."""
-    lines = run.path.read_text().splitlines()
-    once = ("run", "state", "end")
-    body = [line for line in lines if json.loads(line)["kind"] not in once]
-    started, again = json.loads(lines[0]), 50_000_000 // sum(map(len, body))
-    nodes, started["nodes"] = started["nodes"], []
-    written = []
-    for number in range(again):
-        for node in nodes:
-            name = f"{node['name']}{number}"
-            started["nodes"].append({**node, "name": name, "senders": []})
-        for line in body:
-            line = re.sub(r'"node":"(\w+)"', rf'"node":"\g<1>{number}"', line)
-            written.append(re.sub(r'"(id|text)":(\d+)', rf'"\1":1{number:06}\g<2>', line))
-    path = run.path.with_name("large.jsonl")
-    path.write_text("\n".join([json.dumps(started), *written, lines[-1]]))
-    assert path.stat().st_size > 45_000_000
-    began = time.monotonic()
-    large = read_trace(path)
-    async with Viewer(large).run_test(size=(110, 36)):
-        pass
-    assert time.monotonic() - began < 8
-    assert len(large.texts) == again * len(run.texts)

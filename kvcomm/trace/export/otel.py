@@ -63,8 +63,12 @@ class _Spans:
         self._start = _nanoseconds(run.started.started)
         self._trace = self._id("trace", size=16)
         self._root = self._id("run")
-        began = [event for event in run.events if isinstance(event, NodeStarted)]
-        self._began = {(event.node, event.attempt): event.t for event in began}
+        self._model = {
+            "gen_ai.provider.name": "kvcomm",
+            **dict.fromkeys(("gen_ai.request.model", "gen_ai.response.model"), run.started.model),
+            "gen_ai.request.seed": run.started.seed,
+        }
+        self._began = {(event.node, event.attempt): event.t for event in run.of(NodeStarted)}
         ends = [bar.parts[-1][1] for bar in run.bars]
         self._end = max([*ends, *(event.t for event in run.events)])
 
@@ -93,7 +97,7 @@ class _Spans:
             "gen_ai.workflow.name": graph,
             "kvcomm.mode": run.started.mode,
             "kvcomm.status": run.status,
-            **self._model(),
+            **self._model,
         }
         if run.finished:
             facts[INPUT_TOKENS] = run.finished.totals.prompt_tokens
@@ -112,7 +116,7 @@ class _Spans:
         facts: Json = {
             OPERATION: "chat",
             "gen_ai.agent.name": agent,
-            **self._model(),
+            **self._model,
             INPUT_TOKENS: view.prompt_tokens,
             CACHED_TOKENS: counts["prefix"] + counts["realigned"],
             "kvcomm.node": view.node,
@@ -152,15 +156,6 @@ class _Spans:
         # Failed attempts of a tool are kept with the one that returned.
         retries = self._retries(tool.node)
         return self._span(span_id, f"execute_tool {tool.node}", times, facts, retries)
-
-    def _model(self) -> Json:
-        started = self._run.started
-        return {
-            "gen_ai.provider.name": "kvcomm",
-            "gen_ai.request.model": started.model,
-            "gen_ai.response.model": started.model,
-            "gen_ai.request.seed": started.seed,
-        }
 
     def _retries(self, node: str, attempt: int | None = None) -> list[Json]:
         return [
