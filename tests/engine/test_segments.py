@@ -22,7 +22,7 @@ from kvcomm.engine.segments import (
     text_key,
 )
 from kvcomm.kv import KV
-from kvcomm.kv.tiers import Disk, Host
+from kvcomm.kv.tiers import Disk, HostMemory
 from tests.reuse.kvs import equal, random_kv
 
 TOKEN = random_kv(1).nbytes
@@ -38,8 +38,8 @@ def disk(folder: Path, tokens: int = 1000) -> Disk:
     return Disk(folder, lambda: tokens * TOKEN, CPU)
 
 
-def host(tokens: int) -> Host:
-    return Host(lambda: tokens * TOKEN, CPU)
+def host(tokens: int) -> HostMemory:
+    return HostMemory(lambda: tokens * TOKEN, CPU)
 
 
 class Source:
@@ -97,10 +97,10 @@ def test_an_entry_is_pending_until_its_owner_has_computed_it() -> None:
     assert cache.claim("text.here", object(), 0) is None
     assert cache.get("text.here") is None
     cache.resolve(entry, source, range(3, 7))
-    assert (cache.nbytes, source.copies) == (0, 0)
+    assert (cache.tiers.nbytes, source.copies) == (0, 0)
     for _ in range(2):
         assert equal(cache.get("text.here"), random_kv(4))
-    assert (cache.nbytes, source.copies) == (4 * TOKEN, 1)
+    assert (cache.tiers.nbytes, source.copies) == (4 * TOKEN, 1)
     cache.detach(entry)
     assert (len(cache), source.copies) == (1, 1)
 
@@ -141,9 +141,9 @@ def test_a_message_goes_with_its_last_reader() -> None:
     cache, source = cache_of(4), Source()
     entry = cache.publish("m", source, range(4), 2)
     assert cache.publish("m", source, range(4), 1) is entry
-    assert (cache.nbytes, cache.pinned) == (0, 0)
+    assert (cache.tiers.nbytes, cache.tiers.pinned) == (0, 0)
     assert equal(cache.get("m"), random_kv(4))
-    assert cache.pinned == 4 * TOKEN
+    assert cache.tiers.pinned == 4 * TOKEN
     assert not cache.put("text.here", random_kv(1)), "who has readers stays"
     cache.retain("m")
     for left in (3, 2, 1):
@@ -180,7 +180,7 @@ def test_the_least_recently_used_goes_and_those_without_readers_before_all() -> 
     cache.put("d", random_kv(3))
     assert ["a" in cache, "c" in cache, "d" in cache] == [True, False, True]
     assert not cache.put("e", random_kv(4)), "it cannot fit, so nobody goes"
-    assert ("d" in cache, cache.nbytes) == (True, 5 * TOKEN)
+    assert ("d" in cache, cache.tiers.nbytes) == (True, 5 * TOKEN)
 
 
 # --- tiers ---
@@ -270,12 +270,12 @@ def test_the_device_is_trimmed_when_its_budget_shrinks(tmp_path: Path) -> None:
     for key in "abc":
         cache.put(key, random_kv(2))
     budget[0] = 3 * TOKEN
-    cache.trim()
+    cache.tiers.trim()
     assert [level(cache, key) for key in "abc"] == [1, 1, 0]
     budget[0] = 6 * TOKEN
     cache.get("a")
-    cache.halve()
-    assert cache.nbytes == 2 * TOKEN
+    cache.tiers.halve()
+    assert cache.tiers.nbytes == 2 * TOKEN
 
 
 # --- anything in any order ---
@@ -360,8 +360,8 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(budget=st.integers(2, 10))
     def resize(self, budget: int) -> None:
         self.budget = budget
-        self.cache.trim()
-        pinned = self.cache.pinned
+        self.cache.tiers.trim()
+        pinned = self.cache.tiers.pinned
         self.budget = max(budget, -(-pinned // TOKEN))
 
     @property

