@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.served.books import Books
+from kvcomm.engine.served.engine import BLOCK, GROWTH
 from kvcomm.engine.served.gate import Gate
-from kvcomm.engine.served.sequence import BLOCK, GROWTH
+from kvcomm.engine.served.usage import ServedUsage
 from kvcomm.errors import ContextOverflow, ModelError, ServerError
 from kvcomm.graphs import chain
 from kvcomm.sampling import Sampling
@@ -180,15 +180,15 @@ async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
     gate = Gate(4)
     async with gate.spare() as first, gate.spare() as second, gate.spare() as third:
         assert (first, second, third) == (True, True, False)  # half of the places at most
-    async with gate.ready() as place:
+    async with gate.ready() as begun:
         async with gate.spare() as free:
             assert not free  # somebody waits for a first token
-        place.begun = True
+        begun()
         async with gate.spare() as free:
             assert free
     one = Gate(1)
-    async with one.ready() as place:
-        place.begun = True
+    async with one.ready() as begun:
+        begun()
         async with one.spare() as free:
             assert not free  # there is no place
     async with one.spare() as free:
@@ -414,27 +414,26 @@ def test_another_tokenizer_is_refused(server: FakeServer) -> None:
     ),
     st.integers(0, 99) | st.none(),
 )
-def test_the_books_add_up(steps: list[tuple[str, int, int | None]], cached: int | None) -> None:
-    books, plain = Books(), list[str]()
+def test_usage_adds_up(steps: list[tuple[str, int, int | None]], cached: int | None) -> None:
+    usage, plain = ServedUsage(), list[str]()
     again = 0
     for kind, tokens, held in (*steps, ("add", 100, cached)):
         if kind == "cut":
             again += plain[tokens:].count("computed")
             del plain[tokens:]
-            books.truncate(tokens)
+            usage.truncate(tokens)
         else:
             held = None if held is None else min(held, tokens)
             again += 0 if held is None else max(min(len(plain), tokens) - held, 0)
             plain += [
                 "prefix" if i < (held or 0) else "computed" for i in range(len(plain), tokens)
             ]
-            books.add(0.0, tokens, held)
-    arrivals, wasted = books.arrivals()
+            usage.add(0.0, tokens, held)
     found = [
         what
-        for a in arrivals
+        for a in usage.arrivals
         for what in ["prefix"] * (a.tokens - a.computed) + ["computed"] * a.computed
     ]
     assert found == plain
     assert len(found) == 100
-    assert wasted >= again
+    assert usage.again == again

@@ -140,6 +140,7 @@ async def test_a_message_is_there_for_all_its_readers_and_for_late_ones(tiny: Lo
 async def test_too_much_is_not_retained(limited: LocalEngine) -> None:
     _, handle = await message(limited, 14)
     pinned = await on_thread(limited, lambda: limited.segments.tiers.pinned)
+    assert pinned == 13 * limited.slot_bytes
     limited.budget.limit = 8 * 20 * limited.slot_bytes  # 20 tokens, of which 13 are pinned
     assert not limited.retain(handle)
     limited.release(handle)

@@ -26,8 +26,8 @@ from kvcomm.engine.base import (
     ShadowEvaluation,
     Variant,
 )
+from kvcomm.engine.bounded import LoadedEngine
 from kvcomm.engine.dense import DenseEngine
-from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.local.bases import Bases
 from kvcomm.engine.local.budget import WHOLE, Budget
 from kvcomm.engine.local.check import TOLERANCE, kv_shape, slot_bytes
