@@ -252,18 +252,6 @@ def test_a_full_disk_loses_what_is_not_needed_and_says_why(
     assert cache.get("b") is not None
 
 
-def test_what_has_readers_goes_down_but_never_away(tmp_path: Path) -> None:
-    cache = SegmentCache(lambda: 4 * TOKEN, [disk(tmp_path, 4)])
-    for seed, key in enumerate("ab"):
-        cache.put(key, random_kv(2, seed))
-        cache.retain(key)
-    assert cache.put("c", random_kv(2, 7))
-    assert [level(cache, key) for key in "abc"] == [1, 0, 0]
-    assert not cache.put("d", random_kv(5)), "more than the device has"
-    for seed, key in enumerate("ab"):
-        assert equal(cache.get(key), random_kv(2, seed))
-
-
 def test_the_device_is_trimmed_when_its_budget_shrinks(tmp_path: Path) -> None:
     budget = [6 * TOKEN]
     cache = SegmentCache(lambda: budget[0], [disk(tmp_path)])
