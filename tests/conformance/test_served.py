@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -226,8 +226,7 @@ async def test_without_token_ids_texts_are_encoded_again(
 async def test_what_a_server_lacks_is_found_out_once_and_said(
     server: FakeServer, manners: dict[str, bool], said: str
 ) -> None:
-    for name, value in manners.items():
-        setattr(server.manners, name, value)
+    vars(server.manners).update(manners)
     with load_served(server.url) as engine:
         assert said in engine.capabilities.reason
         with session(engine, "auto") as active:
@@ -252,21 +251,22 @@ async def test_what_may_pass_is_tried_again(server: FakeServer, fault: int | str
     assert len(server.real()) == 4
 
 
-async def test_a_server_says_how_long_to_wait(server: FakeServer) -> None:
-    server.manners.retry_after = "0.3"
-    with load_served(server.url) as engine:
-        server.manners.faults.append(429)
-        began = time.monotonic()
-        await answered(engine, prompt(engine, 30), 2)
-        assert time.monotonic() - began >= 0.3
+@pytest.mark.parametrize(("after", "waits"), [("", [0.0, 0.0]), ("7", [7.0] * 2), ("99", [30] * 2)])
+async def test_what_does_not_pass_is_told_after_the_waits_that_the_server_asks_for(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, after: str, waits: list[float]
+) -> None:
+    waited: list[float] = []
 
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
 
-async def test_what_does_not_pass_is_told(server: FakeServer) -> None:
+    monkeypatch.setattr("kvcomm.engine.served.client.asyncio", SimpleNamespace(sleep=sleep))
+    server.manners.retry_after = after
     with load_served(server.url) as engine:
         server.manners.faults.extend([503] * 9)
         with pytest.raises(ServerError, match="answered 503: not now, after 3 attempts"):
             await answered(engine, prompt(engine, 30), 5)
-    assert len(server.real()) == 3
+    assert (len(server.real()), waited) == (3, waits)
 
 
 @pytest.mark.parametrize(
