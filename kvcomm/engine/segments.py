@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvcomm.kv import KV, content_key
-from kvcomm.kv.tiers import Device, Stored, Tier, Tiers
+from kvcomm.kv.tiers import GONE, Device, Stored, Tier, Tiers
 
 # The context of a text that was computed behind a bare chat header.
 ALONE = "alone"
@@ -21,7 +21,6 @@ ALONE = "alone"
 CONTEXTS = 1
 # How many entries that are gone are remembered, with the reason.
 REMEMBERED = 1000
-GONE = "its KV has left the segment cache"
 NO_ROOM = "no room for its base KV"
 NOT_MADE = "its base KV could not be computed"
 
@@ -74,7 +73,7 @@ class SegmentCache:
         self._entries: dict[str, Entry] = {}
         self._contexts: dict[str, list[str]] = {}
         self._lost: OrderedDict[str, str] = OrderedDict()
-        self.tiers = Tiers((Device(budget), *lower), self._push_out)
+        self.tiers = Tiers((Device(budget), *lower), self._forget)
         for level, key, nbytes in self.tiers.known():
             entry = Entry(key, nbytes, level)
             self._admit(entry)
@@ -190,20 +189,14 @@ class SegmentCache:
     def __contains__(self, key: str) -> bool:
         return key in self._entries
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def _admit(self, entry: Entry) -> None:
         self._lost.pop(entry.key, None)
         if entry.key not in self._entries and not entry.message:
             self._contexts.setdefault(entry.text, []).append(entry.key)
         self._entries[entry.key] = entry
 
-    def _push_out(self, entry: Stored, reason: str) -> None:
-        self._forget(self._entries[entry.key], f"{GONE}: {reason}" if reason else GONE)
-
-    def _forget(self, entry: Entry, reason: str) -> None:
-        del self._entries[entry.key]
+    def _forget(self, stored: Stored, reason: str) -> None:
+        entry = self._entries.pop(stored.key)
         if not entry.message:
             contexts = self._contexts[entry.text]
             contexts.remove(entry.key)

@@ -14,6 +14,7 @@ from kvcomm.kv.files import load_tensors, save_tensors
 from kvcomm.kv.tensor import KV
 
 FORM = "kvcomm-kv-2"
+GONE = "its KV has left the segment cache"
 
 
 class Tier(Protocol):
@@ -214,12 +215,12 @@ class Tiers:
 
     def _move_down(self, entry: Stored) -> bool:
         """Put an entry into the next tier, or lose it. False: it has readers, and has to stay."""
-        tier, below, reason = self._levels[entry.level], entry.level + 1, ""
+        tier, below, reason = self._levels[entry.level], entry.level + 1, GONE
         if below < len(self._levels) and self._make_room(below, entry.nbytes):
             try:
                 kept = self._levels[below].keep(entry.key, tier.load(entry.key, entry.kv))
             except (OSError, ValueError) as error:
-                reason = f"{self._levels[below].name} did not take it ({error})"
+                reason = f"{GONE}: {self._levels[below].name} did not take it ({error})"
             else:
                 tier.forget(entry.key, entry.kv)
                 entry.kv, entry.level = kept, below

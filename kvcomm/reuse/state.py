@@ -195,14 +195,9 @@ def save_state(
     written = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = {
-            "format": FORMAT,
-            "library": LIBRARY,
-            "model": model,
-            "fingerprint": fingerprint,
-        }
+        names = {"model": model, "fingerprint": fingerprint}
         if not (folder / MANIFEST).exists():
-            _write(folder / MANIFEST, manifest)
+            _write(folder / MANIFEST, {"format": FORMAT, "library": LIBRARY, **names})
         for template, (_, tensors) in learned.items():
             path = folder / (template + OFFSETS)
             save_tensors(path, tensors, FORMAT)

@@ -15,14 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvcomm.engine.segments import (
     ALONE,
-    GONE,
     NO_ROOM,
     NOT_MADE,
     SegmentCache,
     text_key,
 )
 from kvcomm.kv import KV
-from kvcomm.kv.tiers import Disk, HostMemory
+from kvcomm.kv.tiers import GONE, Disk, HostMemory
 from tests.reuse.kvs import equal, random_kv
 
 TOKEN = random_kv(1).nbytes
@@ -102,7 +101,7 @@ def test_an_entry_is_pending_until_its_owner_has_computed_it() -> None:
         assert equal(cache.get("text.here"), random_kv(4))
     assert (cache.tiers.nbytes, source.copies) == (4 * TOKEN, 1)
     cache.detach(entry)
-    assert (len(cache), source.copies) == (1, 1)
+    assert (len(cache._entries), source.copies) == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["abandon", "detach"])
@@ -112,7 +111,7 @@ def test_what_was_not_computed_is_gone_with_its_owner(how: str) -> None:
     assert entry is not None
     getattr(cache, how)(entry)
     getattr(cache, how)(entry)
-    assert (len(cache), cache.find("text", alone=False)) == (0, None)
+    assert (len(cache._entries), cache.find("text", alone=False)) == (0, None)
     assert cache.why("text.here") == (NOT_MADE if how == "abandon" else GONE)
     assert cache.claim("text.here", object(), 0) is not None
 
@@ -159,7 +158,7 @@ def test_a_message_that_nobody_waits_for_is_not_copied() -> None:
     entry = cache.publish("m", source, range(4), 1)
     cache.release("m")
     cache.detach(entry)
-    assert (len(cache), source.copies) == (0, 0)
+    assert (len(cache._entries), source.copies) == (0, 0)
     late = cache.publish("late", source, range(2), 1)
     cache.detach(late)
     assert equal(cache.get("late"), random_kv(2))
@@ -207,7 +206,7 @@ def test_what_another_process_left_on_disk_is_found(tmp_path: Path) -> None:
     assert second.find("b", alone=True) is None
     assert equal(second.get(entry.key), random_kv(2, 0))
     small = SegmentCache(lambda: TOKEN, [disk(tmp_path, 1)])
-    assert (len(small), list(tmp_path.iterdir())) == (0, [])
+    assert (len(small._entries), list(tmp_path.iterdir())) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ async def test_a_message_is_there_for_all_its_readers_and_for_late_ones(tiny: Lo
     for _ in range(4):
         assert await on_thread(tiny, lambda: tiny.segments.get(one.key)) is not None
         tiny.release(one)
-    assert await on_thread(tiny, lambda: len(tiny.segments)) == 0
+    assert await on_thread(tiny, lambda: len(tiny.segments._entries)) == 0
     short = open_seq(tiny, 100)
     await extend(short, random_ids(tiny, 30), answer(1))
     assert await short.publish(outgoing(ids_of(await answered(short))), 1) is None, "no KV"

@@ -11,10 +11,10 @@ import torch
 from kvcomm.engine import realign
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.segments import GONE
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.kv import KV
+from kvcomm.kv.tiers import GONE
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
 from tests.runtime.support import TASK, Events, agent, check_at_rest, session, steps_of
