@@ -74,7 +74,9 @@ def test_what_was_damaged_on_disk_is_computed(tmp_path: Path, reason: str) -> No
         run(engine, ROTATE)
         check_at_rest(engine)
         cache = engine.segments
-        moved = engine.core.call(lambda: [cache._move_down(e) for e in [*cache._entries.values()]])
+        moved = engine.core.call(
+            lambda: [cache.tiers._move_down(e) for e in [*cache._entries.values()]]
+        )
         assert moved.result() == [True]
         other = chain(agent("x"), agent("y"))
         expected = texts(run(engine, "dense", other))
