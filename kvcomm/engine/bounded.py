@@ -1,12 +1,14 @@
-"""What every engine has: a name, a context that calls must fit, and an end."""
+"""What engines share: an identity, a context that calls must fit, and an end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
-from kvcomm.engine.base import CallSpec
+from kvcomm.engine.base import CallSpec, Capabilities
+from kvcomm.engine.models import weights_of
+from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import ContextOverflow
 
 
@@ -47,3 +49,31 @@ class Bounded:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LoadedEngine(Bounded):
+    """A loaded transformers model, however it is run."""
+
+    def __init__(
+        self,
+        model: Any,
+        codec: TokenizerCodec,
+        capabilities: Capabilities,
+        *,
+        name: str,
+        fingerprint: str,
+        max_context: int,
+        stop: frozenset[int],
+    ) -> None:
+        self.model = name
+        self.network = model
+        self.config = model.config
+        self.fingerprint = fingerprint
+        self.weights = weights_of(model)
+        self.device = str(model.device)
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.max_context = max_context
+        self.codec = codec
+        codec.most = max_context
+        self.capabilities = capabilities
+        self.stop = stop

@@ -15,9 +15,9 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from kvcomm.engine.base import Answer, CallSpec, Capabilities, Token
+from kvcomm.engine.bounded import LoadedEngine
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.collected import CollectedSequence, WithoutKV
-from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError
 

@@ -195,11 +195,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def weights_of(model: Any) -> str:
     """Names a model's weights, in float32 or bfloat16, whatever the version of transformers."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 16)][:16].bfloat16().float().cpu()
-        digest.update(f"{name} {tuple(weight.shape)} {sample.tolist()}".encode())
+    digest = hashlib.sha256(_samples(model, rounded=True))
     return digest.hexdigest()[:16]
 
 
@@ -210,11 +206,19 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
         config.pop(volatile, None)
     digest = hashlib.sha256(repr(sorted(config.items(), key=str)).encode())
     digest.update(str(model.dtype).encode())
-    for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 16)][:16].float().cpu()
-        digest.update(f"{name} {tuple(weight.shape)} {sample.tolist()}".encode())
+    digest.update(_samples(model))
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     digest.update(repr(tokenizer("A sample: {x} = 12.5, 你好 ∑")["input_ids"]).encode())
     return digest.hexdigest()[:16]
+
+
+def _samples(model: Any, *, rounded: bool = False) -> bytes:
+    """The name, shape and a few numbers of every weight, rounded to bfloat16 or not."""
+    found = []
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 16)][:16]
+        numbers = (sample.bfloat16() if rounded else sample).float().tolist()
+        found.append(f"{name} {tuple(weight.shape)} {numbers}")
+    return "".join(found).encode()

@@ -23,18 +23,12 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
 # Texts that tokens of a text behind them do not reach into, tried in this order.
 LEADS = ("\ue000", "\n", "a")
-
-
 # Texts that stand for those of the turns, to see what becomes of them.
 SYSTEM, USER, ASKED, ANSWERED = "\ue001", "\ue002", "\ue003", "\ue004"
 # What templates are named by does not change from day to day.
 ANY_DAY = datetime(2000, 1, 1)
-
-
 # No model's context is longer, unless its engine says so.
 MOST = 1 << 20
 

@@ -59,19 +59,9 @@ class SegmentUsage:
         )
 
     def cut(self, tokens: int) -> tuple[SegmentUsage, int]:
-        """Without its last `tokens`, and how many of these were computed for nothing.
-
-        A prefix comes first in its piece, so the end of a piece is what was computed.
-        """
-        arrivals, wasted, left = list(self.arrivals), 0, tokens
-        while left:
-            last = arrivals.pop()
-            taken = min(last.tokens, left)
-            lost = min(last.computed, taken)
-            left, wasted = left - taken, wasted + lost
-            if last.tokens > taken:
-                kept = Arrival(last.at, last.tokens - taken, last.computed - lost)
-                arrivals.append(kept)
+        """Without its last `tokens`, and how many of these were computed for nothing."""
+        arrivals = list(self.arrivals)
+        wasted = cut_back(arrivals, tokens)
         usage = replace(
             self,
             ids=self.ids[: self.tokens - tokens],
@@ -171,6 +161,22 @@ class PromptUsage:
                 if tokens > taken:
                     left.insert(0, Arrival(at, tokens - taken, computed - (taken - found)))
             self.by_index[index] = usage.restated(mine)
+
+
+def cut_back(arrivals: list[Arrival], tokens: int) -> int:
+    """Take the last `tokens` off, in place; returns how many of them were computed.
+
+    A prefix comes first, so the end of a piece is what was computed.
+    """
+    wasted = 0
+    while tokens:
+        last = arrivals.pop()
+        taken = min(last.tokens, tokens)
+        lost = min(last.computed, taken)
+        tokens, wasted = tokens - taken, wasted + lost
+        if last.tokens > taken:
+            arrivals.append(Arrival(last.at, last.tokens - taken, last.computed - lost))
+    return wasted
 
 
 def ranges(positions: Sequence[int]) -> list[tuple[int, int]]:

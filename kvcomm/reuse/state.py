@@ -119,10 +119,7 @@ def load_state(
         try:
             models = _read(path, offsets, device)
         except Exception as error:
-            what = f"it lacks {error}" if isinstance(error, KeyError) else error
-            with suppress(OSError):
-                os.replace(path, path.with_name(path.name + DAMAGED))
-            refused.append(f"{path.name}: {what}")
+            refused.append(_set_aside(path, error))
             continue
         for (family, label), model in models.items():
             offsets.models[family, path.stem, label] = model
@@ -132,6 +129,14 @@ def load_state(
     if left:
         refused.append(f"{left} templates: no room in memory")
     return Loaded(templates, samples, tuple(refused), tuple(read))
+
+
+def _set_aside(path: Path, error: Exception) -> str:
+    """Rename a damaged file; returns what is wrong with it."""
+    with suppress(OSError):
+        os.replace(path, path.with_name(path.name + DAMAGED))
+    what = f"it lacks {error}" if isinstance(error, KeyError) else error
+    return f"{path.name}: {what}"
 
 
 def _age(path: Path) -> float:
@@ -190,14 +195,9 @@ def save_state(
     written = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = {
-            "format": FORMAT,
-            "library": LIBRARY,
-            "model": model,
-            "fingerprint": fingerprint,
-        }
+        names = {"model": model, "fingerprint": fingerprint}
         if not (folder / MANIFEST).exists():
-            _write(folder / MANIFEST, manifest)
+            _write(folder / MANIFEST, {"format": FORMAT, "library": LIBRARY, **names})
         for template, (_, tensors) in learned.items():
             path = folder / (template + OFFSETS)
             save_tensors(path, tensors, FORMAT)
@@ -240,18 +240,8 @@ def load_audits(folder: Path, auto: Auto, namespace: str = "") -> str:
             if value["format"] != FORMAT:
                 raise ValueError(f"not in the format {FORMAT}")
             auto.load_json(value["audits"])
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            OverflowError,
-        ) as error:
-            with suppress(OSError):
-                os.replace(path, path.with_name(path.name + DAMAGED))
-            refused.append(f"{path.name}: {error}")
+        except Exception as error:
+            refused.append(_set_aside(path, error))
     return "; ".join(refused)
 
 

@@ -50,50 +50,13 @@ class RemoteExecutor:
         self, request: RunRequest, recorder: Recorder, deadline: Deadline, put: Put | None
     ) -> Result:
         """See `Executor.execute`; `put` takes a stream's items."""
-        graph, session, lost = request.graph, self._session, 0
-        agents = repr([node.agent for node in graph.nodes.values()])
-        key = hashlib.sha256(f"{session.namespace}\n{agents}".encode()).hexdigest()
-        nodes = {f"the node `{name}`": node.agent for name, node in graph.nodes.items()}
-        parts = {**nodes, "the session's policy": session.make}
         back = _Back(recorder, put)
         try:
             while True:
-                async with deadline.within("waiting for a replica"):
-                    replica = await self._engine.place(
-                        graph.conversation or key, stay=bool(graph.conversation)
-                    )
-                auto = session.auto
-                known = (auto.to_json(), auto.priors) if auto else ({}, {})
-                run = secrets.token_hex(8)
-                order = (
-                    run,
-                    session,
-                    request,
-                    put is not None,
-                    deadline.seconds,
-                    deadline.spent_s,
-                    known,
-                )
-                task = self._engine.pickled(partial(_executed, *order), parts)
-                if auto is not None:
-                    recorder.hold()
-                    self._engine.hear(run, back.audited)
                 try:
-                    result: Result = await self._engine.do(
-                        replica, task, back, learns=session.learns
-                    )
+                    result = await self._attempt(request, deadline, back)
                 except ReplicaLost as error:
-                    self._engine.unhear(run)
-                    lost += 1
-                    if lost == LOSSES:
-                        raise KvcommError(
-                            f"the run has lost {lost} replicas: it may be what ends them, for want "
-                            "of memory, say (`ray status`, and the logs under /tmp/ray)"
-                        ) from None
-                    back.begin_again(f"{error}: the run began again on another one")
-                except BaseException:
-                    self._engine.unhear(run)
-                    raise
+                    back.begin_again(error)
                 else:
                     warnings = (*back.again, *recorder.warnings, *result.warnings)
                     trace = TraceRef(recorder.path)
@@ -104,12 +67,75 @@ class RemoteExecutor:
         finally:
             recorder.release()
 
+    async def _attempt(self, request: RunRequest, deadline: Deadline, back: _Back) -> Result:
+        graph, session = request.graph, self._session
+        agents = repr([node.agent for node in graph.nodes.values()])
+        key = hashlib.sha256(f"{session.namespace}\n{agents}".encode()).hexdigest()
+        async with deadline.within("waiting for a replica"):
+            replica = await self._engine.place(
+                graph.conversation or key, stay=bool(graph.conversation)
+            )
+        auto = session.auto
+        known = (auto.to_json(), auto.priors) if auto else ({}, {})
+        run = RemoteRun(
+            secrets.token_hex(8),
+            session,
+            request,
+            back.streams,
+            deadline.seconds,
+            deadline.spent_s,
+            known,
+        )
+        nodes = {f"the node `{name}`": node.agent for name, node in graph.nodes.items()}
+        task = self._engine.pickled(run, {**nodes, "the session's policy": session.make})
+        if auto is not None:
+            back.recorder.hold()
+            self._engine.hear(run.name, back.audited)
+        try:
+            result: Result = await self._engine.do(replica, task, back, learns=session.learns)
+        except BaseException:
+            self._engine.unhear(run.name)
+            raise
+        return result
+
+
+@dataclass(frozen=True)
+class RemoteRun:
+    """A run as it is sent: `known` are all audits and priors so far."""
+
+    name: str
+    session: RemoteSession
+    request: RunRequest
+    streams: bool
+    seconds: float | None
+    spent_s: float
+    known: tuple[Any, Any]
+
+    async def __call__(self, host: Any, emit: Callable[[Any], None]) -> Result:
+        """On the replica: run on its session of that name."""
+        session = host.session(self.session.name, self.session.make)
+        if session.auto is not None:
+            session.auto.adopt(*self.known)
+
+        def heard(event: Event) -> None:
+            if isinstance(event, Audited):
+                host.tell(self.name, event)
+            else:
+                emit(event)
+
+        closed = partial(host.tell, self.name, None)
+        deadline = Deadline(self.seconds, self.spent_s)
+        put = emit if self.streams else None
+        result: Result = await session.execute(self.request, heard, closed, deadline, put)
+        return replace(result, audits=[])
+
 
 class _Back:
     """Takes what comes back of one run: events, and items of its stream."""
 
     def __init__(self, recorder: Recorder, put: Put | None) -> None:
-        self._recorder, self._put = recorder, put
+        self.recorder, self._put = recorder, put
+        self.streams = put is not None
         self._begun = self._ended = False
         self.again: list[str] = []
         self.audits: list[Audited] = []
@@ -120,22 +146,28 @@ class _Back:
             self._put(item)
             return
         if not (isinstance(item, RunStarted) and self._begun):
-            self._recorder.append(item)
+            self.recorder.append(item)
         self._begun, self._ended = True, isinstance(item, RunFinished)
 
     def audited(self, event: Audited | None) -> None:
         """An audit of the run; None: there will be no more."""
         if event is None:
-            self._recorder.release()
+            self.recorder.release()
         else:
             self.audits.append(event)
-            self._recorder.append(event)
+            self.recorder.append(event)
 
-    def begin_again(self, why: str) -> None:
-        """What has come is void."""
+    def begin_again(self, error: ReplicaLost) -> None:
+        """What has come is void. Raises `KvcommError` when too many replicas were lost."""
+        if len(self.again) + 1 == LOSSES:
+            raise KvcommError(
+                f"the run has lost {LOSSES} replicas: it may be what ends them, for want "
+                "of memory, say (`ray status`, and the logs under /tmp/ray)"
+            ) from None
+        why = f"{error}: the run began again on another one"
         self.again.append(why)
         if self._begun:
-            self._recorder.begin_again(why)
+            self.recorder.begin_again(why)
 
     def cut_short(self, error: BaseException, queued_s: float) -> None:
         """The run is over, and no replica says so."""
@@ -143,37 +175,7 @@ class _Back:
             return
         cancelled = isinstance(error, asyncio.CancelledError)
         if not cancelled:
-            self._recorder.write(Failed, node=None, error=str(error) or type(error).__name__)
+            self.recorder.write(Failed, node=None, error=str(error) or type(error).__name__)
         status = "interrupted" if cancelled else "failed"
         totals = zero_totals(queued_s)
-        self._recorder.write(RunFinished, status=status, answer=None, totals=totals, calls=0)
-
-
-async def _executed(
-    run: str,
-    session: RemoteSession,
-    request: RunRequest,
-    streams: bool,
-    seconds: float | None,
-    spent_s: float,
-    known: Any,
-    host: Any,
-    emit: Callable[[Any], None],
-) -> Any:
-    """On the replica: run on its session of that name, which knows all audits so far."""
-    here = host.session(session.name, session.make)
-    if here.auto is not None:
-        here.auto.adopt(*known)
-
-    def heard(event: Event) -> None:
-        if isinstance(event, Audited):
-            host.tell(run, event)
-        else:
-            emit(event)
-
-    def closed() -> None:
-        host.tell(run, None)
-
-    deadline, put = Deadline(seconds, spent_s), emit if streams else None
-    result = await here.execute(request, heard, closed, deadline, put)
-    return replace(result, audits=[])
+        self.recorder.write(RunFinished, status=status, answer=None, totals=totals, calls=0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.served.books import Books
+from kvcomm.engine.served.engine import BLOCK, GROWTH
 from kvcomm.engine.served.gate import Gate
-from kvcomm.engine.served.sequence import BLOCK, GROWTH
+from kvcomm.engine.served.usage import ServedUsage
 from kvcomm.errors import ContextOverflow, ModelError, ServerError
 from kvcomm.graphs import chain
 from kvcomm.sampling import Sampling
@@ -180,15 +180,15 @@ async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
     gate = Gate(4)
     async with gate.spare() as first, gate.spare() as second, gate.spare() as third:
         assert (first, second, third) == (True, True, False)  # half of the places at most
-    async with gate.ready() as place:
+    async with gate.ready() as begun:
         async with gate.spare() as free:
             assert not free  # somebody waits for a first token
-        place.begun = True
+        begun()
         async with gate.spare() as free:
             assert free
     one = Gate(1)
-    async with one.ready() as place:
-        place.begun = True
+    async with one.ready() as begun:
+        begun()
         async with one.spare() as free:
             assert not free  # there is no place
     async with one.spare() as free:
@@ -226,8 +226,7 @@ async def test_without_token_ids_texts_are_encoded_again(
 async def test_what_a_server_lacks_is_found_out_once_and_said(
     server: FakeServer, manners: dict[str, bool], said: str
 ) -> None:
-    for name, value in manners.items():
-        setattr(server.manners, name, value)
+    vars(server.manners).update(manners)
     with load_served(server.url) as engine:
         assert said in engine.capabilities.reason
         with session(engine, "auto") as active:
@@ -252,21 +251,22 @@ async def test_what_may_pass_is_tried_again(server: FakeServer, fault: int | str
     assert len(server.real()) == 4
 
 
-async def test_a_server_says_how_long_to_wait(server: FakeServer) -> None:
-    server.manners.retry_after = "0.3"
-    with load_served(server.url) as engine:
-        server.manners.faults.append(429)
-        began = time.monotonic()
-        await answered(engine, prompt(engine, 30), 2)
-        assert time.monotonic() - began >= 0.3
+@pytest.mark.parametrize(("after", "waits"), [("", [0.0, 0.0]), ("7", [7.0] * 2), ("99", [30] * 2)])
+async def test_what_does_not_pass_is_told_after_the_waits_that_the_server_asks_for(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, after: str, waits: list[float]
+) -> None:
+    waited: list[float] = []
 
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
 
-async def test_what_does_not_pass_is_told(server: FakeServer) -> None:
+    monkeypatch.setattr("kvcomm.engine.served.client.asyncio", SimpleNamespace(sleep=sleep))
+    server.manners.retry_after = after
     with load_served(server.url) as engine:
         server.manners.faults.extend([503] * 9)
         with pytest.raises(ServerError, match="answered 503: not now, after 3 attempts"):
             await answered(engine, prompt(engine, 30), 5)
-    assert len(server.real()) == 3
+    assert (len(server.real()), waited) == (3, waits)
 
 
 @pytest.mark.parametrize(
@@ -414,27 +414,26 @@ def test_another_tokenizer_is_refused(server: FakeServer) -> None:
     ),
     st.integers(0, 99) | st.none(),
 )
-def test_the_books_add_up(steps: list[tuple[str, int, int | None]], cached: int | None) -> None:
-    books, plain = Books(), list[str]()
+def test_usage_adds_up(steps: list[tuple[str, int, int | None]], cached: int | None) -> None:
+    usage, plain = ServedUsage(), list[str]()
     again = 0
     for kind, tokens, held in (*steps, ("add", 100, cached)):
         if kind == "cut":
             again += plain[tokens:].count("computed")
             del plain[tokens:]
-            books.truncate(tokens)
+            usage.truncate(tokens)
         else:
             held = None if held is None else min(held, tokens)
             again += 0 if held is None else max(min(len(plain), tokens) - held, 0)
             plain += [
                 "prefix" if i < (held or 0) else "computed" for i in range(len(plain), tokens)
             ]
-            books.add(0.0, tokens, held)
-    arrivals, wasted = books.arrivals()
+            usage.add(0.0, tokens, held)
     found = [
         what
-        for a in arrivals
+        for a in usage.arrivals
         for what in ["prefix"] * (a.tokens - a.computed) + ["computed"] * a.computed
     ]
     assert found == plain
     assert len(found) == 100
-    assert wasted >= again
+    assert usage.again == again

@@ -13,7 +13,7 @@ from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.reservations import Reservations
 from kvcomm.errors import OutOfMemory, Preempted
-from kvcomm.graphs import debate, fully_connected
+from kvcomm.graphs import fully_connected
 from tests.engine.support import (
     Forwards,
     answer,
@@ -133,27 +133,6 @@ def narrow(limited: LocalEngine) -> LocalEngine:
     return limited
 
 
-GRAPHS = {
-    "chain": GRAPH,
-    "full": fully_connected(agent("a", 30), agent("b", 20), agent("c", 5), agent("d")),
-    "debate": debate(agent("a", 18), agent("b", 7), rounds=2, judge=agent("j", exact=True)),
-}
-
-
-@pytest.mark.parametrize("mode", ["exact", "kvcomm", "dense", "auto"])
-@pytest.mark.parametrize("name", GRAPHS)
-def test_a_run_goes_on_with_room_for_one_sequence(
-    narrow: LocalEngine, name: str, mode: str
-) -> None:
-    with session(narrow, "dense") as dense:
-        expected = {call.node: call.text for call in dense.run(GRAPHS[name], TASK).calls}
-    with session(narrow, mode) as active:
-        found = active.run(GRAPHS[name], TASK)
-    if mode in ("exact", "dense"):
-        assert {call.node: call.text for call in found.calls} == expected
-    assert len(found.calls) == len(expected)
-
-
 def test_a_call_ahead_gives_way_and_is_computed_again(narrow: LocalEngine) -> None:
     # b is too large to be opened beside a, c is not; then b is ready, and c has to give way.
     long = replace(agent("b", 20), system="You are b, and you have much to remember. " * 8)
@@ -172,7 +151,7 @@ def test_a_call_ahead_gives_way_and_is_computed_again(narrow: LocalEngine) -> No
 
 def test_audits_do_without_where_there_is_no_room(narrow: LocalEngine) -> None:
     with auto(narrow, target_divergence=100.0) as active:
-        results = [active.run(GRAPHS["chain"], f"{TASK} {n}") for n in range(6)]
+        results = [active.run(GRAPH, f"{TASK} {n}") for n in range(6)]
     errors = {audit.error for result in results for audit in result.audits}
     assert all(len(result.calls) == 3 for result in results)
     reasons = ("Preempted: ", "not measured: ", "KvcommError: there is no room")

@@ -10,9 +10,10 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.budget import Budget
 from kvcomm.engine.segments import NO_ROOM
 from kvcomm.graphs import debate, fully_connected
-from tests.runtime.support import TASK, TASKS, agent, session
+from tests.runtime.support import GRAPH, TASK, TASKS, agent, session
 
 GRAPHS = {
+    "chain": GRAPH,
     "full": fully_connected(agent("a", 30), agent("b", 20), agent("c", 10)),
     "debate": debate(agent("a", 18), agent("b", 7), rounds=2, judge=agent("j", exact=True)),
 }
@@ -47,6 +48,7 @@ SLOTS = (150, 200, 250, 300, 350, 450, 600)
     ("graph", "slots"),
     [
         ("full", 0),
+        ("chain", 400),
         ("full", 250),
         ("debate", 300),
         ("debate", 450),

@@ -33,7 +33,6 @@ UNTIMED = {
     "engine/local/steps.py": "when a token was drawn, and a prompt done",
     "engine/ray.py": "how long replicas may take to start again",
     "engine/served/engine.py": "when a server's answer arrived",
-    "engine/served/sequence.py": "when a server's answer arrived",
 }
 
 

@@ -98,16 +98,3 @@ async def test_prompts_ride_along_with_answers(tiny: LocalEngine, forwards: Forw
     assert tokens == generate(tiny, short, 40)
     assert others == generate(tiny, long, 10)
     assert forwards.sizes[:4] == [257, 257, 189, 2]  # of 256 tokens, and of an answer
-
-
-async def test_sampled_tokens_follow_the_seed_and_not_the_neighbours(tiny: LocalEngine) -> None:
-    ids = random_ids(tiny, 20)
-
-    async def hot(prompt: list[int]) -> list[int]:
-        seq = open_seq(tiny, 60)
-        await extend(seq, prompt, answer(30, temperature=1.0, top_p=0.9))
-        return await said(seq)
-
-    alone = await hot(ids)
-    among, *_ = await asyncio.gather(*map(hot, [ids, *(random_ids(tiny, 11, s) for s in (5, 6))]))
-    assert alone == among != generate(tiny, ids, 30)

@@ -11,8 +11,9 @@ import torch
 from kvcomm.engine.base import AHEAD, Extended
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.bases import NOBODY
-from kvcomm.engine.segments import ALONE, GONE, NO_ROOM, NOT_MADE, text_key
+from kvcomm.engine.segments import ALONE, NO_ROOM, NOT_MADE, text_key
 from kvcomm.errors import OutOfMemory, StartOver
+from kvcomm.kv.tiers import GONE
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.plan import Plan, SegmentFacts, SegmentPlan
 from kvcomm.reuse.policy import Kvcomm

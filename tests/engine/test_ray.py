@@ -308,6 +308,7 @@ async def test_audits_of_all_replicas_are_counted_once(engine: RayEngine, tmp_pa
         for first in range(0, 8, 2):
             two = (active.arun(GRAPH, task) for task in TASKS[first : first + 2])
             found += await asyncio.gather(*two)
+        await active.adrain()
         assert active.auto
         measured = sum(a.divergence is not None for r in found for a in r.audits)
         assert sum(map(len, active.auto.audits.values())) == measured > 0

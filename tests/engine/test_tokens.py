@@ -85,13 +85,6 @@ def test_a_text_of_unknown_characters_gains_no_space() -> None:
     assert tokens == ["<unk>", "t", "h", "e"]
 
 
-def test_special_ids_are_those_of_the_tokenizer() -> None:
-    codec = smol_codec()
-    spelled = {codec.decode([i]) for i in codec.special_ids}
-    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= spelled
-    assert all(text.startswith("<") and text.endswith(">") for text in spelled)
-
-
 def test_threads_do_not_mix_plain_and_structured_text() -> None:
     codec = byte_codec()
     special = codec.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -160,14 +153,6 @@ def test_only_a_codec_whose_prompts_depend_on_the_day_has_another_one_without() 
     assert dated.undated is not dated
     assert dated.undated.undated.chat("", "x") == byte_codec(DATED).undated.chat("", "x")
     assert dated.undated.encode("x") == dated.encode("x")
-
-
-def test_threads_have_days_of_their_own() -> None:
-    codec = byte_codec(DATED)
-    days = [DAY + timedelta(days=n % 7) for n in range(100)]
-    with ThreadPoolExecutor(4) as pool:
-        texts = list(pool.map(lambda day: codec.at(day).chat("", "x"), days))
-    assert texts == [codec.at(day).chat("", "x") for day in days]
 
 
 # What models' templates do with a system turn.

@@ -100,14 +100,6 @@ def test_unrotate_undoes_rotate(kind: str, dtype: torch.dtype, positions: list[i
         torch.testing.assert_close(again, keys, rtol=0, atol=2 * TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_turning_twice_adds_the_positions(kind: str) -> None:
-    rope, keys = KINDS[kind], keys_of(3)
-    unscaled = Rope(rope.inv_freq, torch.ones_like(rope.scaling), rope.interleaved)
-    twice = unscaled.rotate(unscaled.rotate(keys, [3, 4, 5]), [10, 20, 30])
-    torch.testing.assert_close(twice, unscaled.rotate(keys, [13, 24, 35]), rtol=0, atol=1e-5)
-
-
 def test_what_has_no_rotation_passes_through() -> None:
     keys = keys_of(3)
     assert torch.equal(rope_of(rotary=4).rotate(keys, [5, 6, 7])[..., 4:], keys[..., 4:])
@@ -122,13 +114,6 @@ def test_the_keys_given_are_not_changed() -> None:
     KINDS["partial"].rotate(keys, [1, 2, 3])
     KINDS["partial"].unrotate(keys, torch.tensor([1, 2, 3]))
     assert torch.equal(keys, copy)
-
-
-def test_slices_of_keys_turn_as_copies() -> None:
-    keys = keys_of(9)
-    for rope in KINDS.values():
-        piece = keys[:, :, 2:5]
-        assert torch.equal(rope.rotate(piece, range(3)), rope.rotate(piece.clone(), [0, 1, 2]))
 
 
 # --- against the models ---

@@ -28,15 +28,6 @@ def test_a_concatenation_is_cut_into_its_pieces(pieces: list[KV]) -> None:
         start += len(piece)
 
 
-@given(tokens=st.integers(0, 6), data=st.data())
-def test_slices_put_together_are_the_whole(tokens: int, data: st.DataObject) -> None:
-    kv = random_kv(tokens)
-    cut = data.draw(st.integers(0, tokens))
-    assert equal(KV.concat([kv.slice(0, cut), kv.slice(cut, tokens)]), kv)
-    end = data.draw(st.integers(cut, tokens))
-    assert equal(kv.slice(cut, tokens).slice(0, end - cut), kv.slice(cut, end))
-
-
 @given(st.lists(st.integers(0, 5), max_size=8))
 def test_take_puts_tokens_in_the_order_asked_for(positions: list[int]) -> None:
     kv = random_kv(6)
@@ -45,14 +36,6 @@ def test_take_puts_tokens_in_the_order_asked_for(positions: list[int]) -> None:
     for i, position in enumerate(positions):
         assert equal(taken.slice(i, i + 1), kv.slice(position, position + 1))
     assert equal(kv.take(range(6)), kv)
-
-
-@given(st.lists(st.integers(0, 5), max_size=6), st.data())
-def test_take_of_take(positions: list[int], data: st.DataObject) -> None:
-    again = data.draw(st.lists(st.integers(0, max(len(positions) - 1, 0)), max_size=4))
-    again = again if positions else []
-    kv = random_kv(6)
-    assert equal(kv.take(positions).take(again), kv.take([positions[i] for i in again]))
 
 
 def test_a_slice_is_a_view_and_take_a_copy() -> None:
@@ -110,12 +93,6 @@ def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> No
 
 
 # --- slabs ---
-
-
-def test_a_slab_reserves_its_slots() -> None:
-    slab = KVBuffer(3, 2, 10, 4, torch.float32, torch.device("cpu"))
-    assert slab.capacity == 10
-    assert slab.nbytes == 2 * 3 * 2 * 10 * 4 * 4
 
 
 def test_a_slab_shrinks_to_its_first_slots() -> None:

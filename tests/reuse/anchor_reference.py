@@ -1,4 +1,4 @@
-"""The paper's anchor formulas, written as loops over single numbers."""
+"""The paper's anchor formulas, one distance at a time, in plain numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import torch
 from kvcomm.kv import KV
 
 
+def numbers(tensor: torch.Tensor) -> list[float]:
+    return tensor.flatten().tolist()
+
+
 def softmax_of_minus(distances: Sequence[float]) -> list[float]:
     nearest = min(distances)
     powers = [math.exp(nearest - distance) for distance in distances]
@@ -18,40 +22,26 @@ def softmax_of_minus(distances: Sequence[float]) -> list[float]:
 
 def entropy(base: KV, anchors: Sequence[KV]) -> float:
     """H(softmax(−‖V_φ − V_ψ‖)), Frobenius over layers, heads, the first tokens and dimensions."""
-    layers, heads, tokens, dims = base.values.shape
-    distances = []
-    for anchor in anchors:
-        total = 0.0
-        for layer in range(layers):
-            for head in range(heads):
-                for token in range(tokens):
-                    for dim in range(dims):
-                        at = (layer, head, token, dim)
-                        total += float(base.values[at] - anchor.values[at]) ** 2
-        distances.append(math.sqrt(total))
-    return -sum(weight * math.log(weight) for weight in softmax_of_minus(distances) if weight)
+    own, tokens = numbers(base.values), len(base)
+    weights = softmax_of_minus(
+        [math.dist(own, numbers(anchor.values[:, :, :tokens])) for anchor in anchors]
+    )
+    return -sum(weight * math.log(weight) for weight in weights if weight)
 
 
 def placeholder_offset(
     base: torch.Tensor, bases: Sequence[torch.Tensor], offsets: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Per token, weights from the mean absolute distance over layers, heads and dimensions."""
-    layers, heads, tokens, dims = base.shape
     result = torch.zeros_like(base)
-    for token in range(tokens):
+    for token in range(base.shape[2]):
+        own = numbers(base[:, :, token])
         distances = []
         for other in bases:
-            total = 0.0
-            for layer in range(layers):
-                for head in range(heads):
-                    for dim in range(dims):
-                        at = (layer, head, token, dim)
-                        total += abs(float(base[at] - other[at]))
-            distances.append(total / (layers * heads * dims))
-        weights = softmax_of_minus(distances)
-        for layer in range(1, layers):  # layer 0 is exact
-            for offset, weight in zip(offsets, weights, strict=True):
-                result[layer, :, token] += weight * offset[layer, :, token]
+            pairs = zip(own, numbers(other[:, :, token]), strict=True)
+            distances.append(sum(abs(a - b) for a, b in pairs) / len(own))
+        for offset, weight in zip(offsets, softmax_of_minus(distances), strict=True):
+            result[1:, :, token] += weight * offset[1:, :, token]  # layer 0 is exact
     return result
 
 
@@ -64,13 +54,10 @@ def literal_offset(
     for layer in range(1, layers):  # layer 0 is exact
         for head in range(heads):
             for dim in range(dims):
-                distances = []
-                for other in bases:
-                    total = 0.0
-                    for back in range(1, tokens + 1):
-                        at = base[layer, head, tokens - back, dim]
-                        total += float(at - other[layer, head, other.shape[2] - back, dim]) ** 2
-                    distances.append(math.sqrt(total))
+                own = numbers(base[layer, head, :, dim])
+                distances = [
+                    math.dist(own, numbers(other[layer, head, -tokens:, dim])) for other in bases
+                ]
                 for literal, weight in zip(literals, softmax_of_minus(distances), strict=True):
                     result[layer, head, :, dim] += weight * literal[layer, head, :, dim]
     return result

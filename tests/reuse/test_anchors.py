@@ -64,15 +64,6 @@ def test_the_entropy_test(distance: float, gamma: float) -> None:
     assert verdict.samples == 4
 
 
-def test_the_entropy_test_decides_both_ways() -> None:
-    base = random_kv(6, 9)
-    far = [random_kv(6, 30 + i) for i in range(3)]
-    assert pool_of(base, *far).predictability(base).shareable
-    refused = pool_of(*[near(base, 0.001, i) for i in range(4)]).predictability(base)
-    assert not refused.shareable
-    assert refused.reason.startswith("no anchor stands out: entropy 1.38")
-
-
 def test_the_entropy_is_over_values_and_the_first_tokens_only() -> None:
     base = random_kv(4, 9)
     longer = [KV.concat([random_kv(4, 40 + i), random_kv(5, 50 + i)]) for i in range(3)]
@@ -135,14 +126,6 @@ def test_offsets_are_the_papers_weighted_means(lengths: tuple[int, ...]) -> None
         torch.testing.assert_close(getattr(literal, name), expected, rtol=0, atol=1e-5)
 
 
-def test_one_anchor_gives_its_own_offset_above_layer_0() -> None:
-    pool = pool_of(random_kv(6, 1))
-    (anchor,) = pool.anchors
-    predicted = pool.predict(random_kv(4, 2))
-    assert torch.equal(predicted.keys[1:], anchor.offset.keys[1:, :, :4])
-    assert torch.equal(predicted.values[1:], anchor.offset.values[1:, :, :4])
-
-
 def test_without_an_anchor_as_long_there_is_no_prediction() -> None:
     pool = pool_of(random_kv(4, 1), random_kv(5, 2))
     for predict in (pool.predict, lambda base: pool.predict_literal(base, LITERAL)):
@@ -187,12 +170,6 @@ def test_above_capacity_the_least_used_of_the_five_oldest_goes() -> None:
     assert pool.anchors[-1].uses == 0
 
 
-def test_among_equals_the_oldest_goes() -> None:
-    pool = pool_of(*(random_kv(2, i) for i in range(CAPACITY + 3)))
-    assert pool.samples == CAPACITY
-    assert equal(pool.anchors[0].base, random_kv(2, 3))
-
-
 @pytest.mark.parametrize("capacity", [1, 2, 4])
 def test_a_new_anchor_is_never_the_one_that_goes(capacity: int) -> None:
     pool = pool_of(*(random_kv(2, i) for i in range(capacity)), capacity=capacity)
@@ -204,18 +181,6 @@ def test_a_new_anchor_is_never_the_one_that_goes(capacity: int) -> None:
 
 
 # --- state and size ---
-
-
-def test_state_keeps_order_lengths_and_uses() -> None:
-    pool = pool_of(random_kv(2, 1), random_kv(5, 2), random_kv(3, 3))
-    pool.anchors[1].uses = 7
-    other = AnchorPool()
-    other.load_state(pool.state())
-    assert [anchor.uses for anchor in other.anchors] == [0, 7, 0]
-    for mine, theirs in zip(pool.anchors, other.anchors, strict=True):
-        assert equal(mine.base, theirs.base)
-        assert equal(mine.offset, theirs.offset)
-        assert equal(mine.literal, theirs.literal)
 
 
 def test_a_damaged_state_changes_nothing() -> None:

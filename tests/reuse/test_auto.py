@@ -221,14 +221,6 @@ def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None
     assert made.choose("t", {"solver": known()}).policy.recipe.name == CHEAP  # type: ignore[union-attr]
 
 
-def test_calls_whose_bound_is_near_the_target_are_all_audited() -> None:
-    made = auto()
-    audited(made, CHEAP, 0.011)
-    choice = made.choose("t", {"solver": known()})
-    assert choice.used
-    assert [level.name for level in choice.measured] == [CHEAP]
-
-
 def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
     """However well it does in the probes beside exact calls."""
     made = auto()
@@ -239,13 +231,6 @@ def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
     assert not made.choose("t", {"solver": known()}).used
     audited(made, CHEAP, 0.001, count=WINDOW)  # the old ones are forgotten
     assert made.choose("t", {"solver": known()}).used
-
-
-def test_audits_belong_to_one_template() -> None:
-    made = auto()
-    audited(made, CHEAP, 0.001)
-    assert made.choose("t", {"solver": known()}).used
-    assert not made.choose("other", {"solver": known()}).used
 
 
 @pytest.mark.parametrize(("count", "t"), [(5, 2.132), (10, 1.833), (20, 1.729)])
@@ -306,13 +291,6 @@ def test_audits_are_out_of_date_when_twice_as_much_was_learned() -> None:
     assert made.bound("t", LEVELS[0], 0.1, 21) == pytest.approx(0.01)
 
 
-def test_only_the_latest_audits_count() -> None:
-    made = auto()
-    audited(made, CHEAP, 1.0, count=3)
-    audited(made, CHEAP, 0.01, count=WINDOW)
-    assert made.bound("t", LEVELS[0], 0.5, 10) == pytest.approx(0.01)
-
-
 def test_known_levels_are_audited_at_the_rate() -> None:
     made = auto(rate=0.25)
     audited(made, CHEAP, 0.001)
@@ -323,39 +301,12 @@ def test_known_levels_are_audited_at_the_rate() -> None:
     assert [c.measured for c in choices] == [c.measured for c in again]
 
 
-def test_exact_calls_of_known_levels_are_probed_at_the_rate() -> None:
-    made = auto(rate=1.0)
-    for level in LEVELS:
-        audited(made, level.name, 0.5)
-    assert len(made.choose("t", {"a": known()}).measured) == len(ANY)
-    made.rate = 0.0
-    assert not made.choose("t", {"a": known()}).measured
-
-
-def test_levels_that_may_still_do_are_probed_beside_exact_calls() -> None:
-    made = auto()
-    for divergence in (0.001, 0.001, 0.001, 0.04, 0.05):
-        made.record("t", CHEAP, divergence, 10, used=False)  # mean 0.019, bound above
-    audited(made, MIDDLE, 0.03)
-    audited(made, DEAR, 0.03)
-    choice = made.choose("t", {"a": known()})
-    assert isinstance(choice.policy, Exact)
-    assert [level.name for level in choice.measured] == [CHEAP]
-    audited(made, CHEAP, 0.019, count=WINDOW)
-    assert made.choose("t", {"a": known()}).used
-
-
 def test_a_target_of_zero_is_exact_and_measures_nothing() -> None:
     made = auto(target=0)
     audited(made, CHEAP, 0.0)
     choice = made.choose("t", {"a": known()})
     assert isinstance(choice.policy, Exact)
     assert not choice.measured
-
-
-def test_without_priors_nothing_is_used_unmeasured() -> None:
-    made = Auto()
-    assert not made.choose("t", {"a": known(error=1e-9)}).used
 
 
 @given(

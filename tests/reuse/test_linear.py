@@ -51,7 +51,7 @@ def test_the_solution_is_that_of_a_plain_ridge_regression() -> None:
     base, offset = kv(64, 1), kv(64, 2)
     model.observe(base, offset, EMPTY)
     layers = slice(1, None)
-    x, y = (model._features(part, layers).double() for part in (base, offset))
+    x, y = (linear.features(part, layers).double() for part in (base, offset))
     for group in range(x.shape[0]):
         mean, scale = x[group].mean(0), x[group].std(0, correction=0)
         z = (x[group] - mean) / scale
@@ -59,7 +59,7 @@ def test_the_solution_is_that_of_a_plain_ridge_regression() -> None:
         system = z.T @ z + strength * torch.eye(z.shape[1], dtype=torch.float64)
         weights = torch.linalg.solve(system, z.T @ (y[group] - y[group].mean(0)))
         expected = z @ weights + y[group].mean(0)
-        found = model._features(model.predict(base), layers)[group].double()
+        found = linear.features(model.predict(base), layers)[group].double()
         assert torch.allclose(found, expected, atol=1e-4)
 
 

@@ -72,11 +72,6 @@ def test_what_is_not_covered_is_computed_and_the_rest_reused() -> None:
     assert step.positions == (7, 8, 9)
 
 
-def test_the_last_token_of_the_prompt_is_computed() -> None:
-    step = Realign(Recipe("r")).plan([literal(), text(10, last=True)]).segments[1]
-    assert step.positions == (9,)
-
-
 def test_a_placeholder_without_base_is_computed() -> None:
     assert plan(LINEAR, literal(), text(covered=0))[1] == ("compute", "no base KV")
 
@@ -175,12 +170,6 @@ def test_a_realigned_step_stays_in_range_and_saves_something(
         assert set(range(tokens)) - set(fact.covered) <= set(positions)
         assert len(positions) + step.deviating < WORTH * tokens
         assert not last or tokens - 1 in positions
-
-
-def test_methods_differ_only_in_their_numbers() -> None:
-    assert list(METHODS) == ["rotate", "anchors", "repair", "cacheblend", "linear"]
-    assert all(name == recipe.name for name, recipe in METHODS.items())
-    assert replace(LINEAR, name="x") != LINEAR
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -101,12 +101,6 @@ def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
         assert load_state(folder, nothing(), CPU) == Loaded(0, 0)
 
 
-def test_templates_that_did_not_run_this_time_are_kept(tmp_path: Path) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    save_all(tmp_path, MODEL, PRINT, learned(("bb", 0)))
-    assert load_state(tmp_path, nothing(), CPU).templates == 2
-
-
 def test_only_what_has_changed_is_written(tmp_path: Path) -> None:
     offsets = learned(("aa", 0), ("bb", 0))
     offsets.learned("aa")
@@ -347,16 +341,6 @@ def test_a_write_that_fails_leaves_the_old_file_whole(
     with pytest.raises(StateError, match="No space left on device"):
         save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500))
     assert contents(tmp_path) == before
-
-
-def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    path = tmp_path / "aa.safetensors"
-    old = path.read_bytes()
-    with path.open("rb") as reader:
-        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500, count=2))
-        assert reader.read() == old
-    assert load_state(tmp_path, nothing(), CPU).samples == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")

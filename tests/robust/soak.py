@@ -29,9 +29,9 @@ from kvcomm.agents import Agent, Tool
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine, runner
 from kvcomm.engine.local.scheduler import STEP_TOKENS
-from kvcomm.engine.segments import GONE
 from kvcomm.errors import KvcommError, NodeFailed
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, layered, random_dag, star
+from kvcomm.kv.tiers import GONE
 from kvcomm.session import Session
 from tests.runtime.support import agent, rest
 

@@ -11,10 +11,10 @@ import torch
 from kvcomm.engine import realign
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.segments import GONE
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.kv import KV
+from kvcomm.kv.tiers import GONE
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
 from tests.runtime.support import TASK, Events, agent, check_at_rest, session, steps_of
@@ -74,7 +74,9 @@ def test_what_was_damaged_on_disk_is_computed(tmp_path: Path, reason: str) -> No
         run(engine, ROTATE)
         check_at_rest(engine)
         cache = engine.segments
-        moved = engine.core.call(lambda: [cache._move_down(e) for e in [*cache._entries.values()]])
+        moved = engine.core.call(
+            lambda: [cache.tiers._move_down(e) for e in [*cache._entries.values()]]
+        )
         assert moved.result() == [True]
         other = chain(agent("x"), agent("y"))
         expected = texts(run(engine, "dense", other))

@@ -104,7 +104,7 @@ def test_where_nothing_is_realigned_nothing_is_kept(
         result = active.run(GRAPH, TASK)
     assert all(call.report.exact for call in result.calls)
     check_at_rest(tiny)
-    assert len(tiny.segments) == 0
+    assert len(tiny.segments._entries) == 0
 
 
 def test_agents_of_one_level_wait_for_the_first(tiny: LocalEngine) -> None:

@@ -26,8 +26,8 @@ from kvcomm.engine.base import (
     ShadowEvaluation,
     Variant,
 )
+from kvcomm.engine.bounded import LoadedEngine
 from kvcomm.engine.dense import DenseEngine
-from kvcomm.engine.loaded import LoadedEngine
 from kvcomm.engine.local.bases import Bases
 from kvcomm.engine.local.budget import WHOLE, Budget
 from kvcomm.engine.local.check import TOLERANCE, kv_shape, slot_bytes
@@ -45,7 +45,7 @@ from kvcomm.engine.segments import SegmentCache
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import OutOfMemory
 from kvcomm.kv import KV, KVBuffer, PrefixCache, Rope
-from kvcomm.kv.tiers import Disk, Host, Tier
+from kvcomm.kv.tiers import Disk, HostMemory, Tier
 from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets, label_of
@@ -115,8 +115,8 @@ class LocalEngine(LoadedEngine):
         self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets, like=KV(one, one))
         self.admission = Reservations(self.budget.for_sequences)
         self.budget.sequences = lambda: self.admission.used
-        self.budget.retained = lambda: self.segments.pinned
-        self.budget.segments = lambda: self.segments.nbytes
+        self.budget.retained = lambda: self.segments.tiers.pinned
+        self.budget.segments = lambda: self.segments.tiers.nbytes
         self.budget.offsets = lambda: self.offsets.nbytes
         self.budget.prefix = lambda: self.prefix.nbytes
         self.slot_bytes = slot_bytes(model.config, model.dtype)
@@ -142,7 +142,7 @@ class LocalEngine(LoadedEngine):
         tiers: list[Tier] = []
         if device.type != "cpu":
             limit = free_memory(torch.device("cpu")) // 4
-            tiers.append(Host(lambda: limit, device))
+            tiers.append(HostMemory(lambda: limit, device))
         if spill is not None:
             tiers.append(Disk(spill / self.fingerprint, lambda: DISK, device))
         return tiers
@@ -150,14 +150,14 @@ class LocalEngine(LoadedEngine):
     def _trim(self) -> None:
         """Let caches give up what sequences need; runs on the engine's thread."""
         if self.budget.short:
-            self.segments.trim()
+            self.segments.tiers.trim()
             self.offsets.trim()
             self.prefix.trim()
 
     def _relieve(self) -> None:
         """Memory has run out: let go of what only saves time; runs on the engine's thread."""
         self.prefix.clear()
-        self.segments.halve()
+        self.segments.tiers.halve()
         release_unused(self.network.device)
 
     def _new_buffer(self, capacity: int) -> KVBuffer:
@@ -181,7 +181,7 @@ class LocalEngine(LoadedEngine):
 
     def retain(self, handle: Handle) -> bool:
         """One more reader of a message's KV; False where too much is retained already."""
-        if self.segments.pinned > RETAINED * self.budget.for_segments():
+        if self.segments.tiers.pinned > RETAINED * self.budget.for_segments():
             return False
         self.core.call(lambda: self.segments.retain(handle.key))
         return True

@@ -31,21 +31,18 @@ class Abilities:
 
     def fields(self, salt: str) -> dict[str, Any]:
         """The fields of a request that need them."""
-        return ((self.token_ids and {"return_token_ids": True}) or {}) | (
-            (self.salt and {"cache_salt": salt}) or {}
-        )
+        ids = {"return_token_ids": True} if self.token_ids else {}
+        return ids | ({"cache_salt": salt} if self.salt else {})
 
     @property
     def lacks(self) -> str:
         """What it cannot do and what follows from that; empty when it can do everything."""
-        parts = []
-        if not self.token_ids:
-            parts.append("it gives no token ids, so answers are encoded again")
-        if not self.salt:
-            parts.append("it refuses cache_salt, so modes and namespaces share its prefix cache")
-        if not self.counts:
-            parts.append(f"it does not say what its prefix cache held ({TOLD})")
-        return "; ".join(parts)
+        lacks = {
+            "it gives no token ids, so answers are encoded again": not self.token_ids,
+            "it refuses cache_salt, so modes and namespaces share its prefix cache": not self.salt,
+            f"it does not say what its prefix cache held ({TOLD})": not self.counts,
+        }
+        return "; ".join(said for said, lacking in lacks.items() if lacking)
 
 
 def cached(piece: Json) -> int | None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-
-class Place:
-    """A real request's place; `begun` says that its first token has come."""
-
-    begun = False
+from functools import partial
 
 
 class Gate:
@@ -22,25 +17,24 @@ class Gate:
     def __init__(self, limit: int) -> None:
         self._free = asyncio.Semaphore(limit)
         self._most_ahead = max(limit // 2, 1)
-        self._places: set[Place] = set()
+        self._urgent: set[object] = set()  # those without a first token yet
         self.ahead = 0
 
     @asynccontextmanager
-    async def ready(self) -> AsyncIterator[Place]:
-        """Wait for a place."""
-        place = Place()
-        self._places.add(place)
+    async def ready(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a place; what comes with it is to be called at the first token."""
+        request = object()
+        self._urgent.add(request)
         try:
             async with self._free:
-                yield place
+                yield partial(self._urgent.discard, request)
         finally:
-            self._places.discard(place)
+            self._urgent.discard(request)
 
     @asynccontextmanager
     async def spare(self) -> AsyncIterator[bool]:
         """A place that nobody waits for, while nobody waits for a first token; else False."""
-        urgent = not all(place.begun for place in self._places)
-        if urgent or self._free.locked() or self.ahead >= self._most_ahead:
+        if self._urgent or self._free.locked() or self.ahead >= self._most_ahead:
             yield False
             return
         self.ahead += 1

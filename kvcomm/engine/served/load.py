@@ -60,20 +60,20 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
 def _chosen(models: Sequence[Json], wanted: str | None, where: str) -> Json:
     """What the server says of the model that is meant. Raises `ModelError`."""
     names = [str(entry.get("id")) for entry in models]
+    if wanted in names:
+        return models[names.index(wanted)]
+    if wanted is None and len(names) == 1:
+        return models[0]
     if wanted is not None:
-        if wanted in names:
-            return models[names.index(wanted)]
-        raise ModelError(
-            f"the server at {where} has no model {wanted!r}: choose one of {', '.join(names)}"
+        lack = f"has no model {wanted!r}: choose one of {', '.join(names)}"
+    elif not names:
+        lack = "serves no model"
+    else:
+        lack = (
+            f"has {len(names)} models: choose one with --served-model, such as --served-model "
+            f"{names[0]} ({', '.join(names[:8])})"
         )
-    if len(names) != 1:
-        if not names:
-            raise ModelError(f"the server at {where} serves no model")
-        raise ModelError(
-            f"the server at {where} has {len(names)} models: choose one with --served-model, "
-            f"such as --served-model {names[0]} ({', '.join(names[:8])})"
-        )
-    return models[0]
+    raise ModelError(f"the server at {where} {lack}")
 
 
 def _described(model: str | None, entry: Json) -> tuple[Any, Any, Any]:

@@ -51,15 +51,17 @@ class _Sums:
     count: int
 
     @classmethod
-    def empty(cls, groups: int, width: int, count: int, device: torch.device) -> _Sums:
-        """Room for those of `count` tokens; see `put`."""
+    def empty(cls, kv: KV) -> _Sums:
+        """Room for those of the tokens of `kv`; see `put`."""
+        layers, heads, tokens, dim = kv.keys.shape
+        groups, width = (layers - 1) * heads, 2 * dim
+        where = place_for(torch.float64, kv.keys.device)
 
         def room(*shape: int) -> torch.Tensor:
-            wide_place = place_for(torch.float64, device)
-            return torch.empty(shape, dtype=torch.float64, device=wide_place)
+            return torch.empty(shape, dtype=torch.float64, device=where)
 
         xx, xy = room(groups, width, width), room(groups, width, width)
-        return cls(xx, xy, room(groups, width), room(groups, width), count)
+        return cls(xx, xy, room(groups, width), room(groups, width), tokens)
 
     def put(self, groups: slice, x: torch.Tensor, y: torch.Tensor) -> None:
         """Those of features and targets, `[groups, tokens, width]` each."""
@@ -157,10 +159,10 @@ class LinearOffsets:
         if weights.shape[:2] != ((count - 1) * heads, 2 * dim):
             raise OtherShape
         offset = KV(torch.zeros_like(base.keys), torch.zeros_like(base.values))
-        for layers, groups in self._blocks(base):
-            x = self._features(base, layers).to(weights.dtype)
+        for layers, groups in _blocks(base):
+            x = features(base, layers).to(weights.dtype)
             y = torch.baddbmm(bias[groups], x, weights[groups])
-            self._unpack(y, offset, layers)
+            _unpack(y, offset, layers)
         return offset
 
     def predict_literal(self, base: KV, tokens: int) -> KV:
@@ -172,10 +174,10 @@ class LinearOffsets:
         if len(base) == 0:
             return
         one = LinearOffsets(self.ridge)
-        one._sums = self._room(base)
+        one._sums = _Sums.empty(base)
         solution = self._solution(base.keys.device)
-        for layers, groups in self._blocks(base):
-            x, y = (self._features(kv, layers).float() for kv in (base, offset))
+        for layers, groups in _blocks(base):
+            x, y = (features(kv, layers).float() for kv in (base, offset))
             one._sums.put(groups, x, y)
             one._total += float(wide(y).square().sum())
             if solution is not None:
@@ -226,27 +228,6 @@ class LinearOffsets:
         assert self._bias is not None
         self._weights, self._bias = self._weights.to(device), self._bias.to(device)
         return self._weights, self._bias
-
-    def _room(self, kv: KV) -> _Sums:
-        layers, heads, tokens, dim = kv.keys.shape
-        return _Sums.empty((layers - 1) * heads, 2 * dim, tokens, kv.keys.device)
-
-    def _blocks(self, kv: KV) -> Iterator[tuple[slice, slice]]:
-        """A few layers at a time, and their regressions."""
-        layers, heads = kv.keys.shape[:2]
-        for start in range(1, layers, LAYERS):
-            stop = min(start + LAYERS, layers)
-            yield slice(start, stop), slice((start - 1) * heads, (stop - 1) * heads)
-
-    def _features(self, kv: KV, layers: slice) -> torch.Tensor:
-        """`[groups, tokens, width]`: keys and values side by side."""
-        return torch.cat([kv.keys[layers], kv.values[layers]], dim=3).flatten(0, 1)
-
-    def _unpack(self, y: torch.Tensor, into: KV, layers: slice) -> None:
-        """The inverse of `_features`."""
-        keys, values = y.chunk(2, dim=2)  # [layers * heads, tokens, dim]
-        shape = into.keys[layers].shape
-        into.keys[layers], into.values[layers] = keys.reshape(shape), values.reshape(shape)
 
     @property
     def nbytes(self) -> int:
@@ -313,6 +294,26 @@ class LinearOffsets:
         """Statistics and counters of what was observed here since the last `take`."""
         taken, self._untaken = self._untaken, LinearOffsets(self.ridge)
         return taken.state() if taken else {}
+
+
+def _blocks(kv: KV) -> Iterator[tuple[slice, slice]]:
+    """A few layers at a time, and their regressions."""
+    layers, heads = kv.keys.shape[:2]
+    for start in range(1, layers, LAYERS):
+        stop = min(start + LAYERS, layers)
+        yield slice(start, stop), slice((start - 1) * heads, (stop - 1) * heads)
+
+
+def features(kv: KV, layers: slice) -> torch.Tensor:
+    """`[groups, tokens, width]`: keys and values side by side."""
+    return torch.cat([kv.keys[layers], kv.values[layers]], dim=3).flatten(0, 1)
+
+
+def _unpack(y: torch.Tensor, into: KV, layers: slice) -> None:
+    """The inverse of `features`."""
+    keys, values = y.chunk(2, dim=2)  # [layers * heads, tokens, dim]
+    shape = into.keys[layers].shape
+    into.keys[layers], into.values[layers] = keys.reshape(shape), values.reshape(shape)
 
 
 def state_bytes(layers: int, heads: int, dim: int) -> int:
