@@ -51,7 +51,15 @@ from kvcomm.prompt import Hole, Segment, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets, label_of
 from kvcomm.reuse.plan import Plan, Predictability
 from kvcomm.reuse.policy import SHADOW, Policy
-from kvcomm.reuse.state import belongs, check_folder, copy_state, learned_by, load_state, save_state
+from kvcomm.reuse.state import (
+    Copied,
+    belongs,
+    check_folder,
+    copy_state,
+    learned_by,
+    load_state,
+    save_state,
+)
 from kvcomm.sampling import Sampling
 
 T = TypeVar("T")
@@ -322,7 +330,12 @@ class LocalEngine(LoadedEngine):
         `StateError` for another model's folder.
         """
         saved = self._saved[folder]
-        copy = partial(copy_state, self.offsets, namespace, saved)
+
+        def copy() -> dict[str, Copied]:
+            while self.lessons:
+                self.core.learn()
+            return copy_state(self.offsets, namespace, saved)
+
         learned = await self.call(copy, BACKGROUND)
         written = save_state(folder, self.model, self.fingerprint, learned)
         saved |= {template: version for template, (version, _) in learned.items()}
