@@ -61,7 +61,7 @@ def measured(result: Result) -> set[str]:
 WAYS: dict[str, Callable[[Session], object]] = {
     "drain": lambda active: active.drain(),
     "close": lambda active: active.close(),
-    "with": lambda active: active.__exit__(),
+    "with": lambda active: active.__exit__(None, None, None),
 }
 
 
