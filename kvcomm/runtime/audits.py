@@ -71,7 +71,7 @@ class AuditQueue:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, audit: Audit) -> None:
-        """Measure a call when its turn comes; what there is no room for is not measured."""
+        """Note a call to be measured; what there is no room for is not measured."""
         kept = []
         for handle in audit.handles:
             if self._left >= WAITING or not self.engine.retain(handle):
@@ -88,7 +88,11 @@ class AuditQueue:
         with self._lock:
             self._waiting.append(audit)
             self._left += 1
-            if self._working is None:
+
+    def start(self) -> None:
+        """Measure what is noted. A run calls it when it has answered: its calls come first."""
+        with self._lock:
+            if self._waiting and self._working is None:
                 if self._background is None:
                     self._background = Background("kvcomm-audits")
                     self.engine.before_close.add(self.abandon)
@@ -101,11 +105,13 @@ class AuditQueue:
 
     async def drain(self) -> None:
         """Wait until all are measured."""
+        self.start()
         while (working := self._working) is not None:
             await asyncio.wait([asyncio.wrap_future(working)])
 
     def close(self) -> None:
         """Finish all audits."""
+        self.start()
         if self._background is not None:
             try:
                 self._background.run(self.drain())

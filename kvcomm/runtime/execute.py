@@ -133,6 +133,8 @@ class Executor:
                 RunFinished, status=status, answer=answer, totals=totals, calls=len(run.calls)
             )
             recorder.release()
+            if self.audits is not None:
+                self.audits.start()
         warnings = [*run.warnings, *recorder.warnings]
         if request.unmeasured:
             warnings.append(

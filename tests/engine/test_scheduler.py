@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 from kvcomm.engine.local.scheduler import SHARE, schedule
 
+OPEN = {"calls": True}
 LAST = {"waited": SHARE - 1}
 HELD = {"held": True}
 
@@ -39,6 +40,7 @@ RULES = [
     ("2 so many tokens of prompts", "a5000 ready", {}, "a2048"),
     ("2 and fewer beside answers", "x ready, a5000 ready", {}, "x a256"),
     ("2 and in the background", "a5000 background", {}, "a256"),
+    ("2 much fewer while calls are open", "a5000 background", OPEN, "a32"),
     ("2 and where memory is short", "a5000 ready", {"limit": 100}, "a100"),
     ("3 the most urgent comes first", "a300 ahead, b300 ready", {}, "b300"),
     ("3 then the first to come", "a300 ready, b300 ready", {}, "a300"),

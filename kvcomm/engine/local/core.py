@@ -142,7 +142,7 @@ class Core:
             self._late.remove(late)
             self._handle(late)
         try:
-            worked = self.steps.step()
+            worked = self.steps.step(self._admission.calls)
         except Exception as error:  # a bug here must not leave its callers waiting
             self.steps.drop(list(self.steps.prompts), list(self.steps.answers), error)
             worked = True

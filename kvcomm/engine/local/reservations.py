@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from kvcomm.engine.base import AHEAD
+from kvcomm.engine.base import AHEAD, BACKGROUND
 
 
 class Reserving(Protocol):
@@ -35,6 +35,11 @@ class Reservations:
     def used(self) -> int:
         """Bytes that are reserved."""
         return sum(seq.reserved for seq in self.held)
+
+    @property
+    def calls(self) -> bool:
+        """Whether a sequence is open that is not the background's."""
+        return any(seq.priority < BACKGROUND for seq in self.held)
 
     def try_reserve(self, seq: Reserving, nbytes: int) -> bool:
         """Reserve at once, or not at all; those who wait come first."""

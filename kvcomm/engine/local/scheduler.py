@@ -3,7 +3,8 @@
 The rules, in order:
 
 1. Every sequence that answers gets one token, those of the background apart (7).
-2. Beside them prompts are prefilled: 2,048 tokens a step, 256 beside answers or in the background.
+2. Beside them prompts are prefilled: 2,048 tokens a step, 256 beside answers or in the background,
+   32 in the background while calls are open: a call that becomes ready waits for the step.
 3. The most urgent prompts come first, and of equal ones the first to come.
 4. Prompts share a step until it has 256 tokens: a full step gets no faster by another one.
 5. Less urgent prompts wait until a step has no more urgent ones.
@@ -23,6 +24,8 @@ from kvcomm.engine.base import AHEAD, BACKGROUND, READY
 STEP_TOKENS = 2048
 # Beside answers, whose next tokens wait for the step, and in the background.
 SMALL_STEP_TOKENS = 256
+# In the background, while calls are open.
+TINY_STEP_TOKENS = 32
 # A step with as many tokens is efficient.
 FULL_STEP = 256
 # Of so many steps of an engine that is never idle, one is the background's.
@@ -72,11 +75,13 @@ def schedule(
     answers: Sequence[A],
     *,
     held: bool = False,
+    calls: bool = False,
     waited: int = 0,
     limit: int = STEP_TOKENS,
 ) -> Batch[P, A]:
-    """The next step. `held`: a message is on its way (rule 6). `waited`: steps since the last one
-    with background work. No step has more than `limit` tokens of prompts.
+    """The next step. `held`: a message is on its way (rule 6). `calls`: sequences are open that are
+    not the background's. `waited`: steps since the last one with background work. No step has more
+    than `limit` tokens of prompts.
     """
     urgent = [prompt for prompt in prompts if prompt.priority < BACKGROUND]
     due = [answer for answer in answers if answer.priority < BACKGROUND]
@@ -88,7 +93,7 @@ def schedule(
         others = [prompt for prompt in prompts if prompt.priority >= BACKGROUND]
         late = [answer for answer in answers if answer.priority >= BACKGROUND]
         if late or others:
-            room = SMALL_STEP_TOKENS
+            room = TINY_STEP_TOKENS if calls else SMALL_STEP_TOKENS
             return Batch([*due, *late], _fill(others, min(limit, room), room))
     room = SMALL_STEP_TOKENS if due else STEP_TOKENS
     return Batch(due, _fill(urgent, min(limit, room), FULL_STEP))

@@ -72,12 +72,16 @@ class Steps:
         prompt.order = self._count
         self.prompts.append(prompt)
 
-    def step(self) -> bool:
-        """Compute the next step; False when there is nothing to compute."""
+    def step(self, calls: bool) -> bool:
+        """Compute the next step; False when there is nothing to compute.
+
+        `calls`: sequences are open that are not the background's.
+        """
         batch = schedule(
             self.prompts,
             self.answers,
             held=bool(self.held),
+            calls=calls,
             waited=self._waited,
             limit=self._runner.limit,
         )
