@@ -50,7 +50,7 @@ async def divergences(
     """The divergence of the second agent's prompt for each share of leading tokens."""
     solver, checker = templates(engine.codec)
     ids = {"question": tuple(question), "answer": tuple(answer)}
-    await read_before(engine, solver, ids)
+    await read_before(engine, solver, ids, behind="answer")
     levels = [Recipe(f"{share}", first=len(question), leading=share) for share in shares]
     segments = checker.fill(ids)
     evaluation = await engine.evaluate(
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    levels = {name: leading + deviating for name, leading, deviating in SHARES}
+    levels = {f"{share:.0%}": share for share in SHARES}
     results: dict[str, dict] = {}
     with load_engine("smollm2-135m") as engine:
 

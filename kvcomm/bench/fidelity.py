@@ -197,13 +197,13 @@ class Fidelity:
         # A method must not find what another one has just computed.
         options = replace(options, feeds_prefix=bool(space))
         spec = replace(call.spec, reuse=options, namespace=space, shares=False)
-        layers = MEASURED if _measures(method.policy) else 0
+        layers = MEASURED if measures(method.policy) else 0
         return Variant(method.policy, call=spec, measured=layers)
 
     def _measured(self, policy: Policy, compared: Compared) -> MethodCall:
         assert compared.divergence is not None
         usage, beside = compared.segments, 0.0
-        if _measures(policy) and not compared.dense:
+        if measures(policy) and not compared.dense:
             tokens = sum(piece.computed + piece.realigned for piece in usage)
             beside = tokens * MEASURED / kv_shape(self.engine.config, 0)[0]
         return MethodCall(
@@ -218,12 +218,10 @@ class Fidelity:
         self, call: Answered, read: set[str], auto: Auto, audits: list[Audited]
     ) -> MethodCall:
         """One call as `auto` does it; behind it, it measures and learns as in a session."""
-        sizes = {
-            segment.name: len(segment)
-            for segment in call.segments
-            if segment.kind == "placeholder" and segment.name in read | call.spec.messages
-        }
-        choice = chosen(auto, self.engine, call.spec, sizes, self.seen)
+        texts = {s.name: s.ids for s in call.segments if s.kind == "placeholder"}
+        messages = {name: len(texts[name]) for name in call.spec.messages}
+        inputs = {name: ids for name, ids in texts.items() if name not in messages}
+        choice = chosen(auto, self.engine, call.spec, messages, inputs, frozenset(read), self.seen)
         options = replace(choice.policy.options, reads_prefix=True, feeds_prefix=True)
         spec = replace(call.spec, reuse=options)
         evaluation = await self.engine.evaluate(
@@ -255,7 +253,7 @@ class Fidelity:
         return Findings(value, COLUMNS, rows, [*notes, LEGEND])
 
 
-def _measures(policy: Policy) -> bool:
+def measures(policy: Policy) -> bool:
     """Whether it repairs deviating tokens without offsets that would point to them."""
     return isinstance(policy, Realign) and policy.recipe.deviating > 0 and not policy.recipe.offsets
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Codec, Segment, Template
-from kvcomm.reuse.plan import Predictability
+from kvcomm.reuse.plan import BaseKind, Predictability
 from kvcomm.reuse.policy import SHADOW, Policy, ReuseOptions
 from kvcomm.sampling import Sampling
 
@@ -90,13 +90,15 @@ class Token:
 class Extended(NamedTuple):
     """What became of the segments of one `extend`, and what the policy decided.
 
-    `base_tokens` were computed for base KV that was missing.
+    `base_tokens` were computed for base KV that was missing, `query_tokens` a first time, to see
+    what they attend to.
     """
 
     segments: list[SegmentUsage]
     decision: str
     dense: bool
     base_tokens: int = 0
+    query_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -234,8 +236,9 @@ class EngineSequence(Protocol):
         """The message is out: settle what was answered, and learn what the plan asked for.
 
         A computed prompt teaches the family `offsets` the placeholders among its `segments` whose
-        base KV is known. That waits until nobody is on the way to a first token, but whoever asks
-        the offset models of this template finds it learned.
+        base KV is known, and what it shares of them is base KV for others. That waits until nobody
+        is on the way to a first token, but whoever asks the offset models of this template finds
+        it learned.
         """
 
     def set_priority(self, priority: int) -> None:
@@ -283,6 +286,9 @@ class Engine(Protocol):
 
         An input is one that another prompt has read.
         """
+
+    def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
+        """The kind of base KV that a call's inputs have, by name, where they have any."""
 
     async def evaluate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
-from kvcomm.reuse.plan import Predictability, SegmentFacts
+from kvcomm.reuse.plan import BaseKind, Predictability, SegmentFacts
 from kvcomm.reuse.policy import SHADOW, Policy
 
 
@@ -43,6 +43,10 @@ class WithoutKV:
 
     def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
         """Nothing is known."""
+        return {}
+
+    def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
+        """There are none."""
         return {}
 
     async def evaluate(

@@ -49,6 +49,8 @@ def realign(base: Base, plan: SegmentPlan, tokens: int, done: int, offset: KV | 
         computed |= _largest(_size(offset), base.covered, computed, plan.deviating)
     keep = [i for i, position in enumerate(base.covered) if position not in computed]
     # One copy at a time: a long input's KV is large.
+    if offset is not None and plan.scale != 1:
+        offset = KV(offset.keys * plan.scale, offset.values * plan.scale)
     kv = base.kv if offset is None else base.kv + offset
     del offset
     if len(keep) < len(base.kv):

@@ -1,24 +1,26 @@
 """The segment cache: base KV of texts and messages, by content, in tiers.
 
-A text may have base KV from several contexts: alone, or as some prompt read it. An entry is
-*pending* while its first reader computes it. Behind that it is a view of that reader's sequence,
-copied when somebody needs it or the sequence ends. Belongs to the engine's thread.
+A text may have base KV of two kinds: computed alone, and as prompts have read it: that of the first
+one, then the mean of several. An entry is *pending* while its first reader computes it. Behind that
+it is a view of that reader's sequence, copied when somebody needs it or the sequence ends. Belongs
+to the engine's thread.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvcomm.kv import KV, content_key
 from kvcomm.kv.tiers import GONE, Device, Stored, Tier, Tiers
+from kvcomm.reuse.plan import BaseKind
 
-# The context of a text that was computed behind a bare chat header.
-ALONE = "alone"
-# How many contexts of a text are kept, beside that.
-CONTEXTS = 1
+# Behind the address of a text: computed behind a bare chat header, or read in prompts.
+ALONE, READ = "alone", "read"
+# The mean of so many contexts is kept: it changes little with more of them.
+CONTEXTS = 8
 # How many entries that are gone are remembered, with the reason.
 REMEMBERED = 1000
 NO_ROOM = "no room for its base KV"
@@ -40,24 +42,34 @@ class KVSource(Protocol):
 class Entry(Stored):
     """One entry, in a tier once it is no `view` any more.
 
-    `node` is the agent whose prompt it is from. A `message` goes with its last reader, a text stays
-    while there is room.
+    `node` is the agent whose prompt it is from, `contexts` name what stood before the text. A
+    `message` goes with its last reader, a text stays while there is room.
     """
 
     pending: object = None  # the sequence that computes it
     view: tuple[KVSource, Sequence[int]] | None = None
     node: str = ""
+    contexts: tuple[str, ...] = ()
     message: bool = False
 
     @property
-    def text(self) -> str:
-        """The address of its text."""
-        return self.key.partition(".")[0]
+    def lasts(self) -> bool:
+        """Texts are read again by others; messages are not."""
+        return not self.message
 
     @property
-    def context(self) -> str:
-        """Where it was computed."""
-        return self.key.partition(".")[2]
+    def about(self) -> Mapping[str, str]:
+        """What is kept with it on disk."""
+        return {"node": self.node, "contexts": " ".join(self.contexts)}
+
+    @property
+    def kind(self) -> BaseKind:
+        """What base KV it is."""
+        if self.message:
+            return "message"
+        if self.key.endswith(f".{ALONE}"):
+            return "alone"
+        return "mean" if len(self.contexts) > 1 else "borrowed"
 
     @property
     def held(self) -> bool:
@@ -71,33 +83,51 @@ class SegmentCache:
     def __init__(self, budget: Callable[[], int], lower: Sequence[Tier] = ()) -> None:
         self.budget = budget
         self._entries: dict[str, Entry] = {}
-        self._contexts: dict[str, list[str]] = {}
         self._lost: OrderedDict[str, str] = OrderedDict()
         self.tiers = Tiers((Device(budget), *lower), self._forget)
-        for level, key, nbytes in self.tiers.known():
-            entry = Entry(key, nbytes, level)
+        for key, nbytes, _, about in self.tiers.disk.known() if self.tiers.disk else ():
+            contexts = tuple(about.get("contexts", "").split())
+            entry = Entry(key, nbytes, node=about.get("node", ""), contexts=contexts)
             self._admit(entry)
             self.tiers.adopt(entry)
         self.tiers.trim()
 
     def find(self, text: str, *, alone: bool, here: str = "") -> Entry | None:
-        """An entry of a text: computed alone, or in another context than `here`."""
-        for key in self._contexts.get(text, ()):
-            entry = self._entries[key]
-            if (entry.context == ALONE) == alone and entry.context != here:
-                return entry
-        return None
+        """The entry of a text, computed alone, or read in prompts, not only in the context `here`.
 
-    def wants(self, text: str) -> bool:
-        """Whether one more context of the text would be kept."""
-        known = [k for k in self._contexts.get(text, ()) if not k.endswith("." + ALONE)]
-        return len(known) < CONTEXTS
+        Where no prompt has read it, one that was computed alone will do.
+        """
+        read = None if alone else self._entries.get(f"{text}.{READ}")
+        if read is not None and read.contexts != (here,):
+            return read
+        return self._entries.get(f"{text}.{ALONE}")
 
-    def claim(self, key: str, owner: object, nbytes: int, node: str = "") -> Entry | None:
+    def wants(self, text: str, context: str) -> bool:
+        """Whether the text as it was read in this context would be kept."""
+        entry = self._entries.get(f"{text}.{READ}")
+        if entry is None:
+            return True
+        return entry.held and len(entry.contexts) < CONTEXTS and context not in entry.contexts
+
+    def add(self, text: str, context: str, kv: KV, node: str) -> None:
+        """Keep a text as it was read in one more context: the mean of all of them."""
+        key = f"{text}.{READ}"
+        entry = self._entries.get(key)
+        known = self.get(key) if entry else None
+        if entry is None or known is None:
+            self.put(key, kv, node, (context,))
+            return
+        count = len(entry.contexts)
+        entry.contexts += (context,)
+        self._keep(entry, known.with_one_more(kv, count))
+
+    def claim(
+        self, key: str, owner: object, nbytes: int, node: str = "", context: str = ""
+    ) -> Entry | None:
         """A pending entry that `owner` computes; None where there is one already."""
         if key in self._entries:
             return None
-        entry = Entry(key, nbytes, pending=owner, node=node)
+        entry = Entry(key, nbytes, pending=owner, node=node, contexts=(context,))
         self._admit(entry)
         return entry
 
@@ -119,12 +149,12 @@ class SegmentCache:
         entry.refs += refs
         return entry
 
-    def put(self, key: str, kv: KV) -> bool:
+    def put(self, key: str, kv: KV, node: str = "", contexts: tuple[str, ...] = ()) -> bool:
         """Keep `kv` under `key`; False when there is no room for it."""
         old = self._entries.get(key)
         if old is not None and old.held:
             return True
-        entry = old or Entry(key, kv.nbytes)
+        entry = old or Entry(key, kv.nbytes, node=node, contexts=contexts)
         self._admit(entry)
         entry.pending = entry.view = None
         return self._keep(entry, kv)
@@ -182,8 +212,9 @@ class SegmentCache:
         return self._lost.get(key, GONE)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, but for what is on disk: later processes find that."""
         for entry in list(self._entries.values()):
+            self.tiers.forget(entry, saved=False)
             self._forget(entry, GONE)
 
     def __contains__(self, key: str) -> bool:
@@ -191,17 +222,10 @@ class SegmentCache:
 
     def _admit(self, entry: Entry) -> None:
         self._lost.pop(entry.key, None)
-        if entry.key not in self._entries and not entry.message:
-            self._contexts.setdefault(entry.text, []).append(entry.key)
         self._entries[entry.key] = entry
 
     def _forget(self, stored: Stored, reason: str) -> None:
         entry = self._entries.pop(stored.key)
-        if not entry.message:
-            contexts = self._contexts[entry.text]
-            contexts.remove(entry.key)
-            if not contexts:
-                del self._contexts[entry.text]
         self.tiers.forget(entry)
         entry.pending = entry.view = entry.kv = None
         self._lost[entry.key] = reason
@@ -213,7 +237,4 @@ class SegmentCache:
         self.tiers.check_integrity()
         for key, entry in self._entries.items():
             assert key == entry.key
-            assert entry.message or key in self._contexts[entry.text]
             assert entry.refs or not (entry.message and entry.held)
-        known = sum(not entry.message for entry in self._entries.values())
-        assert known == sum(map(len, self._contexts.values()))

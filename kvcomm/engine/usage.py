@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from kvcomm.reuse.plan import Source
+from kvcomm.reuse.plan import BaseKind, Source
 
 
 class Arrival(NamedTuple):
@@ -22,8 +22,8 @@ class SegmentUsage:
     """One segment of a prompt: `computed + prefix + realigned` = its tokens.
 
     `index` is its place in the template. `positions` are those computed of a realigned one, the
-    others are `corrected` by offsets or only rotated. `base` names the node whose prompt the base
-    KV is from, where another prompt lent it.
+    others are `corrected` by offsets, times `scale`, or only rotated. Base KV is of the kind
+    `base`; `lender` names the node whose prompt it is from, where another prompt lent it.
     """
 
     index: int
@@ -37,7 +37,9 @@ class SegmentUsage:
     reason: str
     positions: tuple[int, ...] = ()
     corrected: bool = False
-    base: str = ""
+    scale: float = 1.0
+    base: BaseKind | None = None
+    lender: str = ""
     arrivals: tuple[Arrival, ...] = ()
 
     @property
@@ -98,7 +100,8 @@ class SegmentUsage:
             "reason": self.reason,
             "positions": ranges(self.positions),
             "corrected": self.corrected,
-            "lender": self.base,
+            "base": self.base,
+            "lender": self.lender,
         }
 
 

@@ -18,6 +18,8 @@ from safetensors.torch import load, save_file
 from kvcomm.kv.precision import place, where_wide
 
 FORMAT, CHECKSUM = "format", "checksum"
+# No header of a file of ours is longer.
+HEADER = 1 << 20
 
 
 def content_key(*parts: object) -> str:
@@ -71,6 +73,23 @@ def load_tensors(
         raise ValueError("damaged: its checksum is another")
     where = torch.device(device)
     return {name: place(tensor, where) for name, tensor in tensors.items()}, header
+
+
+def header_of(path: Path, form: str) -> dict[str, str]:
+    """The metadata of a file, without its tensors.
+
+    Raises `OSError`, and `ValueError` for a file of another format.
+    """
+    with path.open("rb") as file:
+        size = file.read(8)
+        try:
+            header = _metadata(size + file.read(min(int.from_bytes(size, "little"), HEADER)))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"has no metadata: {error}") from None
+    if header.pop(FORMAT, None) != form:
+        raise ValueError(f"not in the format {form}")
+    header.pop(CHECKSUM, None)
+    return header
 
 
 def _metadata(data: bytes) -> dict[str, str]:

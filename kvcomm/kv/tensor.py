@@ -14,11 +14,14 @@ from kvcomm.kv.files import checksum
 class KV:
     """Position-free keys and values (or offsets of them), `[layers, kv_heads, tokens, head_dim]`.
 
-    Position-free: the rotary embedding is undone on the keys. Slices are views.
+    Position-free: the rotary embedding is undone on the keys. Slices are views. `spread`, `[2,
+    layers, tokens]`, is there where they are the mean of several contexts: the sum of squared
+    distances from it, for keys and for values.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    spread: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.keys.shape != self.values.shape or self.keys.dim() != 4:
@@ -32,8 +35,31 @@ class KV:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of all of it."""
+        spread = 0 if self.spread is None else self.spread.nbytes
+        return self.keys.nbytes + self.values.nbytes + spread
+
+    def with_one_more(self, other: KV, contexts: int) -> KV:
+        """The mean of `contexts` contexts and another one, in float32, with its spread.
+
+        Both are updated as they go (Welford): no context is kept.
+        """
+        means, spreads = [], []
+        for number, (old, new) in enumerate(((self.keys, other.keys), (self.values, other.values))):
+            wide = torch.promote_types(old.dtype, torch.float32)
+            gap = new.to(wide) - old.to(wide)
+            mean = old.to(wide) + gap / (contexts + 1)
+            more = (gap * (new.to(wide) - mean)).sum(dim=(1, 3))  # [layers, tokens]
+            means.append(mean)
+            spreads.append(more if self.spread is None else self.spread[number] + more)
+        return KV(means[0], means[1], torch.stack(spreads))
+
+    def spreads(self) -> list[float]:
+        """How much each token's KV differs between contexts: its part of each layer's spread."""
+        if self.spread is None:
+            return []
+        share = self.spread / self.spread.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+        return [float(value) for value in share.sum(dim=(0, 1)).tolist()]
 
     def slice(self, start: int, stop: int) -> KV:
         """Tokens `start` to `stop`, as a view."""
@@ -76,11 +102,18 @@ class KV:
 
     def to(self, device: torch.device) -> KV:
         """The same on another device."""
-        return KV(self.keys.to(device), self.values.to(device))
+        spread = None if self.spread is None else self.spread.to(device)
+        return KV(self.keys.to(device), self.values.to(device), spread)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it, by name."""
+        named = {"keys": self.keys, "values": self.values, "spread": self.spread}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def checksum(self) -> str:
         """A number for all the bits: it changes with any of them."""
-        return checksum((self.keys, self.values))
+        return checksum(self.tensors.values())
 
 
 class KVBuffer:

@@ -1,15 +1,18 @@
 """The controller of `auto`: which calls may be realigned, how far, and which are audited.
 
-For every template and level (a recipe) it keeps the divergences that audits measured. A level may
-be used when its bound meets the target:
+A level is a share of the texts' tokens that is computed: 10 to 50 %. For every template, kind of
+base KV and level it keeps the divergences that audits measured. A level may be used when its bound
+meets the target:
 
     fewer than 5 audits:  bound = max(2 · prior(level) · error, mean)
     from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 30)
 
+and what computes more errs no more: a level's bound is at most that of a smaller share.
+
 The prior was measured on this model with base KV only rotated, on texts that may be easier than
 those to come: hence the 2. error is the share of squared offset error that the offset models leave,
-1 while they know too little to be used: then a level only rotates. Of long texts rotated KV errs
-several times less: so there are levels that realign these and compute the others.
+1 where none is used: then base KV is only rotated. Of long texts rotated KV errs several times
+less: so there are levels that realign these and compute the others.
 
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
 lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, none of
@@ -19,10 +22,12 @@ made, and count alone from five on. The bound is looked at before every call, an
 it first falls below the target is a lucky one: so it is never less than the mean of what was
 delivered, and calls whose bound is over half the target are all audited.
 
-Of the levels that meet the target the cheapest is taken. When none does, the call is exact, and
-levels that may still do are probed on it: realigned beside it, after the answer, and compared. So
-what is delivered approximately was bounded or measured before, on the first call too. A realigned
-call is audited until its level is known, then at a rate, and as long as a cheaper level may do.
+Of the levels that meet the target the one that computes least is taken. When none does, the call is
+exact, and up to three levels that may do are probed on it: realigned beside it, after the answer,
+and compared. What a level may come to is told by its neighbours: every 10 points more computed
+leave three quarters. So what is delivered approximately was bounded or measured before, on the
+first call too. A realigned call is audited until its level is known, then at a rate, and as long as
+a cheaper level may do.
 
 Pure: no tensors, no clock, no randomness but seeded.
 """
@@ -37,17 +42,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.plan import Predictability
+from kvcomm.reuse.plan import BaseKind, Predictability
 from kvcomm.reuse.policy import Exact
-from kvcomm.reuse.recipe import LINEAR, Realign, Recipe
+from kvcomm.reuse.recipe import HELPS, LINEAR, Realign, Recipe
 
 TARGET = 0.02
 AUDIT_RATE = 0.1
-REPAIR_BUDGET = 0.25
+REPAIR_BUDGET = 0.5
 ENOUGH = 5
 SAFETY = 2.0
 WINDOW = 30
-# Behind the names of templates whose offsets are not known yet: other audits.
+# So many levels are probed beside one call.
+PROBES = 3
+# What 10 points more computed are expected to leave of a divergence.
+FALLS = 0.75
+# Behind the names of templates where no offsets are used: other audits.
 ROTATED = ", rotated"
 # Divergences below this share of the target count as so much. That bounds the mean from above, and
 # tiny ones, whose logarithms are far apart, would make it look as if anything could come.
@@ -57,21 +66,47 @@ T95 = (2.13, 2.02, 1.94, 1.90, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1
 # A bound over this share of the target is watched on every call.
 NEAR = 0.5
 
-# Cheapest first. In long texts a share of leading tokens is worth more than a few of them: they
-# saw least of what stood before the text.
-AUTO = replace(LINEAR, first=512, deviating=0.0, unknown="rotate")
-SHARES = (("light", 0.06, 0.03), ("medium", 0.1, 0.06), ("heavy", 0.15, 0.12))
+SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+# Of a message's share so much is leading tokens: they saw least of what stood before the text.
+LEADING = 0.6
 # The longer a text is, the less its KV errs. The last levels realign texts of so many tokens only.
 # Of these all that is computed is leading, so that it can be while a message is written: deviating
 # tokens are known at its end.
 LONG = 512
-LEVELS = (
-    *(replace(AUTO, name=name, leading=first, deviating=most) for name, first, most in SHARES),
-    *(
-        replace(AUTO, name=f"long-{name}", short=LONG - 1, leading=first + most)
-        for name, first, most in SHARES
-    ),
-)
+
+
+def _level(share: float, long: bool) -> Recipe:
+    leading = share if long else LEADING * share
+    return replace(
+        LINEAR,
+        name=f"long {share:.0%}" if long else f"{share:.0%}",
+        short=LONG - 1 if long else LINEAR.short,
+        first=LONG,
+        leading=leading,
+        deviating=share - leading,
+        unknown="rotate",
+        pooled=share,
+    )
+
+
+LEVELS = tuple(_level(share, long) for long in (False, True) for share in SHARES)
+# Inputs, by how much their base KV errs.
+INPUTS: tuple[BaseKind, ...] = ("alone", "borrowed", "mean")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text of a call that has base KV: of which kind, how many tokens at most, its offsets."""
+
+    kind: BaseKind
+    tokens: int
+    offset: Predictability
+
+    @property
+    def corrected(self) -> bool:
+        """Whether offsets are used. They help with messages, and seldom with inputs."""
+        helps = self.kind in ("message", "alone") or self.offset.error <= HELPS
+        return self.offset.shareable and helps
 
 
 @dataclass(frozen=True)
@@ -109,9 +144,9 @@ class Auto:
     """Chooses per call, and learns from audits.
 
     `target` is the mean divergence in nats to stay below, `rate` the share of calls audited once a
-    level is known, `budget` the most that is computed of a realigned placeholder, as a share, and
-    `priors` the divergence of each level without offsets; without priors levels have to be probed.
-    Raises `UsageError` for values out of range.
+    level is known, `budget` the most that is computed of realigned texts, as a share, and `priors`
+    the divergence of each level without offsets, as "message 10%" and "borrowed 10%"; without
+    priors levels have to be probed. Raises `UsageError` for values out of range.
     """
 
     target: float = TARGET
@@ -133,73 +168,51 @@ class Auto:
         if not 0 <= self.rate <= 1:
             raise UsageError(f"audit_rate {self.rate!r} is no share: use 0 to 1, such as 0.1")
         if not 0 <= self.budget <= 1:
-            raise UsageError(f"repair_budget {self.budget!r} is no share: use 0 to 1, such as 0.25")
+            raise UsageError(f"repair_budget {self.budget!r} is no share: use 0 to 1, such as 0.5")
 
     def choose(
-        self,
-        template: str,
-        offsets: Mapping[str, Predictability],
-        *,
-        longest: int = LONG - 1,
-        seed: int = 0,
+        self, template: str, texts: Sequence[Text], unread: int = 0, seed: int = 0
     ) -> Choice:
         """The way of a call.
 
-        `offsets` are those of the placeholders that come with base KV, and the `longest` of them
-        may have so many tokens. `seed` is the call's own.
+        `texts` come with base KV; inputs of `unread` tokens have none. `seed` is the call's own.
         """
         if self.target == 0:
             return Choice(Exact("auto: exact, the target is 0"))
-        if not offsets:
+        if not texts:
             return Choice(Exact("auto: exact, no message, and no text that others read before"))
-        # What is not known is only rotated; of some texts no offset is ever predictable.
-        learned = any(v.shareable for v in offsets.values())
-        key = template if learned else template + ROTATED
-        error = max(v.error if v.shareable else 1.0 for v in offsets.values())
-        samples = min(v.samples for v in offsets.values())
-        levels = [x for x in self.levels if x.short < longest]
-        if not levels:
+        if unread > sum(text.tokens for text in texts):
+            # Exact, they are known from now on; behind realigned texts they would not be.
+            return Choice(Exact("auto: exact, most of its texts were never read before"))
+        case = _Case(self, template, texts)
+        if not case.levels:
+            longest = max(text.tokens for text in texts)
             return Choice(Exact(f"auto: exact, no text is longer than {longest} tokens"))
-        if not learned:
-            levels = [replace(x, offsets="") for x in levels]
-        bounds = {x.name: self.bound(key, x, error, samples) for x in levels}
-        unknown = [x for x in levels if len(self._fresh(key, x, samples)) < ENOUGH]
+        bounds = {level.name: case.bound(level) for level in case.levels}
         drawn = random.Random(seed).random() < self.rate
-        for index, level in enumerate(levels):
+        for index, level in enumerate(case.levels):
             bound = bounds[level.name]
-            if bound <= self.target:
-                count = len(self._seen(key, level, samples))
-                basis = "prior" if level in unknown else f"{count} audits"
-                reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-                cheaper = [x for x in levels[:index] if self._undecided(key, x, samples)]
-                near = bound > NEAR * self.target
-                audited = drawn or near or level in unknown or cheaper
-                policy = Realign(level, reason, self.budget, borrows=True)
-                measured = (level, *cheaper) if audited else ()
-                return Choice(policy, True, measured, bounds, samples, key)
+            if bound > self.target:
+                continue
+            unknown = len(case.fresh(level)) < ENOUGH
+            count = len(case.seen(level))
+            basis = f"{count} audits" if count >= ENOUGH else "prior"
+            reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
+            cheaper = [x for x in case.levels[:index] if case.explores(x, drawn)][1 - PROBES :]
+            audited = drawn or bound > NEAR * self.target or unknown or cheaper
+            policy = Realign(level, reason, self.budget, borrows=True)
+            measured = (level, *cheaper) if audited else ()
+            return Choice(policy, True, measured, bounds, case.samples, case.key)
         listed = ", ".join(f"{name} {bound:.3f}" for name, bound in bounds.items())
         if all(map(math.isinf, bounds.values())):
             listed = "nothing is known of the model yet"
-        why = "".join(dict.fromkeys(f"; {v.reason}" for v in offsets.values() if not v.shareable))
+        elif len(bounds) > PROBES:
+            name, bound = min(bounds.items(), key=lambda item: item[1])
+            listed = f"{name} {bound:.3f}"
+        offsets = [text.offset for text in texts if not text.corrected]
+        why = "".join(dict.fromkeys(f"; {offset.reason}" for offset in offsets))
         exact = Exact(f"auto: exact, no bound ≤ {self.target:g} ({listed}){why}")
-        # What rotating alone would have done is of no interest where offsets will soon be known.
-        settled = learned or samples >= ENOUGH
-        open_ = [x for x in levels if x in unknown or self._undecided(key, x, samples)]
-        probed = (levels if drawn else open_) if settled else []
-        return Choice(exact, False, tuple(probed), bounds, samples, key)
-
-    def bound(self, template: str, level: Recipe, error: float, samples: int) -> float:
-        """What the divergence of a level stays below on average, as far as is known."""
-        seen = self._seen(template, level, samples)
-        if len(seen) < ENOUGH:
-            prior = SAFETY * self.priors.get(level.name, math.inf) * error
-            return max(prior, statistics.fmean(seen)) if seen else prior
-        audits = self.audits[template, level.name]
-        delivered = [audit.divergence for audit in audits if audit.used]
-        floor = FLOOR * self.target
-        return max(
-            _upper(seen, floor), *(statistics.fmean(group) for group in (seen, delivered) if group)
-        )
+        return Choice(exact, False, case.probes(drawn), bounds, case.samples, case.key)
 
     def record(
         self, template: str, level: str, divergence: float, samples: int, *, used: bool
@@ -237,23 +250,6 @@ class Auto:
         for template, level, seen in self.untaken:
             self._keep(template, level, seen)
 
-    def _undecided(self, template: str, level: Recipe, samples: int) -> bool:
-        """Whether more audits may show that the level meets the target: its mean does."""
-        seen = self._seen(template, level, samples)
-        return len(seen) < WINDOW and (not seen or statistics.fmean(seen) <= self.target)
-
-    def _fresh(self, template: str, level: Recipe, samples: int) -> list[float]:
-        """The divergences that are not out of date."""
-        audits = self.audits.get((template, level.name), ())
-        return [seen.divergence for seen in audits if 2 * seen.samples >= samples]
-
-    def _seen(self, template: str, level: Recipe, samples: int) -> list[float]:
-        """The fresh divergences, if there are enough; else all: old ones err on the safe side."""
-        fresh = self._fresh(template, level, samples)
-        if len(fresh) >= ENOUGH:
-            return fresh
-        return [seen.divergence for seen in self.audits.get((template, level.name), ())]
-
     def to_json(self) -> dict[str, dict[str, list[tuple[float, int, bool]]]]:
         """The audits by template and level."""
         found: dict[str, dict[str, list[tuple[float, int, bool]]]] = {}
@@ -275,6 +271,133 @@ class Auto:
                     raise ValueError(f"audits of {template} hold a number that is no divergence")
                 audits[template, level] = deque(seen, maxlen=WINDOW)
         self.audits |= audits
+
+
+@dataclass
+class _Case:
+    """One call: the levels that realign anything of it, cheapest first, and what is known of them.
+
+    Its audits are kept by template, by whether it reads messages, and by the kind of its inputs
+    that errs most.
+    """
+
+    auto: Auto
+    template: str
+    texts: Sequence[Text]
+    levels: list[Recipe] = field(init=False)
+    kinds: list[BaseKind] = field(init=False)
+    samples: int = field(init=False)
+    error: float = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = [text.tokens for text in self.texts]
+        corrected = [text.offset for text in self.texts if text.corrected]
+        found = {text.kind for text in self.texts}
+        self.kinds = [kind for kind in INPUTS if kind in found][:1]
+        self.kinds += ["message"] if "message" in found else []
+        self.samples = min((offset.samples for offset in corrected), default=0)
+        every = len(corrected) == len(self.texts)
+        self.error = max((offset.error for offset in corrected), default=1.0) if every else 1.0
+        self.key = self._key(self.kinds)
+        levels = [x for x in self.auto.levels if x.short < max(sizes)]
+        if "message" not in found and min(sizes) >= LONG:
+            levels = [x for x in levels if x.short < LONG - 1]  # they would all be the same
+        if not corrected:
+            levels = [replace(level, offsets="") for level in levels]
+        self.levels = sorted(levels, key=self._cost)
+
+    def _key(self, kinds: Sequence[BaseKind]) -> str:
+        rotated = "" if any(text.corrected for text in self.texts) else ROTATED
+        return f"{self.template}, {' '.join(kinds)}{rotated}"
+
+    def _cost(self, level: Recipe) -> float:
+        share = level.leading + level.deviating
+        return sum(text.tokens * (share if text.tokens > level.short else 1) for text in self.texts)
+
+    def bound(self, level: Recipe) -> float:
+        """What the divergence of a level stays below on average, as far as is known."""
+        keys = [self.key]
+        if self.kinds[0] == "mean":  # a mean errs less than what it is made of
+            keys.append(self._key(["borrowed", *self.kinds[1:]]))
+        return min(
+            self._own(key, x)
+            for x in self.levels
+            if x.short == level.short and _share(x) <= _share(level)
+            for key in keys
+        )
+
+    def _own(self, key: str, level: Recipe) -> float:
+        """The bound by a level's own audits, or its prior."""
+        seen = self.seen(level, key)
+        if len(seen) < ENOUGH:
+            prior = SAFETY * self._prior(level) * self.error
+            return max(prior, statistics.fmean(seen)) if seen else prior
+        audits = self.auto.audits[key, level.name]
+        delivered = [audit.divergence for audit in audits if audit.used]
+        floor = FLOOR * self.auto.target
+        return max(
+            _upper(seen, floor), *(statistics.fmean(group) for group in (seen, delivered) if group)
+        )
+
+    def _prior(self, level: Recipe) -> float:
+        names = ["borrowed" if kind == "mean" else kind for kind in self.kinds]
+        return max(self.auto.priors.get(f"{name} {level.name}", math.inf) for name in names)
+
+    def open(self, level: Recipe) -> bool:
+        """Whether more audits may show that a level meets the target."""
+        return len(self.seen(level)) < WINDOW and self._expected(level) <= self.auto.target
+
+    def _expected(self, level: Recipe) -> float:
+        """The mean divergence of a level, as its nearest neighbour with enough audits says."""
+        known = [
+            (abs(_share(x) - _share(level)), statistics.fmean(seen) * _falls(x, level))
+            for x in self.levels
+            if x.short == level.short and len(seen := self.seen(x)) >= ENOUGH
+        ]
+        return min(known, default=(0.0, 0.0))[1]
+
+    def explores(self, level: Recipe, drawn: bool) -> bool:
+        """Whether a level is measured beside a dearer one: a few times, then with the `drawn`."""
+        return self.open(level) and (drawn or len(self.seen(level)) < 2 * ENOUGH)
+
+    def probes(self, drawn: bool) -> tuple[Recipe, ...]:
+        """The levels to measure beside an exact call: those that may do, spread over the ladder.
+
+        Beside calls that are `drawn` any may: what was measured first may have been unlucky. What
+        rotating alone would have done is of no interest where offsets will soon be known.
+        """
+        for text in self.texts:
+            learns = text.kind in ("message", "alone") and not text.corrected
+            if learns and text.offset.samples < ENOUGH:
+                return ()
+        found = [level for level in self.levels if drawn or self.open(level)]
+        if len(found) > PROBES:
+            last = len(found) - 1
+            found = [found[round(i * last / (PROBES - 1))] for i in range(PROBES)]
+        return tuple(found)
+
+    def fresh(self, level: Recipe, key: str = "") -> list[float]:
+        """The divergences that are not out of date."""
+        audits = self.auto.audits.get((key or self.key, level.name), ())
+        return [seen.divergence for seen in audits if 2 * seen.samples >= self.samples]
+
+    def seen(self, level: Recipe, key: str = "") -> list[float]:
+        """The fresh divergences, if there are enough; else all: old ones err on the safe side."""
+        fresh = self.fresh(level, key)
+        if len(fresh) >= ENOUGH:
+            return fresh
+        return [seen.divergence for seen in self.auto.audits.get((key or self.key, level.name), ())]
+
+
+def _share(level: Recipe) -> float:
+    """What is computed of the texts that a level realigns."""
+    return level.leading + level.deviating
+
+
+def _falls(known: Recipe, level: Recipe) -> float:
+    """What one level's divergence is expected to be of another one's."""
+    return float(FALLS ** ((_share(level) - _share(known)) / 0.1))
 
 
 def _upper(values: Sequence[float], floor: float) -> float:

@@ -8,6 +8,9 @@ from typing import Literal
 # How a segment's tokens get into a sequence. "prefix" is what happened, never what is planned: a
 # segment to compute, all of which was in the prefix cache.
 Source = Literal["compute", "prefix", "realign"]
+# Where base KV comes from: a message's own sequence, an input computed alone, the prompt of one
+# earlier reader, or the mean of several.
+BaseKind = Literal["message", "alone", "borrowed", "mean"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class SegmentPlan:
 
     `positions` of a realigned segment are computed all the same (None: nothing is realigned, all of
     it is computed), and so are the `deviating` ones whose predicted offset is largest. `corrected`
-    adds the predicted offset; without it base KV is only rotated to its place.
+    adds the predicted offset, times `scale`; without it base KV is only rotated to its place. Of
+    all `pooled` segments together some more tokens are chosen by attention: see `Plan.chosen`.
     """
 
     source: Source
@@ -24,6 +28,8 @@ class SegmentPlan:
     positions: tuple[int, ...] | None = None
     deviating: int = 0
     corrected: bool = True
+    scale: float = 1.0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,9 @@ class SegmentFacts:
     `prefix` counts the tokens that the prefix cache holds, from the prompt's start without a gap.
     `last` marks the prompt's final segment, whose last token is always computed. The first `done`
     tokens are in the sequence already: they were computed ahead. `deviations`, one for every
-    covered position, say how far base KV is from computed KV, where that was measured.
+    covered position, say how far base KV is from computed KV, where that was measured. Base KV is
+    of the kind `base`; `spreads`, one for every covered position of a mean, say how much the KV of
+    its contexts differs.
     """
 
     kind: Literal["literal", "placeholder"]
@@ -66,6 +74,8 @@ class SegmentFacts:
     done: int = 0
     absent: str = "no base KV"
     deviations: tuple[float, ...] = ()
+    base: BaseKind | None = None
+    spreads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ class Plan:
     """The plans of some segments. `learn`: indices of those whose offsets are learned afterwards.
 
     `decision` says what was decided for all of them. A plan for the `whole` prompt that was made
-    when only a part of it was known holds for none of it, unless the sequence is still empty.
+    when only a part of it was known holds for none of it, unless the sequence is still empty. So
+    many further tokens of its pooled segments are `chosen`: what the prompt behind them attends to.
     """
 
     segments: tuple[SegmentPlan, ...]
@@ -81,3 +92,4 @@ class Plan:
     dense: bool
     learn: tuple[int, ...] = ()
     whole: bool = False
+    chosen: int = 0

@@ -23,6 +23,7 @@ class Planned:
     source: Source
     positions: tuple[tuple[int, int], ...] = ()
     corrected: bool = False
+    scale: float = 1.0
     borrowed: bool = False
 
 
@@ -76,4 +77,4 @@ class Replay:
         how = "offsets" if corrected else "rotated only"
         inside = (range(max(start, 0), min(end, fact.tokens)) for start, end in planned.positions)
         positions = tuple(sorted(set().union(*inside)))
-        return SegmentPlan("realign", f"replayed: {how}", positions, corrected=corrected)
+        return SegmentPlan("realign", f"replayed: {how}", positions, 0, corrected, planned.scale)

@@ -22,7 +22,7 @@ import torch
 from kvcomm.errors import StateError
 from kvcomm.kv.files import content_key, load_tensors, replace_file, save_tensors
 from kvcomm.prompt import Template
-from kvcomm.reuse.auto import ROTATED, Auto
+from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.offsets.base import OffsetModel, Offsets
 from kvcomm.reuse.state_files import AUDITS, DAMAGED, FORMAT, LIBRARY, MANIFEST, OFFSETS
 
@@ -252,10 +252,10 @@ def save_audits(folder: Path, auto: Auto) -> int:
     """
     fresh, auto.unsaved = auto.unsaved, set()
     by_template: dict[str, dict[str, object]] = defaultdict(dict)
-    stems = {key.removesuffix(ROTATED) for key in fresh}
+    stems = set(map(_stem, fresh))
     for key, audits in auto.to_json().items():
-        if key.removesuffix(ROTATED) in stems:
-            by_template[key.removesuffix(ROTATED)][key] = audits
+        if _stem(key) in stems:
+            by_template[_stem(key)][key] = audits
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return sum(
@@ -265,6 +265,11 @@ def save_audits(folder: Path, auto: Auto) -> int:
     except OSError as error:
         auto.unsaved |= fresh
         raise StateError(f"cannot write the audits to {folder} ({error})") from error
+
+
+def _stem(key: str) -> str:
+    """The template of audits, whatever the kinds of texts that they are of."""
+    return key.partition(",")[0]
 
 
 def _write(path: Path, value: object) -> int:

@@ -181,7 +181,8 @@ class AuditQueue:
                 usage.source,
                 tuple(ranges(usage.positions)),
                 usage.corrected,
-                borrowed=bool(usage.base),
+                usage.scale,
+                borrowed=bool(usage.lender),
             )
             for usage in answered.usage
         ]

@@ -1,8 +1,13 @@
-"""Exchanges between two agents, what one read and what it wrote: priors are measured on them."""
+"""Exchanges between agents, and passages with questions: priors are measured on them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 from kvcomm.prompt import Codec, Hole, Template, Text, compile_template
+
+# Passages by the name of their placeholder.
+Read = Mapping[str, str]
 
 EXCHANGES = (
     (
@@ -116,6 +121,71 @@ EXCHANGES = (
 )
 
 
+# Passages, and questions over some of them: priors of inputs that earlier prompts have read.
+PASSAGES = (
+    "Orsa Ferry\nThe Orsa ferry crosses the lake between Nordby and the island of Hallen. It "
+    "was built in 1928 at the Lindholm yard and carried coal until 1951, when the owner, "
+    "Karin Dahl, had the hold made into a saloon for ninety passengers. The steam engine was "
+    "replaced by a diesel in 1966. Since 2004 the ferry has belonged to a society of "
+    "volunteers.",
+    "Lindholm Yard\nLindholm was a shipyard at the mouth of the Vara, founded in 1873 by the "
+    "brothers Erik and Tomas Lindholm. It built 214 ships, most of them ferries and fishing "
+    "boats, and employed up to four hundred people. After a fire in 1959 the yard moved to "
+    "Sandvik, where it closed eleven years later. The old slipway is a museum today.",
+    "Karin Dahl\nKarin Dahl (1897 to 1983) was a ship owner and a member of parliament. The "
+    "daughter of a teacher, she took over three coal barges from her uncle at the age of 24. "
+    "She sat in parliament from 1936 to 1948, where she worked for free school meals. Her "
+    "memoirs, Against the Wind, appeared in 1970.",
+    "Hallen\nHallen is an island of six square kilometres with about 150 people. Its church "
+    "has a wooden tower from 1640 and a bell that was cast in Riga. Apples have been grown "
+    "there since monks brought the first trees; the variety Hallen Red ripens in late October"
+    " and keeps until May. A bridge was planned twice, in 1961 and 1988, and never built.",
+    "The Glass Orchard\nThe Glass Orchard is a novel by Miriam Oduya from 1999. A botanist "
+    "comes back to the valley of her childhood to save an old kind of apple, and finds that "
+    "her brother has sold the land. The book was translated into nineteen languages and won "
+    "the Harrow prize. A film of it, directed by Paul Renner, was shot on an island in 2003.",
+    "Miriam Oduya\nMiriam Oduya, born in Kisumu in 1961, studied botany in Leeds before she "
+    "began to write. Her first book, a collection of stories, was printed in 400 copies. With"
+    " her second, a novel, she became known in many countries. She teaches at a school for "
+    "writers in Bristol and has been a judge of the Harrow prize four times.",
+    "Harrow Prize\nThe Harrow prize is given every second year to a novel in English by a "
+    "writer who has published no more than three books. It was founded in 1985 by the "
+    "publisher Anne Harrow and carries 20,000 pounds. Only once, in 1993, was it shared by "
+    "two books. The jury has five members, who serve for two rounds at most, one after the "
+    "other.",
+    "Paul Renner\nPaul Renner is a director from Graz. He began as a camera assistant and made"
+    " commercials for ten years. His first film, Slow Water, ran for a year in a single "
+    "cinema in Vienna. He works with small crews and without artificial light wherever he "
+    "can. His fourth film, after a novel, was seen by two million people and paid for the "
+    "next three.",
+    "Mount Teral\nMount Teral is a dormant volcano of 3,482 metres in the north of the Sarin "
+    "range. It last erupted in 1804, when ash fell as far as the coast, 160 kilometres away. "
+    "The first ascent is credited to the surveyor Ida Brandt in 1871, who measured its height"
+    " with an error of four metres. A research station stands at 2,900 metres.",
+    "Ida Brandt\nIda Brandt was a surveyor and a maker of maps. She was employed by the "
+    "railway of the Sarin valley from 1866, at first as a clerk. Her map of the range, in "
+    "twelve sheets, was in use until 1930. She described her journeys in letters to her "
+    "sister Clara, which were found in an attic in 1978 and are kept in the archive of the "
+    "city of Maren.",
+    "Sarin Valley Railway\nThe railway through the Sarin valley was built between 1865 and "
+    "1874 and is 92 kilometres long. It climbs 1,140 metres and has 31 tunnels, the longest "
+    "of which took six years. Trains were pulled by steam until 1937. Goods traffic ended in "
+    "1991; in summer four trains a day carry walkers to the foot of Mount Teral.",
+    "Maren\nMaren is a city of 84,000 people where the Sarin flows into the sea. Its port was "
+    "the third of the country until the railway to Lodde was opened in 1902. The city has a "
+    "university with a well known faculty of geology, and an archive whose oldest paper, a "
+    "grant of market rights, is from 1263. The fish market is held on Tuesdays and Fridays.",
+)
+QUESTIONS = (
+    ("In which year did the yard that built the Orsa ferry burn?", (3, 2, 0, 1)),
+    ("How old was the owner of the ferry when her memoirs appeared?", (1, 3, 0, 2)),
+    ("What had the writer of The Glass Orchard studied?", (7, 6, 4, 5)),
+    ("Who directed the film after the novel that won the Harrow prize?", (5, 6, 7, 4)),
+    ("For whom did the surveyor work who first climbed Mount Teral?", (11, 10, 8, 9)),
+    ("Where are the letters of Ida Brandt to her sister kept?", (8, 10, 11, 9)),
+)
+
+
 def templates(codec: Codec) -> tuple[Template, Template]:
     """The prompt of the agent that reads a question, and of one that reads its answer, too."""
     solver = compile_template(
@@ -129,3 +199,46 @@ def templates(codec: Codec) -> tuple[Template, Template]:
         [Hole("question"), Text("\n\nsolver wrote:\n"), Hole("answer"), Text("\n\nIs it right?")],
     )
     return solver, checker
+
+
+def reader(codec: Codec, names: Sequence[str], *, first: bool = False) -> Template:
+    """The prompt of an agent that reads passages, and answers a question over them.
+
+    One that is `first` to read them is asked for something else.
+    """
+    parts: list[Text | Hole] = []
+    for name in names:
+        parts += [Hole(name), Text("\n\n")]
+    if first:
+        parts.append(Text("What do these texts have in common?"))
+        return compile_template(codec, [Text("You compare texts.")], parts)
+    parts += [Text("Question: "), Hole("question"), Text("\nAnswer in a few words.")]
+    return compile_template(codec, [Text("You answer questions.")], parts)
+
+
+def readings() -> Iterator[tuple[str, list[Read], list[tuple[str, Read]]]]:
+    """Which passages are read first, together, and the questions over some of them behind that.
+
+    "short" passages as they are, and "long" ones: each several of these.
+    """
+    short = {f"passage{number}": text for number, text in enumerate(PASSAGES)}
+    firsts: list[Read] = [
+        {f"passage{number}": PASSAGES[number] for number in range(start, start + 4)}
+        for start in range(0, len(PASSAGES), 4)
+    ]
+    asked: list[tuple[str, Read]] = [
+        (question, {f"passage{number}": short[f"passage{number}"] for number in places})
+        for question, places in QUESTIONS
+    ]
+    yield "short", firsts, asked
+    half = len(PASSAGES) // 2
+    one, two = "\n\n".join(PASSAGES[:half]), "\n\n".join(PASSAGES[half:])
+    story = EXCHANGES[-1][0]
+    yield (
+        "long",
+        [{"story": story, "one": one, "two": two}],
+        [
+            (QUESTIONS[0][0], {"two": two, "one": one}),
+            (QUESTIONS[-1][0], {"one": one, "story": story, "two": two}),
+        ],
+    )

@@ -198,7 +198,8 @@ def _totals(
     reports += [report for report, _ in interrupted]
     steps = [*(call.steps for call in calls), *(steps for _, steps in interrupted)]
     prompt = sum(report.prompt_tokens for report in reports)
-    computed = sum(step.computed for segments in steps for step in segments)
+    asked = sum(call.report.query_tokens for call in calls)
+    computed = asked + sum(step.computed for segments in steps for step in segments)
     return Totals(
         prompt_tokens=prompt,
         computed_tokens=computed,
@@ -206,6 +207,7 @@ def _totals(
         output_tokens=sum(report.output_tokens for report in reports),
         extra={
             "base": sum(call.report.base_tokens for call in calls),
+            "query": asked,  # computed first to see what prompts attend to; they count above, too
             "audit": 0,  # behind the answer: its events say
             "redone": sum(report.redone_tokens for report in reports),
         },

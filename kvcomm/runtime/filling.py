@@ -39,6 +39,7 @@ class Filling:
     usage: PromptUsage = field(default_factory=PromptUsage)
     done: list[Extended] = field(default_factory=list)
     base_tokens: int = 0  # computed for base KV, also on the way into sequences that were lost
+    query_tokens: int = 0  # computed a first time to see what the prompt attends to
     ahead_s: float = 0.0
     patient: bool = False
 
@@ -142,5 +143,6 @@ class Filling:
             raise
         self.usage.add(extended.segments)
         self.base_tokens += extended.base_tokens
+        self.query_tokens += extended.query_tokens
         self.done.append(extended)
         pending.clear()

@@ -1,7 +1,8 @@
 """The priors of a model: how far each level of `auto` is from dense when base KV is only rotated.
 
-They are measured on a few exchanges in which a second agent reads what a first one read and wrote:
-fixed texts, so a model has the same priors everywhere. Those of the embedded model come with
+They are measured on a few exchanges in which a second agent reads what a first one read and wrote,
+and on questions over passages that earlier prompts have read: fixed texts, so a model has the same
+priors everywhere. Those of the embedded model come with
 kvcomm. Others are measured once and kept in the cache; until then `auto` is exact.
 """
 
@@ -28,23 +29,24 @@ from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.auto import LONG
 from kvcomm.reuse.policy import Dense
 from kvcomm.reuse.recipe import Realign, Recipe
-from kvcomm.runtime.exchanges import EXCHANGES, templates
+from kvcomm.runtime.exchanges import EXCHANGES, reader, readings, templates
 
 log = logging.getLogger(__name__)
 
-FORMAT = "kvcomm-priors-1"
+FORMAT = "kvcomm-priors-2"
 NAMESPACE = "kvcomm priors"
 SHIPPED = files("kvcomm.runtime") / "priors.json"
 COMPARED = 12
 
 Priors = dict[str, float]
+Ids = Mapping[str, tuple[int, ...]]
 _measured: WeakKeyDictionary[Engine, tuple[str, Priors]] = WeakKeyDictionary()
 _measuring = Once()
 _lock = threading.Lock()
 
 
 def known(engine: Engine, levels: Sequence[Recipe]) -> Priors | None:
-    """The priors of the engine's model, in nats by level: shipped, or measured before.
+    """The priors of the engine's model, in nats by kind and level: shipped, or measured before.
 
     None where nobody has measured them yet.
     """
@@ -93,8 +95,9 @@ async def _nothing(item: object) -> None:
 
 
 def key_of(levels: Sequence[Recipe]) -> str:
-    """Names what priors were measured for: the levels and the exchanges."""
-    text = repr((FORMAT, [asdict(level) for level in levels], EXCHANGES, COMPARED))
+    """Names what priors were measured for: the levels and the texts."""
+    texts = EXCHANGES, [*readings()]
+    text = repr((FORMAT, [asdict(level) for level in levels], texts, COMPARED))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -127,47 +130,60 @@ def _write(path: Path, key: str, weights: str, priors: Priors) -> None:
 
 
 async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
-    """The largest divergence of each level over the exchanges, base KV only rotated.
+    """The largest divergence of each level, base KV only rotated: of messages, and of passages.
 
     Texts are cut to the shortest that levels for long texts realign. A level that has nothing to
-    realign in any exchange has no prior.
+    realign in any prompt has no prior.
     """
     log.warning(
         "measuring how well %s can reuse KV, once; until then `auto` is exact", engine.model
     )
-    solver, checker = templates(engine.codec)
     worst: Priors = {}
+
+    async def look(kind: str, template: Template, ids: Ids, how: Sequence[Recipe]) -> None:
+        segments = template.fill(ids)
+        room = sum(map(len, segments)) + COMPARED
+        if room > engine.max_context:
+            return
+        variants = [Variant(Realign(level, borrows=True)) for level in how]
+        spec = spec_of(template, room)
+        found = await engine.evaluate(spec, segments, variants, tokens=COMPARED)
+        for level, compared in zip(how, found.variants, strict=True):
+            if compared.divergence is not None:
+                name = f"{kind} {level.name}"
+                worst[name] = max(worst.get(name, 0.0), compared.divergence.mean)
+
+    def encoded(texts: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(engine.codec.encode(text))[:LONG] for name, text in texts.items()}
+
+    solver, checker = templates(engine.codec)
+    rotated = [replace(level, offsets="", pooled=None) for level in levels]
     for number, (question, answer) in enumerate(EXCHANGES, 1):
         log.info("exchange %d of %d", number, len(EXCHANGES))
-        texts = {"question": question, "answer": answer}
-        ids = {name: tuple(engine.codec.encode(text))[:LONG] for name, text in texts.items()}
-        room = sum(map(len, ids.values())) + checker.literal_tokens() + COMPARED
-        if room > engine.max_context:
-            continue
-        await read_before(engine, solver, ids)
-        rotated = [replace(level, offsets="") for level in levels]
-        evaluation = await engine.evaluate(
-            spec_of(checker, room),
-            checker.fill(ids),
-            [Variant(Realign(level, borrows=True)) for level in rotated],
-            tokens=COMPARED,
-        )
-        for level, compared in zip(levels, evaluation.variants, strict=True):
-            if compared.divergence is not None:
-                found = compared.divergence.mean
-                worst[level.name] = max(worst.get(level.name, 0.0), found)
+        ids = encoded({"question": question, "answer": answer})
+        await read_before(engine, solver, ids, behind="answer")
+        await look("message", checker, ids, rotated)
+    rotated = [replace(level, offsets="") for level in levels]
+    for name, lenders, asked in readings():
+        log.info("passages: %s", name)
+        how = [level for level in rotated if (level.short >= LONG - 1) == (name == "long")]
+        for passages in lenders:
+            ids = encoded(passages)
+            await read_before(engine, reader(engine.codec, list(passages), first=True), ids)
+        for question, passages in asked:
+            ids = encoded({"question": question, **passages})
+            await look("borrowed", reader(engine.codec, list(passages)), ids, how)
     return worst
 
 
-async def read_before(
-    engine: Engine, template: Template, ids: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Have a first agent read the question and write the answer, for the KV of both."""
+async def read_before(engine: Engine, template: Template, ids: Ids, behind: str = "") -> None:
+    """Have a first agent read texts, and write the one `behind`, for the KV of all."""
     segments = template.fill(ids)
-    answer = Segment("placeholder", "answer", ids["answer"], index=len(segments))
-    seq = engine.open(spec_of(template, sum(map(len, [*segments, answer]))))
+    if behind:
+        segments.append(Segment("placeholder", behind, ids[behind], index=len(segments)))
+    seq = engine.open(spec_of(template, sum(map(len, segments))))
     try:
-        await seq.extend([*segments, answer], Dense("priors"))
+        await seq.extend(segments, Dense("priors"))
     finally:
         await seq.close()
 

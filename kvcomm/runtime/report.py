@@ -67,6 +67,7 @@ class Report:
             stop="stop" if self.stopped else tokens[-1].last or "length",
             offsets=filling.policy.options.offsets,
             base_tokens=filling.base_tokens,
+            query_tokens=filling.query_tokens,
         )
         return Call(report=report, steps=steps, message=sent)
 

@@ -269,27 +269,18 @@ class GraphRun:
             return replace(plan, policy=Exact("the agent is exact"))
         if spec.auto is None or not choose:
             return plan
+        before = self._graph.order[: self._graph.order.index(node.name)]
+        known = [self._templates[other].names for other in before if other in self._templates]
         choice = chosen(
-            spec.auto, self._engine, plan.spec(self.context), self._sizes(plan), plan.seed
+            spec.auto,
+            self._engine,
+            plan.spec(self.context),
+            {name: stream.most for name, stream in plan.streams.items() if stream.spoken},
+            {name: self._inputs[name] for name in template.names if name in self._inputs},
+            frozenset(name for names in known for name in names),
+            plan.seed,
         )
         return replace(plan, policy=choice.policy, choice=choice)
-
-    def _sizes(self, plan: CallPlan) -> dict[str, int]:
-        """The most tokens of what may be realigned: messages, and what others read before."""
-        node = plan.node.name
-        before = self._graph.order[: self._graph.order.index(node)]
-        read = {
-            name
-            for other in before
-            if other in self._templates
-            for name in self._templates[other].names
-        }
-        sizes = {
-            name: len(self._inputs[name])
-            for name in plan.template.names
-            if name in self._inputs and name in read
-        }
-        return sizes | {n: stream.most for n, stream in plan.streams.items() if stream.spoken}
 
     def _begins(self, node: Node) -> float:
         """The clock when the node's inputs were complete, but for messages."""

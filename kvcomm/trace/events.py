@@ -96,8 +96,8 @@ class SegmentStep(_Event):
     `way` is its source. `ahead` counts the tokens that were prefilled before the last input was
     complete. Of a realigned segment `positions` are the `[start, end)` ranges that were computed,
     and `corrected` says whether offsets were added to base KV or it was only rotated. That KV is of
-    the prompt of `lender`, where this is not empty. `text` is the id of a `PromptText`: the texts
-    of a call's steps, one behind the other, are its prompt.
+    the kind `base`, and of the prompt of `lender`, where this is not empty. `text` is the id of a
+    `PromptText`: the texts of a call's steps, one behind the other, are its prompt.
     """
 
     kind: Literal["step"] = "step"
@@ -115,6 +115,7 @@ class SegmentStep(_Event):
     reason: str
     positions: list[tuple[int, int]] = []
     corrected: bool = False
+    base: Literal["message", "alone", "borrowed", "mean"] | None = None
     lender: str = ""
     text: int | None = None
 
@@ -185,6 +186,7 @@ class CallFinished(_Event):
     stop: Literal["stop", "length"]
     offsets: str = ""
     base_tokens: int = 0
+    query_tokens: int = 0
     redone_tokens: int = 0
     phases: dict[str, float] = {}
 

@@ -180,6 +180,8 @@ def _times(call: CallFinished) -> str:
     )
     phases = ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items())
     base = f"{call.base_tokens:,} base tokens computed standalone" if call.base_tokens else ""
+    if call.query_tokens:
+        base += f"\n{call.query_tokens:,} tokens computed first to see what they attend to"
     again = f"{call.redone_tokens:,} tokens computed again after the row was dropped"
     return "\n".join(filter(None, [moments, phases, base, again if call.redone_tokens else ""]))
 

@@ -15,6 +15,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.attention import NAME
 from kvcomm.engine.local.check import cache_name
 from kvcomm.engine.local.sequence import LocalSequence
+from kvcomm.engine.segments import READ, text_key
 from kvcomm.errors import KvcommError
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.policy import Dense, ReuseOptions
@@ -162,7 +163,9 @@ async def test_nothing_is_left_of_it_but_what_was_to_be_learned(tiny: LocalEngin
     options = {"reference": borrowed, "learn": ["linear"]}
     await tiny.evaluate(CALL, segments, [Variant(moved)], **options)
     await tiny.drain()
-    assert await on_thread(tiny, lambda: set(tiny.segments._entries)) == known
+    read = text_key(tiny.fingerprint, "", segments[1].ids)
+    entries = await on_thread(tiny, lambda: set(tiny.segments._entries))
+    assert entries == known | {f"{read}.{READ}"}, "the input, as it was read"
     assert (len(tiny.prefix), tiny.admission.used) == (prefixes, 0)
     assert tiny.predictability(CALL, "linear")["critic"].samples == 1
     assert not len(tiny.lessons)

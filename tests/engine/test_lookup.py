@@ -11,7 +11,7 @@ import torch
 from kvcomm.engine.base import AHEAD, Extended
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.bases import NOBODY
-from kvcomm.engine.segments import ALONE, NO_ROOM, NOT_MADE, text_key
+from kvcomm.engine.segments import ALONE, NO_ROOM, NOT_MADE, READ, text_key
 from kvcomm.errors import OutOfMemory, StartOver
 from kvcomm.kv.tiers import GONE
 from kvcomm.prompt import Segment, Template
@@ -55,9 +55,9 @@ def input_of(engine: LocalEngine, template: Template = OTHER) -> list[Segment]:
 
 
 def entries(engine: LocalEngine) -> set[str]:
-    """The contexts in which that input is known."""
+    """As what that input is known."""
     text = text_key(engine.fingerprint, "", random_ids(engine, TASK, seed=9))
-    return {key.partition(".")[2] for key in engine.segments._contexts.get(text, ())}
+    return {context for context in (ALONE, READ) if f"{text}.{context}" in engine.segments}
 
 
 # --- equal to dense ---
@@ -256,7 +256,8 @@ async def test_an_input_is_borrowed_from_the_prompt_that_read_it_first(tiny: Loc
     reader, _ = await fill(tiny, segments, DENSE, shares=True)
     seq, done = await fill(tiny, input_of(tiny), BORROWED, answer(8), template=OTHER)
     task = done.segments[1]
-    assert (task.realigned, task.base, done.base_tokens) == (TASK, reader.state.call.node, 0)
+    assert (task.realigned, task.base, done.base_tokens) == (TASK, "borrowed", 0)
+    assert task.lender == reader.state.call.node
     assert task.reason == f"test; KV from the prompt of {reader.state.call.node}"
     truth = reader.state.position_free(range(HEAD, HEAD + TASK))
     (context,) = entries(tiny)
@@ -271,11 +272,45 @@ async def test_an_input_is_borrowed_from_the_prompt_that_read_it_first(tiny: Loc
     assert done.segments[1].realigned == TASK, "it outlives its reader"
 
 
+async def test_of_several_prompts_the_mean_is_borrowed_without_ones_own_alone(
+    tiny: LocalEngine,
+) -> None:
+    """Each prompt that has read the text in another context counts once, when it is learned."""
+    text = text_key(tiny.fingerprint, "", random_ids(tiny, TASK, seed=9))
+    kvs = []
+    for number in range(3):
+        template = replace(OTHER, literals=((*range(40 + number, 50),), (1, 2)))
+        for _ in range(2):
+            seq, _ = await fill(
+                tiny, input_of(tiny, template), DENSE, answer(1), template=template, shares=True
+            )
+            await answered(seq)
+            await seq.finish(input_of(tiny, template), "linear")
+            start = seq.state.placed[1].start
+            if len(kvs) == number:
+                kvs.append(seq.state.position_free(range(start, start + TASK)))
+            await tiny.drain()
+    kept = tiny.segments.get(f"{text}.{READ}")
+    assert kept is not None
+    assert kept.spread is not None
+    for part, spread in (("keys", kept.spread[0]), ("values", kept.spread[1])):
+        every = torch.stack([getattr(kv, part) for kv in kvs])
+        mean = every.mean(dim=0)
+        assert torch.allclose(getattr(kept, part), mean)
+        assert torch.allclose(spread, (every - mean).square().sum(dim=(0, 2, 4)))
+    seq, done = await fill(tiny, input_of(tiny), BORROWED, template=OTHER)
+    assert done.segments[1].base == "mean"
+    assert done.segments[1].reason == "test; KV: mean of 3 prompts"
+    assert tiny.bases(seq.state.call, {"task": random_ids(tiny, TASK, seed=9), "x": [1]}) == {
+        "task": "mean"
+    }
+
+
 @pytest.mark.parametrize("case", ["own context", "not shared", "a message", "namespace"])
 async def test_what_is_not_borrowed_is_computed(tiny: LocalEngine, case: str) -> None:
     """Its own context would be a prefix; behind a message that is realigned nothing is exact."""
     segments = await prompt_of(tiny)
-    first, template = Given(), TEMPLATE
+    first, template = BORROWED, TEMPLATE
     shares = {"shares": case != "not shared", "namespace": "x" if case == "namespace" else ""}
     if case == "a message":  # the input stands behind it
         segments = [
@@ -284,13 +319,13 @@ async def test_what_is_not_borrowed_is_computed(tiny: LocalEngine, case: str) ->
             segments[2],
             replace(segments[1], index=3),
         ]
-        first = Given({1: rotated(13)})
+        first = Given({1: rotated(13)}, bases="borrowed")
     template = replace(TEMPLATE, names=("critic", "task")) if case == "a message" else TEMPLATE
     await fill(tiny, segments, first, template=template, **shares)
     later = (segments, template) if case == "own context" else (input_of(tiny), OTHER)
     _, done = await fill(tiny, later[0], BORROWED, template=later[1])
     task = next(usage for usage in done.segments if usage.name == "task")
-    assert (task.realigned, task.base) == (0, "")
+    assert (task.realigned, task.base) == (0, None)
     assert task.reason == f"computed, {NOBODY}; planned: test"
 
 
@@ -304,7 +339,7 @@ async def test_who_needs_what_is_being_computed_waits_for_it(
         lambda: fill(tiny, segments, DENSE, shares=True),
         lambda: fill(tiny, input_of(tiny), BORROWED, template=OTHER),
     )
-    assert done.segments[1].base == reader.state.call.node
+    assert done.segments[1].lender == reader.state.call.node
     assert forwards.sizes == [len(whole(segments)), OTHER.literal_tokens()]
 
 
@@ -320,7 +355,7 @@ async def test_work_ahead_that_somebody_ready_waits_for_is_as_urgent_as_that(
         lambda: fill(limited, input_of(limited), BORROWED, template=OTHER),
         lambda: extend(other, random_ids(limited, 35)),
     )
-    assert done.segments[1].base == reader.state.call.node
+    assert done.segments[1].lender == reader.state.call.node
     # The reader's last 31 share the second step with the first of the other one.
     assert (len(whole(segments)), forwards.sizes) == (71, [40, 31 + 9, 26 + 14, 15])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvcomm.engine.segments import (
     ALONE,
+    CONTEXTS,
     NO_ROOM,
     NOT_MADE,
+    READ,
     SegmentCache,
     text_key,
 )
@@ -52,6 +55,12 @@ class Source:
         return random_kv(len(slots), self.seed)
 
 
+def written(cache: SegmentCache) -> None:
+    """Wait until everything is on disk."""
+    assert cache.tiers.disk is not None
+    cache.tiers.disk.flush()
+
+
 def level(cache: SegmentCache, key: str) -> int:
     return cache._entries[key].level
 
@@ -65,24 +74,33 @@ def test_a_text_has_one_address_in_every_context_but_not_in_every_namespace() ->
     assert len({text_key("m", "", (1, 2)), *(text_key(*other) for other in others)}) == 4
 
 
-def test_a_text_is_found_alone_or_as_another_context_has_it() -> None:
+def test_a_text_is_found_alone_or_as_prompts_have_read_it() -> None:
     cache = cache_of(9)
-    for context in (ALONE, "here", "there"):
-        cache.put(f"text.{context}", random_kv(1))
-    alone = cache.find("text", alone=True)
-    assert alone is not None
-    assert alone.context == ALONE
-    found = [cache.find("text", alone=False, here=here) for here in ("here", "there")]
-    assert [entry and entry.context for entry in found] == ["there", "here"]
+    cache.add("text", "here", random_kv(1), "a")
+
+    def found(here: str = "", *, alone: bool = False) -> str | None:
+        entry = cache.find("text", alone=alone, here=here)
+        return entry.kind if entry else None
+
+    assert (found(), found("there"), found("here")) == ("borrowed", "borrowed", None)
+    assert found(alone=True) is None
+    cache.put(f"text.{ALONE}", random_kv(1))
+    assert (found(alone=True), found("here"), found()) == ("alone", "alone", "borrowed")
+    cache.add("text", "there", random_kv(1, 1), "b")
+    assert (found("here"), found("there")) == ("mean", "mean")
     assert cache.find("other", alone=True) is None
 
 
-def test_one_context_of_a_text_is_enough() -> None:
+def test_a_few_contexts_of_a_text_are_enough() -> None:
     cache = cache_of(9)
-    cache.put(f"text.{ALONE}", random_kv(1))
-    assert cache.wants("text")
-    cache.claim("text.here", object(), 0)
-    assert not cache.wants("text")
+    for number in range(CONTEXTS):
+        assert cache.wants("text", f"{number}")
+        cache.add("text", f"{number}", random_kv(1, number), "a")
+        assert not cache.wants("text", f"{number}"), "it is in the mean already"
+    assert not cache.wants("text", "more")
+    pending = cache.claim(f"other.{READ}", object(), 0)
+    assert pending is not None
+    assert not cache.wants("other", "more"), "nothing is there yet to be averaged with"
 
 
 # --- pending entries and views ---
@@ -197,16 +215,58 @@ def test_what_leaves_the_device_comes_back_when_it_is_asked_for(tmp_path: Path) 
 
 
 def test_what_another_process_left_on_disk_is_found(tmp_path: Path) -> None:
-    first = SegmentCache(lambda: 2 * TOKEN, [disk(tmp_path)])
-    for seed, key in enumerate((f"a.{ALONE}", f"b.{ALONE}")):
-        first.put(key, random_kv(2, seed))
+    """Texts are written at once, with what is to be known of them; messages are not."""
+    first = SegmentCache(lambda: 9 * TOKEN, [disk(tmp_path)])
+    first.add("a", "here", random_kv(2, 0), "reader")
+    first.add("a", "there", random_kv(2, 1), "reader")
+    first.put(f"b.{ALONE}", random_kv(2, 2))
+    first.get(first.publish("message", Source(), range(2), 1).key)
+    mean = first.get(f"a.{READ}")
+    written(first)
     second = SegmentCache(lambda: 2 * TOKEN, [disk(tmp_path)])
-    entry = second.find("a", alone=True)
+    assert len(second._entries) == 2
+    entry = second.find("a", alone=False)
     assert entry is not None
-    assert second.find("b", alone=True) is None
-    assert equal(second.get(entry.key), random_kv(2, 0))
+    assert (entry.node, entry.contexts, entry.kind) == ("reader", ("here", "there"), "mean")
+    found = second.get(entry.key)
+    assert equal(found, mean)
+    assert torch.equal(found.spread, mean.spread)  # type: ignore[union-attr, arg-type]
+    assert second.tiers.nbytes == 0, "with its spread it is larger than the device"
     small = SegmentCache(lambda: TOKEN, [disk(tmp_path, 1)])
+    written(small)
     assert (len(small._entries), list(tmp_path.iterdir())) == (0, [])
+
+
+def test_what_was_used_last_stays_longest_on_disk(tmp_path: Path) -> None:
+    first = SegmentCache(lambda: 9 * TOKEN, [disk(tmp_path)])
+    for key in "abc":
+        first.put(key, random_kv(2))
+        written(first)
+    for number, key in enumerate("bca"):
+        os.utime(tmp_path / f"{key}.kv", (number, number))
+    second = SegmentCache(lambda: 9 * TOKEN, [disk(tmp_path)])
+    second.get("b")
+    assert [one.key for one in disk(tmp_path).known()] == ["c", "a", "b"]
+
+
+def test_forgetting_leaves_what_is_on_disk(tmp_path: Path) -> None:
+    cache = SegmentCache(lambda: 9 * TOKEN, [disk(tmp_path)])
+    cache.put("a", random_kv(2))
+    cache.clear()
+    written(cache)
+    assert (len(cache._entries), len(disk(tmp_path).known())) == (0, 1)
+
+
+def test_kv_may_be_written_in_another_dtype(tmp_path: Path) -> None:
+    half = Disk(tmp_path, lambda: 99 * TOKEN, CPU, torch.bfloat16)
+    cache = SegmentCache(lambda: 9 * TOKEN, [half])
+    cache.add("a", "here", random_kv(2), "reader")
+    cache.add("a", "there", random_kv(2, 1), "reader")
+    half.flush()
+    kept = disk(tmp_path).load(f"a.{READ}", None)
+    assert (kept.keys.dtype, kept.values.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert kept.spread is not None
+    assert kept.spread.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -226,11 +286,13 @@ def test_a_damaged_file_is_as_good_as_none_and_the_reason_is_kept(
     cache = SegmentCache(lambda: 2 * TOKEN, [disk(tmp_path)])
     cache.put("a", random_kv(2))
     cache.put("b", random_kv(2))
-    (file,) = tmp_path.iterdir()
+    written(cache)
+    file = tmp_path / "a.kv"
     damage(file)  # type: ignore[operator]
     assert cache.get("a") is None
     assert cache.why("a").startswith("its KV, kept on the disk, is ")
     assert why in cache.why("a")
+    written(cache)
     assert ("a" in cache, file.exists()) == (False, False)
 
 
@@ -244,10 +306,11 @@ def test_a_full_disk_loses_what_is_not_needed_and_says_why(
     monkeypatch.setattr("kvcomm.kv.tiers.save_tensors", full)
     cache.put("a", random_kv(2))
     assert cache.put("b", random_kv(2))
+    written(cache)
     assert cache.get("a") is None
-    assert cache.why("a").startswith(f"{GONE}: the disk did not take it ([Errno 28] No space")
-    cache.retain("b")
-    assert not cache.put("c", random_kv(2)), "who has readers cannot be lost"
+    assert "kept on the disk, is of no use: could not be written ([Errno 28] No space" in cache.why(
+        "a"
+    )
     assert cache.get("b") is not None
 
 
@@ -368,8 +431,9 @@ class CacheMachine(RuleBasedStateMachine):
         for key, readers in self.readers.items():
             assert not readers or self.cache._entries[key].refs == readers
         # Nothing lies on disk that the cache does not know.
+        written(self.cache)
         files = {path.stem for path in self.folder.iterdir()}
-        assert files == {key for key in self.known if level(self.cache, key) == 2}
+        assert files == {key for key in self.known if self.cache._entries[key].saved}
 
 
 CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.auto import ENOUGH, LEVELS, LONG, SHARES, WINDOW, Auto
-from kvcomm.reuse.plan import Predictability, SegmentFacts
+from kvcomm.reuse.auto import ENOUGH, FALLS, LEVELS, LONG, SHARES, WINDOW, Auto, Choice, Text
+from kvcomm.reuse.plan import BaseKind, Predictability, SegmentFacts
 from kvcomm.reuse.policy import Exact
-from kvcomm.reuse.recipe import Realign
+from kvcomm.reuse.recipe import HELPS, Realign
 
-ANY = [level for level in LEVELS if level.short < LONG - 1]
-CHEAP, MIDDLE, DEAR = (level.name for level in ANY)
+NAMES = [f"{share:.0%}" for share in SHARES]
+CHEAP, MIDDLE, DEAR = "10%", "20%", "50%"
+MESSAGE, BORROWED = "t, message", "t, borrowed, rotated"
 
 
 def known(samples: int = 10, error: float = 0.5) -> Predictability:
@@ -31,20 +32,44 @@ def known(samples: int = 10, error: float = 0.5) -> Predictability:
 UNKNOWN = Predictability(False, "too little learned: 0 samples", 0)
 
 
+def message(offset: Predictability = UNKNOWN, tokens: int = 100) -> Text:
+    return Text("message", tokens, offset)
+
+
+def passage(kind: BaseKind = "borrowed", tokens: int = 100, error: float = 1.0) -> Text:
+    return Text(kind, tokens, replace(known(), error=error))
+
+
 def auto(target: float = 0.02, rate: float = 0.0, prior: float = 1.0, **fields: object) -> Auto:
-    return Auto(target, rate, priors={level.name: prior for level in LEVELS}, **fields)  # type: ignore[arg-type]
+    priors = {f"{kind} {x.name}": prior for kind in ("message", "borrowed") for x in LEVELS}
+    return Auto(target, rate, priors=priors, **fields)  # type: ignore[arg-type]
 
 
 def audited(
     made: Auto,
     level: str,
-    divergence: float,
+    *values: float,
     count: int = ENOUGH,
     samples: int = 10,
     used: bool = False,
+    key: str = MESSAGE,
 ) -> None:
-    for _ in range(count):
-        made.record("t", level, divergence, samples, used=used)
+    """One value `count` times, or these values."""
+    for value in values * (count if len(values) == 1 else 1):
+        made.record(key, level, value, samples, used=used)
+
+
+def level_of(choice: Choice) -> str:
+    """The level that is used; "" for an exact call."""
+    return choice.policy.recipe.name if isinstance(choice.policy, Realign) else ""
+
+
+def measured(choice: Choice) -> list[str]:
+    return [level.name for level in choice.measured]
+
+
+def bound(made: Auto, text: Text, level: str = CHEAP) -> float:
+    return made.choose("t", [text]).bounds[level]
 
 
 def test_it_needs_no_torch() -> None:
@@ -52,173 +77,188 @@ def test_it_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+# --- what a call is like ---
+
+
 def test_the_first_calls_are_exact_where_rotating_alone_would_err_too_much() -> None:
-    choice = auto().choose("t", {"solver": UNKNOWN})
+    choice = auto().choose("t", [message()])
     assert isinstance(choice.policy, Exact)
     assert "no bound" in choice.policy.reason
     assert UNKNOWN.reason in choice.policy.reason
     assert not choice.measured  # it will soon do more than rotate
-    assert "no message" in auto().choose("t", {}).policy.reason
+    assert "no message" in auto().choose("t", []).policy.reason
 
 
 def test_the_first_call_is_realigned_where_rotating_alone_is_known_to_be_enough() -> None:
-    small = auto()
-    small.priors = dict.fromkeys(small.priors, small.target / 2)
-    choice = small.choose("t", {"solver": UNKNOWN})
+    choice = auto(prior=0.01).choose("t", [message()])
     assert isinstance(choice.policy, Realign)
     assert choice.used
     assert choice.policy.options.bases == "borrowed"
-    assert choice.policy.reason == "auto: light, bound 0.0200 (prior) ≤ 0.02"
+    assert choice.policy.reason == "auto: 10%, bound 0.0200 (prior) ≤ 0.02"
     assert choice.measured[0] == replace(LEVELS[0], offsets="")
 
 
 def test_long_texts_have_levels_of_their_own() -> None:
     made = auto()
-    made.priors["long-medium"] = 0.009
-    names = [name for name, *_ in SHARES]
-    assert list(made.choose("t", {"a": UNKNOWN}, longest=LONG - 1).bounds) == names
-    choice = made.choose("t", {"a": UNKNOWN}, longest=LONG)
+    made.priors = {**made.priors, "message long 15%": 0.009}
+    assert list(made.choose("t", [message(tokens=LONG - 1)]).bounds) == NAMES
+    choice = made.choose("t", [message(tokens=LONG)])
     assert set(choice.bounds) == {level.name for level in LEVELS}
     assert isinstance(choice.policy, Realign)
-    assert choice.policy.reason == "auto: long-medium, bound 0.0180 (prior) ≤ 0.02"
+    assert choice.policy.reason == "auto: long 15%, bound 0.0180 (prior) ≤ 0.02"
     facts = [
-        SegmentFacts("placeholder", "a", size, tuple(range(size)), UNKNOWN) for size in (511, 512)
+        SegmentFacts("placeholder", "a", size, tuple(range(size)), UNKNOWN, base="message")
+        for size in (511, 512)
     ]
     assert [step.source for step in choice.policy.plan(facts).segments] == ["compute", "realign"]
-    # All levels that realign more may do as well.
-    assert [x.name for x in choice.measured] == ["long-medium", *names, "long-light"]
+    # Passages that are all long are realigned by all levels alike.
+    assert list(made.choose("t", [passage(tokens=LONG)]).bounds) == NAMES
 
 
 def test_where_no_text_is_worth_it_the_call_is_exact() -> None:
-    choice = auto(prior=0.0).choose("t", {"a": UNKNOWN}, longest=24)
+    choice = auto(prior=0.0).choose("t", [message(tokens=24)])
     assert isinstance(choice.policy, Exact)
     assert choice.policy.reason == "auto: exact, no text is longer than 24 tokens"
     assert not choice.measured
 
 
+def test_what_nobody_has_read_is_computed_exactly_so_that_it_is_known() -> None:
+    made = auto(prior=0.001)
+    assert made.choose("t", [passage()], unread=100).used
+    choice = made.choose("t", [passage()], unread=101)
+    assert choice.policy.reason == "auto: exact, most of its texts were never read before"
+
+
+def test_offsets_of_inputs_are_used_where_they_help() -> None:
+    assert passage(error=HELPS).corrected
+    assert not passage(error=HELPS + 0.01).corrected
+    assert passage("alone", error=0.95).corrected
+    assert message(known(error=0.95)).corrected
+
+
+def test_audits_are_kept_by_the_kind_of_the_texts() -> None:
+    made = auto()
+    keys = [
+        made.choose("t", texts).key
+        for texts in (
+            [passage(), passage("mean")],
+            [passage("mean"), passage("mean")],
+            [passage("alone"), passage(), message(known())],
+            [message(known())],
+        )
+    ]
+    assert keys == ["t, borrowed, rotated", "t, mean, rotated", "t, alone message", MESSAGE]
+
+
+def test_a_mean_errs_no_more_than_what_it_is_made_of() -> None:
+    made = auto()
+    audited(made, MIDDLE, 0.01, key=BORROWED)
+    assert level_of(made.choose("t", [passage("mean")])) == MIDDLE
+    audited(made, CHEAP, 0.001, key="t, mean, rotated")
+    assert level_of(made.choose("t", [passage("mean")])) == CHEAP
+    assert level_of(made.choose("t", [passage()])) == MIDDLE
+
+
 def test_audits_made_in_two_places_are_told_to_both_once() -> None:
     total, here, there = auto(), auto(), auto()
     for place in (here, there):
-        place.adopt(total.to_json(), {"light": 0.5})
-    here.record("t", "light", 0.1, 3, used=True)
-    there.record("t", "light", 0.2, 4, used=False)
+        place.adopt(total.to_json(), {"10%": 0.5})
+    here.record("t", "10%", 0.1, 3, used=True)
+    there.record("t", "10%", 0.2, 4, used=False)
     for place in (here, there):
         for template, level, seen in place.take():
             total.record(template, level, seen.divergence, seen.samples, used=seen.used)
         assert place.take() == []
-    there.record("t", "heavy", 0.3, 5, used=False)  # not taken yet
+    there.record("t", "30%", 0.3, 5, used=False)  # not taken yet
     for _ in range(2):
         here.adopt(total.to_json(), {})
         there.adopt(total.to_json(), {})
     assert here.audits == total.audits
-    assert [seen.divergence for seen in total.audits["t", "light"]] == [0.1, 0.2]
-    assert there.audits["t", "light"] == total.audits["t", "light"]
-    assert [seen.divergence for seen in there.audits["t", "heavy"]] == [0.3]
-    assert here.priors == {"light": 0.5}
+    assert [seen.divergence for seen in total.audits["t", "10%"]] == [0.1, 0.2]
+    assert there.audits["t", "10%"] == total.audits["t", "10%"]
+    assert [seen.divergence for seen in there.audits["t", "30%"]] == [0.3]
+    assert here.priors == {"10%": 0.5}
+
+
+# --- what is known of levels ---
 
 
 def test_audits_of_rotating_alone_say_nothing_of_offsets() -> None:
     made = auto(prior=0.01)
-    first = made.choose("t", {"solver": UNKNOWN})
+    first = made.choose("t", [message()])
     assert first.used
-    for _ in range(ENOUGH):
-        made.record(first.key, CHEAP, 0.5, first.samples, used=True)
-    assert made.choose("t", {"solver": UNKNOWN}).bounds[CHEAP] >= 0.5
-    assert made.choose("t", {"solver": known(error=0.5)}).bounds[CHEAP] == pytest.approx(0.01)
+    audited(made, CHEAP, 0.5, key=first.key, used=True)
+    assert bound(made, message()) >= 0.5
+    assert bound(made, message(known())) == pytest.approx(0.01)
 
 
 def test_what_a_model_says_before_it_can_be_used_does_not_count() -> None:
-    def bounds(**verdicts: Predictability) -> object:
-        return auto().choose("t", verdicts).bounds
-
     early = replace(UNKNOWN, error=0.1)
-    assert bounds(solver=early) == bounds(solver=UNKNOWN)
-    assert bounds(solver=known(error=0.1), critic=early) == bounds(critic=UNKNOWN)
-
-
-def test_what_is_not_known_yet_keeps_nobody_from_realigning_the_rest() -> None:
-    choice = auto(prior=0.01).choose("t", {"solver": known(), "critic": UNKNOWN})
-    assert isinstance(choice.policy, Realign)
-    facts = [
-        SegmentFacts("placeholder", name, 60, tuple(range(60)), verdict)
-        for name, verdict in (("solver", known()), ("critic", UNKNOWN))
-    ]
-    steps = choice.policy.plan(facts).segments
-    assert [step.source for step in steps] == ["realign", "realign"]
-    assert [step.corrected for step in steps] == [True, False]
-    assert choice.key == "t"
+    assert bound(auto(), message(early)) == bound(auto(), message())
+    both = auto().choose("t", [message(known(error=0.1)), message(early)])
+    assert both.bounds[CHEAP] == bound(auto(), message())
 
 
 def test_offsets_that_are_never_predictable_are_done_without() -> None:
     never = Predictability(False, "offsets not predictable: 5 samples, error left 1.00", ENOUGH)
     made = auto()
-    choice = made.choose("t", {"a": never})
-    assert [level.name for level in choice.measured] == [CHEAP, MIDDLE, DEAR]
-    for _ in range(ENOUGH):
-        made.record(choice.key, CHEAP, 0.004, choice.samples, used=False)
-    assert made.choose("t", {"a": never}).used
+    choice = made.choose("t", [message(never)])
+    assert choice.measured
+    audited(made, CHEAP, 0.004, key=choice.key)
+    assert made.choose("t", [message(never)]).used
 
 
-def test_what_is_unknown_is_probed_beside_exact_calls() -> None:
-    choice = auto().choose("t", {"solver": known()})
-    assert isinstance(choice.policy, Exact)
-    assert not choice.used
-    assert [level.name for level in choice.measured] == [CHEAP, MIDDLE, DEAR]
-    assert choice.samples == 10
-    assert choice.bounds[CHEAP] == 1.0  # twice the prior of 1, half of the error left
+def test_a_few_levels_are_probed_beside_exact_calls_and_the_ladder_is_searched() -> None:
+    made = auto()
+    choice = made.choose("t", [passage()])
+    assert (level_of(choice), measured(choice)) == ("", ["10%", "20%", "50%"])
+    # Too much to be worth a look at what is far below the target's share.
+    for level, value in (("10%", 0.06), ("20%", 0.04), ("50%", 0.012)):
+        audited(made, level, value, key=BORROWED)
+    choice = made.choose("t", [passage()])
+    assert level_of(choice) == "50%"
+    assert 0.012 / FALLS < 0.02 < 0.012 / FALLS**2
+    assert measured(choice) == ["50%", "40%"]
+    audited(made, "40%", 0.016, key=BORROWED)
+    assert level_of(made.choose("t", [passage()])) == "40%"
 
 
-def test_a_prior_below_the_target_lets_a_level_be_used_and_audits_it() -> None:
-    made = auto(prior=0.015)
-    choice = made.choose("t", {"solver": known(error=0.5)})
-    assert isinstance(choice.policy, Realign)
-    assert choice.policy.recipe.name == CHEAP
-    assert choice.used
-    assert [level.name for level in choice.measured] == [CHEAP]
-    assert choice.policy.reason == f"auto: {CHEAP}, bound 0.0150 (prior) ≤ 0.02"
+def test_what_computes_more_errs_no_more() -> None:
+    made = auto()
+    audited(made, MIDDLE, 0.004)
+    bounds = made.choose("t", [message(known())]).bounds
+    assert bounds[CHEAP] == 1.0
+    assert all(bounds[name] == pytest.approx(0.004) for name in NAMES[2:])
 
 
 def test_one_bad_audit_outweighs_a_good_prior() -> None:
     made = auto(prior=0.001)
     audited(made, CHEAP, 0.5, count=1)
-    choice = made.choose("t", {"solver": known()})
-    assert isinstance(choice.policy, Realign)
-    assert choice.policy.recipe.name == MIDDLE
+    assert level_of(made.choose("t", [message(known())])) == "15%"
 
 
 def test_five_good_audits_outweigh_a_bad_prior() -> None:
     made = auto(prior=10.0)
     audited(made, CHEAP, 0.009, count=ENOUGH - 1)
-    assert isinstance(made.choose("t", {"solver": known()}).policy, Exact)
+    assert not made.choose("t", [message(known())]).used
     audited(made, CHEAP, 0.009, count=1)
-    choice = made.choose("t", {"solver": known()})
+    choice = made.choose("t", [message(known())])
     assert choice.used
     assert not choice.measured  # known, and the rate is 0
     assert "(5 audits)" in choice.policy.reason
 
 
-def test_the_cheapest_level_that_meets_the_target_is_taken() -> None:
-    made = auto()
-    audited(made, CHEAP, 0.03)
-    audited(made, MIDDLE, 0.019)
-    audited(made, DEAR, 0.001)
-    choice = made.choose("t", {"solver": known()})
-    assert isinstance(choice.policy, Realign)
-    assert choice.policy.recipe.name == MIDDLE
-
-
 def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None:
     made = auto()
-    for divergence in (0.001, 0.001, 0.001, 0.04, 0.05):
-        made.record("t", CHEAP, divergence, 10, used=False)  # mean 0.019, bound above
+    audited(made, CHEAP, 0.001, 0.001, 0.001, 0.04, 0.05)  # mean 0.019, bound above
     audited(made, MIDDLE, 0.03)
     audited(made, DEAR, 0.001)
-    choice = made.choose("t", {"solver": known()})
-    assert isinstance(choice.policy, Realign)
-    assert choice.policy.recipe.name == DEAR
-    assert [level.name for level in choice.measured] == [DEAR, CHEAP]
+    choice = made.choose("t", [message(known())])
+    assert level_of(choice) == DEAR
+    assert measured(choice)[0] == DEAR
+    assert len(choice.measured) <= 3
     audited(made, CHEAP, 0.019, count=WINDOW)  # within the target now
-    assert made.choose("t", {"solver": known()}).policy.recipe.name == CHEAP  # type: ignore[union-attr]
+    assert level_of(made.choose("t", [message(known())])) == CHEAP
 
 
 def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
@@ -226,11 +266,10 @@ def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
     made = auto()
     audited(made, CHEAP, 0.001, count=20)
     audited(made, CHEAP, 0.025, count=2, used=True)
-    bound = made.bound("t", LEVELS[0], 0.5, 10)
-    assert bound >= 0.025
-    assert not made.choose("t", {"solver": known()}).used
+    assert bound(made, message(known())) >= 0.025
+    assert not made.choose("t", [message(known())]).used
     audited(made, CHEAP, 0.001, count=WINDOW)  # the old ones are forgotten
-    assert made.choose("t", {"solver": known()}).used
+    assert made.choose("t", [message(known())]).used
 
 
 @pytest.mark.parametrize(("count", "t"), [(5, 2.132), (10, 1.833), (20, 1.729)])
@@ -238,13 +277,12 @@ def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
     draw = random.Random(count)
     values = [math.exp(draw.gauss(-5, 1)) for _ in range(count)]
     made = auto()
-    for value in values:
-        made.record("t", CHEAP, value, 10, used=False)
+    audited(made, CHEAP, *values)
     logs = [math.log(max(value, 0.001)) for value in values]
     mean, variance = statistics.fmean(logs), statistics.variance(logs)
     error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
     expected = math.exp(mean + variance / 2 + t * error)
-    assert made.bound("t", LEVELS[0], 0.5, 10) == pytest.approx(expected, rel=0.01)
+    assert bound(made, message(known())) == pytest.approx(expected, rel=0.01)
 
 
 def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
@@ -253,65 +291,69 @@ def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
     true = math.exp(-5 + 1.3**2 / 2)
     for _ in range(400):
         made = auto()
-        for _ in range(8):
-            made.record("t", CHEAP, math.exp(draw.gauss(-5, 1.3)), 10, used=False)
-        covered += made.bound("t", LEVELS[0], 0.5, 10) >= true
+        audited(made, CHEAP, *(math.exp(draw.gauss(-5, 1.3)) for _ in range(8)))
+        covered += bound(made, message(known())) >= true
     assert covered >= 335
 
 
 def test_tiny_divergences_do_not_make_the_others_look_worse() -> None:
     tiny, none = auto(), auto()
-    for value in (0.004, 0.006, 0.003, 0.009):
-        tiny.record("t", CHEAP, value, 10, used=False)
-        none.record("t", CHEAP, value, 10, used=False)
-    tiny.record("t", CHEAP, 0.02 / 20, 10, used=False)
-    none.record("t", CHEAP, 1e-12, 10, used=False)
-    bound = tiny.bound("t", LEVELS[0], 0.5, 10)
-    assert bound == none.bound("t", LEVELS[0], 0.5, 10) < 0.02
+    audited(tiny, CHEAP, 0.004, 0.006, 0.003, 0.009, 0.02 / 20)
+    audited(none, CHEAP, 0.004, 0.006, 0.003, 0.009, 1e-12)
+    assert bound(tiny, message(known())) == bound(none, message(known())) < 0.02
 
 
 @given(st.lists(st.floats(0, 1), min_size=ENOUGH, max_size=WINDOW))
 def test_the_bound_is_never_below_the_mean(values: list[float]) -> None:
     made = auto()
-    for value in values:
-        made.record("t", CHEAP, value, 10, used=False)
-    assert made.bound("t", LEVELS[0], 0.5, 10) >= statistics.fmean(values)
+    audited(made, CHEAP, *values)
+    assert bound(made, message(known())) >= statistics.fmean(values)
 
 
 def test_audits_are_out_of_date_when_twice_as_much_was_learned() -> None:
     made = auto()
-    for level in LEVELS:
-        audited(made, level.name, 0.5, samples=21 if level.name != CHEAP else 10)
-    assert not made.choose("t", {"solver": known(20)}).measured
-    choice = made.choose("t", {"solver": known(21)})
-    assert [level.name for level in choice.measured] == [CHEAP]
-    # They still count, until five new ones are there: old ones err on the safe side.
-    assert made.bound("t", LEVELS[0], 0.1, 21) == pytest.approx(0.5)
-    audited(made, CHEAP, 0.01, samples=21)
-    assert made.bound("t", LEVELS[0], 0.1, 21) == pytest.approx(0.01)
+    audited(made, CHEAP, 0.5, samples=10)
+    assert bound(made, message(known(21))) == pytest.approx(0.5)
+    # They count until five new ones are there: old ones err on the safe side.
+    audited(made, CHEAP, 0.01, samples=21, count=ENOUGH - 1)
+    assert bound(made, message(known(21))) > 0.2
+    audited(made, CHEAP, 0.01, samples=21, count=1)
+    assert bound(made, message(known(21))) == pytest.approx(0.01)
+
+
+# --- audits ---
 
 
 def test_known_levels_are_audited_at_the_rate() -> None:
     made = auto(rate=0.25)
     audited(made, CHEAP, 0.001)
-    choices = [made.choose("t", {"a": known()}, seed=seed) for seed in range(400)]
+    choices = [made.choose("t", [message(known())], seed=seed) for seed in range(400)]
     share = sum(bool(choice.measured) for choice in choices) / 400
     assert 0.18 < share < 0.32
-    again = [made.choose("t", {"a": known()}, seed=seed) for seed in range(400)]
+    again = [made.choose("t", [message(known())], seed=seed) for seed in range(400)]
     assert [c.measured for c in choices] == [c.measured for c in again]
+
+
+def test_what_was_given_up_is_probed_again_at_the_rate() -> None:
+    made = auto(rate=0.25)
+    for name in ("10%", "20%", "50%"):
+        audited(made, name, 0.5, key=BORROWED)
+    choices = [made.choose("t", [passage()], seed=seed) for seed in range(400)]
+    share = sum(bool(choice.measured) for choice in choices) / 400
+    assert 0.18 < share < 0.32
 
 
 def test_a_target_of_zero_is_exact_and_measures_nothing() -> None:
     made = auto(target=0)
     audited(made, CHEAP, 0.0)
-    choice = made.choose("t", {"a": known()})
+    choice = made.choose("t", [message(known())])
     assert isinstance(choice.policy, Exact)
     assert not choice.measured
 
 
 @given(
     st.floats(0.001, 1),
-    st.lists(st.tuples(st.sampled_from([CHEAP, MIDDLE, DEAR]), st.floats(0, 2)), max_size=40),
+    st.lists(st.tuples(st.sampled_from(NAMES), st.floats(0, 2)), max_size=40),
     st.floats(0, 1),
     st.integers(0, 100),
 )
@@ -320,11 +362,12 @@ def test_what_is_used_has_a_bound_within_the_target(
 ) -> None:
     made = auto(target=target, rate=0.5, prior=0.05)
     for level, divergence in audits:
-        made.record("t", level, divergence, 10, used=False)
-    choice = made.choose("t", {"a": known(error=error)}, seed=seed)
+        audited(made, level, divergence, count=1)
+    choice = made.choose("t", [message(known(error=error))], seed=seed)
     if choice.used:
-        assert isinstance(choice.policy, Realign)
-        assert choice.bounds[choice.policy.recipe.name] <= target
+        assert choice.bounds[level_of(choice)] <= target
+        cheaper = list(choice.bounds)[: list(choice.bounds).index(level_of(choice))]
+        assert all(choice.bounds[name] > target for name in cheaper)
 
 
 def test_audits_survive_json() -> None:

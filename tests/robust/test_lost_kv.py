@@ -75,11 +75,13 @@ def test_what_was_damaged_on_disk_is_computed(tmp_path: Path, reason: str) -> No
         check_at_rest(engine)
         cache = engine.segments
         moved = engine.core.call(
-            lambda: [cache.tiers._move_down(e) for e in [*cache._entries.values()]]
+            lambda: [cache.tiers._move_down(e, 0) for e in [*cache._entries.values()]]
         )
         assert moved.result() == [True]
         other = chain(agent("x"), agent("y"))
         expected = texts(run(engine, "dense", other))
+        assert cache.tiers.disk is not None
+        cache.tiers.disk.flush()
         (file,) = tmp_path.rglob("*.kv")
         DAMAGES[reason](file)
         result = run(engine, ROTATE, chain(agent("x")))

@@ -18,6 +18,7 @@ from kvcomm.runtime.priors import SHIPPED, key_of, known, measure, measured
 
 from .support import TASK, agent, check_at_rest, session
 
+EVERY = {f"{kind} {level.name}" for kind in ("message", "borrowed") for level in LEVELS}
 PAIR = chain(agent("a", 4), agent("b", 4))
 
 
@@ -48,7 +49,7 @@ async def test_priors_are_measured_once_and_kept(
 ) -> None:
     assert known(tiny, LEVELS) is None
     first = await measure(tiny, LEVELS)
-    assert set(first) == {level.name for level in LEVELS}
+    assert set(first) == EVERY
     assert all(value > 0 for value in first.values())
     assert len(list(cache.iterdir())) == 1
     assert await measure(tiny, LEVELS) == first
@@ -75,7 +76,7 @@ async def test_a_measurement_that_is_cancelled_is_begun_by_the_next(
     while not counted:
         await asyncio.sleep(0)
     first.cancel()
-    assert set(await second) == {level.name for level in LEVELS}
+    assert set(await second) == EVERY
     assert first.cancelled()
     assert len(counted) == 2
     check_at_rest(tiny)
@@ -100,10 +101,10 @@ def test_the_embedded_model_comes_with_priors_for_these_levels(
     )
     found = known(smol, LEVELS)
     assert found is not None
-    assert set(found) == {level.name for level in LEVELS}
-    assert found["light"] > found["medium"] > found["heavy"]
-    for name in ("medium", "heavy"):
-        assert found[f"long-{name}"] < found[name] / 2
+    assert set(found) == EVERY
+    assert found["message 10%"] > found["message 30%"] > found["message 50%"]
+    for kind in ("message", "borrowed"):
+        assert found[f"{kind} long 10%"] < found[f"{kind} 10%"] / 2
 
 
 @pytest.mark.slow
@@ -134,7 +135,7 @@ def test_a_new_model_is_exact_until_it_is_measured_behind_the_answers(
         active._measuring.result()
         again = active.run(PAIR, TASK)
     assert again.warnings == ()
-    assert "(light" in again.call("b").report.gate
+    assert "%" in again.call("b").report.gate
     assert counted == [tiny.model]
     notices = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert notices == [

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from kvcomm.engine.local.flash import bounds, flash_attention
+from kvcomm.engine.local.watch import Watch
 from kvcomm.kv import KVBuffer
 
 NAME = "kvcomm_packed"
@@ -37,13 +38,15 @@ class Part:
     """Tokens `offset : offset + len(positions)` of the pack belong to the sequence of `buffer`.
 
     `positions` are ascending slots; all slots below the last one are filled by then, those that are
-    `shared` with a part before this one: layer by layer, as soon as they are there.
+    `shared` with a part before this one: layer by layer, as soon as they are there. `watch` sees
+    what they attend to.
     """
 
     buffer: KVBuffer
     offset: int
     positions: Sequence[int]
     shared: SharedPrefix | None = None
+    watch: Watch | None = None
 
     @property
     def contiguous(self) -> bool:
@@ -191,6 +194,9 @@ def packed_attention(
             slots = pack.index(index, key.device)
             keys.index_copy_(1, slots, key[0, :, start:stop])
             values.index_copy_(1, slots, value[0, :, start:stop])
+        if part.watch is not None:
+            mine = query[0, :, start:stop]
+            part.watch.see(layer, part.positions, mine, keys[:, :top], sliding_window, scaling)
         first = first_slot(part, sliding_window)
         known = keys[None, :, first:top], values[None, :, first:top]
         if pack.flash and part.contiguous:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kvcomm.engine.local.commands import Extend
 from kvcomm.engine.local.state import SequenceState
 from kvcomm.engine.realign import Base
-from kvcomm.engine.segments import ALONE, Entry, SegmentCache, text_key
+from kvcomm.engine.segments import ALONE, READ, Entry, SegmentCache, text_key
 from kvcomm.kv import content_key
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.offsets import label_of
-from kvcomm.reuse.plan import SegmentPlan
+from kvcomm.reuse.plan import BaseKind, SegmentPlan
 
 NOBODY = "no earlier prompt has its KV"
 
@@ -27,11 +27,16 @@ class MissingBase(NamedTuple):
 
 
 class FoundBase(NamedTuple):
-    """Base KV of a segment: its key, the node that read it, and why there is none."""
+    """Base KV of a segment: its key, its kind, and why there is none.
+
+    `node` has read it, or it is the mean of several `prompts`.
+    """
 
     base: Base | None = None
     key: str | None = None
+    kind: BaseKind | None = None
     node: str = ""
+    prompts: int = 1
     absent: str = ""
 
 
@@ -79,7 +84,7 @@ class Bases:
             kv = self.segments.get(key)
             if kv is None:
                 return FoundBase(key=key, absent=self.segments.why(key))
-            return FoundBase(Base(kv, segment.handle.positions), key)
+            return FoundBase(Base(kv, segment.handle.positions), key, "message")
         text = self._text(command, segment)
         if text is None:
             return FoundBase()
@@ -91,10 +96,11 @@ class Bases:
             key = f"{text}.{ALONE}"
             why = command.absent.get(key) or self.segments.why(key)
             return FoundBase(absent=why if alone else NOBODY)
-        node, kv = entry.node, self.segments.get(entry.key)
+        kind, node, prompts = entry.kind, entry.node, len(entry.contexts)
+        kv = self.segments.get(entry.key)
         if kv is None:
             return FoundBase(key=entry.key, absent=self.segments.why(entry.key))
-        return FoundBase(Base(kv, range(len(segment))), entry.key, node)
+        return FoundBase(Base(kv, range(len(segment))), entry.key, kind, node, prompts)
 
     def claim(self, command: Extend, plans: Sequence[SegmentPlan]) -> list[tuple[Entry, range]]:
         """Entries for the inputs that are computed here, if others may want them."""
@@ -108,13 +114,38 @@ class Bases:
             if segment.name in seq.call.messages or plan.source == "realign":
                 continue
             text = text_key(self._fingerprint, seq.call.namespace, segment.ids)
-            if not self.segments.wants(text):
-                continue
-            key = f"{text}.{self._context(command, segment)}"
-            entry = self.segments.claim(key, seq, 0, seq.call.node)
+            context = self._context(command, segment)
+            entry = self.segments.claim(f"{text}.{READ}", seq, 0, seq.call.node, context)
             if entry is not None:
                 claims.append((entry, range(begin, begin + len(segment))))
         return claims
+
+    def kinds(self, namespace: str, texts: Mapping[str, Sequence[int]]) -> dict[str, BaseKind]:
+        """The kind of base KV that texts have, by name, where they have any."""
+        found = {
+            name: self.segments.find(text_key(self._fingerprint, namespace, ids), alone=False)
+            for name, ids in texts.items()
+        }
+        return {name: entry.kind for name, entry in found.items() if entry is not None}
+
+    def contexts(self, namespace: str, ids: Sequence[int]) -> int:
+        """In how many contexts a text was read."""
+        entry = self.segments.find(text_key(self._fingerprint, namespace, ids), alone=False)
+        return len(entry.contexts) if entry is not None else 0
+
+    def gather(self, seq: SequenceState) -> None:
+        """Keep the inputs of a computed prompt, where they were read in a context that is new."""
+        for placed in seq.placed.values():
+            segment, stop = placed.segment, placed.start + len(placed.segment)
+            if segment.kind != "placeholder" or segment.name in seq.call.messages:
+                continue
+            if not len(segment) or stop > seq.exact_length:
+                continue
+            text = text_key(self._fingerprint, seq.call.namespace, segment.ids)
+            context = content_key(seq.ids[: placed.start])[:16]
+            if self.segments.wants(text, context):
+                kv = seq.position_free(range(placed.start, stop))
+                self.segments.add(text, context, kv, seq.call.node)
 
     def _text(self, command: Extend, segment: Segment) -> str | None:
         """The address of a segment's text, if it is looked up by that."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ from kvcomm.kv.tiers import Disk, HostMemory, Tier
 from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, compile_template
 from kvcomm.reuse.offsets import FAMILIES, Offsets, label_of
-from kvcomm.reuse.plan import Plan, Predictability
+from kvcomm.reuse.plan import BaseKind, Plan, Predictability
 from kvcomm.reuse.policy import SHADOW, Policy
 from kvcomm.reuse.state import (
     Copied,
@@ -133,7 +133,7 @@ class LocalEngine(LoadedEngine):
         header = compile_template(codec.undated, (), (Hole("text"),)).literals[0]
         graphs = CudaGraphs(model, TOLERANCE[model.dtype]) if flash else None
         self.runner = Runner(model, self._relieve, flash, graphs)
-        bases = Bases(self.segments, fingerprint, header)
+        bases = self._bases = Bases(self.segments, fingerprint, header)
         self.lessons = Lessons(bases, self.offsets, device)
         self.core = Core(
             Steps(self.runner, self.prefix, self.segments),
@@ -214,6 +214,14 @@ class LocalEngine(LoadedEngine):
             for number, name in enumerate(call.template.names)
         }
 
+    def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
+        """The kind of base KV that inputs have, by name, where they have any."""
+        return self._bases.kinds(call.namespace, texts)
+
+    def contexts(self, texts: Sequence[Sequence[int]], namespace: str = "") -> list[int]:
+        """In how many contexts texts were read whose KV is kept."""
+        return [self._bases.contexts(namespace, ids) for ids in texts]
+
     async def evaluate(
         self,
         call: CallSpec,
@@ -238,6 +246,15 @@ class LocalEngine(LoadedEngine):
             continues=False,
             followed=False,
         )
+        keys: list[object] = list(range(len(variants)))
+        found: dict[object, Compared] = {}
+        if distinct:
+            for number, variant in enumerate(variants):
+                plan = await self._plan(call, segments, variant)
+                keys[number] = plan.segments, plan.chosen
+                if plan.dense:
+                    found[keys[number]] = Compared([], plan.decision, True, None, 0)
+        compared, spent = [], 0
         async with AsyncExitStack() as stack:
             dense = self.open(call)
             stack.push_async_callback(dense.close)
@@ -245,16 +262,7 @@ class LocalEngine(LoadedEngine):
             spent = sum(usage.computed for usage in done.segments)
             async for _ in dense.answer():
                 spent += 1
-            found: dict[object, Compared] = {}
-            compared = []
-            for number, variant in enumerate(variants):
-                key: object = number
-                if distinct:
-                    plan = await self._plan(call, segments, variant)
-                    key = plan.segments
-                    if plan.dense:
-                        compared.append(Compared([], plan.decision, True, None, 0))
-                        continue
+            for key, variant in zip(keys, variants, strict=True):
                 known = found.get(key)
                 if known is None:
                     found[key] = await self._compared(call, segments, variant, dense)
@@ -292,7 +300,7 @@ class LocalEngine(LoadedEngine):
             divergence = await seq.compare(dense)
         finally:
             await seq.close()
-        tokens = sum(usage.computed for usage in done.segments)
+        tokens = done.query_tokens + sum(usage.computed for usage in done.segments)
         return Compared(done.segments, done.decision, done.dense, divergence, tokens)
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:

@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Lesson:
-    """What a computed sequence teaches a family of offset models: the placeholders at `indices`.
+    """What a computed sequence teaches: a family of offset models the placeholders at `indices`.
 
-    `retained` are the keys of base KV that is kept for it.
+    With `reads` its inputs go to the segment cache, too. `retained` are the keys of base KV that is
+    kept for it.
     """
 
     seq: SequenceState
@@ -35,6 +36,7 @@ class Lesson:
     family: str
     borrowed: bool
     retained: Sequence[str] = ()
+    reads: bool = False
 
     @property
     def stem(self) -> str:
@@ -55,14 +57,18 @@ class Lessons:
         return len(self._waiting)
 
     def add(self, seq: SequenceState, segments: Sequence[Segment], offsets: str) -> None:
-        """Note what a sequence teaches: what its plans asked for, or the family `offsets`."""
+        """Note what a sequence teaches: what its plans asked for, or the family `offsets`.
+
+        Inputs among its `segments` go to the segment cache, as far as it shares them.
+        """
         if seq.learn:
             lesson = self._planned(seq)
-        elif offsets and seq.realigned_from is None:
+        elif segments and seq.realigned_from is None:
             lesson = self._read(seq, segments, offsets)
+            lesson.reads = seq.call.shares
         else:
             return
-        if lesson.indices:
+        if lesson.indices or lesson.reads:
             self._waiting.append(lesson)
 
     def of(self, seq: SequenceState) -> bool:
@@ -105,11 +111,14 @@ class Lessons:
             realign.observe(model, truth, Base(kv, placed.covered), literal)
             self._offsets.learned(lesson.stem)
         self._offsets.trim()
+        if lesson.reads:
+            self._bases.gather(seq)
         seq.phases.add("observe", done_at(self._device) - began)
 
     def teach(self, seq: SequenceState, family: str) -> None:
         """Teach a family all placeholders of a computed sequence that have base KV."""
-        self._learn(Lesson(seq, _taught(seq), family, seq.call.reuse.bases == "borrowed"))
+        borrowed = seq.call.reuse.bases == "borrowed"
+        self._learn(Lesson(seq, _taught(seq), family, borrowed, reads=borrowed))
 
     def _planned(self, seq: SequenceState) -> Lesson:
         """What the plans of a computed prompt want learned."""
@@ -117,16 +126,19 @@ class Lessons:
         return self._lesson(seq, seq.learn, options.offsets, options.bases == "borrowed")
 
     def _read(self, seq: SequenceState, segments: Sequence[Segment], family: str) -> Lesson:
-        """What a computed prompt of these segments teaches a family."""
+        """What a computed prompt of these segments teaches a family, if there is one."""
+        if not family:
+            return Lesson(seq, (), family, True)
         look = Extend(seq, [], Dense("lesson", ReuseOptions(bases="borrowed")))
         for segment in segments:
             placed = seq.placed.get(segment.index)
             if placed is None or segment.kind != "placeholder":
                 continue
-            base, key, _, _ = self._bases.find(look, segment)
-            if base is None or key is None:
+            found = self._bases.find(look, segment)
+            if found.base is None or found.key is None:
                 continue
-            seq.placed[segment.index] = Placed(segment, placed.start, key, base.covered)
+            covered = found.base.covered
+            seq.placed[segment.index] = Placed(segment, placed.start, found.key, covered)
         return self._lesson(seq, _taught(seq), family, True)
 
     def _lesson(

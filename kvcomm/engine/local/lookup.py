@@ -12,9 +12,10 @@ import torch
 
 from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
-from kvcomm.engine.local.bases import Bases, model_label
+from kvcomm.engine.local.bases import Bases, FoundBase, model_label
 from kvcomm.engine.local.commands import Extend
-from kvcomm.engine.local.state import Piece, Placed, Prefill, SequenceState
+from kvcomm.engine.local.state import Piece, Placed, Prefill, QueryPass, SequenceState
+from kvcomm.engine.local.watch import Watch
 from kvcomm.engine.realign import Base
 from kvcomm.errors import StartOver
 from kvcomm.kv import KV, PrefixCache
@@ -29,9 +30,7 @@ class _Found(NamedTuple):
 
     segment: Segment
     facts: SegmentFacts
-    base: Base | None
-    key: str | None
-    node: str
+    base: FoundBase
 
 
 class Lookup:
@@ -93,6 +92,8 @@ class Lookup:
             if slots.stop > seq.exact_length:
                 self.bases.segments.abandon(entry)
         seq.learn += [found[index].segment.index for index in plan.learn]
+        if plan.chosen:
+            prefill.query = _query(prefill, plan)
         return prefill
 
     def plan(self, command: Extend) -> Plan:
@@ -112,8 +113,8 @@ class Lookup:
         for number, segment in enumerate(command.segments):
             begin, tokens = start - segment.done, len(segment)
             start += len(segment.rest)
-            base, key, node, absent = self.bases.find(command, segment)
-            offset = None
+            known = self.bases.find(command, segment)
+            base, offset = known.base, None
             if segment.kind == "placeholder" and base is not None and options.offsets:
                 offset = self._model(command, segment).predictability(base.kv)
             facts = SegmentFacts(
@@ -126,14 +127,17 @@ class Lookup:
                 last=(command.ends or command.last is not None)
                 and number == len(command.segments) - 1,
                 done=segment.done,
+                base=known.kind,
+                spreads=tuple(base.kv.spreads()) if base else (),
             )
-            if absent:
-                facts = replace(facts, absent=absent)
+            if known.absent:
+                facts = replace(facts, absent=known.absent)
             if command.measured and base is not None and segment.kind == "placeholder":
                 base, deviations = _measured(*command.measured, base, begin)
                 facts = replace(facts, deviations=deviations)
-            seq.placed[segment.index] = Placed(segment, begin, key, facts.covered)
-            found.append(_Found(segment, facts, base, key, node))
+                known = known._replace(base=base)
+            seq.placed[segment.index] = Placed(segment, begin, known.key, facts.covered)
+            found.append(_Found(segment, facts, known))
         if options.realigns:
             seq.phases.add("offsets", done_at(self._device) - began)
         return found
@@ -157,7 +161,8 @@ class Lookup:
         seq.ids += segment.rest
         if plan.source != "realign":
             return piece
-        if item.base is None:
+        base = item.base.base
+        if base is None:
             piece.reason = f"computed, {item.facts.absent}; planned: {plan.reason}"
             return piece
         began = done_at(seq.kv.keys.device)
@@ -168,14 +173,17 @@ class Lookup:
             return piece
         predicted = done_at(seq.kv.keys.device)
         seq.phases.add("offsets", predicted - began)
-        done = realign.realign(item.base, plan, len(segment), segment.done, offset)
+        done = realign.realign(base, plan, len(segment), segment.done, offset)
         del offset
         seq.write(begin, done.filled, done.kv)
-        piece.positions, piece.corrected, piece.node = done.computed, plan.corrected, item.node
+        piece.positions = done.computed
+        piece.corrected, piece.scale = plan.corrected, plan.scale
+        piece.base, piece.node, piece.prompts = item.base.kind, item.base.node, item.base.prompts
         return piece
 
     def _offset(self, command: Extend, item: _Found, before: _Found | None) -> KV | None:
-        assert item.base is not None
+        base = item.base.base
+        assert base is not None
         if item.segment.kind == "placeholder":
             model = self._model(command, item.segment)
             moment = model_label(
@@ -185,11 +193,22 @@ class Lookup:
                 command.policy.options.bases == "borrowed",
             )
             command.seq.moment[moment] = model.frozen()
-            return model.predict(item.base.kv)
-        if before is None or before.segment.kind != "placeholder" or before.base is None:
+            return model.predict(base.kv)
+        behind = before.base.base if before and before.segment.kind == "placeholder" else None
+        if before is None or behind is None:
             return None
-        model = self._model(command, before.segment)
-        return model.predict_literal(before.base.kv, len(item.segment))
+        return self._model(command, before.segment).predict_literal(behind.kv, len(item.segment))
+
+
+def _query(prefill: Prefill, plan: Plan) -> QueryPass:
+    """The pass that asks a prompt what it attends to of its pooled segments."""
+    both = zip(prefill.pieces, plan.segments, strict=True)
+    pieces = [p for p, segment in both if segment.pooled and p.positions is not None]
+    slots = [slot for p in pieces for slot in range(p.start, p.start + len(p.segment))]
+    begin = pieces[-1].start + len(pieces[-1].segment)
+    start = prefill.seq.realigned_from
+    assert start is not None
+    return QueryPass(Watch(slots, begin), pieces, plan.chosen, start)
 
 
 def _measured(

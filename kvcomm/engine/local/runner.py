@@ -29,7 +29,9 @@ class Chunk:
 
     @property
     def wanted(self) -> list[int]:
-        """Which of the slots' logits are asked for."""
+        """Which of the slots' logits are asked for; none while the prompt is only asked itself."""
+        if self.prompt.query is not None:
+            return []
         assert self.prompt.slots is not None
         first = len(self.prompt.slots) - self.prompt.logits - self.prompt.computed
         return list(range(max(first, 0), len(self.slots)))
@@ -112,7 +114,9 @@ class Runner:
             ids.append(seq.answering.token)
             positions.append(slot)
         for chunk in chunks:
-            parts.append(Part(chunk.prompt.seq.kv, len(ids), chunk.slots, chunk.shared))
+            query = chunk.prompt.query
+            watch = query.watch if query else None
+            parts.append(Part(chunk.prompt.seq.kv, len(ids), chunk.slots, chunk.shared, watch))
             wanted += [len(ids) + index for index in chunk.wanted]
             ids += [chunk.prompt.seq.ids[slot] for slot in chunk.slots]
             positions += chunk.slots

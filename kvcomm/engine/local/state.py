@@ -13,12 +13,14 @@ import torch
 from kvcomm.engine.base import READY, CallSpec, Extended, Phases, Token
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.local.sampler import Sampler
+from kvcomm.engine.local.watch import Watch
 from kvcomm.engine.segments import Entry
 from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.kv import KV, KVBuffer, Rope
 from kvcomm.prompt import Segment
+from kvcomm.reuse.attended import best, by_attention
 from kvcomm.reuse.offsets import OffsetModel
-from kvcomm.reuse.plan import Source
+from kvcomm.reuse.plan import BaseKind, Source
 
 
 @dataclass
@@ -100,8 +102,8 @@ class SequenceState:
         began = done_at(kv.keys.device)
         keys = self.rope.rotate(kv.keys, slots)
         rotated = done_at(kv.keys.device)
-        self.kv.keys.index_copy_(2, slots, keys)
-        self.kv.values.index_copy_(2, slots, kv.values)
+        self.kv.keys.index_copy_(2, slots, keys.to(self.kv.keys.dtype))
+        self.kv.values.index_copy_(2, slots, kv.values.to(self.kv.values.dtype))
         self.phases.add("rotate", rotated - began)
         self.phases.add("fill", done_at(kv.keys.device) - rotated)
 
@@ -124,7 +126,8 @@ class SequenceState:
 class Piece:
     """One segment of a prefill: from slot `start` on, its first `done` tokens came before.
 
-    `positions` of a realigned one are computed (None: all of it is).
+    `positions` of a realigned one are computed (None: all of it is). Its base KV is of the kind
+    `base`, from the prompt of `node`, or the mean of several `prompts`.
     """
 
     segment: Segment
@@ -132,7 +135,10 @@ class Piece:
     reason: str
     positions: list[int] | None = None
     corrected: bool = False
+    scale: float = 1.0
+    base: BaseKind | None = None
     node: str = ""
+    prompts: int = 1
 
     def slots(self, adopted: int) -> Sequence[int]:
         """The slots to compute, those below `adopted` apart."""
@@ -151,7 +157,10 @@ class Piece:
         if self.positions is not None:
             realigned = rest - len(self.positions)
             positions = (*range(done), *self.positions)
-            reason += f"; KV from the prompt of {self.node}" if self.node and realigned else ""
+            if realigned and self.base == "mean":
+                reason += f"; KV: mean of {self.prompts} prompts"
+            elif realigned and self.node:
+                reason += f"; KV from the prompt of {self.node}"
         else:
             prefix = min(max(adopted - self.start - done, 0), rest)
             source = "prefix" if 0 < prefix == rest else "compute"
@@ -171,9 +180,36 @@ class Piece:
             reason,
             positions,
             self.corrected,
+            self.scale,
+            self.base if realigned else None,
             self.node if realigned else "",
             (Arrival(at, rest, computed),),
         )
+
+
+@dataclass(eq=False)
+class QueryPass:
+    """A first pass over what is computed of a prompt: it says what more is worth computing.
+
+    All of `pieces` is realigned; `count` of their tokens are to be computed, those that `watch` has
+    seen attended to, and the slots from `start` on once more.
+    """
+
+    watch: Watch
+    pieces: list[Piece]
+    count: int
+    start: int
+
+    def choose(self) -> None:
+        """Put the chosen tokens among the pieces' positions."""
+        attention = iter(self.watch.total())
+        scores = by_attention([[next(attention) for _ in p.segment.ids] for p in self.pieces])
+        known = [set(piece.positions or ()) for piece in self.pieces]
+        sizes = [len(piece.segment) for piece in self.pieces]
+        free = [set(range(size)) - sure for size, sure in zip(sizes, known, strict=True)]
+        found = best(scores, free, self.count)
+        for piece, sure, more in zip(self.pieces, known, found, strict=True):
+            piece.positions = sorted(sure | more)
 
 
 @dataclass(eq=False)
@@ -184,7 +220,8 @@ class Prefill:
     wanted. Slots below `adopts` may be taken from the prefix cache instead, when its turn comes.
     `settles`: the tokens are final. `answers`: the answer begins when it is done. `claims` are the
     entries of the segment cache that it computes, and their slots. `compare` are logits of dense,
-    to compare with. `future` gets what came of it.
+    to compare with. `future` gets what came of it. With a `query` pass, what that computes comes
+    first; `query_tokens` counts what of it is computed again.
     """
 
     seq: SequenceState
@@ -201,6 +238,8 @@ class Prefill:
     compare: torch.Tensor | None = None
     future: Future[Any] = field(default_factory=Future)
     order: int = 0
+    query: QueryPass | None = None
+    query_tokens: int = 0
     urgent: bool = False  # somebody who is ready waits for a claim
     adopted: int = 0
     slots: list[int] | None = None
@@ -225,7 +264,16 @@ class Prefill:
         last = len(self.seq) - 1
         return found if found[-1:] == [last] or not self.answers else [*found, last]
 
+    def ask(self) -> None:
+        """The query pass is over: compute what it has chosen."""
+        query, self.query = self.query, None
+        assert query is not None
+        self.query_tokens = sum(slot >= query.start for slot in self.slots or ())
+        query.choose()
+        self.slots = [slot for slot in self.due() if slot >= query.start]
+        self.computed = 0
+
     def result(self, at: float) -> Extended:
         """What became of its segments."""
         usage = [piece.usage(self.adopted, at) for piece in self.pieces]
-        return Extended(usage, self.decision, self.dense, self.base_tokens)
+        return Extended(usage, self.decision, self.dense, self.base_tokens, self.query_tokens)

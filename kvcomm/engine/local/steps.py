@@ -102,7 +102,11 @@ class Steps:
             prompt = chunk.prompt
             if chunk.shared is not None:
                 prompt.adopted = chunk.shared.stop
-            if prompt.computed == len(prompt.slots or ()):
+            if prompt.computed < len(prompt.slots or ()):
+                continue
+            if prompt.query is not None:
+                prompt.ask()
+            else:
                 self._finish(prompt, events)
         for seq, row in zip(answers, logits, strict=True):
             self._sample(seq, row, events)
