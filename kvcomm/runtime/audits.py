@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from kvcomm.background import Background
-from kvcomm.engine.base import Compared, Engine, Variant
+from kvcomm.engine.base import SAME_TEXT, Compared, Engine, Variant
 from kvcomm.engine.usage import ranges
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle
@@ -36,7 +36,10 @@ WAITING = 64
 
 @dataclass(frozen=True)
 class Audit:
-    """One call to be measured; what is found is written by `recorder` and put into `found`."""
+    """One call to be measured; what is found is written by `recorder` and put into `found`.
+
+    A call without a level to measure is only read: its inputs are known then.
+    """
 
     answered: Answered
     choice: Choice
@@ -156,6 +159,7 @@ class AuditQueue:
                 answered.segments,
                 [self._variant(audit, level) for level in choice.measured],
                 learn=[LINEAR.offsets],
+                tokens=SAME_TEXT if choice.measured else 1,
             )
             tokens = evaluation.tokens
             for level, compared in zip(choice.measured, evaluation.variants, strict=True):

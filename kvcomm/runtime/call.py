@@ -115,6 +115,17 @@ class Answered:
     exact: bool
     attempt: int = 1
 
+    @property
+    def unread(self) -> bool:
+        """Whether inputs were computed behind realigned texts: nobody else can realign them yet."""
+        return not self.exact and any(
+            usage.kind == "placeholder"
+            and usage.name not in self.spec.messages
+            and usage.source == "compute"
+            and usage.tokens > LINEAR.short
+            for usage in self.usage
+        )
+
 
 class CallAttempt:
     """Runs a call plan once."""

@@ -100,9 +100,11 @@ class Executor:
         audited: list[Audited] = []
 
         def answered(call: Answered) -> None:
-            if self.audits is not None and call.choice is not None and call.choice.measured:
-                recorder.hold()
-                self.audits.add(Audit(call, call.choice, recorder, audited))
+            choice = call.choice
+            if self.audits is not None and choice is not None:
+                if choice.measured or call.unread:
+                    recorder.hold()
+                    self.audits.add(Audit(call, choice, recorder, audited))
 
         run.on_answered = answered
         began = time.perf_counter()
