@@ -184,7 +184,7 @@ def test_spans_say_where_ids_come_from(name: str, data: st.DataObject) -> None:
     length=st.integers(0, 20),
 )
 @settings(max_examples=80, deadline=None)
-def test_the_ids_of_a_cut_message_spell_its_text(
+def test_ids_of_a_cut_message_spell_it(
     name: str, words: list[str], start: int, length: int
 ) -> None:
     codec = CODECS[name]()

@@ -31,15 +31,11 @@ def make():
         (f"{HEAD}team = chain(solver(), editor())\nalias = team\n", "", ["solver", "editor"]),
         (GRAPHS, ":two", ["critic"]),
         (GRAPHS, ":make", ["editor"]),
-        (
-            "from beside_it import agents\nfrom kvcomm.graphs import chain\ngraph = chain(*agents)\n",
-            "",
-            ["solver", "critic"],
-        ),
+        (HEAD + "from beside_it import two\ngraph = chain(*two)\n", "", ["solver", "critic"]),
     ],
 )
 def test_the_graph_that_is_meant(tmp_path: Path, text: str, name: str, nodes: list[str]) -> None:
-    write(tmp_path, HEAD + "agents = [solver(), critic()]\n", "beside_it.py")
+    write(tmp_path, HEAD + "two = [solver(), critic()]\n", "beside_it.py")
     assert list(load_own(write(tmp_path, text) + name, GRAPH).nodes) == nodes
 
 

@@ -209,9 +209,7 @@ def test_a_conversation_reads_as_the_chat_with_all_its_turns(
         (CHATML, [Text(f"a{MARK}"), Hole("task")], 0, "may not contain the character"),
     ],
 )
-def test_a_template_that_makes_no_prompts_is_refused(
-    chat: str, pieces: list[Piece], earlier: int, message: str
-) -> None:
+def test_what_makes_no_prompts(chat: str, pieces: list[Piece], earlier: int, message: str) -> None:
     said = [Exchange({"task": (50,)}, (51,))] * earlier
     with pytest.raises(TemplateError, match=message):
         compile_template(byte_codec(chat), (), pieces, earlier=said)
@@ -281,9 +279,7 @@ def test_the_fingerprint_changes_with_literals_and_number_of_holes() -> None:
         ("Go on.", "{task}\n\nGo on."),
     ],
 )
-def test_a_system_text_that_the_user_turn_holds_too_is_not_lost(
-    chat: str, system: str, user: str
-) -> None:
+def test_a_system_text_that_the_user_turn_holds_is_kept(chat: str, system: str, user: str) -> None:
     codec = byte_codec(chat)
     template = compile_template(codec, parse(system), parse(user))
     texts = {"rules": "Be kind.", "task": "2+2?"}

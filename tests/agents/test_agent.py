@@ -67,9 +67,7 @@ def bound(prompt: str, *senders: Sender, inputs: tuple[str, ...] = ("task",), **
         ("{{x}} {task}", (), "{x} {task}"),
     ],
 )
-def test_placeholders_are_bound(
-    prompt: str, senders: tuple[Sender, ...], expected: str | None
-) -> None:
+def test_what_is_bound(prompt: str, senders: tuple[Sender, ...], expected: str | None) -> None:
     assert bound(prompt, *senders, inputs=("task", "passage")) == (expected or prompt)
 
 
@@ -148,7 +146,7 @@ def test_a_placeholder_without_producer_lists_what_is_known() -> None:
         ),
     ],
 )
-def test_a_message_without_its_place_says_what_to_write(
+def test_a_message_without_its_place_is_told(
     prompt: str, senders: tuple[Sender, ...], message: str
 ) -> None:
     with pytest.raises(GraphError, match=message):

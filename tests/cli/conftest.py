@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from kvcomm.cli import main
 
 
-@dataclass
-class Ended:
+class Ended(NamedTuple):
     """How a command ended."""
 
     code: int

@@ -55,9 +55,7 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     assert {path.name for path in Path("o").iterdir()} == written
 
 
-def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other(
-    cli, data: str
-) -> None:
+def test_json_has_the_documented_keys_and_a_report_several_runs(cli, data: str) -> None:
     args = ("--reuse", "exact", "--compare", "dense", "--limit", "2")
     ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--json", "--out", "one")
     assert ended.code == 0, ended.err

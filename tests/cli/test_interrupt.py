@@ -44,7 +44,7 @@ def signalled(number: signal.Signals, file: Path, begun: str, *argv: str) -> tup
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_a_signal_in_the_middle_of_a_run(
+def test_a_signal_during_a_run(
     tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
     out, trace = tmp_path / "out", tmp_path / "out" / "trace.jsonl"

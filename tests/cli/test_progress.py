@@ -41,7 +41,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_a_terminal_shows_every_node_and_a_bar(
+def test_a_terminal_shows_nodes_and_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = io.StringIO()

@@ -142,9 +142,7 @@ graph = chain(Agent('a', prompt='{task}', post=post, retries=RETRIES, backoff_s=
 """
 
 
-def test_a_run_that_fails_says_where_its_trace_is_and_a_retry_is_a_warning(
-    cli, tmp_path: Path
-) -> None:
+def test_a_failed_run_says_where_its_trace_is_and_a_retry_is_a_warning(cli, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN.replace("RETRIES", "0"))
     ended = cli("run", "Hello?", *MODEL, "--graph", "mine.py", "--out", "here")
     assert ended.code == 1
