@@ -1,7 +1,5 @@
 """Engines shared by the tests: tiny random models for logic, the embedded one for behaviour."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """What the documents say is run: code blocks, examples, commands, links, file names."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -29,7 +27,6 @@ TINY = "random:llama-tiny"
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and the text of every fenced block."""
     for _, language, code in FENCED.findall(page.read_text("utf-8")):
         yield language, code
 
@@ -51,7 +48,6 @@ WHOLE = {"extending.md"}
 
 
 def python_blocks(page: Path) -> list[str]:
-    """The Python of a page: block by block, or all of it."""
     found = [code for language, code in blocks(page) if language == "python"]
     return ["\n".join(found)] if page.name in WHOLE else found
 
@@ -79,9 +75,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_readme_shows_what_its_python_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_readme_shows_what_its_python_prints(tmp_path: Path, monkeypatch, capsys) -> None:
     found = list(blocks(ROOT / "README.md"))
     at = next(i for i, (language, _) in enumerate(found) if language == "python")
     monkeypatch.chdir(tmp_path)
@@ -128,7 +122,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 

@@ -1,7 +1,5 @@
 """Messages: which of the generated ids survive post-processing, and where their KV comes from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

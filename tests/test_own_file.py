@@ -1,7 +1,5 @@
 """A user's own graph file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

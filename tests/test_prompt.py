@@ -1,7 +1,5 @@
 """Templates: holes and braces, and literals that are tokenised in context."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Agents: which placeholder gets which message, and what is refused."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle
@@ -22,12 +20,10 @@ OWN1, OWN2 = Sender("me@1", "me", own=True), Sender("me@2", "me", own=True)
 
 
 def source(pieces: tuple[Piece, ...]) -> str:
-    """Bound pieces as they would be written."""
     return "".join(p.text if isinstance(p, Text) else f"{{{p.name}}}" for p in pieces)
 
 
 def bound(prompt: str, *senders: Sender, inputs: tuple[str, ...] = ("task",), **fields: str) -> str:
-    """The user turn of an agent called `me`."""
     return source(Agent("me", prompt=prompt, **fields).resolve(senders, inputs)[1])
 
 
@@ -54,11 +50,7 @@ def bound(prompt: str, *senders: Sender, inputs: tuple[str, ...] = ("task",), **
             (OWN1, SOLVER, OWN2),
             "You wrote before:\n{me@1}\n\nYou wrote before:\n{me@2}|solver wrote:\n{solver}",
         ),
-        (
-            "{messages}",
-            (SOLVER, OWN1),
-            "solver wrote:\n{solver}\n\nme wrote:\n{me@1}",
-        ),
+        ("{messages}", (SOLVER, OWN1), "solver wrote:\n{solver}\n\nme wrote:\n{me@1}"),
         ("{me}", (OWN1,), "{me@1}"),
         ("{me}|{history}", (OWN1, OWN2), "{me@2}|You wrote before:\n{me@1}"),
         ("{me@1}|{messages}", (OWN1, SOLVER), "{me@1}|solver wrote:\n{solver}"),

@@ -1,7 +1,5 @@
 """The roles that come with kvcomm."""
 
-from __future__ import annotations
-
 import pytest
 
 from kvcomm.agents import ROLES, Sampling, critic, judge, role, solver

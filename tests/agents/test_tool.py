@@ -1,7 +1,5 @@
 """Tools: what they may be called and what they may return."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

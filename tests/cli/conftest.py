@@ -1,7 +1,5 @@
 """Running commands in-process, in an empty folder, at 80 columns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +10,6 @@ from kvcomm.cli import main
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
-
     code: int
     out: str
     err: str

@@ -1,7 +1,5 @@
 """The app as a whole: help without torch, errors in one line, exit codes."""
 
-from __future__ import annotations
-
 import pytest
 
 from kvcomm import __version__

@@ -1,7 +1,5 @@
 """`kvcomm bench fidelity` with a small random model and made-up rows."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -80,7 +78,10 @@ def test_throughput_and_memory(cli) -> None:
         ("fidelity --methods magic", "method 'magic' is unknown"),
         ("fidelity --suite magic", "suite 'magic' is unknown"),
         ("fidelity --held-out 0", "--held-out at least 1"),
-        ("fidelity --held-out 100", "120 are wanted: lower --warmup or --held-out"),
+        (
+            "fidelity --held-out 100 --methods rotate",
+            "120 are wanted: lower --warmup or --held-out",
+        ),
         ("fidelity --target-divergence -1", "target_divergence -1.0 is negative"),
         ("fidelity --model random:mamba-tiny", "cannot reuse KV"),
         ("ttft --modes magic", "mode 'magic' is unknown"),

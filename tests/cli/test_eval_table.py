@@ -1,7 +1,5 @@
 """The table of evaluations: what differs has a column, and 80 columns are enough."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +47,7 @@ def test_what_differs_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
         assert labels_of([{**value(), "out": f"runs/{name}"} for name in names]) == names
 
 
-def test_what_is_not_finished_says_so_and_has_no_score(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_is_not_finished_says_so_and_has_no_score(capsys) -> None:
     assert "not finished" not in printed([value()], capsys)
     begun = whole_summary(config(modes=("dense",), tasks=1), [], Path("out"))
     out = printed([begun], capsys)

@@ -1,7 +1,5 @@
 """`kvcomm models`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -38,7 +36,6 @@ def test_list_and_check(cli) -> None:
 
 
 def save(folder: Path, shape: str, template: str) -> None:
-    """Keep a random model with this chat template in a folder."""
     model, tokenizer = random_model(shape, torch.device("cpu"), torch.float32)
     tokenizer.chat_template = template
     model.save_pretrained(folder)

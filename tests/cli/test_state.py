@@ -1,7 +1,5 @@
 """`kvcomm state`: what was learned, shown and removed, and nothing else touched."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From options to graphs."""
 
-from __future__ import annotations
-
 import pytest
 
 from kvcomm.cli.topologies import TOPOLOGIES, build_graph

@@ -1,7 +1,5 @@
 """`kvcomm trace` on traces of real runs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import random

@@ -1,7 +1,5 @@
 """Drawings are exact: every edge can be read back from the characters."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -57,18 +55,6 @@ def test_a_chain_looks_like_this() -> None:
             "3  judge      └─▶●  answer, exact",
         ]
     )
-
-
-def test_a_lane_that_passes_by_is_not_joined() -> None:
-    agents = [solver("a"), solver("b"), critic("c"), editor("d")]
-    graph = AgentGraph(agents, [("a", "d"), ("b", "c"), ("c", "d")])
-    c = next(line for line in draw(graph).split("\n") if " c " in line)
-    assert c == "2  c  │  └─▶●"
-
-
-def test_levels_are_numbered_once() -> None:
-    lines = draw(debate(*solvers(2), judge=judge())).split("\n")
-    assert [line[0] for line in lines if line[0] != " "] == ["1", "2", "3"]
 
 
 def test_mermaid_has_every_edge_and_marks_the_answer() -> None:

@@ -1,7 +1,5 @@
 """Agent graphs: validation, order, immutability, networkx."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +43,7 @@ A, B, C = Agent("a"), Agent("b"), Agent("c")
             [Agent("d", prompt="{tusk}")],
             [],
             {},
-            "placeholder `{tusk}` of agent `d` has no producer",
+            "placeholder `{tusk}` of agent `d` has no prod",
         ),
         ([A, Agent("d", prompt="{task}")], [("a", "d")], {}, "add `{a}` or `{messages}`"),
         (

@@ -1,7 +1,5 @@
 """Topologies: who hears whom, in which order, and who answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

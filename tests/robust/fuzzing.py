@@ -1,7 +1,5 @@
 """Tests of one check with random input: a few examples each time, and many now and then."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Control tokens in texts are text: the only structure of a prompt is its chat template's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """The evaluation loop on a tiny model: several at once, logged, resumed, failures kept."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Intervals against published numbers, their definitions, and how often they hold the truth."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -11,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.tasks.intervals import (
-    Z,
-    newcombe,
-    of_difference,
-    of_mean,
-    of_ratio,
-    of_score,
-    wilson,
-)
+from kvcomm.tasks.intervals import Z, newcombe, of_difference, of_mean, of_ratio, of_score, wilson
 
 
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

@@ -1,7 +1,5 @@
 """Modes and a user's own policies, by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """code-mini: the given solutions pass their tests and examples, an empty one does not."""
 
-from __future__ import annotations
-
 import ast
 import doctest
 from collections import Counter

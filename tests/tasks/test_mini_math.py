@@ -1,7 +1,5 @@
 """math-mini: every answer is computed once more, by brute force or by sympy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from fractions import Fraction

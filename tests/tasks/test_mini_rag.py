@@ -1,7 +1,5 @@
 """rag-mini: every question can be answered from the passages that are said to support it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The log of an evaluation: whole lines, one configuration, nothing counted twice."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,8 @@ def config(**fields: Any) -> Config:
 
 
 def sample(task: str, **fields: Any) -> Sample:
-    return Sample(
-        **{"task": task, "repeat": 0, "mode": "exact", "value": 1, "correct": True} | fields
-    )
+    known = {"task": task, "repeat": 0, "mode": "exact", "value": 1, "correct": True}
+    return Sample(**known | fields)
 
 
 def test_what_was_done_is_there_when_it_is_opened_again(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Retrieval by BM25: the right passages, in order, from a corpus or from files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -145,9 +143,3 @@ def test_a_folder_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match="cannot read"):
         bm25_retriever(1, folder=tmp_path)
-
-
-def test_without_bm25s_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r'pip install "kvcomm\[tasks\]"'):
-        bm25_retriever()

@@ -1,7 +1,5 @@
 """Suites from folders of benchmark rows. The rows here are made up."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import json
@@ -123,6 +121,7 @@ CODE = {
     "test": "def check(candidate):\n    assert candidate(1) == 1\n",
 }
 CHOICES = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 2}
+BARE = {"problem": "p", "answer": "1"}
 PROBLEM = {"problem": "$1 + 1$?", "answer": "2", "unique_id": "test/a/1.json"}
 
 
@@ -235,9 +234,7 @@ def test_lines_in_utf16_that_says_so(tmp_path: Path, encoding: str, end: str) ->
 def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes('{"input": "é", "target": "x"}'.encode(encoding))
-    with pytest.raises(
-        UsageError, match=r"own\.jsonl(: it is not UTF-8 text|, line 1 is not JSON)"
-    ):
+    with pytest.raises(UsageError, match=r"own\.jsonl(: it is not UTF-8|, line 1 is not JSON)"):
         load_suite(str(path))
 
 
@@ -248,17 +245,11 @@ def test_the_line_of_a_bad_row_is_counted_with_the_mark(tmp_path: Path) -> None:
 
 
 ROWS_WITH_IDS = [
-    ("own", "id", OWN),
-    ("math500", "unique_id", PROBLEM),
-    ("math500", "id", {"problem": "p", "answer": "1"}),
-    ("aime2024", "id", {"problem": "p", "answer": "025"}),
-    ("math-mini", "id", {"problem": "p", "answer": "1"}),
-    ("humaneval", "task_id", CODE),
-    ("code-mini", "task_id", CODE),
-    ("hotpotqa", "_id", hotpot()),
+    *(("own", "id", OWN), ("math500", "unique_id", PROBLEM), ("musique", "id", MUSIQUE)),
+    *((name, "id", BARE) for name in ("math500", "aime2024", "math-mini")),
+    *((name, "task_id", CODE) for name in ("humaneval", "code-mini")),
+    *((name, "_id", hotpot()) for name in ("hotpotqa", "rag-mini")),
     ("2wiki", "id", {k: v for k, v in hotpot().items() if k != "_id"}),
-    ("rag-mini", "_id", hotpot()),
-    ("musique", "id", MUSIQUE),
 ]
 
 

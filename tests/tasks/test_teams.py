@@ -1,7 +1,5 @@
 """The default teams: who hears whom, and what their tools do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -5,8 +5,6 @@
 `code_read.jsonl` a function, an answer, and the code in it.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 
@@ -80,7 +78,6 @@ def sandbox() -> Sandbox:
 
 
 def answered(sandbox: Sandbox, text: str, prompt: str = PROMPT, tests: str = TESTS) -> Score:
-    """The score of an answer to a prompt for the function `total`."""
     return score_code(sandbox, text, prompt, "total", tests, Limits(seconds=5))
 
 

@@ -1,7 +1,5 @@
 """Letters chosen: `answers/letters.jsonl`, a kind, a text, its letter, the choices."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,8 +4,6 @@ A line of `answers/math.jsonl` holds a kind, a text, the gold answer, and whethe
 of `answers/math_read.jsonl` a kind, a text, and how its answer reads.
 """
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Iterator
@@ -13,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring import MathScorer
 from kvcomm.tasks.scoring import math as math_module
 from kvcomm.tasks.scoring.extract import last_box
@@ -109,11 +106,3 @@ def test_the_process_ends_with_its_scorer() -> None:
     del scorer
     gc.collect()
     assert process.poll() is not None
-
-
-def test_without_math_verify_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r'pip install "kvcomm\[tasks\]"'):
-        MathScorer()

@@ -1,7 +1,5 @@
 """Hostile code at every level of the sandbox that works here."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat
@@ -18,6 +16,8 @@ from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring import sandbox as module
 from kvcomm.tasks.scoring.sandbox import Level, Limits, Sandbox, available, find_sandbox
 
+HERE = str(Path(__file__).resolve())
+KERNEL = ("sys/kernel/core_pattern", "sysrq-trigger", "1/mem", "self/mem")
 SHORT = Limits(seconds=2, memory_mb=256)
 
 
@@ -87,16 +87,17 @@ def test_the_environment_stays_here(any_level: Sandbox, monkeypatch: pytest.Monk
     assert "swordfish" not in ran.stdout
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/hostname", __file__])
-def test_files_of_the_host_cannot_be_read(safe: Sandbox, path: str) -> None:
-    ran = safe.run(f"print(len(open({str(Path(path).resolve())!r}).read()))", SHORT)
-    assert not ran.finished
-    assert ran.stdout == ""
-
-
-def test_other_processes_cannot_be_looked_at(safe: Sandbox) -> None:
-    code = f"print(open('/proc/{os.getpid()}/cmdline').read())"
-    assert "pytest" not in safe.run(code, SHORT).stdout
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(f"open({path!r})" for path in ("/etc/passwd", "/etc/hostname", HERE)),
+        f"open('/proc/{os.getpid()}/cmdline')",
+        *(f"os.open('/proc/{path}', os.O_WRONLY)" for path in KERNEL),
+    ],
+)
+def test_files_and_processes_of_the_host_cannot_be_opened(safe: Sandbox, code: str) -> None:
+    ran = safe.run(f"import os\nprint({code})", SHORT)
+    assert (ran.finished, ran.stdout) == (False, "")
 
 
 def test_nothing_can_be_written_elsewhere(safe: Sandbox, tmp_path: Path) -> None:
@@ -120,12 +121,6 @@ except OSError: pass
 """
     ran = safe.run(code, SHORT)
     assert (ran.finished, ran.stdout) == (True, ""), ran
-
-
-@pytest.mark.parametrize("path", ["sys/kernel/core_pattern", "sysrq-trigger", "1/mem", "self/mem"])
-def test_the_kernel_cannot_be_set(safe: Sandbox, path: str) -> None:
-    code = f"import os\nos.open('/proc/{path}', os.O_WRONLY)"
-    assert not safe.run(code, SHORT).finished
 
 
 @pytest.mark.parametrize(
@@ -269,9 +264,7 @@ assert (ran.testsRun, ran.failures) == (1, [])
     assert ran.finished, ran
 
 
-def test_the_best_level_is_taken_and_none_if_insisted_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_best_level_is_taken_and_none_if_insisted_on(monkeypatch) -> None:
     assert find_sandbox(allow_unsandboxed=True).level == available()[0]
     why = {"bwrap": "it is not installed", "landlock": "Function not implemented"}
     monkeypatch.setattr(module, "failures", lambda: why)

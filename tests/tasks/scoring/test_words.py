@@ -3,8 +3,6 @@
 It is `exact` what was read, `equal` to it without case, articles and punctuation, or `other`.
 """
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
