@@ -153,7 +153,7 @@ def test_special_tokens_become_plain_text_between_spans() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_spans_say_where_ids_come_from(name: str, data: st.DataObject) -> None:
     codec = CODECS[name]()
     size = len(codec.tokenizer)
@@ -181,7 +181,7 @@ def test_spans_say_where_ids_come_from(name: str, data: st.DataObject) -> None:
     start=st.integers(0, 20),
     length=st.integers(0, 20),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_ids_of_a_cut_message_spell_it(
     name: str, words: list[str], start: int, length: int
 ) -> None:

@@ -150,7 +150,7 @@ FILLING = st.lists(
 
 @pytest.mark.parametrize("name", CODECS)
 @given(system=PIECES, user=PIECES, a=FILLING, b=FILLING, c=FILLING)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_filled_prompt_reads_as_the_chat_with_the_texts_in_place(
     name: str, system: list[Piece], user: list[Piece], a: str, b: str, c: str
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_filled_prompt_reads_as_the_chat_with_the_texts_in_place(
 @given(
     system=PIECES, user=PIECES, texts=st.lists(st.tuples(*[FILLING] * 4), min_size=2, max_size=3)
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_conversation_reads_as_the_chat_with_all_its_turns(
     name: str, system: list[Piece], user: list[Piece], texts: list[tuple[str, ...]]
 ) -> None:
@@ -247,10 +247,7 @@ def test_without_a_system_turn_its_text_heads_the_user_turn(chat: str) -> None:
 def test_a_model_without_chat_template_gets_the_texts_and_a_line_to_answer_on() -> None:
     assert byte_codec(None).chat("You check.", "2+2?") == "You check.\n\n2+2?\n\nAnswer:"
     assert byte_codec(None).chat("", "2+2?") == "2+2?\n\nAnswer:"
-
-
-def test_a_model_without_chat_template_starts_as_its_tokenizer_does() -> None:
-    codec = space_codec("first", None)
+    codec = space_codec("first", None)  # it starts as its tokenizer does
     template = compile_template(codec, (), parse("the {task}"))
     plain = codec.tokenizer("the a\n\nAnswer:")["input_ids"]
     assert template.literals[0][0] == plain[0] == codec.tokenizer.bos_token_id

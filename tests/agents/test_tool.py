@@ -31,19 +31,10 @@ def test_a_tool_that_returns_something_else_is_told(tool: Tool, found: Any) -> N
 @pytest.mark.parametrize(
     "fields",
     [
-        {"name": "task"},
-        {"name": "a b"},
-        {"outputs": ("history",)},
-        {"outputs": ("a", "a")},
-        {"outputs": ("search",)},
-        {"max_tokens": 0},
-        {"timeout_s": 0.0},
-        {"retries": -1},
-        {"backoff_s": -1.0},
-        {"on_error": "ignore"},
-        {"on_error": "fallback"},
-        {"on_error": "fallback", "fallback": " "},
-        {"fallback": "unused"},
+        *({"name": "task"}, {"name": "a b"}, {"max_tokens": 0}, {"timeout_s": 0.0}),
+        *({"outputs": ("history",)}, {"outputs": ("a", "a")}, {"outputs": ("search",)}),
+        *({"retries": -1}, {"backoff_s": -1.0}, {"on_error": "ignore"}, {"on_error": "fallback"}),
+        *({"on_error": "fallback", "fallback": " "}, {"fallback": "unused"}),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, Any]) -> None:

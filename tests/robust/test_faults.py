@@ -34,6 +34,7 @@ def returns(value: object) -> Callable[[object], object]:
     return lambda _: value
 
 
+SKIP = {"on_error": "skip"}
 FAULTS = {
     "raises": (raises, "RuntimeError: no luck"),
     "hangs": (hangs, "took longer than its timeout of 1 s"),
@@ -93,20 +94,15 @@ def test_a_fallback_stands_in_for_the_message(tiny: LocalEngine, mode: str) -> N
     graph = team(raises, on_error="fallback", fallback=said)
     given = fully_connected(agent("a", 10), Tool("b", lambda texts: said), agent("c", 10))
     with session(tiny, mode) as active:
-        result = active.run(graph, TASK)
-        expected = active.run(given, TASK)
-    assert result.answer == expected.answer
+        assert active.run(graph, TASK).answer == active.run(given, TASK).answer
 
 
 def test_the_answer_may_fall_back_but_not_be_skipped(tiny: LocalEngine) -> None:
-    def graph(**care: object) -> AgentGraph:
-        return fully_connected(agent("a"), agent("b", post=raises, **care))
-
-    with session(tiny, "exact") as active:
-        result = active.run(graph(on_error="fallback", fallback="No idea."), TASK)
-        assert result.answer == "No idea."
-        with pytest.raises(NodeFailed, match="no luck"):
-            active.run(graph(on_error="skip"), TASK)
+    said = {"on_error": "fallback", "fallback": "No idea."}
+    graphs = (fully_connected(agent("a"), agent("b", post=raises, **how)) for how in (said, SKIP))
+    assert answered(tiny, "exact", next(graphs), TASK).answer == "No idea."
+    with pytest.raises(NodeFailed, match="no luck"):
+        answered(tiny, "exact", next(graphs), TASK)
 
 
 def test_attempts_wait_longer_and_longer(tiny: LocalEngine) -> None:

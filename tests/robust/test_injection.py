@@ -93,7 +93,7 @@ def test_the_texts_of_an_agent_are_text(layout: str) -> None:
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_post_that_assembles_a_control_token_sends_text(head: str, tail: str) -> None:
     codec = smol_codec()
     generated = [*codec.encode(head), *codec.encode(tail)]

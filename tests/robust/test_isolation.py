@@ -82,9 +82,7 @@ def plain(engine: LocalEngine, ids: list[int]) -> list[tuple[torch.Tensor, torch
     density=st.floats(0, 1),
     seed=st.integers(0, 999),
 )
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_prefix_cache_holds_what_the_plain_model_computes(
     tiny: LocalEngine, recipes: list, sizes: list[int], density: float, seed: int
 ) -> None:

@@ -58,15 +58,6 @@ def cone() -> sp.Expr:
     return (4 * radius**3) / (6**2 * 8)
 
 
-def rational() -> sp.Set:
-    return sp.solveset(x >= 1 + 6 / x, x, sp.S.Reals)
-
-
-def tulips() -> int:
-    rows = ("".join(row) for row in product("RY", repeat=10))
-    return sum("RRR" not in row and "YYY" not in row for row in rows)
-
-
 def minimum() -> sp.Expr:
     cost = 4 * x + 9 / x**2
     (least,) = [at for at in sp.solve(sp.diff(cost, x), x) if at.is_positive]
@@ -134,9 +125,11 @@ CHECKS: dict[str, Callable[[], object]] = {
     "banner": lambda: sum("NN" not in "".join(word) for word in set(permutations("BANNER"))),
     "bisector": bisector,
     "cone": cone,
-    "rational": rational,
+    "rational": lambda: sp.solveset(x >= 1 + 6 / x, x, sp.S.Reals),
     "power": lambda: pow(13, 2025, 1000),
-    "tulips": tulips,
+    "tulips": lambda: sum(
+        "RRR" not in (row := "".join(r)) and "YYY" not in row for r in product("RY", repeat=10)
+    ),
     "minimum": minimum,
     "half-circle": half_circle,
     "reciprocals": reciprocals,

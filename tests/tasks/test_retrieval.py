@@ -70,20 +70,9 @@ def test_words_of_nobody_keep_the_order(passages: list[str], count: int, found: 
 @pytest.mark.parametrize(
     "text",
     [
-        "a\n\nb",
-        "a\r\n\r\nb",
-        "a\r\rb",
-        "a\n \t\nb",
-        "a\r\n\t\r\n \r\nb\r\n",
-        "a\n\u3000\xa0\nb",
-        "a\n\v\nb",
-        "a\fb",
-        "a\n\fb",
-        "a\u2029b",
-        "a\x85\x85b",
-        "\ufeffa\n\u200b\nb\u200b",
-        "a\n\u2060\u200e\nb\u200f",
-        "a\n\xad\nb",
+        *("a\n\nb", "a\r\n\r\nb", "a\r\rb", "a\n \t\nb", "a\r\n\t\r\n \r\nb\r\n"),
+        *("a\n\u3000\xa0\nb", "a\n\v\nb", "a\fb", "a\n\fb", "a\u2029b", "a\x85\x85b"),
+        *("\ufeffa\n\u200b\nb\u200b", "a\n\u2060\u200e\nb\u200f", "a\n\xad\nb"),
     ],
 )
 def test_paragraphs_end_at_blank_lines_however_they_are_written(text: str) -> None:

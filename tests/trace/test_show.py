@@ -78,14 +78,11 @@ def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
     assert "this trace holds no texts of prompts" in shown(whole, node="critic", text=True)
 
 
-def test_retries_and_their_errors(whole: TraceRun) -> None:
+def test_retries_and_a_trace_that_was_cut_off(whole: TraceRun, tmp_path: Path) -> None:
     text = words(shown(whole, segments=True))
     assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
     assert "editor (attempt 2) hears critic" in text
     assert "1 call under way" not in text
-
-
-def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
     cut = traces.cut_off(tmp_path)
     text = words(shown(cut, segments=True))
     assert "status cut off: 1 call finished, 1 call under way" in text

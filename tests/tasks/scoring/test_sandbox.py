@@ -59,7 +59,7 @@ def test_a_program_that_comes_to_its_end(any_level: Sandbox, code: str, printed:
         ("import os; os._exit(0)", "left in the middle, exit 0"),
         ("raise SystemExit(0)", "left in the middle, exit 0"),
         ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", ""),
-        ("while True: pass", "timed out after 1 s"),
+        ("while True: pass", "timed out after 2 s"),
         ("input()", "EOFError"),
         ("x = bytearray(2 << 30)", "MemoryError"),
         ("while True: print('x' * 1000)", "more than 64 KiB of output"),
@@ -67,7 +67,7 @@ def test_a_program_that_comes_to_its_end(any_level: Sandbox, code: str, printed:
     ],
 )
 def test_one_that_does_not(any_level: Sandbox, code: str, reason: str) -> None:
-    ran = any_level.run(code, Limits(seconds=1, memory_mb=256))
+    ran = any_level.run(code, SHORT)
     assert not ran.finished
     assert reason in ran.reason
     assert len(ran.stdout) <= 65 << 10
@@ -145,9 +145,6 @@ time.sleep(0.5)
     ran = safe.run(code, SHORT)
     assert not ran.finished
     assert any(why in ran.reason for why in ("No space", "Read-only", "denied", "No such", "16 MB"))
-
-
-def test_many_files_are_too_many(safe: Sandbox) -> None:
     ran = safe.run("for i in range(2000): open(f'{i}', 'w')", SHORT)
     assert safe.level == "bwrap" or ran.reason == "more than 1000 files"
 
