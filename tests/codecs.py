@@ -1,7 +1,5 @@
 """Tokenizers of the kinds that models come with, small enough to build in a test."""
 
-from __future__ import annotations
-
 import string
 from functools import cache
 from typing import Any
@@ -51,7 +49,6 @@ def byte_codec(template: str | None = CHATML) -> TokenizerCodec:
 
 @cache
 def smol_codec() -> TokenizerCodec:
-    """The tokenizer of the embedded model."""
     return TokenizerCodec(AutoTokenizer.from_pretrained(fetch_model("smollm2-135m")))
 
 

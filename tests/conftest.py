@@ -1,13 +1,16 @@
 """Engines shared by the tests: tiny random models for logic, the embedded one for behaviour."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
+
+# No example is a failure because the machine is busy.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

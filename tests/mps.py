@@ -1,7 +1,5 @@
 """A stand-in for the device of a Mac: it computes on the CPU, and refuses what MPS refuses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

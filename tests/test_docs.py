@@ -1,7 +1,5 @@
 """What the documents say is run: code blocks, examples, commands, links, file names."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import typer
 
-from kvcomm.cli import main
 from kvcomm.cli.app import app
 from kvcomm.cli.eval import SuiteFirst
 
@@ -30,7 +27,6 @@ TINY = "random:llama-tiny"
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and the text of every fenced block."""
     for _, language, code in FENCED.findall(page.read_text("utf-8")):
         yield language, code
 
@@ -52,7 +48,6 @@ WHOLE = {"extending.md"}
 
 
 def python_blocks(page: Path) -> list[str]:
-    """The Python of a page: block by block, or all of it."""
     found = [code for language, code in blocks(page) if language == "python"]
     return ["\n".join(found)] if page.name in WHOLE else found
 
@@ -64,40 +59,44 @@ PYTHON = [
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON)
-def test_python_blocks_run(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def executed(code: str, name: str) -> None:
+    """Run Python, and close what it leaves open."""
     space: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(code.replace("smollm2-135m", TINY), request.node.name, "exec"), space)
-    if "engine" in space:
-        space["engine"].close()
+    exec(compile(code, name, "exec"), space)
+    for opened in ("session", "engine"):
+        if opened in space:
+            space[opened].close()
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    executed(code.replace("smollm2-135m", TINY), "block")
 
 
 @pytest.mark.slow
-def test_the_readme_shows_what_its_python_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_readme_shows_what_its_python_prints(tmp_path: Path, monkeypatch, capsys) -> None:
     found = list(blocks(ROOT / "README.md"))
     at = next(i for i, (language, _) in enumerate(found) if language == "python")
-    code, shown = found[at][1], found[at + 1][1]
     monkeypatch.chdir(tmp_path)
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(code, "README.md", "exec"), space)
-    space["session"].close()
-    space["engine"].close()
-
-    def lines(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith("trace: ")]
-
-    assert lines(capsys.readouterr().out) == lines(shown)
+    executed(found[at][1], "README.md")
+    printed, shown = (
+        [line for line in text.splitlines() if not line.startswith("trace: ")]
+        for text in (capsys.readouterr().out, found[at + 1][1])
+    )
+    assert printed == shown
 
 
-@pytest.mark.parametrize("name", ["two_agents", "inspect_reuse", "chat"])
+EXAMPLES = ("two_agents", "inspect_reuse", "chat", "my_graph")
+MAIN = ("-c", "from kvcomm.cli import main; main()", "run", "Why?", "--model", TINY, "--graph")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_run(name: str, tmp_path: Path) -> None:
+    file = ROOT / "examples" / f"{name}.py"
+    assert len(file.read_text("utf-8").splitlines()) < 40
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py")],
+        [sys.executable, *(MAIN if name == "my_graph" else ()), str(file)],
         cwd=tmp_path,
         env={**os.environ, "KVCOMM_MODEL": TINY, "KVCOMM_CACHE": str(tmp_path / "cache")},
         capture_output=True,
@@ -105,27 +104,10 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    assert "physicist" in done.stdout or name != "my_graph"
     assert done.stdout.strip()
-    assert not list(tmp_path.iterdir())  # examples leave nothing behind
-
-
-def test_the_graph_file_of_the_examples_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = str(ROOT / "examples" / "my_graph.py")
-    monkeypatch.setattr(sys, "argv", ["kvcomm", "run", "Why?", "--graph", file, "--model", TINY])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert "physicist" in capsys.readouterr().out
-
-
-def test_every_example_is_short_and_tested() -> None:
-    files = {file.stem: file for file in (ROOT / "examples").glob("*.py")}
-    assert set(files) == {"two_agents", "my_graph", "inspect_reuse", "chat"}
-    for file in files.values():
-        assert len(file.read_text("utf-8").splitlines()) < 40, file.name
+    # Examples leave nothing behind.
+    assert name == "my_graph" or not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -140,7 +122,6 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
@@ -157,9 +138,10 @@ def test_commands_in_the_documents_parse(page: str, line: str) -> None:
     command.make_context("kvcomm", words)  # raises for unknown options and missing arguments
 
 
-def test_there_are_commands_and_blocks_to_check() -> None:
+def test_there_are_commands_blocks_and_examples_to_check() -> None:
     assert {"README.md", "cli.md", "my_graph.py"} <= {page for page, _ in commands()}
     assert len(PYTHON) >= 4
+    assert len(list((ROOT / "examples").glob("*.py"))) == len(EXAMPLES)
 
 
 def test_make_targets_in_the_documents_exist() -> None:

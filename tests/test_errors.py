@@ -1,7 +1,5 @@
 """Errors that users act on: they can be sent from one process to another."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

@@ -1,7 +1,5 @@
 """A user's own graph file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -18,29 +16,25 @@ def write(tmp_path: Path, text: str, name: str = "mine.py") -> str:
     return str(tmp_path / name)
 
 
-def test_one_graph_under_any_names(tmp_path: Path) -> None:
-    path = write(tmp_path, HEAD + "team = chain(solver(), editor())\nalias = team\n")
-    assert list(load_own(path, GRAPH).nodes) == ["solver", "editor"]
+GRAPHS = f"""{HEAD}one = chain(solver())
+two = chain(critic())
+def make():
+    return chain(editor())
+"""
 
 
-def test_a_name_picks_a_graph_or_a_function(tmp_path: Path) -> None:
-    text = (
-        HEAD
-        + "one = chain(solver())\ntwo = chain(critic())\ndef make():\n    return chain(editor())\n"
-    )
-    path = write(tmp_path, text)
-    assert list(load_own(path + ":two", GRAPH).nodes) == ["critic"]
-    assert list(load_own(path + ":make", GRAPH).nodes) == ["editor"]
-
-
-def test_files_beside_it_can_be_imported(tmp_path: Path) -> None:
-    write(tmp_path, HEAD + "agents = [solver(), critic()]\n", "my_agents_for_this_test.py")
-    path = write(
-        tmp_path,
-        "from my_agents_for_this_test import agents\nfrom kvcomm.graphs import chain\n"
-        "graph = chain(*agents)\n",
-    )
-    assert len(load_own(path, GRAPH).nodes) == 2
+@pytest.mark.parametrize(
+    ("text", "name", "nodes"),
+    [
+        (f"{HEAD}team = chain(solver(), editor())\nalias = team\n", "", ["solver", "editor"]),
+        (GRAPHS, ":two", ["critic"]),
+        (GRAPHS, ":make", ["editor"]),
+        (HEAD + "from beside_it import two\ngraph = chain(*two)\n", "", ["solver", "critic"]),
+    ],
+)
+def test_the_graph_that_is_meant(tmp_path: Path, text: str, name: str, nodes: list[str]) -> None:
+    write(tmp_path, HEAD + "two = [solver(), critic()]\n", "beside_it.py")
+    assert list(load_own(write(tmp_path, text) + name, GRAPH).nodes) == nodes
 
 
 @pytest.mark.parametrize(

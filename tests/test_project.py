@@ -1,7 +1,5 @@
 """What is handed out: the source archive."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

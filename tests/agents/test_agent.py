@@ -1,9 +1,9 @@
 """Agents: which placeholder gets which message, and what is refused."""
 
-from __future__ import annotations
-
 import copy
+import math
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,37 +11,56 @@ import pytest
 from kvcomm.agents import Agent, Sampling
 from kvcomm.agents.agent import SHARED_SYSTEM, Sender
 from kvcomm.errors import GraphError, TemplateError, UsageError
-from kvcomm.prompt import Hole, Piece, Text
+from kvcomm.prompt import Piece, Text
 from tests.codecs import byte_codec, smol_codec
 
 SOLVER, CRITIC = Sender("solver", "solver"), Sender("critic", "critic")
+SOLVER1 = Sender("solver@1", "solver")
 OWN1, OWN2 = Sender("me@1", "me", own=True), Sender("me@2", "me", own=True)
 
 
 def source(pieces: tuple[Piece, ...]) -> str:
-    """Bound pieces as they would be written."""
     return "".join(p.text if isinstance(p, Text) else f"{{{p.name}}}" for p in pieces)
 
 
 def bound(prompt: str, *senders: Sender, inputs: tuple[str, ...] = ("task",), **fields: str) -> str:
-    """The user turn of an agent called `me`."""
     return source(Agent("me", prompt=prompt, **fields).resolve(senders, inputs)[1])
 
 
-# --- binding ---
-
-
-def test_inputs_and_named_messages() -> None:
-    prompt = "{task}; {passage}; {critic} after {solver}"
-    got = bound(prompt, SOLVER, CRITIC, inputs=("task", "passage"))
-    assert got == prompt
-
-
-def test_messages_are_those_not_named_elsewhere_in_graph_order() -> None:
-    judge = Sender("judge", "judge")
-    assert bound("{messages}\n\nBy {critic}", SOLVER, CRITIC, judge) == (
-        "solver wrote:\n{solver}\n\njudge wrote:\n{judge}\n\nBy {critic}"
-    )
+@pytest.mark.parametrize(
+    ("prompt", "senders", "expected"),
+    [
+        ("{task}; {passage}; {critic} after {solver}", (SOLVER, CRITIC), None),
+        # `messages` are those that are not named elsewhere, in the order of the graph.
+        (
+            "{messages}\n\nBy {critic}",
+            (SOLVER, CRITIC, Sender("judge", "judge")),
+            "solver wrote:\n{solver}\n\njudge wrote:\n{judge}\n\nBy {critic}",
+        ),
+        # A node's name comes before an agent's.
+        ("{solver@1} {critic}", (SOLVER1, Sender("critic@1", "critic")), "{solver@1} {critic@1}"),
+        (
+            "{critic} {messages}",
+            (Sender("critic", "solver"), Sender("x", "critic")),
+            "{critic} critic wrote:\n{x}",
+        ),
+        # One's own messages go to `history`; one's own name is the latest of them.
+        (
+            "{history}|{messages}",
+            (OWN1, SOLVER, OWN2),
+            "You wrote before:\n{me@1}\n\nYou wrote before:\n{me@2}|solver wrote:\n{solver}",
+        ),
+        ("{messages}", (SOLVER, OWN1), "solver wrote:\n{solver}\n\nme wrote:\n{me@1}"),
+        ("{me}", (OWN1,), "{me@1}"),
+        ("{me}|{history}", (OWN1, OWN2), "{me@2}|You wrote before:\n{me@1}"),
+        ("{me@1}|{messages}", (OWN1, SOLVER), "{me@1}|solver wrote:\n{solver}"),
+        ("{me@1}{me@2}", (OWN1, OWN2), None),
+        ("{task} {solver} {task}", (SOLVER,), None),
+        ("{{x}} {task}", (), "{x} {task}"),
+    ],
+)
+def test_what_is_bound(prompt: str, senders: tuple[Sender, ...], expected: str | None) -> None:
+    assert bound(prompt, *senders, inputs=("task", "passage")) == (expected or prompt)
 
 
 def test_a_name_in_the_role_text_counts() -> None:
@@ -49,44 +68,6 @@ def test_a_name_in_the_role_text_counts() -> None:
     system, prompt = agent.resolve([SOLVER, CRITIC], ["task"])
     assert source(system) == "You read {solver}."
     assert source(prompt) == "{task} critic wrote:\n{critic}"
-
-
-def test_nodes_of_a_debate_are_named_by_node_or_agent() -> None:
-    first, second = Sender("solver@1", "solver"), Sender("critic@1", "critic")
-    assert bound("{solver@1} {critic}", first, second) == "{solver@1} {critic@1}"
-
-
-def test_a_node_name_comes_before_an_agent_name() -> None:
-    odd = Sender("critic", "solver"), Sender("x", "critic")
-    assert bound("{critic} {messages}", *odd) == "{critic} critic wrote:\n{x}"
-
-
-def test_own_messages_go_to_history_before_messages() -> None:
-    assert bound("{history}|{messages}", OWN1, SOLVER, OWN2) == (
-        "You wrote before:\n{me@1}\n\nYou wrote before:\n{me@2}|solver wrote:\n{solver}"
-    )
-    assert bound("{messages}", SOLVER, OWN1) == "solver wrote:\n{solver}\n\nme wrote:\n{me@1}"
-
-
-def test_the_own_name_is_the_latest_own_message() -> None:
-    assert bound("{me}", OWN1) == "{me@1}"
-    assert bound("{me}|{history}", OWN1, OWN2) == "{me@2}|You wrote before:\n{me@1}"
-
-
-def test_own_messages_named_by_node_stand_nowhere_else() -> None:
-    assert bound("{me@1}|{messages}", OWN1, SOLVER) == "{me@1}|solver wrote:\n{solver}"
-    assert bound("{me@1}{me@2}", OWN1, OWN2) == "{me@1}{me@2}"
-
-
-def test_a_placeholder_may_be_used_twice() -> None:
-    assert bound("{task} {solver} {task}", SOLVER) == "{task} {solver} {task}"
-
-
-def test_braces_are_no_placeholder() -> None:
-    assert source(Agent("me", prompt="{{x}}").resolve([], [])[1]) == "{x}"
-
-
-# --- gaps ---
 
 
 @pytest.mark.parametrize(
@@ -105,25 +86,17 @@ def test_an_empty_placeholder_leaves_no_gap(prompt: str, left: str) -> None:
     assert bound(prompt) == left
 
 
-# --- layouts ---
-
-
-def test_role_first_puts_the_role_in_the_system_turn() -> None:
-    agent = Agent("me", system="You check.", prompt="{task}\n\nGo.")
-    assert [source(turn) for turn in agent.resolve([], ["task"])] == [
-        "You check.",
-        "{task}\n\nGo.",
-    ]
-
-
-def test_shared_first_puts_the_role_last() -> None:
-    agent = Agent("me", system="You check {task}.", prompt="{task}\n\n", layout="shared-first")
-    assert [source(turn) for turn in agent.resolve([], ["task"])] == [
-        SHARED_SYSTEM,
-        "{task}\n\nYou check {task}.",
-    ]
-    plain = Agent("me", prompt="{task}", layout="shared-first")
-    assert source(plain.resolve([], ["task"])[1]) == "{task}"
+@pytest.mark.parametrize(
+    ("layout", "role", "turns"),
+    [
+        ("role-first", "You check.", ["You check.", "{task}\n\n"]),
+        ("shared-first", "You check {task}.", [SHARED_SYSTEM, "{task}\n\nYou check {task}."]),
+        ("shared-first", "", [SHARED_SYSTEM, "{task}\n\n"]),
+    ],
+)
+def test_a_layout_says_where_the_role_stands(layout: str, role: str, turns: list[str]) -> None:
+    agent = Agent("me", system=role, prompt="{task}\n\n", layout=layout)
+    assert [source(turn) for turn in agent.resolve([], ["task"])] == turns
 
 
 @pytest.mark.parametrize("make", [byte_codec, smol_codec])
@@ -141,9 +114,6 @@ def test_shared_first_agents_share_their_tokens_up_to_the_role(make: object) -> 
     assert SHARED_SYSTEM in text
 
 
-# --- refusals ---
-
-
 def test_a_placeholder_without_producer_lists_what_is_known() -> None:
     with pytest.raises(GraphError) as raised:
         bound("{tasks}", SOLVER, inputs=("task", "passage"))
@@ -154,24 +124,25 @@ def test_a_placeholder_without_producer_lists_what_is_known() -> None:
     )
 
 
-def test_a_message_without_a_place_says_what_to_add() -> None:
-    with pytest.raises(GraphError, match=r"message from `solver@1`.*add `\{solver\}` or `\{mess"):
-        bound("{task}", Sender("solver@1", "solver"))
-    with pytest.raises(GraphError, match=r"message from `critic`"):
-        bound("{task} {solver} {history}", SOLVER, CRITIC)
-
-
-@pytest.mark.parametrize("prompt", ["{task}", "{me@1}"])
-def test_an_own_message_without_a_place_says_what_to_add(prompt: str) -> None:
-    with pytest.raises(GraphError, match=r"own earlier message.*add `\{history\}` or `\{messages"):
-        bound(prompt, OWN1, OWN2)
-
-
-def test_a_name_that_could_be_two_messages_asks_for_the_node() -> None:
-    both = Sender("solver@1", "solver"), Sender("solver@2", "solver")
-    with pytest.raises(GraphError, match=r"could be 2 messages: name a node \(`\{solver@1\}`, `"):
-        bound("{solver}", *both)
-    assert bound("{{solver}} {messages}", *both).startswith("{solver} solver wrote:")
+@pytest.mark.parametrize(
+    ("prompt", "senders", "message"),
+    [
+        ("{task}", (SOLVER1,), r"message from `solver@1`.*add `\{solver\}` or `\{mess"),
+        ("{task} {solver} {history}", (SOLVER, CRITIC), "message from `critic`"),
+        ("{task}", (OWN1, OWN2), r"own earlier message.*add `\{history\}` or `\{messages"),
+        ("{me@1}", (OWN1, OWN2), r"own earlier message.*add `\{history\}` or `\{messages"),
+        (
+            "{solver}",
+            (SOLVER1, Sender("solver@2", "solver")),
+            r"could be 2 messages: name a node \(`\{solver@1\}`, `",
+        ),
+    ],
+)
+def test_a_message_without_its_place_is_told(
+    prompt: str, senders: tuple[Sender, ...], message: str
+) -> None:
+    with pytest.raises(GraphError, match=message):
+        bound(prompt, *senders)
 
 
 @pytest.mark.parametrize("name", ["", "2nd", "a b", "task", "messages", "history", "a@1", "a\n"])
@@ -187,53 +158,33 @@ def test_single_braces_name_the_agent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("make", "message"),
     [
-        ({"layout": "role-last"}, "use 'role-first' or 'shared-first'"),
-        ({"retries": -1}, "`me`: retries"),
-        ({"timeout_s": 0}, "`me`: timeout_s must be positive"),
+        (lambda: Agent("me", layout="role-last"), "use 'role-first' or 'shared-first'"),
+        (lambda: Agent("me", retries=-1), "`me`: retries"),
+        (lambda: Agent("me", timeout_s=0), "`me`: timeout_s must be positive"),
+        (lambda: Sampling(temperature=-0.1), "temperature -0.1 is negative"),
+        (lambda: Sampling(temperature=math.nan), "temperature nan is negative or not finite"),
+        (lambda: Sampling(temperature=math.inf), "use 0 for greedy"),
+        (lambda: Sampling(top_p=0.0), "top_p 0.0 is outside"),
+        (lambda: Sampling(top_p=1.1), "top_p 1.1 is outside"),
+        (lambda: Sampling(top_p=math.nan), "top_p nan is outside"),
+        (lambda: Sampling(max_tokens=0), "max_tokens 0 must be at least 1"),
+        *(
+            (lambda name=name: Agent("a", **{name: []}), r"put Tool\(name, function\) into the g")
+            for name in ("tools", "functions", "tool_choice")
+        ),
     ],
 )
-def test_fields_out_of_range_are_refused(fields: dict, message: str) -> None:
+def test_fields_that_make_no_sense_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Agent("me", **fields)
+        make()
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"temperature": -0.1}, "temperature -0.1 is negative"),
-        ({"temperature": float("nan")}, "temperature nan is negative or not finite"),
-        ({"temperature": float("inf")}, "use 0 for greedy"),
-        ({"top_p": 0.0}, "top_p 0.0 is outside"),
-        ({"top_p": 1.1}, "top_p 1.1 is outside"),
-        ({"top_p": float("nan")}, "top_p nan is outside"),
-        ({"max_tokens": 0}, "max_tokens 0 must be at least 1"),
-    ],
-)
-def test_sampling_out_of_range_is_refused(fields: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Sampling(**fields)
-
-
-def test_an_agent_cannot_be_changed() -> None:
-    with pytest.raises(AttributeError):
-        Agent("me").name = "you"
-
-
-def test_holes_are_bound_to_nodes_not_agents() -> None:
-    agent = Agent("me", prompt="{solver}")
-    assert agent.resolve([Sender("solver@2", "solver")], [])[1] == (Hole("solver@2"),)
-
-
-@pytest.mark.parametrize("option", ["tools", "functions", "tool_choice"])
-def test_tools_of_an_agent_are_nodes_of_its_graph(option: str) -> None:
-    with pytest.raises(UsageError, match=r"put Tool\(name, function\) into the graph"):
-        Agent("a", **{option: []})
-    with pytest.raises(TypeError, match="unexpected keyword argument 'toolz'"):
-        Agent("a", toolz=[])  # type: ignore[call-arg]
-
-
-def test_an_agent_can_be_copied_and_sent() -> None:
+def test_an_agent_can_be_copied_and_sent_and_not_changed() -> None:
     agent = Agent("a", system="x")
     assert copy.deepcopy(agent) == replace(agent) == pickle.loads(pickle.dumps(agent)) == agent
+    with pytest.raises(AttributeError):
+        agent.name = "you"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'toolz'"):
+        Agent("a", toolz=[])  # type: ignore[call-arg]

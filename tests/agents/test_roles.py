@@ -1,10 +1,8 @@
 """The roles that come with kvcomm."""
 
-from __future__ import annotations
-
 import pytest
 
-from kvcomm.agents import ROLES, Agent, Sampling, critic, judge, role, solver
+from kvcomm.agents import ROLES, Sampling, critic, judge, role, solver
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import UsageError
 
@@ -14,7 +12,7 @@ SENDERS = [Sender("a", "a"), Sender("me@1", "me", own=True)]
 @pytest.mark.parametrize("kind", ROLES)
 def test_every_role_works_alone_and_with_predecessors(kind: str) -> None:
     agent = role(kind)
-    assert agent.name == kind
+    assert (agent.name, agent.exact) == (kind, kind == "judge")
     assert agent.system
     for senders in ([], SENDERS):
         _, prompt = agent.resolve(senders, ["task"])
@@ -22,24 +20,11 @@ def test_every_role_works_alone_and_with_predecessors(kind: str) -> None:
         assert {"task", *(s.node for s in senders)} <= names
 
 
-def test_the_names_promised() -> None:
-    assert set(ROLES) == {"solver", "critic", "programmer", "judge", "retriever", "editor"}
-
-
-def test_judges_are_exact_unless_told_otherwise() -> None:
-    assert judge().exact
-    assert not judge(exact=False).exact
-    assert [kind for kind in ROLES if role(kind).exact] == ["judge"]
-
-
 def test_a_role_takes_any_field_of_an_agent() -> None:
     agent = solver("ann", retries=2, layout="shared-first", prompt="{task}")
     assert (agent.name, agent.retries, agent.layout) == ("ann", 2, "shared-first")
     assert agent.prompt == "{task}"
-
-
-def test_max_tokens_changes_the_sampling_that_is_given() -> None:
-    assert critic(max_tokens=7).sampling == Sampling(max_tokens=7)
+    assert not judge(exact=False).exact
     warm = Sampling(temperature=0.5)
     assert critic(max_tokens=7, sampling=warm).sampling == Sampling(temperature=0.5, max_tokens=7)
     assert critic(max_tokens=None) == critic()
@@ -50,7 +35,8 @@ def test_an_unknown_role_lists_the_known_ones() -> None:
         role("poet")
 
 
-def test_roles_are_told_apart_by_their_texts() -> None:
-    agents: list[Agent] = [role(kind) for kind in ROLES]
+def test_the_names_promised_and_texts_that_tell_them_apart() -> None:
+    assert set(ROLES) == {"solver", "critic", "programmer", "judge", "retriever", "editor"}
+    agents = [role(kind) for kind in ROLES]
     assert len({agent.system for agent in agents}) == len(agents)
     assert len({agent.prompt for agent in agents}) == len(agents)

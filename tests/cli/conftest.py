@@ -1,20 +1,15 @@
 """Running commands in-process, in an empty folder, at 80 columns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from kvcomm.cli import main
 
 
-@dataclass
-class Ended:
-    """How a command ended."""
-
+class Ended(NamedTuple):
     code: int
     out: str
     err: str

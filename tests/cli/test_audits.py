@@ -1,7 +1,5 @@
 """Audits behind a printed result: a command finishes them, says so, and Ctrl-C gives them up."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import signal
@@ -23,7 +21,6 @@ RUN = ("run", "What is 6 * 7?", *AUTO, "--state", "learned")
 
 @pytest.fixture
 def hangs(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Audits never end."""
     assert cli(*RUN).code == 0  # measures the model: only then are there audits
 
     async def evaluate(*_: object, **__: object) -> None:
@@ -101,9 +98,7 @@ def test_a_table_with_audits_in_it_waits_for_them(
     assert "auto" in ended.out
 
 
-def test_nothing_is_said_of_audits_that_are_done_in_time(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_said_of_audits_that_are_done_in_time(capsys, monkeypatch) -> None:
     monkeypatch.setattr(audits, "LONG_S", 3600)
     with audits.noticed(lambda: 3):
         pass

@@ -1,7 +1,5 @@
 """`kvcomm demo`: its texts, what it makes of results, and the command with a random model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -39,9 +37,8 @@ def call(node: str, ttft: float, text: str, gate: str = "") -> Call:
 
 def result(answer: str, ttft: float, wall: float, gate: str = "", audits: object = ()) -> Result:
     calls = [call("solver", 1.0, "work", gate), call("editor", ttft, answer)]
-    totals = Totals(
-        prompt_tokens=100, computed_tokens=40, reused_tokens=60, extra={"base": 7}, wall_s=wall
-    )
+    counted = {"prompt_tokens": 100, "computed_tokens": 40, "reused_tokens": 60}
+    totals = Totals(**counted, extra={"base": 7}, wall_s=wall)
     return Result(answer, "m", "kvcomm", calls, list(audits), totals, TraceRef(None))
 
 
@@ -75,20 +72,20 @@ def test_a_summary_takes_medians_of_runs_means_of_calls_and_sums(played: Played)
     assert summarise(played, "kvcomm") == {
         "runs": 2,
         "calls": 4,
+        "realigned_calls": 4,
+        "dense_calls": 1,
+        "audits": 0,
         "ttft_last_agent_s": pytest.approx(0.2),
         "ttft_mean_s": pytest.approx((1.0 + 0.1 + 1.0 + 0.3) / 4),
         "end_to_end_s": 2.5,
         "total_s": 5,
+        "same_as_dense": 0,
+        "right": 1,
+        "divergence": None,
         "prompt_tokens": 200,
         "computed_tokens": 80,
         "reused_tokens": 120,
         "extra_tokens": 14,
-        "same_as_dense": 0,
-        "right": 1,
-        "realigned_calls": 4,
-        "audits": 0,
-        "divergence": None,
-        "dense_calls": 1,
         "dense_reasons": {NO_ANCHOR[15:]: 1},
     }
     assert summarise(played, "dense")["same_as_dense"] == 1

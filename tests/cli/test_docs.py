@@ -1,7 +1,5 @@
 """`docs/cli.md` keeps up with the commands."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """`kvcomm eval` and `kvcomm tasks` with a small random model and made-up rows."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -10,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,19 @@ def data(tmp_path: Path) -> str:
     rows = [{"question": f"What is {n} plus {n}?", "answer": f"#### {2 * n}"} for n in range(12)]
     (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(tmp_path)
+
+
+@pytest.fixture
+def done(cli, data: str) -> Callable[..., str]:
+    """What an evaluation that ended well has printed; nothing of it is wider than 80 columns."""
+
+    def run(*args: str) -> str:
+        ended = cli("eval", "gsm8k", *MODEL, "--data", data, *args)
+        assert ended.code == 0, ended.err
+        assert "--json" in args or max(map(len, ended.out.splitlines())) <= 80
+        return ended.out
+
+    return run
 
 
 def test_a_table_and_a_folder(cli, data: str) -> None:
@@ -55,26 +67,20 @@ def test_a_table_and_a_folder(cli, data: str) -> None:
     assert {path.name for path in Path("o").iterdir()} == written
 
 
-def test_json_has_the_documented_keys_and_the_report_puts_runs_beside_each_other(
-    cli, data: str
-) -> None:
+def test_json_has_the_documented_keys_and_a_report_several_runs(cli, done) -> None:
     args = ("--reuse", "exact", "--compare", "dense", "--limit", "2")
-    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--json", "--out", "one")
-    assert ended.code == 0, ended.err
-    value = json.loads(ended.out)
+    value = json.loads(done(*GRAPH, *args, "--json", "--out", "one"))
     documented = "suite graph mode samples score compare token_reuse call_reuse ttft_s errors out"
     assert set(documented.split()) <= set(value)
     compare = {"mode", "score", "difference", "ci95", "p_value", "consistency"}
     assert compare <= set(value["compare"])
     assert value["compare"]["consistency"]["answer"] == 1.0
     assert json.loads(Path("one", "summary.json").read_text()) == value
-    out = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).out  # in another folder
-    words = " ".join(out.split())
+    words = " ".join(done(*GRAPH, *args).split())  # in another folder
     assert "exact against dense: +0.0% (-65.8% to +65.8%, McNemar p = 1.00); same answer" in words
     assert "shorter" in words or "longer" in words
     assert words.rpartition(" ")[2].startswith("runs/")
-    args = ("--reuse", "dense", "--limit", "2", "--out", "two")
-    assert cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args).code == 0
+    done(*GRAPH, "--reuse", "dense", "--limit", "2", "--out", "two")
     ended = cli("eval", "report", "one", "two", "--plot", "plot.png", "--by-agent")
     assert ended.code == 0, ended.err
     assert re.search("^one  exact  2 .*^two  dense  2 ", ended.out, re.M | re.S)
@@ -93,8 +99,7 @@ def test_several_numbers_of_agents_and_numbers_for_other_programs(cli, data: str
     assert ended.code == 0, ended.err
     runs = json.loads(ended.out)["runs"]
     assert [(run["out"], run["graph"]) for run in runs] == [
-        ("o/agents-1", "full"),
-        ("o/agents-2", "full"),
+        (f"o/agents-{count}", "full") for count in (1, 2)
     ]
     assert json.loads(Path("o", "summary.json").read_text()) == {"runs": runs}
     logs = [Path(run["out"], SAMPLES).read_bytes() for run in runs]
@@ -174,18 +179,18 @@ def test_bad_usage(cli, data: str, args: str, message: str) -> None:
     assert "suite 'nothing' is unknown" in cli("eval", "nothing").err
 
 
-def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str) -> None:
-    args = ("--agents", "2", "--reuse", "kvcomm", "--limit", "2", "--warmup", "3", "--gamma", "1")
-    command = ("eval", "gsm8k", *MODEL, "--data", data, *args, "--out", "o", "--json")
-    value = json.loads(cli(*command).out)
+def test_tasks_that_warm_up_are_others_and_do_not_count(cli, data: str, done) -> None:
+    text = "--agents 2 --reuse kvcomm --limit 2 --warmup 3 --gamma 1 --out o --json"
+    args = text.split()
+    value = json.loads(done(*args))
     assert (value["samples"], value["warmup"], value["complete"]) == (2, 3, True)
     assert value["call_reuse"] > 0  # two anchors of the length are there from the first task on
     samples = read_samples(Path("o", SAMPLES))
     warm = {sample.task for sample in samples if sample.warmup}
     assert warm == {"gsm8k-3", "gsm8k-4", "gsm8k-5"}
     assert {s.task for s in samples if not s.warmup} == {"gsm8k-1", "gsm8k-2"}
-    assert json.loads(cli(*command).out) == value
-    changed = cli(*command[:-1], "--anchors", "7")
+    assert json.loads(done(*args)) == value
+    changed = cli("eval", "gsm8k", *MODEL, "--data", data, *args, "--anchors", "7")
     assert (changed.code, "anchors was 20, is 7" in changed.err) == (2, True)
 
 
@@ -198,33 +203,29 @@ policy = Realign(Recipe("mine", offsets="last", first=4))
 """
 
 
-def test_a_policy_of_the_users_own(cli, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_of_the_users_own(cli, data: str, done, monkeypatch) -> None:
     monkeypatch.setattr("kvcomm.reuse.offsets.FAMILIES", dict(FAMILIES))
     Path("mine.py").write_text(OWN)
-    args = ("--reuse", "mine.py,exact", "--limit", "1", "--out", "o")
-    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args, "--json")
-    assert ended.code == 0, ended.err
-    assert list(json.loads(ended.out)["modes"]) == ["mine", "exact"]
+    args = (*GRAPH, "--reuse", "mine.py,exact", "--limit", "1", "--out", "o")
+    assert list(json.loads(done(*args, "--json"))["modes"]) == ["mine", "exact"]
     Path("mine.py").write_text(OWN.replace("first=4", "first=5"))
-    ended = cli("eval", "gsm8k", *GRAPH, *MODEL, "--data", data, *args)
+    ended = cli("eval", "gsm8k", *MODEL, "--data", data, *args)
     assert (ended.code, "policies was" in ended.err) == (2, True)
 
 
-def test_chosen_tasks_and_files_to_retrieve_from(cli, tmp_path: Path, data: str) -> None:
-    def done(*args: str, team: tuple[str, ...] = GRAPH) -> list[Sample]:
+def test_chosen_tasks_and_files_to_retrieve_from(tmp_path: Path, done) -> None:
+    def samples(*args: str) -> list[Sample]:
         out = "-".join(args)
-        assert cli("eval", "gsm8k", *team, *MODEL, "--data", data, *args, "--out", out).code == 0
+        done(*args, "--out", out)
         return read_samples(Path(out, SAMPLES))
 
-    asked = done("--ids", "gsm8k-7,gsm8k-2")
+    asked = samples(*GRAPH, "--ids", "gsm8k-7,gsm8k-2")
     assert sorted(sample.task for sample in asked) == ["gsm8k-2", "gsm8k-7"]
-    shuffled, first = (
-        {sample.task for sample in done(*args, "--limit", "4")} for args in (("--shuffle", "3"), ())
-    )
-    assert shuffled != first
+    shuffled = samples(*GRAPH, "--shuffle", "3", "--limit", "4")
+    assert {sample.task for sample in shuffled} != {f"gsm8k-{n}" for n in range(1, 5)}
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "sums.txt").write_text("Two plus two is four.\n\nSix is even.")
-    (sample,) = done("--folder", "texts", "--limit", "1", "--reuse", "exact", team=())
+    (sample,) = samples("--folder", "texts", "--limit", "1", "--reuse", "exact")
     assert [call.node for call in sample.calls] == ["reader1", "reader2", "judge"]
 
 

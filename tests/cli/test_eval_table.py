@@ -1,7 +1,5 @@
 """The table of evaluations: what differs has a column, and 80 columns are enough."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,12 @@ def printed(values: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], **
     return capsys.readouterr().out
 
 
-def test_what_differs_has_a_column(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_what_differs_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     values = [value(), value(gamma=0.9, warmup=1)]
     lines = printed(values, capsys).splitlines()
     assert lines[0] == "mine; graph chain; 2 agents; m; V 20"
@@ -47,9 +47,7 @@ def test_what_differs_has_a_column(
         assert labels_of([{**value(), "out": f"runs/{name}"} for name in names]) == names
 
 
-def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_is_not_finished_says_so_and_has_no_score(capsys) -> None:
     assert "not finished" not in printed([value()], capsys)
     begun = whole_summary(config(modes=("dense",), tasks=1), [], Path("out"))
     out = printed([begun], capsys)
@@ -60,10 +58,7 @@ def test_what_is_not_finished_says_so_and_what_has_not_begun_has_no_score(
     assert r" & dense & 0 & -- & -- & -- & -- \\" in to_latex([begun])
 
 
-def test_long_names_are_wrapped_and_numbers_are_not(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_long_names_are_wrapped_and_numbers_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     values = [
         value(model="meta-llama/Llama-3.1-8B-Instruct", graph="debate", suite="humaneval"),
         value(model="Qwen/Qwen2.5-Coder-7B-Instruct", graph="full", suite="code-mini"),
@@ -87,7 +82,7 @@ def test_long_names_are_wrapped_and_numbers_are_not(
         (2.0, None, "2.0× shorter"),
     ],
 )
-def test_times_are_never_less_than_once(
+def test_no_time_is_below_once(
     ratio: float, interval: tuple[float, float] | None, words: str
 ) -> None:
     assert times_in_words(ratio, interval) == words

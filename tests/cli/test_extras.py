@@ -1,7 +1,5 @@
 """A package that is missing is named before a model is loaded, with what to type."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import pytest

@@ -1,7 +1,5 @@
 """`kvcomm graph`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Ctrl-C and signals to end: an exit code, one line, and a trace that can be read."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
@@ -18,12 +16,8 @@ MODEL = ("--model", "random:llama-tiny")
 
 def signalled(number: signal.Signals, file: Path, begun: str, *argv: str) -> tuple[int, list[str]]:
     """The exit code and stderr's lines of a command that gets a signal once `file` says `begun`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, *argv], **pipes, text=True)
     until = time.monotonic() + 60
     while not (file.exists() and begun in file.read_text()):
         assert time.monotonic() < until, "it did not begin"
@@ -44,7 +38,7 @@ def signalled(number: signal.Signals, file: Path, begun: str, *argv: str) -> tup
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_a_signal_in_the_middle_of_a_run(
+def test_a_signal_during_a_run(
     tmp_path: Path, number: signal.Signals, code: int, word: str
 ) -> None:
     out, trace = tmp_path / "out", tmp_path / "out" / "trace.jsonl"
@@ -53,7 +47,7 @@ def test_a_signal_in_the_middle_of_a_run(
     assert ended == code
     assert lines[-2:] == [f"its trace: kvcomm trace show {out}", word]
     run = read_trace(trace)
-    assert run.finished is not None
+    assert run.finished
     assert run.finished.status == "interrupted"
     assert any(view.interrupted for view in run.calls)
 

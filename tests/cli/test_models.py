@@ -1,7 +1,5 @@
 """`kvcomm models`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -38,7 +36,6 @@ def test_list_and_check(cli) -> None:
 
 
 def save(folder: Path, shape: str, template: str) -> None:
-    """Keep a random model with this chat template in a folder."""
     model, tokenizer = random_model(shape, torch.device("cpu"), torch.float32)
     tokenizer.chat_template = template
     model.save_pretrained(folder)
@@ -56,9 +53,7 @@ def save(folder: Path, shape: str, template: str) -> None:
         (TWICE, "kept 2 of 1 placeholders"),
     ],
 )
-def test_a_chat_template_that_makes_no_prompts(
-    cli, tmp_path: Path, template: str, says: str
-) -> None:
+def test_a_chat_template_without_prompts(cli, tmp_path: Path, template: str, says: str) -> None:
     save(tmp_path / "m", "llama-tiny", template)
     for command in (["models", "check", "./m"], ["run", "--model", "./m", "What is 1 + 1?"]):
         ended = cli(*command)
@@ -72,11 +67,8 @@ def test_a_chat_template_that_makes_no_prompts(
 def test_a_system_prompt_that_is_nothing_but_a_placeholder(cli, tmp_path: Path) -> None:
     save(tmp_path / "m", "llama-tiny", DROPS_SYSTEM)
     (tmp_path / "g.py").write_text(
-        "from kvcomm.agents import Agent, Sampling\n"
-        "from kvcomm.graphs import AgentGraph\n"
-        "a = Agent('a', system='{task}', prompt='{task}\\n\\nGo on.',"
-        " sampling=Sampling(max_tokens=4))\n"
-        "graph = AgentGraph([a], [])\n"
+        "from kvcomm.agents import Agent\nfrom kvcomm.graphs import chain\n"
+        "graph = chain(Agent('a', system='{task}', prompt='{task}\\n\\nGo on.'))\n"
     )
-    ended = cli("run", "--model", "./m", "--graph", "g.py", "--reuse", "exact", "What is 1 + 1?")
-    assert ended.code == 0
+    words = ("--model", "./m", "--graph", "g.py", "--reuse", "exact", "--max-tokens", "4")
+    assert cli("run", *words, "What is 1 + 1?").code == 0

@@ -1,7 +1,5 @@
 """Progress on stderr, with and without a terminal."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -41,9 +39,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_a_terminal_shows_every_node_and_a_bar(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_terminal_shows_nodes_and_bars(monkeypatch, capsys) -> None:
     file = io.StringIO()
     monkeypatch.setattr(
         "kvcomm.cli.progress.err_console", lambda: Console(file=file, force_terminal=True, width=80)

@@ -1,7 +1,5 @@
 """`kvcomm run` with a small random model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +71,6 @@ def test_a_graph_file_with_another_input(cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("",), "the task is empty"),
         ((" \n",), "the task is empty"),
         (("x", "--graph", "ring"), "graph 'ring' is unknown"),
         (("x", "--agents", "0"), "at least 1 agent"),
@@ -103,9 +100,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in last
 
 
-def test_a_served_model_answers(
-    cli, engine_of: Callable[..., LocalEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_served_model_answers(cli, engine_of: Callable[..., LocalEngine], monkeypatch) -> None:
     with FakeServer(engine_of("random:llama-tiny", "float64")) as server:
         monkeypatch.setenv("KVCOMM_BASE_URL", server.url)
         asked = ("run", "Hello?", "--max-tokens", "6", "--engine", "openai", "--json")
@@ -142,9 +137,7 @@ graph = chain(Agent('a', prompt='{task}', post=post, retries=RETRIES, backoff_s=
 """
 
 
-def test_a_run_that_fails_says_where_its_trace_is_and_a_retry_is_a_warning(
-    cli, tmp_path: Path
-) -> None:
+def test_a_failed_run_says_where_its_trace_is_and_a_retry_is_a_warning(cli, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(OWN.replace("RETRIES", "0"))
     ended = cli("run", "Hello?", *MODEL, "--graph", "mine.py", "--out", "here")
     assert ended.code == 1

@@ -1,7 +1,5 @@
 """`kvcomm state`: what was learned, shown and removed, and nothing else touched."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -16,14 +14,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache in which one model learned two templates, and an earlier version one."""
     monkeypatch.setenv("KVCOMM_CACHE", str(tmp_path))
     now = folder(tmp_path / "state" / "now" / "0011", "tiny", LIBRARY)
-    (now / "aa.safetensors").write_bytes(bytes(3_000_000))
-    (now / "aa.audits.json").write_bytes(bytes(10))
-    (now / "bb.safetensors").write_bytes(bytes(2_000_000))
-    for name, age in (("aa.safetensors", 0), ("aa.audits.json", 0), ("bb.safetensors", 9)):
-        when = (now / name).stat().st_mtime - age * 24 * 3600
-        os.utime(now / name, (when, when))
+    aged(now / "aa.safetensors", 0, 3_000_000)
+    aged(now / "aa.audits.json", 0, 10)
+    aged(now / "bb.safetensors", 9 * 24, 2_000_000)
     old = folder(tmp_path / "state" / "before" / "0011", "tiny", "kvcomm 0.0")
-    (old / "cc.safetensors").write_bytes(bytes(1_000_000))
+    aged(old / "cc.safetensors", 0, 1_000_000)
     return tmp_path
 
 
@@ -35,9 +30,15 @@ def folder(path: Path, model: str, library: str) -> Path:
 
 
 def left(cache: Path) -> list[str]:
-    return sorted(
-        str(p.relative_to(cache / "state")) for p in (cache / "state").rglob("*") if p.is_file()
-    )
+    state = cache / "state"
+    return sorted(str(path.relative_to(state)) for path in state.rglob("*") if path.is_file())
+
+
+def aged(path: Path, hours: float, size: int = 1) -> None:
+    """A file of so many bytes that was written so long ago."""
+    path.write_bytes(bytes(size))
+    when = path.stat().st_mtime - hours * 3600
+    os.utime(path, (when, when))
 
 
 def test_what_was_learned_is_listed(cli, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,22 +67,15 @@ def test_what_was_learned_is_listed(cli, cache: Path, monkeypatch: pytest.Monkey
 
 def test_prune_removes_what_no_one_can_use(cli, cache: Path) -> None:
     now = cache / "state" / "now" / "0011"
-    (now / "dd.safetensors.damaged").write_bytes(b"x")
-    for name, age in ((".ee.safetensors.abc", 2 * 3600), (".ff.safetensors.abc", 0)):
-        (now / name).write_bytes(b"x")
-        when = (now / name).stat().st_mtime - age
-        os.utime(now / name, (when, when))
+    aged(now / "dd.safetensors.damaged", 0)
+    aged(now / ".ee.safetensors.abc", 2)
+    aged(now / ".ff.safetensors.abc", 0)
     before = left(cache)
     assert "3 files would go" in cli("state", "prune", "--dry-run").out
     assert left(cache) == before
     assert "3 files gone: 1.0 MB" in cli("state", "prune").out
-    assert left(cache) == [
-        "now/0011/.ff.safetensors.abc",
-        "now/0011/aa.audits.json",
-        "now/0011/aa.safetensors",
-        "now/0011/bb.safetensors",
-        "now/0011/manifest.json",
-    ]
+    kept = (".ff.safetensors.abc", "aa.audits.json", "aa.safetensors", "bb.safetensors")
+    assert left(cache) == [f"now/0011/{name}" for name in (*kept, "manifest.json")]
     assert not (cache / "state" / "before").exists()
 
 
@@ -106,9 +100,6 @@ def test_prune_all_leaves_what_is_not_ours(cli, cache: Path, tmp_path: Path) -> 
     (elsewhere / "aa.safetensors").write_bytes(b"x")
     (cache / "state" / "link").symlink_to(elsewhere)
     cli("state", "prune", "--all")
-    assert left(cache) == [
-        "now/0011/manifest.json",
-        "now/0011/notes.txt",
-        "other/model.safetensors",
-    ]
+    kept = ["now/0011/manifest.json", "now/0011/notes.txt", "other/model.safetensors"]
+    assert left(cache) == kept
     assert (elsewhere / "aa.safetensors").exists()

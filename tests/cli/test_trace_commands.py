@@ -1,7 +1,5 @@
 """`kvcomm trace` on traces of real runs."""
 
-from __future__ import annotations
-
 import csv
 import json
 import random
@@ -56,10 +54,7 @@ def test_list(cli) -> None:
     assert (ended.code, ended.out) == (0, "no runs in runs/ (`kvcomm run` writes one)\n")
     assert json.loads(cli("trace", "list", "--json").out) == {"runs": []}
     assert cli("run", "What is 6 * 7?", *MODEL, "--out", "runs/one").code == 0
-    Path("runs", "broken").mkdir()
-    Path("runs", "broken", "trace.jsonl").write_text("nonsense\n")
-    broken, one = json.loads(cli("trace", "list", "--json").out)["runs"]
-    assert (broken["run"], broken["status"]) == ("broken", "unreadable")
+    (one,) = json.loads(cli("trace", "list", "--json").out)["runs"]
     assert (one["run"], one["status"], one["calls_finished"]) == ("one", "ok", 3)
     assert "random:llama-tiny" in cli("trace", "list").out
 

@@ -8,12 +8,11 @@ class TestMine(EngineContract):
 `reference` is the same model in this process, in a type in which equal means equal.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,10 +30,11 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import ContextOverflow, KvcommError, ReuseRefused
 from kvcomm.graphs import AgentGraph, chain, debate
 from kvcomm.prompt import Segment, Template
-from kvcomm.reuse.policy import Dense, Kvcomm, ReuseOptions
+from kvcomm.reuse.policy import Dense, Kvcomm, Policy, ReuseOptions
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
 from kvcomm.sampling import Sampling
+from kvcomm.session import Session
 from tests.engine.support import generate
 from tests.runtime.support import agent, session
 
@@ -48,7 +48,6 @@ _names = (f"conformance-{i}" for i in itertools.count())
 
 
 def graphs(tokens: int) -> dict[str, AgentGraph]:
-    """Small graphs whose messages have up to `tokens` tokens."""
     return {
         "chain": chain(agent("a", tokens), agent("b", tokens), agent("c", tokens)),
         "debate": debate(agent("a", tokens), agent("b", tokens // 2), judge=agent("j", tokens)),
@@ -72,13 +71,6 @@ class EngineContract:
     def reference(self, tiny: LocalEngine) -> LocalEngine:
         return tiny
 
-    def test_it_shows_in_a_line_what_it_is(self, engine: Engine) -> None:
-        shown = repr(engine)
-        assert shown.startswith(f"<{type(engine).__name__} {engine.model} on {engine.device}")
-        assert len(shown) < 200
-
-    # One sequence.
-
     async def test_a_sequence_grows_to_the_prompt(self, engine: Engine) -> None:
         ids = prompt(engine, 90)
         seq = engine.open(call(120))
@@ -90,7 +82,7 @@ class EngineContract:
         assert (done.decision, done.dense, done.base_tokens) == ("test", True, 0)
         await seq.close()
 
-    async def test_greedy_tokens_are_those_of_the_reference(
+    async def test_greedy_tokens_are_the_references(
         self, engine: Engine, reference: LocalEngine
     ) -> None:
         for length in (1, 33, 150):
@@ -98,9 +90,7 @@ class EngineContract:
             assert await answered(engine, ids, 12) == generate(reference, ids, 12)
 
     @pytest.mark.parametrize("priority", [READY, AHEAD])
-    async def test_however_extended_the_answer_is_the_same(
-        self, engine: Engine, priority: int
-    ) -> None:
+    async def test_however_extended_the_answer_is_one(self, engine: Engine, priority: int) -> None:
         ids = prompt(engine, 200)
         seq = engine.open(call(230, prefix=priority == AHEAD, priority=priority))
         *first, last = pieces(ids, 48)
@@ -121,9 +111,7 @@ class EngineContract:
         plain = await answered(engine, ids, 8)
         at = next(i for i in range(1, 8) if plain[i] not in plain[:i])
         seq = engine.open(call(60))
-        asked = Answer(Sampling(max_tokens=8, stop_token_ids=(plain[at],)))
-        await seq.extend(pieces(ids, 40), DENSE, last=asked)
-        tokens = await tokens_of(seq)
+        tokens = await tokens_of(seq, ids, 8, stop_token_ids=(plain[at],))
         await seq.close()
         assert texts(tokens) == plain[:at]
         assert (tokens[-1].id, tokens[-1].last) == (plain[at], "stop")
@@ -143,8 +131,7 @@ class EngineContract:
         await seq.truncate(20)
         assert seq.length == 20
         seq.set_priority(READY)
-        await seq.extend(pieces(right[20:], 130), DENSE, last=Answer(Sampling(max_tokens=8)))
-        assert texts(await tokens_of(seq)) == await answered(engine, right, 8)
+        assert texts(await tokens_of(seq, right[20:], 8)) == await answered(engine, right, 8)
         await seq.close()
 
     async def test_an_answer_can_be_ended_before_its_end(self, engine: Engine) -> None:
@@ -161,7 +148,7 @@ class EngineContract:
         await seq.close()
         await engine.drain()
 
-    async def test_a_sequence_grows_beyond_its_capacity_up_to_the_context(
+    async def test_a_sequence_grows_beyond_its_capacity_to_the_context(
         self, engine: Engine
     ) -> None:
         ids = prompt(engine, 300)
@@ -171,8 +158,7 @@ class EngineContract:
         with pytest.raises(ContextOverflow, match="context"):
             await seq.extend(pieces(big, len(big)), DENSE)
         assert seq.length == 10
-        await seq.extend(pieces(ids[10:], 290), DENSE, last=Answer(Sampling(max_tokens=6)))
-        assert texts(await tokens_of(seq)) == await answered(engine, ids, 6)
+        assert texts(await tokens_of(seq, ids[10:], 6)) == await answered(engine, ids, 6)
         await seq.close()
 
     def test_what_cannot_fit_is_not_opened(self, engine: Engine) -> None:
@@ -181,11 +167,7 @@ class EngineContract:
                 refuse(call(engine.max_context + 1))
         engine.check(call(engine.max_context))
 
-    # Sequences beside each other.
-
-    async def test_many_sequences_at_once_answer_what_they_answer_alone(
-        self, engine: Engine
-    ) -> None:
+    async def test_many_sequences_at_once_answer_as_each_alone_does(self, engine: Engine) -> None:
         prompts = [prompt(engine, 20 + 7 * i, start=i) for i in range(8)]
         together = await asyncio.gather(*(answered(engine, ids, 8) for ids in prompts))
         assert together == [await answered(engine, ids, 8) for ids in prompts]
@@ -232,20 +214,11 @@ class EngineContract:
         beside = engine.open(call(100, prefix=True))
         await beside.extend(pieces(ids[:40], 40), DENSE)
         broken = engine.open(call(100))
-        wrong = [Segment("literal", "literal 0", (1 << 40,))]  # no such token
-
-        async def fail() -> None:
-            await broken.extend(wrong, DENSE, last=Answer(Sampling(max_tokens=4)))
-            await tokens_of(broken)
-
         with pytest.raises(Exception):  # noqa: B017
-            await fail()
+            await tokens_of(broken, [1 << 40], 4)  # no such token
         await broken.close()
-        await beside.extend(pieces(ids[40:], 20), DENSE, last=Answer(Sampling(max_tokens=8)))
-        assert texts(await tokens_of(beside)) == await answered(engine, ids, 8)
+        assert texts(await tokens_of(beside, ids[40:], 8)) == await answered(engine, ids, 8)
         await beside.close()
-
-    # Whole graphs.
 
     @pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm", "auto"])
     @pytest.mark.parametrize("name", ["chain", "debate"])
@@ -257,11 +230,9 @@ class EngineContract:
             with pytest.raises(ReuseRefused, match="cannot reuse KV"):
                 session(engine, mode)
             return
-        with session(reference, "dense", namespace=next(_names)) as active:
+        with fresh(reference, "dense") as active:
             expected = await active.arun(graph, self.task)
-        # A namespace of its own: no earlier run has left anything to reuse.
-        options = {"target_divergence": 0.0} if mode == "auto" else {}
-        with session(engine, mode, namespace=next(_names), **options) as active:
+        with fresh(engine, mode) as active:
             result = await active.arun(graph, self.task)
         assert {c.node: c.text for c in result.calls} == {c.node: c.text for c in expected.calls}
         check_usage(result)
@@ -272,16 +243,15 @@ class EngineContract:
             assert result.calls[-1].total("ahead") > 0
 
     @pytest.mark.parametrize("mode", ["dense", "exact", "kvcomm", "auto"])
-    async def test_a_chat_says_what_the_reference_says(
+    async def test_a_chat_says_the_same(
         self, engine: Engine, reference: LocalEngine, mode: str
     ) -> None:
         if mode in refused(engine):
             return
         graph = graphs(self.tokens)["chain"]
-        options = {"target_divergence": 0.0} if mode == "auto" else {}
         said = []
-        for asked, how, more in ((reference, "dense", {}), (engine, mode, options)):
-            with session(asked, how, namespace=next(_names), **more) as active:
+        for asked, how in ((reference, "dense"), (engine, mode)):
+            with fresh(asked, how) as active:
                 chat = active.chat(graph)
                 turns = [await chat.arun(task) for task in (self.task, "And one of each?")]
             said.append([{call.node: call.text for call in turn.calls} for turn in turns])
@@ -295,9 +265,7 @@ class EngineContract:
                 # Servers keep whole blocks.
                 assert call.total("prefix") > first.call(call.node).report.prompt_tokens - 16
 
-    async def test_an_input_that_one_agent_has_read_is_realigned_by_the_others(
-        self, engine: Engine
-    ) -> None:
+    async def test_an_input_that_one_agent_has_read_others_realign(self, engine: Engine) -> None:
         if not engine.capabilities.reuse:
             seq = engine.open(call(60))
             with pytest.raises(KvcommError, match="cannot reuse KV"):
@@ -305,16 +273,14 @@ class EngineContract:
             await seq.close()
             return
         policy = Realign(Recipe("rotate"), borrows=True)
-        with session(engine, policy, namespace=next(_names)) as active:
+        with fresh(engine, policy) as active:
             result = await active.arun(graphs(self.tokens)["chain"], self.task)
         check_usage(result)
         lenders = [step.lender for c in result.calls for step in c.steps if step.name == "task"]
         assert lenders == ["", "a", "a"]
         assert result.totals.extra["base"] == 0
 
-    async def test_what_is_computed_of_a_message_is_computed_while_it_is_written(
-        self, engine: Engine
-    ) -> None:
+    async def test_of_a_message_some_is_computed_while_it_is_written(self, engine: Engine) -> None:
         if not engine.capabilities.reuse:
             seq = engine.open(call(60))
             (rest,) = pieces(prompt(engine, 40), 40)
@@ -330,7 +296,7 @@ class EngineContract:
 
         recipe, found = Recipe("lead", first=40), []
         for policy in (Late(recipe, borrows=True), Realign(recipe, borrows=True)):
-            with session(engine, policy, namespace=next(_names)) as active:
+            with fresh(engine, policy) as active:
                 found.append(await active.arun(graphs(self.tokens)["chain"], self.task))
         late, early = found
         check_usage(early)
@@ -343,9 +309,7 @@ class EngineContract:
         assert heard.computed == same.computed < same.tokens
         assert (heard.ahead, same.ahead) == (0, 40)  # in chunks of 8
 
-    async def test_prompts_are_compared_with_dense_where_there_is_reuse(
-        self, engine: Engine
-    ) -> None:
+    async def test_prompts_are_compared_with_dense_if_there_is_reuse(self, engine: Engine) -> None:
         text = Segment("placeholder", "text", tuple(prompt(engine, 40, start=3)), index=1)
         segments = [*pieces(prompt(engine, 30), 30), text]
         made = replace(call(100), template=Template((segments[0].ids, ()), ("text",), "test"))
@@ -363,8 +327,13 @@ class EngineContract:
         assert found.tokens >= 70
 
 
+def fresh(engine: Engine, reuse: str | Policy) -> Session:
+    """A session in a namespace of its own: no earlier run has left anything to reuse."""
+    options = {"target_divergence": 0.0} if reuse == "auto" else {}
+    return session(engine, reuse, namespace=next(_names), **options)
+
+
 def refused(engine: Engine) -> set[str]:
-    """The modes that the engine cannot follow."""
     able = engine.capabilities
     return ({"kvcomm"} if not able.reuse else set()) | ({"exact"} if not able.exact else set())
 
@@ -383,13 +352,11 @@ def check_usage(result: Result) -> None:
 
 
 def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
-    """`length` ids of plain text."""
     text = TEXT[start:] + TEXT * (1 + length // 20)
     return engine.codec.encode(text)[:length]
 
 
 def pieces(ids: Sequence[int], size: int) -> list[Segment]:
-    """`ids` cut into literals."""
     return [
         Segment("literal", f"literal {n}", tuple(ids[i : i + size]), index=n)
         for n, i in enumerate(range(0, len(ids), size))
@@ -408,8 +375,13 @@ def call(capacity: int, *, prefix: bool = False, priority: int = READY) -> CallS
     )
 
 
-async def tokens_of(seq: EngineSequence) -> list[Token]:
-    """All tokens of the answer."""
+async def tokens_of(
+    seq: EngineSequence, ids: Sequence[int] = (), count: int = 0, **sampling: Any
+) -> list[Token]:
+    """All tokens of the answer, to what is there and these ids."""
+    if ids:
+        asked = Answer(Sampling(max_tokens=count, **sampling))
+        await seq.extend(pieces(ids, len(ids)), DENSE, last=asked)
     return [token async for token in seq.answer()]
 
 
@@ -421,7 +393,6 @@ def texts(tokens: Sequence[Token]) -> list[int]:
 async def answered(
     engine: Engine, ids: Sequence[int], count: int, asked: Answer | None = None
 ) -> list[int]:
-    """The answer to a prompt given at once."""
     seq = engine.open(call(len(ids) + count))
     try:
         asked = asked or Answer(Sampling(max_tokens=count))

@@ -1,16 +1,15 @@
 """A small OpenAI-compatible server on loopback, over a local engine, that misbehaves on demand."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 from kvcomm.background import Background
 from kvcomm.engine.base import Answer, Token
@@ -65,10 +64,9 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        """The address, without the path."""
         return f"http://127.0.0.1:{self._http.server_address[1]}"
 
-    def __enter__(self) -> FakeServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,13 +83,14 @@ class FakeServer:
         """The requests that work ahead, and those that find out what the server can do."""
         return [body for body in self.requests if not body.get("stream")]
 
-    def took(self, body: dict[str, Any]) -> None:
+    @contextmanager
+    def busy(self, body: dict[str, Any]) -> Iterator[None]:
+        """Counts a request while it is under way."""
         with self._lock:
             self.requests.append(body)
             self.now += 1
             self.busiest = max(self.busiest, self.now)
-
-    def let_go(self) -> None:
+        yield
         with self._lock:
             self.now -= 1
 
@@ -104,7 +103,6 @@ class FakeServer:
         return min(longest, len(ids) - 1) // BLOCK * BLOCK
 
     def tokens(self, ids: tuple[int, ...], body: dict[str, Any]) -> Iterator[Token]:
-        """The model's own answer."""
         sampling = Sampling(
             temperature=body.get("temperature", 1.0),
             top_p=body.get("top_p", 1.0),
@@ -140,8 +138,6 @@ class FakeServer:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
-
     fake: FakeServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -150,29 +146,24 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_GET(self) -> None:
-        """The models."""
         if self._refuses_key():
             return
-        entries = []
-        for name in self.fake.manners.models:
-            entry: dict[str, Any] = {"id": name, "object": "model", "root": self.fake.manners.root}
-            if self.fake.manners.max_model_len:
-                entry["max_model_len"] = self.fake.manners.max_model_len
-            entries.append(entry)
+        manners = self.fake.manners
+        known: dict[str, Any] = {"object": "model", "root": manners.root}
+        if manners.max_model_len:
+            known["max_model_len"] = manners.max_model_len
+        entries = [{"id": name, **known} for name in manners.models]
         self._json(200, {"object": "list", "data": entries})
 
     def do_POST(self) -> None:
-        """A completion."""
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self._refuses_key():
             return
-        self.fake.took(body)
-        try:
-            self._complete(body)
-        except (BrokenPipeError, ConnectionResetError, RuntimeError):
-            self.close_connection = True
-        finally:
-            self.fake.let_go()
+        with self.fake.busy(body):
+            try:
+                self._complete(body)
+            except (BrokenPipeError, ConnectionResetError, RuntimeError):
+                self.close_connection = True
 
     def _refuses_key(self) -> bool:
         wanted = self.fake.manners.key
@@ -189,28 +180,24 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"retry-after": manners.retry_after} if manners.retry_after else {}
             self._error(fault, "not now", headers)
             return
-        if manners.fails_ahead and not body.get("stream"):
-            self._error(500, "not ahead")
-            return
-        if body["model"] not in manners.models:
-            self._error(404, f"The model `{body['model']}` does not exist.")
-            return
-        for name, taken in (
-            ("cache_salt", manners.salts),
-            ("return_token_ids", not manners.refuses_ids),
-        ):
-            if name in body and not taken:
-                self._error(400, f"Unrecognized request argument supplied: {name}")
-                return
-        prompt = body["prompt"]
+        prompt, limit = body["prompt"], manners.max_model_len or 8192
         ids = tuple(fake.engine.codec.encode(prompt) if isinstance(prompt, str) else prompt)
-        if max(ids) >= fake.engine.config.vocab_size:
-            self._error(400, f"Token id {max(ids)} is out of vocabulary")
-            return
-        limit = manners.max_model_len or 8192
-        if len(ids) + body.get("max_tokens", 16) > limit:
-            self._error(400, f"This model's maximum context length is {limit} tokens.")
-            return
+        unknown = "Unrecognized request argument supplied: "
+        for refused, status, message in (
+            (manners.fails_ahead and not body.get("stream"), 500, "not ahead"),
+            (body["model"] not in manners.models, 404, "This model does not exist."),
+            ("cache_salt" in body and not manners.salts, 400, f"{unknown}cache_salt"),
+            ("return_token_ids" in body and manners.refuses_ids, 400, f"{unknown}return_token_ids"),
+            (max(ids) >= fake.engine.config.vocab_size, 400, "A token id is out of vocabulary"),
+            (
+                len(ids) + body.get("max_tokens", 16) > limit,
+                400,
+                f"This model's maximum context length is {limit} tokens.",
+            ),
+        ):
+            if refused:
+                self._error(status, message)
+                return
         held = fake.held(ids, body.get("cache_salt", ""))
         usage: dict[str, Any] = {"prompt_tokens": len(ids)}
         if manners.counts:
@@ -241,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
         tokens: Iterator[Token],
         body: dict[str, Any],
         usage: dict[str, Any],
-        fault: int | str | None,
+        fault: str | None,
     ) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -252,11 +239,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.close()
                 return
-            if number == 3 and fault == "error":
-                self._event(json.dumps({"error": {"message": "the GPU is on fire"}}))
-                self.wfile.write(b"0\r\n\r\n")
-                return
-            if number == 3 and fault == "early":
+            if number == 3 and fault in ("error", "early"):
+                if fault == "error":
+                    self._event(json.dumps({"error": {"message": "the GPU is on fire"}}))
                 self.wfile.write(b"0\r\n\r\n")
                 return
             self._event(json.dumps({"choices": [self._choice([token], body)]}))

@@ -3,8 +3,6 @@
 Not collected by itself: `make serve-test` starts vLLM and names this file.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

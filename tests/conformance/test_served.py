@@ -1,7 +1,5 @@
 """The engine over HTTP keeps the contract, and copes with servers that do not."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
@@ -36,6 +34,8 @@ from tests.conformance.fake_server import FakeServer
 from tests.engine.support import generate
 from tests.runtime.support import Events, agent, session
 
+TWO = chain(agent("a"), agent("b"))
+
 
 @pytest.fixture(scope="module")
 def behind(engine_of: Callable[..., LocalEngine]) -> LocalEngine:
@@ -68,12 +68,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-# What is sent.
-
-
-async def test_a_consumers_prompt_is_on_the_server_when_its_last_input_arrives(
-    server: FakeServer,
-) -> None:
+async def test_a_prompt_is_on_the_server_when_its_last_input_arrives(server: FakeServer) -> None:
     graph = chain(agent("a", 190), agent("b", 20))
     server.manners.pause_s = 0.003
     with load_served(server.url) as engine, session(engine, "exact") as active:
@@ -98,9 +93,7 @@ async def test_a_consumers_prompt_is_on_the_server_when_its_last_input_arrives(
     assert done.report.phases["forward"] > 0
 
 
-async def test_a_second_run_finds_its_prefix_and_another_namespace_does_not(
-    server: FakeServer,
-) -> None:
+async def test_a_second_run_finds_its_prefix_another_namespace_not(server: FakeServer) -> None:
     graph = chain(agent("a", 20), agent("b", 20))
     with load_served(server.url) as engine:
         for namespace, warm in (("x", False), ("x", True), ("y", False)):
@@ -119,9 +112,7 @@ async def test_dense_calls_are_alone(server: FakeServer) -> None:
     with load_served(server.url) as engine, session(engine, "dense") as active:
         probes = len(server.requests)
         for _ in range(2):
-            assert (
-                await active.arun(chain(agent("a"), agent("b")), TASK)
-            ).totals.reused_tokens == 0
+            assert (await active.arun(TWO, TASK)).totals.reused_tokens == 0
     sent = server.requests[probes:]
     assert len(sent) == 4
     assert len({body["cache_salt"] for body in sent}) == 4
@@ -129,11 +120,9 @@ async def test_dense_calls_are_alone(server: FakeServer) -> None:
 
 async def test_auto_is_exact_and_says_why(server: FakeServer) -> None:
     with load_served(server.url) as engine, session(engine, "auto") as active:
-        call = (await active.arun(chain(agent("a"), agent("b")), TASK)).call("b")
-    assert call.report.mode == "exact"
-    assert call.report.gate == (
-        "exact, because its KV stays on the server, which reuses equal prefixes"
-    )
+        report = (await active.arun(TWO, TASK)).call("b").report
+    why = "exact, because its KV stays on the server, which reuses equal prefixes"
+    assert (report.mode, report.gate) == ("exact", why)
 
 
 async def test_sampling_is_sent_as_it_was_asked(server: FakeServer) -> None:
@@ -145,7 +134,7 @@ async def test_sampling_is_sent_as_it_was_asked(server: FakeServer) -> None:
     assert [body[name] for name in fields] == [[20, 21, 22], 0.7, 0.9, 3, 11, [300]]
 
 
-async def test_beginnings_and_stop_texts_are_as_on_the_local_engine(
+async def test_beginnings_and_stop_texts_are_as_locally(
     server: FakeServer, behind: LocalEngine
 ) -> None:
     with session(behind, "dense") as active:
@@ -177,7 +166,7 @@ async def test_no_more_requests_are_under_way_than_the_gate_lets_through(
 
 
 async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
-    gate = Gate(4)
+    gate, one = Gate(4), Gate(1)
     async with gate.spare() as first, gate.spare() as second, gate.spare() as third:
         assert (first, second, third) == (True, True, False)  # half of the places at most
     async with gate.ready() as begun:
@@ -186,7 +175,6 @@ async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
         begun()
         async with gate.spare() as free:
             assert free
-    one = Gate(1)
     async with one.ready() as begun:
         begun()
         async with one.spare() as free:
@@ -195,12 +183,7 @@ async def test_requests_ahead_leave_room_and_make_nobody_wait() -> None:
         assert free
 
 
-# Servers that can do less.
-
-
-async def test_without_token_ids_texts_are_encoded_again(
-    server: FakeServer, behind: LocalEngine
-) -> None:
+async def test_without_ids_texts_are_encoded_again(server: FakeServer, behind: LocalEngine) -> None:
     server.manners.token_ids = False
     with load_served(server.url) as engine:
         assert "encoded again" in engine.capabilities.reason
@@ -223,23 +206,20 @@ async def test_without_token_ids_texts_are_encoded_again(
         ({"refuses_ids": True}, "gives no token ids"),
     ],
 )
-async def test_what_a_server_lacks_is_found_out_once_and_said(
+async def test_what_a_server_lacks_is_said(
     server: FakeServer, manners: dict[str, bool], said: str
 ) -> None:
     vars(server.manners).update(manners)
     with load_served(server.url) as engine:
         assert said in engine.capabilities.reason
         with session(engine, "auto") as active:
-            result = await active.arun(chain(agent("a"), agent("b")), TASK)
+            result = await active.arun(TWO, TASK)
     check_usage(result)
     assert said in result.call("b").report.gate
     fields = {"salts": "cache_salt", "refuses_ids": "return_token_ids"}
     for name in manners:
         if name in fields:
             assert all(fields[name] not in body for body in server.real())
-
-
-# Servers that fail.
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "drop-first"])
@@ -277,7 +257,7 @@ async def test_what_does_not_pass_is_told_after_the_waits_that_the_server_asks_f
         ("error", "failed: the GPU is on fire"),
     ],
 )
-async def test_an_answer_that_breaks_off_fails_its_attempt(
+async def test_an_answer_that_breaks_off_has_failed(
     server: FakeServer, fault: str, said: str
 ) -> None:
     with load_served(server.url) as engine:
@@ -295,9 +275,7 @@ async def test_an_answer_that_breaks_off_fails_its_attempt(
     check_usage(result)
 
 
-async def test_nothing_depends_on_requests_ahead(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_ahead_may_fail(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = chain(agent("a", 150), agent("b", 20))
     with load_served(server.url) as engine:
         with session(engine, "dense") as active:
@@ -323,20 +301,13 @@ async def test_an_engine_that_is_closed_fails_its_open_rows(server: FakeServer) 
     engine.close()
 
 
-# What is said to people.
-
-
-def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(ModelError, match=r"127.0.0.1:9/v1 cannot be reached: start it \(`vllm"):
-        load_served("http://127.0.0.1:9")
-
-
 @pytest.mark.parametrize(
     ("url", "said"),
     [
         ("localhost:8000", "write http://HOST:PORT/v1"),
         ("", "write http://HOST:PORT/v1"),
         ("http://me:secret@host/v1", "put the key in OPENAI_API_KEY"),
+        ("http://127.0.0.1:9", r"127.0.0.1:9/v1 cannot be reached: start it \(`vllm"),
     ],
 )
 def test_addresses_are_checked(url: str, said: str) -> None:
@@ -345,17 +316,22 @@ def test_addresses_are_checked(url: str, said: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_a_model_is_chosen_where_there_are_several(server: FakeServer) -> None:
+def test_the_model_and_its_tokenizer_are_chosen(server: FakeServer) -> None:
+    for models, named, said in (
+        (("one", "two"), {}, "2 models: choose one with --served-model"),
+        (("one", "two"), {"served_model": "three"}, "no model 'three': choose one of one, two"),
+        ((), {}, "serves no model"),
+        (("tiny",), {"model": "smollm2-135m"}, "another tokenizer"),
+    ):
+        server.manners.models = models
+        with pytest.raises(ModelError, match=said):
+            load_served(server.url, **named)
     server.manners.models = ("one", "two")
-    with pytest.raises(ModelError, match="2 models: choose one with --served-model"):
-        load_served(server.url)
-    with pytest.raises(ModelError, match="no model 'three': choose one of one, two"):
-        load_served(server.url, served_model="three")
     with load_served(server.url, served_model="two") as engine:
         assert engine.model == "two"
-    server.manners.models = ()
-    with pytest.raises(ModelError, match="serves no model"):
-        load_served(server.url)
+    server.manners.root = "no such thing"
+    with pytest.raises(ModelError, match="name the folder or hub id of its tokenizer"):
+        load_served(server.url, served_model="two")
 
 
 def test_keys_come_from_the_environment_and_are_told_to_nobody(
@@ -370,11 +346,11 @@ def test_keys_come_from_the_environment_and_are_told_to_nobody(
     assert "wrong-5678" not in str(raised.value)
     monkeypatch.setenv("OPENAI_API_KEY", "sesame-1234")
     with load_served(server.url) as engine, session(engine, "exact", runs=tmp_path) as active:
-        result = active.run(chain(agent("a"), agent("b")), TASK)
+        result = active.run(TWO, TASK)
         server.manners.key = "another"
         server.manners.repeats_key = True
         with pytest.raises(ModelError) as raised:
-            active.run(chain(agent("a"), agent("b")), TASK)
+            active.run(TWO, TASK)
     assert "sesame" not in str(raised.value)
     assert result.trace.path is not None
     for file in tmp_path.rglob("*.jsonl"):
@@ -391,17 +367,6 @@ async def test_the_context_is_the_servers(server: FakeServer) -> None:
     server.manners.max_model_len = None
     with load_served(server.url) as engine:
         assert engine.max_context == 8192  # the model's own
-
-
-def test_another_tokenizer_is_refused(server: FakeServer) -> None:
-    with pytest.raises(ModelError, match="another tokenizer"):
-        load_served(server.url, "smollm2-135m")
-    server.manners.root = "no such thing"
-    with pytest.raises(ModelError, match="name the folder or hub id of its tokenizer"):
-        load_served(server.url)
-
-
-# Bookkeeping.
 
 
 @given(
@@ -425,15 +390,12 @@ def test_usage_adds_up(steps: list[tuple[str, int, int | None]], cached: int | N
         else:
             held = None if held is None else min(held, tokens)
             again += 0 if held is None else max(min(len(plain), tokens) - held, 0)
-            plain += [
-                "prefix" if i < (held or 0) else "computed" for i in range(len(plain), tokens)
-            ]
+            known = ["prefix"] * (held or 0) + ["computed"] * tokens
+            plain += known[len(plain) : tokens]
             usage.add(0.0, tokens, held)
-    found = [
-        what
-        for a in usage.arrivals
-        for what in ["prefix"] * (a.tokens - a.computed) + ["computed"] * a.computed
-    ]
+    found = list[str]()
+    for a in usage.arrivals:
+        found += ["prefix"] * (a.tokens - a.computed) + ["computed"] * a.computed
     assert found == plain
     assert len(found) == 100
     assert usage.again == again

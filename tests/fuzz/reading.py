@@ -1,7 +1,5 @@
 """A coverage-guided fuzz target: bytes as a trace, or as what was learned (`make fuzz`)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import sys
@@ -28,7 +26,6 @@ FAMILIES = {ANCHORS: AnchorPool, "linear": LinearOffsets}
 
 
 def trace(data: bytes) -> None:
-    """Read and shown, or a `TraceError`."""
     path = PLACE / "trace.jsonl"
     path.write_bytes(data)
     out = console()

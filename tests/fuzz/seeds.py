@@ -1,7 +1,5 @@
 """Writes inputs for the fuzz target to begin with: a trace, learned state, audits, a manifest."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

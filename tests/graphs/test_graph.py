@@ -1,9 +1,5 @@
 """Agent graphs: validation, order, immutability, networkx."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.agents import Agent, critic, editor, judge, solver
+from kvcomm.agents import Agent, critic, judge, solver
 from kvcomm.errors import GraphError
 from kvcomm.graphs import (
     AgentGraph,
@@ -27,9 +23,6 @@ from kvcomm.graphs import (
 from tests.codecs import byte_codec
 
 A, B, C = Agent("a"), Agent("b"), Agent("c")
-
-
-# --- what is refused ---
 
 
 @pytest.mark.parametrize(
@@ -50,7 +43,7 @@ A, B, C = Agent("a"), Agent("b"), Agent("c")
             [Agent("d", prompt="{tusk}")],
             [],
             {},
-            "placeholder `{tusk}` of agent `d` has no producer",
+            "placeholder `{tusk}` of agent `d` has no prod",
         ),
         ([A, Agent("d", prompt="{task}")], [("a", "d")], {}, "add `{a}` or `{messages}`"),
         (
@@ -75,21 +68,15 @@ def search(texts: Any) -> str:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: AgentGraph([search, A]),
-        lambda: AgentGraph({"a": A, "search": search}, answer="a"),
-        lambda: chain(search, A),
-        lambda: fully_connected(A, search),
-        lambda: debate(A, B, judge=search),
-        lambda: star(A, search),
-        lambda: star(search, A),
-        lambda: layered([search], [A]),
-        lambda: layered([A], [search]),
-        lambda: tree(A, search),
+        *(lambda: AgentGraph([search, A]), lambda: AgentGraph({"a": A, "b": search}, answer="a")),
+        *(lambda: chain(search, A), lambda: fully_connected(A, search), lambda: tree(A, search)),
+        *(lambda: debate(A, B, judge=search), lambda: star(A, search), lambda: star(search, A)),
+        *(lambda: layered([search], [A]), lambda: layered([A], [search])),
         lambda: random_dag(A, search),
     ],
 )
 def test_a_function_among_the_agents_is_told_to_be_a_tool(build: Any) -> None:
-    with pytest.raises(GraphError, match=r"`search` is a function.* Tool\('search', search\)"):
+    with pytest.raises(GraphError, match=r"is a function.* Tool\('\w+', search\)"):
         build()
 
 
@@ -100,34 +87,21 @@ def test_what_is_no_node_is_named(node: Any) -> None:
 
 
 def test_a_long_cycle_is_named_in_order() -> None:
-    names = [f"n{i}" for i in range(5)]
-    edges = [(names[i], names[(i + 1) % 5]) for i in range(5)]
-    with pytest.raises(GraphError) as raised:
-        AgentGraph([Agent(name) for name in names], edges)
-    message = str(raised.value)
-    path = message.split(": ")[1].split(";")[0].replace("`", "").split(" → ")
+    edges = list(pairwise(["n0", "n1", "n2", "n3", "n4", "n0"]))
+    with pytest.raises(GraphError, match="unroll rounds") as raised:
+        AgentGraph([Agent(name) for name, _ in edges], edges)
+    path = str(raised.value).split(": ")[1].split(";")[0].replace("`", "").split(" → ")
     assert path[0] == path[-1]
     assert all(step in edges for step in pairwise(path))
-    assert "unroll rounds" in message
-
-
-# --- what a graph knows ---
 
 
 def test_senders_come_in_the_order_of_the_agents_not_of_the_edges() -> None:
-    graph = AgentGraph([B, A, C], [("a", "c"), ("b", "c")])
+    graph = AgentGraph([B, A, C], [("a", "c"), ("b", "c"), ["a", "c"]], answer="a")
     assert [s.node for s in graph.nodes["c"].senders] == ["b", "a"]
-    assert graph.edges == (("a", "c"), ("b", "c"))
+    assert graph.edges == (("a", "c"), ("b", "c"))  # one that is given twice is one
     assert graph.successors("a") == ["c"]
     assert graph.successors("c") == []
-
-
-def test_an_edge_given_twice_is_one() -> None:
-    assert AgentGraph([A, B], [("a", "b"), ["a", "b"]]).edges == (("a", "b"),)
-
-
-def test_a_node_that_is_not_last_may_answer() -> None:
-    assert AgentGraph([A, B], [("a", "b")], answer="a").answer == "a"
+    assert repr(graph) == "AgentGraph('graph', 3 nodes, answer='a')"
 
 
 def test_nodes_may_be_named_apart_from_their_agents() -> None:
@@ -136,22 +110,11 @@ def test_nodes_may_be_named_apart_from_their_agents() -> None:
     assert (sender.node, sender.agent, sender.own) == ("first", "solver", True)
 
 
-def test_more_inputs_than_the_task() -> None:
-    reader = Agent("reader", prompt="{task} {passage}")
-    assert AgentGraph([reader], inputs=("task", "passage")).inputs == ("task", "passage")
-
-
 def test_the_template_of_a_node_has_its_inputs_and_messages() -> None:
-    graph = chain(solver(), critic())
-    assert graph.template("solver", byte_codec()).names == ("task",)
-    assert graph.template("critic", byte_codec()).names == ("task", "solver")
-
-
-def test_a_graph_says_what_it_is() -> None:
-    assert repr(chain(A, B)) == "AgentGraph('chain', 2 nodes, answer='b')"
-
-
-# --- order ---
+    reader = Agent("reader", prompt="{passage} {messages}")
+    graph = AgentGraph([A, reader], [("a", "reader")], inputs=("task", "passage"))
+    assert graph.template("a", byte_codec()).names == ("task",)
+    assert graph.template("reader", byte_codec()).names == ("passage", "a")
 
 
 @st.composite
@@ -186,24 +149,15 @@ def test_networkx_and_back(graph: AgentGraph) -> None:
     assert (copy.answer, copy.name, copy.inputs) == (graph.answer, graph.name, graph.inputs)
 
 
-# --- networkx ---
-
-
-def test_rounds_survive_networkx() -> None:
-    graph = debate(solver(), critic(), judge=judge())
-    assert AgentGraph.from_networkx(graph.to_networkx()).nodes == graph.nodes
-
-
-def test_what_the_caller_says_goes_over_what_the_graph_carries() -> None:
+def test_what_networkx_carries_and_what_the_caller_says_over_it() -> None:
+    rounds = debate(solver(), critic(), judge=judge())
+    assert AgentGraph.from_networkx(rounds.to_networkx()).nodes == rounds.nodes
     plain = chain(A, B).to_networkx()
     graph = AgentGraph.from_networkx(plain, answer="a", name="mine", inputs=("task", "more"))
     assert (graph.answer, graph.name, graph.inputs) == ("a", "mine", ("task", "more"))
-
-
-def test_numbered_networkx_nodes_become_names() -> None:
-    plain = nx.DiGraph([(1, 2)], answer=1)
-    nx.set_node_attributes(plain, {1: A, 2: B}, "agent")
-    graph = AgentGraph.from_networkx(plain)
+    numbered = nx.DiGraph([(1, 2)], answer=1)
+    nx.set_node_attributes(numbered, {1: A, 2: B}, "agent")
+    graph = AgentGraph.from_networkx(numbered)
     assert (list(graph.nodes), graph.edges, graph.answer) == (["1", "2"], (("1", "2"),), "1")
 
 
@@ -220,49 +174,17 @@ def test_networkx_graphs_that_are_no_agent_graph() -> None:
         AgentGraph.from_networkx(twins)
 
 
-# --- immutability ---
-
-
 def test_a_graph_cannot_be_changed() -> None:
-    graph = chain(A, B)
+    agents = {"a": A, "b": B}
+    graph = AgentGraph(agents, [("a", "b")])
+    del agents["a"]
+    graph.to_networkx().remove_node("a")
+    graph.levels().clear()
+    graph.successors("a").clear()
+    assert (list(graph.nodes), graph.levels()) == (["a", "b"], [["a"], ["b"]])
+    assert (len(graph.to_networkx()), graph.successors("a")) == (2, ["b"])
     with pytest.raises(TypeError):
         graph.nodes["c"] = graph.nodes["a"]
     for name in ("answer", "name", "inputs", "nodes", "edges", "order"):
         with pytest.raises(AttributeError):
             setattr(graph, name, None)
-
-
-def test_what_a_graph_hands_out_is_a_copy() -> None:
-    graph = fully_connected(A, B, C)
-    graph.to_networkx().remove_node("a")
-    graph.levels().clear()
-    graph.successors("a").clear()
-    assert len(graph.to_networkx()) == len(graph.levels()) == 3
-    assert graph.successors("a") == ["b", "c"]
-
-
-def test_a_graph_keeps_nothing_of_the_mapping_it_was_made_from() -> None:
-    agents = {"x": A, "y": B}
-    graph = AgentGraph(agents, [("x", "y")])
-    del agents["x"]
-    assert list(graph.nodes) == ["x", "y"]
-
-
-# --- size ---
-
-
-def test_a_large_graph_is_built() -> None:
-    graph = chain(*(Agent(f"n{i}") for i in range(4000)))
-    assert len(graph.levels()) == 4000
-    assert all(len(graph.successors(name)) == 1 for name in graph.order[:-1])
-
-
-def test_agents_and_graphs_load_without_torch() -> None:
-    code = "import sys, kvcomm.agents, kvcomm.graphs; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_graph_of_roles_resolves() -> None:
-    graph = chain(solver(), critic(), editor())
-    names = [graph.template(node, byte_codec()).names for node in graph.order]
-    assert names == [("task",), ("task", "solver"), ("task", "critic")]

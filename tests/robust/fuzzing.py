@@ -1,7 +1,5 @@
 """Tests of one check with random input: a few examples each time, and many now and then."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +14,7 @@ def fuzzed(
     known = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
     def of(examples: int) -> Callable:
-        quiet = settings(max_examples=examples, deadline=None, suppress_health_check=known)
+        quiet = settings(max_examples=examples, suppress_health_check=known)
         return quiet(given(**arguments)(check))
 
     return of(few), pytest.mark.slow(pytest.mark.timeout(timeout)(of(many)))

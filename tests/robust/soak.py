@@ -7,8 +7,6 @@ Every request ends once: answered, failed as it had to, or cancelled on purpose.
 sampled, and has to be flat.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import random
@@ -18,7 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,14 +43,8 @@ Post = Callable[[str], str]
 
 
 def member(name: str, tokens: int, post: Post | None = None) -> Agent:
-    """A small agent; one with a post-processing is tried again when that fails."""
     more = {} if post is None else {"post": post, "retries": 1, "backoff_s": 0.0}
     return agent(name, tokens, **more)
-
-
-def tool(texts: object) -> str:
-    """What a lookup returns."""
-    return "Birds lay eggs, and 2 and 3 make 5."
 
 
 Make = Callable[[Post | None], AgentGraph]
@@ -72,7 +64,7 @@ GRAPHS: dict[str, Make] = {
         *[member(f"n{i}", 4 + 3 * i, post if i == 2 else None) for i in range(7)], seed=5
     ),
     "tool": lambda post: AgentGraph(
-        [Tool("facts", tool), member("a", 10, post), member("b", 6)],
+        [Tool("facts", lambda texts: "Birds lay eggs."), member("a", 10, post), member("b", 6)],
         [("facts", "a"), ("facts", "b"), ("a", "b")],
     ),
 }
@@ -99,7 +91,6 @@ class Summary:
         return statistics.median(sizes[-quarter:]) / before - 1
 
     def lines(self) -> Iterator[str]:
-        """The summary for a reader."""
         yield f"{self.started:,} requests in {self.seconds:,.0f} s"
         for title, found in (("ended", self.ended), ("faults", self.faults)):
             yield f"{title:8} " + ", ".join(f"{count:,} {what}" for what, count in found.items())
@@ -112,19 +103,16 @@ class Summary:
 
 
 class Soak:
-    """One soak on an engine of its own."""
-
-    def __init__(self, seed: int, *, faults: bool = True) -> None:
+    def __init__(self, folder: Path, seed: int, faults: bool) -> None:
         self.random = random.Random(seed)
         self.faulty = faults
         self.summary = Summary()
-        self._folder = Path(tempfile.mkdtemp(prefix="kvcomm-soak-"))
+        self._folder = folder
         self.engine: LocalEngine = load_engine(
             "random:llama-tiny", dtype="float64", device="cpu", spill=self._folder / "spill"
         )
         self.engine.budget.limit = SLOTS * self.engine.slot_bytes
         self._expected: dict[tuple[str, str], str] = {}
-        self._seen: set[int] = set()
         self._scarce = self._failed = False
 
     def references(self) -> None:
@@ -183,15 +171,11 @@ class Soak:
 
         self.engine.core.call(harm)
 
-    async def request(self, number: int) -> None:
-        """One request from start to end."""
+    async def request(self) -> None:
         name = self.random.choice(list(GRAPHS))
         task, mode = self.random.choice(TASKS), self.random.choice(MODES)
-        kind = "none"
-        if self.faulty:
-            kind = self.random.choices(
-                ["none", "post fails once", "post always fails", "cancelled"], [70, 15, 5, 10]
-            )[0]
+        kinds = ["none", "post fails once", "post always fails", "cancelled"]
+        kind = self.random.choices(kinds, [70, 15, 5, 10])[0] if self.faulty else "none"
         left = {"post fails once": 1, "post always fails": 1 << 30}.get(kind, 0)
         if kind != "none":
             self.summary.faults[kind] += 1
@@ -220,43 +204,32 @@ class Soak:
         try:
             result = await run
         except asyncio.CancelledError:
-            self._end(number, "cancelled" if kind == "cancelled" else "lost")
+            self.summary.ended["cancelled" if kind == "cancelled" else "lost"] += 1
         except KvcommError as error:
             expected = isinstance(error, NodeFailed) and kind == "post always fails"
-            self._end(number, "failed" if expected else "lost")
+            self.summary.ended["failed" if expected else "lost"] += 1
             if not expected:
                 self.summary.problems.append(f"{name}, {mode}, {kind}: {error}")
         else:
             # Audits are made behind the answer; some sessions end while theirs wait.
             await asyncio.to_thread(session.close)
-            self._end(number, "answered")
+            self.summary.ended["answered"] += 1
             if mode in ("dense", "exact") and result.answer != self._expected[name, task]:
                 self.summary.problems.append(f"{name}, {mode}, {kind}: another answer")
 
-    def _end(self, number: int, how: str) -> None:
-        if number in self._seen:
-            self.summary.problems.append(f"request {number} ended twice")
-        self._seen.add(number)
-        self.summary.ended[how] += 1
-
-    async def run(self, more: Callable[[Summary], bool], say: Callable[[str], None]) -> None:
+    async def run(self, more: Callable[[Summary], bool]) -> None:
         """Requests, some at a time, as long as `more` says so."""
-        process, told = psutil.Process(), time.monotonic()
+        process = psutil.Process()
 
         async def worker() -> None:
-            nonlocal told
             while more(self.summary):
                 number = self.summary.started
                 self.summary.started += 1
                 if self.random.random() < 0.3:
                     self.fault()
-                await self.request(number)
+                await self.request()
                 if number % 5 == 0:
                     self.summary.memory.append((number, process.memory_info().rss))
-                if time.monotonic() - told > 60:
-                    told = time.monotonic()
-                    size = self.summary.memory[-1][1] / 2**20
-                    say(f"{self.summary.started:,} requests, {size:,.0f} MiB")
 
         await asyncio.gather(*[worker() for _ in range(CONCURRENT)])
 
@@ -264,8 +237,8 @@ class Soak:
         """What has to be true when nothing runs any more."""
         summary, engine = self.summary, self.engine
         rest(engine)
-        if summary.started != sum(summary.ended.values()):
-            summary.problems.append(f"{summary.started} requests, {len(self._seen)} ended")
+        if summary.started != summary.ended.total():
+            summary.problems.append(f"{summary.started} requests, {summary.ended.total()} ended")
         if used := engine.admission.used:
             summary.problems.append(f"{used:,} bytes of sequences were never given back")
         waiting = [key for key, entry in engine.segments._entries.items() if entry.refs]
@@ -276,54 +249,32 @@ class Soak:
             summary.problems.append(f"{used:,} bytes in caches, {engine.budget.limit:,} allowed")
         engine.segments.check_integrity()
 
-    def close(self) -> None:
-        """Stop the engine and remove what it wrote."""
-        import shutil
 
-        self.engine.close()
-        with suppress(OSError):
-            shutil.rmtree(self._folder)
-
-
-def soak(
-    seconds: float = 0.0,
-    requests: int = 0,
-    *,
-    seed: int = 0,
-    faults: bool = True,
-    say: Callable[[str], None] = lambda line: None,
-) -> Summary:
-    """Run for so many seconds, or so many requests."""
-    one = Soak(seed, faults=faults)
-    try:
-        one.references()
-        began = time.monotonic()
-        with one.scarce_memory():
-            asyncio.run(
-                one.run(lambda s: s.started < requests or time.monotonic() - began < seconds, say)
-            )
-        one.summary.seconds = time.monotonic() - began
-        one.check()
-    finally:
-        one.close()
-    return one.summary
+def soak(seconds: float = 0.0, requests: int = 0, *, seed: int = 0, faults: bool = True) -> Summary:
+    with tempfile.TemporaryDirectory(prefix="kvcomm-soak-") as folder:
+        one = Soak(Path(folder), seed, faults)
+        try:
+            one.references()
+            began = time.monotonic()
+            with one.scarce_memory():
+                asyncio.run(
+                    one.run(lambda s: s.started < requests or time.monotonic() - began < seconds)
+                )
+            one.summary.seconds = time.monotonic() - began
+            one.check()
+        finally:
+            one.engine.close()
+        return one.summary
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-faults", action="store_true")
     given = parser.parse_args()
-    found = soak(
-        60 * given.minutes,
-        given.requests,
-        seed=given.seed,
-        faults=not given.no_faults,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    found = soak(60 * given.minutes, given.requests, seed=given.seed, faults=not given.no_faults)
     print("\n".join(found.lines()))
     sys.exit(1 if found.problems else 0)
 

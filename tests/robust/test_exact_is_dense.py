@@ -1,7 +1,5 @@
 """`exact` says what `dense` says: any graph, any budget, whatever runs beside it."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 

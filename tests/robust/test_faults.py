@@ -1,7 +1,5 @@
 """Agents and tools that go wrong: what the run does, what is kept, and who is told."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +34,7 @@ def returns(value: object) -> Callable[[object], object]:
     return lambda _: value
 
 
+SKIP = {"on_error": "skip"}
 FAULTS = {
     "raises": (raises, "RuntimeError: no luck"),
     "hangs": (hangs, "took longer than its timeout of 1 s"),
@@ -56,7 +55,7 @@ def team(post: object, **care: object) -> AgentGraph:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_fails_the_run_with_the_node_and_the_reason(
+def test_a_fault_fails_the_run_with_its_reason(
     tiny: LocalEngine, fault: str, tmp_path: Path
 ) -> None:
     post, reason = FAULTS[fault]
@@ -72,9 +71,7 @@ def test_a_fault_fails_the_run_with_the_node_and_the_reason(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_branch_that_is_skipped_is_named_to_its_readers(
-    tiny: LocalEngine, fault: str, mode: str
-) -> None:
+def test_readers_are_told_of_a_skipped_branch(tiny: LocalEngine, fault: str, mode: str) -> None:
     post, reason = FAULTS[fault]
     events = Events()
     result = answered(tiny, mode, team(post, on_error="skip"), listeners=(events,))
@@ -97,60 +94,47 @@ def test_a_fallback_stands_in_for_the_message(tiny: LocalEngine, mode: str) -> N
     graph = team(raises, on_error="fallback", fallback=said)
     given = fully_connected(agent("a", 10), Tool("b", lambda texts: said), agent("c", 10))
     with session(tiny, mode) as active:
-        result = active.run(graph, TASK)
-        expected = active.run(given, TASK)
-    assert result.answer == expected.answer
+        assert active.run(graph, TASK).answer == active.run(given, TASK).answer
 
 
 def test_the_answer_may_fall_back_but_not_be_skipped(tiny: LocalEngine) -> None:
-    def graph(**care: object) -> AgentGraph:
-        return fully_connected(agent("a"), agent("b", post=raises, **care))
-
-    with session(tiny, "exact") as active:
-        result = active.run(graph(on_error="fallback", fallback="No idea."), TASK)
-        assert result.answer == "No idea."
-        with pytest.raises(NodeFailed, match="no luck"):
-            active.run(graph(on_error="skip"), TASK)
+    said = {"on_error": "fallback", "fallback": "No idea."}
+    graphs = (fully_connected(agent("a"), agent("b", post=raises, **how)) for how in (said, SKIP))
+    assert answered(tiny, "exact", next(graphs), TASK).answer == "No idea."
+    with pytest.raises(NodeFailed, match="no luck"):
+        answered(tiny, "exact", next(graphs), TASK)
 
 
 def test_attempts_wait_longer_and_longer(tiny: LocalEngine) -> None:
     events = Events()
     graph = team(raises, on_error="skip", retries=3, backoff_s=0.01)
-    with session(tiny, "exact", listeners=(events,)) as active:
-        active.run(graph, TASK)
+    answered(tiny, "exact", graph, listeners=(events,))
     assert [retry.wait_s for retry in events.of("retry")] == [0.01, 0.02, 0.04]
 
 
+HANGING = """
+import time
+from kvcomm import Session, load_engine
+from kvcomm.agents import Agent, Tool
+from kvcomm.graphs import chain
+web = Tool("web", lambda texts: time.sleep(600), timeout_s=0.2, on_error="skip")
+with load_engine("random:llama-tiny") as engine, Session(engine, state=None, runs=None) as session:
+    print("answered", len(session.run(chain(web, Agent("a", prompt="{task} {web}")), "x").answer))
+"""
+
+
 def test_what_hangs_does_not_keep_the_program_from_ending() -> None:
-    code = (
-        "import time\n"
-        "from kvcomm import Session, load_engine\n"
-        "from kvcomm.agents import Agent, Tool\n"
-        "from kvcomm.graphs import AgentGraph\n"
-        "web = Tool('web', lambda texts: time.sleep(600), timeout_s=0.2, on_error='skip')\n"
-        "graph = AgentGraph([web, Agent('a', prompt='{task} {web}')], [('web', 'a')])\n"
-        "with load_engine('random:llama-tiny') as engine, \\\n"
-        "        Session(engine, state=None, runs=None) as session:\n"
-        "    print('answered', len(session.run(graph, 'x').answer))\n"
-    )
-    done = python(code)
+    done = python(HANGING)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("answered")
 
 
 def test_other_calls_go_on_while_a_post_processing_hangs(tiny: LocalEngine) -> None:
     """It runs beside the event loop: a's reader c is not held up by b."""
-    graph = AgentGraph(
-        [
-            agent("a", 5),
-            agent("b", 5, post=hangs, timeout_s=2.0, on_error="skip"),
-            agent("c", 5),
-            agent("d", 5),
-        ],
-        [("a", "c"), ("b", "d"), ("c", "d")],
-    )
+    slow = agent("b", 5, post=hangs, timeout_s=2.0, on_error="skip")
+    agents = [agent("a", 5), slow, agent("c", 5), agent("d", 5)]
     events = Events()
-    with session(tiny, "exact", listeners=(events,)) as active:
-        active.run(graph, TASK)
+    graph = AgentGraph(agents, [("a", "c"), ("b", "d"), ("c", "d")])
+    answered(tiny, "exact", graph, listeners=(events,))
     order = [e.node for e in events.all if e.kind in ("call", "error")]
     assert order.index("c") < order.index("b")

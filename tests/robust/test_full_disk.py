@@ -1,7 +1,5 @@
 """A disk that fills up: answers are given, what was written is whole, and the user is told."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import subprocess
@@ -25,27 +23,26 @@ def limited(limit: int, *argv: str) -> subprocess.CompletedProcess[str]:
     return python(LIMIT.format(limit) + MAIN, *argv)
 
 
-def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    code = LIMIT.format(100) + (
-        "import sys; from pathlib import Path\n"
-        "from kvcomm.trace.line_file import LineFile\n"
-        "file = LineFile(Path(sys.argv[1]))\n"
-        "try:\n"
-        "    for _ in range(20): file.append('x' * 29)\n"
-        "except OSError: print('full')\n"
-    )
+LINES = """
+import sys; from pathlib import Path
+from kvcomm.trace.line_file import LineFile
+file = LineFile(Path(sys.argv[1]))
+try:
+    for _ in range(20): file.append("x" * 29)
+except OSError: print("full")
+"""
+
+
+def test_a_line_is_written_whole_or_not_at_all_and_behind_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    done = python(code, str(path))
+    done = python(LIMIT.format(100) + LINES, str(path))
     assert done.stdout == "full\n", done.stderr
     assert path.read_text() == ("x" * 29 + "\n") * 3
-
-
-def test_lines_go_behind_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "lines").write_text("old\n")
-    file = LineFile(tmp_path / "lines")
+    path.write_text("old\n")
+    file = LineFile(path)
     file.append("é \ud800")
     file.close()
-    assert (tmp_path / "lines").read_bytes() == "old\né ?\n".encode()
+    assert path.read_bytes() == "old\né ?\n".encode()
 
 
 def test_a_run_answers_and_its_trace_ends_with_a_whole_line(tmp_path: Path) -> None:

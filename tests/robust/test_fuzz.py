@@ -1,7 +1,5 @@
 """Random and mutated input: what is read is read, and all else is an error people can act on."""
 
-from __future__ import annotations
-
 import io
 import json
 import time
@@ -35,18 +33,14 @@ from kvcomm.trace.show import show_run
 from tests.codecs import smol_codec, straddling_codec
 from tests.robust.fuzzing import fuzzed
 from tests.robust.test_hostile_state import FAMILIES, folder, saved
+from tests.tasks.real import read_lines
 from tests.trace.traces import failed, whole
 
 __all__ = ["folder", "saved"]
 
 
-BRACES = st.lists(
-    st.sampled_from(
-        ["{", "}", "{{", "}}", "{a}", "{task}", "{a@1}", "a", " ", "\ue000", "é", "<|im_end|>"]
-    )
-    | st.text(max_size=3),
-    max_size=8,
-).map("".join)
+SIGNS = ("{", "}", "{{", "}}", "{a}", "{task}", "{a@1}", "a", " ", "\ue000", "é", "<|im_end|>")
+BRACES = st.lists(st.sampled_from(SIGNS) | st.text(max_size=3), max_size=8).map("".join)
 
 
 def check_templates(source: str) -> None:
@@ -73,10 +67,11 @@ JUNK = NUMBERS | st.none() | st.booleans() | st.text(max_size=4) | st.just([]) |
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """The lines of two runs."""
     place = tmp_path_factory.mktemp("traces")
-    paths = [make(place / make.__name__).path for make in (whole, failed)]
-    return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+    return [read_lines(make(place / make.__name__).path) for make in (whole, failed)]
+
+
+CHANGES = ("number", "junk", "drop", "twice", "move", "gone")
 
 
 def spoil(data: st.DataObject, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,9 +81,7 @@ def spoil(data: st.DataObject, lines: list[dict[str, Any]]) -> list[dict[str, An
         at = data.draw(st.integers(0, len(lines) - 1))
         line = lines[at]
         field = data.draw(st.sampled_from(sorted(line)))
-        match data.draw(
-            st.sampled_from(["number", "number", "junk", "drop", "twice", "move", "gone"])
-        ):
+        match data.draw(st.sampled_from(["number", *CHANGES])):
             case "number":
                 numeric = [key for key in sorted(line) if type(line[key]) in (int, float)]
                 line[data.draw(st.sampled_from(numeric))] = data.draw(NUMBERS)
@@ -106,27 +99,26 @@ def spoil(data: st.DataObject, lines: list[dict[str, Any]]) -> list[dict[str, An
     return lines
 
 
-def look_everywhere(path: Path) -> None:
-    """Everything that is done with a trace."""
-    run = read_trace(path)
-    for options in ({}, {"segments": True}, {"text": True}):
-        out = console()
-        out.file = io.StringIO()
-        out.print(show_run(run, **options))
-    for event in run.events:
-        event_line(event)
+def look_everywhere(path: Path, content: bytes) -> None:
+    """Everything that is done with a trace; errors are those that people can act on."""
+    path.write_bytes(content)
     with suppress(KvcommError):
-        show_diff(run, run)
-    for name, export in FORMATS.items():
-        export.write(run, path.parent / f"export.{name}")
+        run = read_trace(path)
+        for options in ({}, {"segments": True}, {"text": True}):
+            out = console()
+            out.file = io.StringIO()
+            out.print(show_run(run, **options))
+        for event in run.events:
+            event_line(event)
+        with suppress(KvcommError):
+            show_diff(run, run)
+        for name, export in FORMATS.items():
+            export.write(run, path.parent / f"export.{name}")
 
 
 def check_mutated_traces(traces: list[list[dict[str, Any]]], tmp_path: Path, data: Any) -> None:
     lines = spoil(data, data.draw(st.sampled_from(traces)))
-    path = tmp_path / "trace.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    with suppress(KvcommError):
-        look_everywhere(path)
+    look_everywhere(tmp_path / "trace.jsonl", "\n".join(map(json.dumps, lines)).encode())
 
 
 test_mutated_traces, test_mutated_traces_at_length = fuzzed(check_mutated_traces, data=st.data())
@@ -143,14 +135,10 @@ test_random_lines, test_random_lines_at_length = fuzzed(
 
 
 def check_mutated_bytes(traces: list[list[dict[str, Any]]], tmp_path: Path, data: Any) -> None:
-    lines = "\n".join(map(json.dumps, data.draw(st.sampled_from(traces))))
-    whole = bytearray(lines.encode())
+    lines = bytearray("\n".join(map(json.dumps, data.draw(st.sampled_from(traces)))).encode())
     for _ in range(data.draw(st.integers(1, 8))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "trace.jsonl"
-    path.write_bytes(whole)
-    with suppress(KvcommError):
-        look_everywhere(path)
+        lines[data.draw(st.integers(0, len(lines) - 1))] = data.draw(st.integers(0, 255))
+    look_everywhere(tmp_path / "trace.jsonl", lines)
 
 
 test_mutated_bytes, test_mutated_bytes_at_length = fuzzed(check_mutated_bytes, data=st.data())
@@ -214,17 +202,10 @@ def test_long_answers_are_read_in_time(piece: str) -> None:
 
 
 def test_mathematics_is_compared_in_time() -> None:
+    texts = ("9**9**9**9", "\\frac{" * 300, "{" * 2000, "1" * 3000, "x^{" * 99, "\\int" * 50)
     began = time.monotonic()
     with MathScorer(timeout_s=1) as scorer:
-        for text in (
-            "9**9**9**9",
-            "\\frac{" * 300,
-            "{" * 2000,
-            "1" * 3000,
-            "x^{" * 99,
-            "\\int" * 50,
-        ):
-            assert not scorer.score(f"\\boxed{{{text}}}", "42").correct
+        assert not any(scorer.score(f"\\boxed{{{text}}}", "42").correct for text in texts)
     assert time.monotonic() - began < 20
 
 

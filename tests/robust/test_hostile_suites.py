@@ -1,7 +1,5 @@
 """Rows of strangers: an error names the file, the line and what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
@@ -58,7 +56,7 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, what: str) -> None:
     assert len(str(raised.value)) < 600
 
 
-@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "not UTF-8"])
+@pytest.mark.parametrize("kind", ["missing", "fifo", "endless", "folder", "not UTF-8"])
 def test_what_is_no_file_of_text_is_not_read(cli: Callable, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mine.jsonl"
     if kind == "fifo":
@@ -67,7 +65,7 @@ def test_what_is_no_file_of_text_is_not_read(cli: Callable, tmp_path: Path, kind
         path.mkdir()
     elif kind == "endless":
         path.symlink_to("/dev/zero")
-    else:
+    elif kind == "not UTF-8":
         path.write_bytes(b"\xff\xff")
     ended = cli("eval", "mine.jsonl")
     assert ended.code == 2

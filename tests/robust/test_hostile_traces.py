@@ -1,7 +1,5 @@
 """Traces that somebody else wrote: shown as far as they can be read, in bounded time and memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -9,54 +7,48 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.trace.traces import whole
+from kvcomm.trace.export import FORMATS
+from tests.trace import traces
 
 # What must not reach a terminal: controls but newlines, overrides of direction, half characters.
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 ATTACK = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202e[bold]x[/][/nope] :smile:"
+RETRY = b'{"kind": "retry", "node": "a", "attempt": 1, "error": "", "wait_s": %s}'
 # What follows the first line of a trace, and how many of these lines are no events.
 LINES: dict[str, tuple[bytes, int]] = {
     "deeply nested": (b'{"kind": "error", "node": ' + b"[" * 100_000, 1),
-    "huge integer": (
-        b'{"kind": "error", "v": ' + b"9" * 100_000 + b', "node": "a", "error": "e"}',
-        1,
-    ),
-    "not a number": (
-        b'{"kind": "retry", "node": "a", "attempt": 1, "error": "", "wait_s": NaN}',
-        1,
-    ),
-    "infinite": (b'{"kind": "retry", "node": "a", "attempt": 1, "error": "", "wait_s": 1e999}', 1),
+    "huge integer": (b'{"kind": "error", "node": "a", "v": ' + b"9" * 100_000 + b"}", 1),
+    "not a number": (RETRY % b"NaN", 1),
+    "infinite": (RETRY % b"1e999", 1),
     "wrong types": (b'{"kind": "node", "node": {}, "attempt": "x", "prompt_capacity": []}', 1),
     "no object": (b'[1, 2]\nnull\n"text"', 3),
-    "duplicate keys": (
-        b'{"kind": "x", "kind": "error", "node": "b", "node": null, "error": "e"}',
-        0,
-    ),
+    "duplicate keys": (b'{"kind": "x", "kind": "error", "node": 1, "node": null, "error": ""}', 0),
     "binary": (bytes(range(11, 256)) * 40, 1),
     "long": (b'{"kind": "error", "node": null, "error": "' + b"x" * 40_000_000 + b'"}', 1),
 }
 COMMANDS = {
-    "show": ("trace", "show", "RUN"),
-    "segments": ("trace", "show", "RUN", "--segments"),
-    "text": ("trace", "show", "RUN", "--text"),
-    "json": ("trace", "show", "RUN", "--json"),
-    "list": ("trace", "list"),
-    "diff": ("trace", "diff", "RUN", "RUN"),
-    "csv": ("trace", "export", "RUN", "--to", "csv", "--force"),
-    "perfetto": ("trace", "export", "RUN", "--to", "perfetto", "--force"),
-    "otel": ("trace", "export", "RUN", "--to", "otel", "--force"),
-    "html": ("trace", "export", "RUN", "--to", "html", "--force"),
-    "parquet": ("trace", "export", "RUN", "--to", "parquet", "--force"),
+    "show": ("show", "one"),
+    "segments": ("show", "one", "--segments"),
+    "text": ("show", "one", "--text"),
+    "json": ("show", "one", "--json"),
+    "list": ("list",),
+    "tail": ("tail", "one"),
+    "diff": ("diff", "one", "one"),
+    **{name: ("export", "one", "--to", name, "--force") for name in FORMATS},
 }
+
+
+def ended_of(cli: Callable, *names: str) -> list[Any]:
+    return [cli("trace", *COMMANDS[name]) for name in names]
 
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """A run's trace at `runs/one`."""
-    whole(tmp_path / "runs" / "one")
+    traces.whole(tmp_path / "runs" / "one")
     return tmp_path / "runs" / "one" / "trace.jsonl"
 
 
@@ -74,7 +66,7 @@ def memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("what", LINES)
-def test_a_line_that_is_no_event_is_passed_over(
+def test_what_is_no_event_is_passed_over(
     cli: Callable, trace: Path, memory: None, what: str
 ) -> None:
     lines, skipped = LINES[what]
@@ -83,8 +75,7 @@ def test_a_line_that_is_no_event_is_passed_over(
     value = json.loads(cli("trace", "show", "one", "--json").out)
     assert value["skipped_lines"] == skipped
     assert value["status"] == "ok"
-    for name in ("show", "list", "csv"):
-        assert cli(*(w.replace("RUN", "one") for w in COMMANDS[name])).code == 0
+    assert {ended.code for ended in ended_of(cli, "show", "list", "csv")} == {0}
 
 
 @pytest.mark.parametrize("first", [line for line, _ in LINES.values()], ids=list(LINES))
@@ -105,27 +96,20 @@ def test_what_is_no_file_is_not_opened(cli: Callable, trace: Path, kind: str) ->
         trace.mkdir()
     else:
         trace.symlink_to("/dev/zero" if kind == "endless" else "nowhere")
-    for name in ("show", "diff", "csv"):
-        ended = cli(*(w.replace("RUN", "one") for w in COMMANDS[name]))
-        assert ended.code == 2
-        assert "no trace at 'one'" in ended.err
-    assert cli("trace", "tail", "one").code == 2
+    for ended in ended_of(cli, "show", "diff", "csv", "tail"):
+        assert (ended.code, "no trace at 'one'" in ended.err) == (2, True)
     listed = cli("trace", "list")
     assert listed.code == 0
     assert "unreadable" in listed.out or kind == "dangling"
 
 
-def test_a_link_to_a_trace_is_followed(cli: Callable, trace: Path) -> None:
-    moved = trace.rename(trace.parent.parent / "moved.jsonl")
-    trace.symlink_to(moved)
-    assert cli("trace", "show", "one").code == 0
-
-
-def test_an_export_does_not_write_through_a_link(cli: Callable, trace: Path) -> None:
+def test_links_are_read_through_and_not_written_through(cli: Callable, trace: Path) -> None:
     target = trace.parent.parent.parent / "elsewhere.csv"
     (trace.parent / "calls.csv").symlink_to(target)
     assert cli("trace", "export", "one", "--to", "csv").code == 2
     assert not target.exists()
+    trace.symlink_to(trace.rename(trace.parent.parent / "moved.jsonl"))
+    assert cli("trace", "show", "one").code == 0
 
 
 def hostile(value: object) -> object:
@@ -138,14 +122,10 @@ def hostile(value: object) -> object:
     return value + ATTACK if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "tail"])
-def test_texts_of_a_trace_do_not_steer_the_terminal(
-    cli: Callable, trace: Path, command: str
-) -> None:
-    lines = [json.dumps(hostile(json.loads(line))) for line in trace.read_text().splitlines()]
-    trace.write_text("\n".join(lines) + "\n")
-    argv = [w.replace("RUN", "one") for w in COMMANDS.get(command, ("trace", "tail", "RUN"))]
-    ended = cli(*argv)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_texts_of_a_trace_steer_no_terminal(cli: Callable, trace: Path, command: str) -> None:
+    traces.rewrite(trace, lambda event: event.update(hostile(event)))  # type: ignore[call-overload]
+    (ended,) = ended_of(cli, command)
     assert ended.code == 0, ended.err
     assert not STEERING.search(ended.out + ended.err)
     if command in ("show", "text", "tail", "json"):
@@ -159,13 +139,9 @@ def test_errors_do_not_steer_the_terminal(cli: Callable, trace: Path) -> None:
 
 
 def test_counts_that_add_up_to_more_than_a_column_holds(cli: Callable, trace: Path) -> None:
-    lines = [json.loads(line) for line in trace.read_text().splitlines()]
-    for line in lines:
-        if line["kind"] == "step":
-            line["computed"] = 2**63 - 1
-    trace.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    for name in ("show", "segments", "csv", "html"):
-        assert cli(*(w.replace("RUN", "one") for w in COMMANDS[name])).code == 0
-    ended = cli("trace", "export", "one", "--to", "parquet")
-    assert ended.code == 2
-    assert "more tokens than Parquet can hold" in ended.err
+    huge = {"computed": 2**63 - 1}
+    traces.rewrite(trace, lambda event: event.update(huge if event["kind"] == "step" else {}))
+    *others, last = ended_of(cli, "show", "segments", "csv", "html", "parquet")
+    assert {ended.code for ended in others} == {0}
+    assert last.code == 2
+    assert "more tokens than Parquet can hold" in last.err

@@ -1,7 +1,5 @@
 """KV that is lost or damaged before it is read: computed, and the trace says so."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,18 +13,18 @@ from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.kv import KV
 from kvcomm.kv.tiers import GONE
+from kvcomm.reuse.policy import Policy
 from kvcomm.reuse.recipe import Realign, Recipe
 from kvcomm.runtime.result import Result
-from tests.runtime.support import TASK, Events, agent, check_at_rest, session, steps_of
+from tests.runtime.support import TASK, Events, agent, answered, check_at_rest, session, steps_of
 
 GRAPH = chain(agent("a", 20), agent("b", 20), agent("c"))
 # Realigns every message, and every text that was read before, from the first call on.
 ROTATE = Realign(Recipe("rotated"), borrows=True)
 
 
-def run(engine: LocalEngine, policy: object, graph: AgentGraph = GRAPH) -> Result:
-    with session(engine, policy) as active:  # type: ignore[arg-type]
-        return active.run(graph, TASK)
+def run(engine: LocalEngine, policy: str | Policy, graph: AgentGraph = GRAPH) -> Result:
+    return answered(engine, policy, graph)
 
 
 def texts(result: Result) -> list[str]:
@@ -100,11 +98,8 @@ def test_a_realigned_prompt_that_yields_no_numbers_is_computed_instead(
 
     def spoiled(*given: object) -> realign.Realigned:
         found = real(*given)  # type: ignore[arg-type]
-        return realign.Realigned(
-            KV(found.kv.keys, torch.full_like(found.kv.values, torch.nan)),
-            found.filled,
-            found.computed,
-        )
+        nothing = KV(found.kv.keys, torch.full_like(found.kv.values, torch.nan))
+        return realign.Realigned(nothing, found.filled, found.computed)
 
     with monkeypatch.context() as patch:
         patch.setattr(realign, "realign", spoiled)

@@ -1,7 +1,5 @@
 """Data is never run: nothing in the source unpickles, evaluates or unpacks it."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +28,6 @@ SOURCES = [
 
 
 def dangers(source: str) -> Iterator[str]:
-    """What in a source could run data."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -1,7 +1,5 @@
 """Numbers that make no sense end every command with exit code 2 and a message."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

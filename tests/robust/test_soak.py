@@ -1,7 +1,5 @@
 """The soak, for a short time: see `soak.py`."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.robust.soak import soak

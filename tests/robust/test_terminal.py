@@ -1,7 +1,5 @@
 """What agents say and rows hold is printed as text: no escape, no markup."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

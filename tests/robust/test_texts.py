@@ -1,7 +1,5 @@
 """Texts of any length and kind: a run answers and is shown, or says what is too long."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from kvcomm.message import outgoing, well_formed
 from kvcomm.trace import read_trace
 from kvcomm.trace.text import plain, shorten
 from tests.codecs import smol_codec
-from tests.runtime.support import TASK, agent, answered, session
+from tests.runtime.support import agent, answered, session
 
 MODES = ("dense", "exact", "kvcomm", "auto")
 TEXTS = {
@@ -45,12 +43,12 @@ def test_any_text_is_answered_and_shown(cli: Callable, tiny, tmp_path: Path, wha
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_agents_that_say_nothing_are_heard(tiny, mode: str) -> None:
-    """A model that stops at once, and a `post` that leaves nothing."""
-    stops = frozenset(range(tiny.config.vocab_size))
-    silent = Agent("silent", sampling=Sampling(max_tokens=4, stop_token_ids=tuple(stops)))
+def test_agents_and_tools_that_say_nothing_are_heard(tiny, mode: str) -> None:
+    """A model that stops at once, a `post` that leaves nothing, and a tool that finds nothing."""
+    stops = tuple(range(tiny.config.vocab_size))
+    silent = Agent("silent", sampling=Sampling(max_tokens=4, stop_token_ids=stops))
     mute = Agent("mute", post=lambda text: "", sampling=Sampling(max_tokens=4))
-    graph = chain(silent, mute, agent("last", 4))
+    graph = chain(silent, Tool("find", lambda texts: ""), mute, agent("last", 4))
     with session(tiny, mode) as active:
         # The second run finds what the first has left.
         for _ in range(2):
@@ -70,26 +68,16 @@ NO_TEXT = r"`task` is .*, which is no text: .* session\.chat\(graph\)"
     ],
 )
 def test_an_input_that_is_no_text_is_refused(tiny, given: object, message: str) -> None:
-    with session(tiny, "exact") as active, pytest.raises(UsageError, match=message):
-        active.run(GRAPH, given)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_tool_that_finds_nothing_is_heard(tiny, mode: str) -> None:
-    graph = AgentGraph([Tool("find", lambda texts: ""), agent("a", 4)], [("find", "a")])
-    with session(tiny, mode) as active:
-        assert active.run(graph, "x").calls[0].report.output_tokens > 0
+    with pytest.raises(UsageError, match=message):
+        answered(tiny, "exact", GRAPH, given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("piece", ["word ", "😀", "<|im_start|>", "x"])
 def test_ten_megabytes_do_not_fit_and_say_so_at_once(smol, piece: str) -> None:
     text = piece * (10_000_000 // len(piece.encode()))
     began = time.process_time()
-    with (
-        session(smol, "exact") as active,
-        pytest.raises(ContextOverflow, match="shorten its inputs"),
-    ):
-        active.run(GRAPH, text)
+    with pytest.raises(ContextOverflow, match="shorten its inputs"):
+        answered(smol, "exact", GRAPH, text)
     assert time.process_time() - began < 5
 
 
@@ -135,18 +123,18 @@ def test_words_keep_their_joiners_and_lose_what_steers() -> None:
     kept = "naïve 3\u202f000\u00a0km 👩‍👩‍👧 می‌خواهم \u200fשלום"
     assert plain(kept) == kept
     assert plain("\x1b[1m\x07\x9b\r\x7f\u202e\u2066\ud800") == "�[1m" + "�" * 7
-    assert shorten("\x1b" + "a" * 50, 10) == "�aaaaaaaa…"
+    assert plain("a\tb\r\nc") == "a    b\nc"
+    assert shorten("\x1ba\n b" + "c" * 50, 10) == "�a bccccc…"
 
 
 def test_halves_of_characters_in_inputs_and_from_tools(tiny: LocalEngine, tmp_path: Path) -> None:
     graph = AgentGraph([Tool("web", lambda texts: "found \udc00"), agent("a")], [("web", "a")])
-    with session(tiny, "exact") as active:
-        active.run(graph, "a\ud800", out=tmp_path)
+    answered(tiny, "exact", graph, "a\ud800", out=tmp_path)
     trace = read_trace(tmp_path / "trace.jsonl")
     assert trace.started.inputs == {"task": "a\ufffd"}
     assert trace.tools[0].texts == {"web": "found \ufffd"}
 
 
 def test_a_seed_that_no_trace_could_hold_is_refused(tiny: LocalEngine) -> None:
-    with session(tiny, "exact", seed=2**64) as active, pytest.raises(UsageError, match="64 bits"):
-        active.run(GRAPH, TASK)
+    with pytest.raises(UsageError, match="64 bits"):
+        answered(tiny, "exact", seed=2**64)

@@ -1,7 +1,5 @@
 """Cases of scoring, one a line in `scoring/answers`, and real rows, of the folder `KVCOMM_DATA`."""
 
-from __future__ import annotations
-
 import json
 import os
 from functools import cache
@@ -14,7 +12,6 @@ ANSWERS = Path(__file__).parent / "scoring" / "answers"
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file, one a line."""
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [json.loads(line) for line in lines if line.strip()]
 

@@ -1,8 +1,7 @@
 """The evaluation loop on a tiny model: several at once, logged, resumed, failures kept."""
 
-from __future__ import annotations
-
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -72,6 +71,24 @@ def answers(samples: list[Sample]) -> dict[tuple[str, int, str], tuple[str, bool
     return {sample.key: (sample.answer, sample.correct) for sample in samples}
 
 
+class Stopped(Exception):
+    pass
+
+
+def stopped(
+    engine: LocalEngine, made: EvalPlan, out: Path, count: int, now: datetime | None = None
+) -> None:
+    """Begin an evaluation and end it when it has told of so many samples."""
+    left = itertools.count(1)
+
+    def stop(sample: Sample) -> None:
+        if next(left) == count:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        evaluate(engine, made, out, stop, now)
+
+
 def test_every_task_is_done_and_kept_with_its_trace(tiny: LocalEngine, tmp_path: Path) -> None:
     heard: list[Sample] = []
     samples = evaluate(tiny, plan(), tmp_path, heard.append)
@@ -85,20 +102,9 @@ def test_every_task_is_done_and_kept_with_its_trace(tiny: LocalEngine, tmp_path:
         assert trace.finished.answer == sample.answer
 
 
-def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny: LocalEngine, tmp_path: Path) -> None:
     whole = evaluate(tiny, plan(), tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    def stop(sample: Sample) -> None:
-        if len(read_samples(tmp_path / "cut" / SAMPLES)) == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        evaluate(tiny, plan(), tmp_path / "cut", stop)
+    stopped(tiny, plan(), tmp_path / "cut", 3)
     path = tmp_path / "cut" / SAMPLES
     before = read_samples(path)
     assert 3 <= len(before) < len(TASKS)
@@ -118,16 +124,7 @@ def test_a_run_that_goes_on_the_next_day_has_the_prompts_of_the_first(
     monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", DATED)
     first, second = datetime(2026, 5, 9, 23, 50, 1, 5), datetime(2026, 5, 10, 0, 10)
     made = plan(modes=(mode,), tasks=TASKS[:4], concurrent=1)
-
-    class Stop(Exception):
-        pass
-
-    def stop(sample: Sample) -> None:
-        if sample.task == "t1":
-            raise Stop
-
-    with pytest.raises(Stop):
-        evaluate(tiny, made, tmp_path, stop, now=first)
+    stopped(tiny, made, tmp_path, 2, first)
     samples = evaluate(tiny, made, tmp_path, now=second)
     assert len(samples) == 4
     assert not any(sample.error for sample in samples)
@@ -146,19 +143,14 @@ def test_a_run_that_goes_on_the_next_day_has_the_prompts_of_the_first(
 def test_a_folder_that_names_no_day_goes_on(tiny: LocalEngine, tmp_path: Path) -> None:
     made = plan(tasks=TASKS[:2])
     samples = evaluate(tiny, made, tmp_path)
-    path = tmp_path / "config.json"
-    path.write_bytes(
-        b"\xef\xbb\xbf" + read_config(tmp_path).model_dump_json(exclude={"now"}).encode()
-    )
+    older = read_config(tmp_path).model_dump_json(exclude={"now"})
+    (tmp_path / "config.json").write_text(f"\ufeff{older}", encoding="utf-8")
     assert evaluate(tiny, made, tmp_path) == samples
 
 
 def test_two_modes_on_the_same_samples(tiny: LocalEngine, tmp_path: Path) -> None:
-    made = plan(modes=("exact", "dense"), tasks=TASKS[:3])
-    with Graders() as graders:
-        evaluation = Evaluation(tiny, made, graders, tmp_path, quality=QUALITY)
-        samples = asyncio.run(evaluation.run())
-        value = whole_summary(evaluation.config, samples, tmp_path)
+    samples = evaluate(tiny, plan(modes=("exact", "dense"), tasks=TASKS[:3]), tmp_path)
+    value = whole_summary(read_config(tmp_path), samples, tmp_path)
     assert value["complete"]
     assert value["modes"]["dense"]["token_reuse"] == 0.0
     assert value["modes"]["exact"]["token_reuse"] > 0.0
@@ -166,45 +158,20 @@ def test_two_modes_on_the_same_samples(tiny: LocalEngine, tmp_path: Path) -> Non
     assert value["compare"]["consistency"]["answer"] == 1.0
 
 
-def test_learning_modes_keep_what_they_learned_beside_the_log(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
-    made = plan(modes=("kvcomm",))
-    evaluate(tiny, made, tmp_path)
-    assert list((tmp_path / STATE).glob("*.safetensors"))
-
-
-def test_a_warm_up_that_was_stopped_begins_anew_and_one_that_was_done_does_not(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_only_a_warm_up_that_was_stopped_begins_anew(tiny: LocalEngine, tmp_path: Path) -> None:
     easy = Anchors(gamma=1.0)
     made = plan(modes=("kvcomm",), tasks=TASKS[:2], warmup=TASKS[2:5], anchors=easy, concurrent=1)
-
-    class Stop(Exception):
-        pass
-
-    def stop_after(count: int) -> Callable[[Sample], None]:
-        heard: list[Sample] = []
-
-        def stop(sample: Sample) -> None:
-            heard.append(sample)
-            if len(heard) == count:
-                raise Stop
-
-        return stop
-
-    with pytest.raises(Stop):
-        evaluate(tiny, made, tmp_path, stop_after(2))
+    stopped(tiny, made, tmp_path, 2)
     assert read_samples(tmp_path / SAMPLES) == []
     assert not (tmp_path / STATE).exists()
     tiny.forget()
-    with pytest.raises(Stop):
-        evaluate(tiny, made, tmp_path, stop_after(4))
+    stopped(tiny, made, tmp_path, 4)
     logged = read_samples(tmp_path / SAMPLES)
     assert [(s.task, s.warmup) for s in logged[:3]] == [(t.id, True) for t in TASKS[2:5]]
     tiny.forget()
     again: list[Sample] = []
     samples = evaluate(tiny, made, tmp_path, again.append)
+    assert list((tmp_path / STATE).glob("*.safetensors"))
     assert [sample.task for sample in samples] == ["t0", "t1"]
     assert read_samples(tmp_path / SAMPLES)[: len(logged)] == logged
     assert [s.task for s in again if s.warmup] == [t.id for t in TASKS[2:5]]
@@ -213,12 +180,11 @@ def test_a_warm_up_that_was_stopped_begins_anew_and_one_that_was_done_does_not(
 
 
 def test_conditions_may_change_and_are_all_kept(tiny: LocalEngine, tmp_path: Path) -> None:
-    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=1), tmp_path)
-    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=1), tmp_path)
-    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=2), tmp_path)  # nothing was left to do
-    log = tmp_path / SAMPLES
+    log, two = tmp_path / SAMPLES, TASKS[:2]
+    for concurrent in (1, 1, 2):  # the last one finds nothing left to do
+        evaluate(tiny, plan(tasks=two, concurrent=concurrent), tmp_path)
     log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
-    evaluate(tiny, plan(tasks=TASKS[:2], concurrent=3, baselines=("exact",)), tmp_path)
+    evaluate(tiny, plan(tasks=two, concurrent=3, baselines=("exact",)), tmp_path)
     found = read_config(tmp_path)
     assert [conditions.concurrent for conditions in found.conditions] == [1, 3]
     assert {conditions.dtype for conditions in found.conditions} == {tiny.dtype}
@@ -226,23 +192,14 @@ def test_conditions_may_change_and_are_all_kept(tiny: LocalEngine, tmp_path: Pat
 
 
 def test_repeats_draw_anew(tiny: LocalEngine, tmp_path: Path) -> None:
-    warm = GRAPH.with_agents(
-        lambda agent: (
-            member(agent.name)
-            if agent.name == "a"
-            else Agent(
-                agent.name, prompt=agent.prompt, sampling=Sampling(max_tokens=10, temperature=1.0)
-            )
-        )
-    )
-    samples = evaluate(tiny, plan(graph=warm, tasks=TASKS[:2], repeats=3), tmp_path)
+    warm = Agent("b", prompt="{task} {a}", sampling=Sampling(max_tokens=10, temperature=1.0))
+    made = plan(graph=chain(member("a"), warm), tasks=TASKS[:2], repeats=3)
+    samples = evaluate(tiny, made, tmp_path)
     assert [sample.repeat for sample in samples] == [0, 0, 1, 1, 2, 2]
     assert len({sample.answer for sample in samples if sample.task == "t0"}) > 1
 
 
-def test_a_failure_is_tried_again_and_then_counts_as_wrong(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_failure_is_tried_again_and_then_is_wrong(tiny: LocalEngine, tmp_path: Path) -> None:
     tries: list[str] = []
 
     def odd(texts: Mapping[str, str]) -> str:
@@ -264,9 +221,7 @@ def test_a_failure_is_tried_again_and_then_counts_as_wrong(
     assert sum("3 + 3" in text for text in tries) == 2
 
 
-def test_a_prompt_that_does_not_fit_fails_that_sample_only(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_prompt_that_does_not_fit_fails_its_sample(tiny: LocalEngine, tmp_path: Path) -> None:
     tasks = [TASKS[0], Task("long", "word " * 100_000, "x")]
     samples = evaluate(tiny, plan(tasks=tasks), tmp_path)
     assert [bool(sample.error) for sample in samples] == [False, True]
@@ -284,51 +239,43 @@ def test_what_the_user_can_put_right_stops_everything(tiny: LocalEngine, tmp_pat
 
 
 def test_whom_the_last_agent_agreed_with(tiny: LocalEngine, tmp_path: Path) -> None:
-    same = [member("a", post=lambda t: "Answer: 7"), member("b", post=lambda t: "Answer: 8")]
-    last = member("c", post=lambda t: "So, Answer: 7")
-    graph = AgentGraph([*same, last], [("a", "c"), ("b", "c")])
+    said = {"a": "Answer: 7", "b": "Answer: 8", "c": "So, Answer: 7"}
+    agents = [member(name, post=lambda _, text=text: text) for name, text in said.items()]
+    graph = AgentGraph(agents, [("a", "c"), ("b", "c")])
     suite = Suite("mine", "", SUITE.read, by_words, SUITE.team)
-    (sample,) = evaluate(
-        tiny, plan(suite=suite, graph=graph, tasks=[Task("x", "x", "7")]), tmp_path
-    )
-    assert sample.correct
-    assert sample.chosen == ["a"]
+    made = plan(suite=suite, graph=graph, tasks=[Task("x", "x", "7")])
+    (sample,) = evaluate(tiny, made, tmp_path)
+    assert (sample.correct, sample.chosen) == (True, ["a"])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 1},
-        {"tasks": TASKS[:2]},
+        *(
+            {"seed": 1},
+            {"anchors": Anchors(gamma=0.5)},
+            {"tasks": TASKS[:2]},
+            {"warmup": TASKS[3:]},
+        ),
         {"graph": chain(member("a"))},
-        {"warmup": TASKS[3:]},
-        {"anchors": Anchors(gamma=0.5)},
+        {"graph": chain(member("a", begins="So:", keep_begins=False), member("b"))},
     ],
 )
-def test_a_changed_plan_is_refused(
+def test_changed_plans_are_refused(
     tiny: LocalEngine, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    small = plan(tasks=TASKS[:1])
-    evaluate(tiny, small, tmp_path)
+    first = {"tasks": TASKS[:1], "graph": chain(member("a", begins="So:"), member("b"))}
+    evaluate(tiny, plan(**first), tmp_path)
     with pytest.raises(UsageError, match="is of another evaluation"):
-        evaluate(tiny, plan(**{"tasks": TASKS[:1], **change}), tmp_path)
-
-
-def test_whether_messages_hold_their_beginning_is_part_of_an_evaluation(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
-    kept, cut = (chain(member("a", begins="So:", keep_begins=keep)) for keep in (True, False))
-    evaluate(tiny, plan(tasks=TASKS[:1], graph=kept), tmp_path)
-    with pytest.raises(UsageError, match="is of another evaluation"):
-        evaluate(tiny, plan(tasks=TASKS[:1], graph=cut), tmp_path)
+        evaluate(tiny, plan(**{**first, **change}), tmp_path)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"repeats": 0}, {"concurrent": 0}, {"retries": -1}, {"traces": 2.0}]
+    ("field", "value"), [("repeats", 0), ("concurrent", 0), ("retries", -1), ("traces", 2.0)]
 )
-def test_numbers_out_of_range_are_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(fields))):
-        plan(**fields)
+def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(UsageError, match=field):
+        plan(**{field: value})
 
 
 def test_traces_of_a_share_of_the_samples(tiny: LocalEngine, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Intervals against published numbers, their definitions, and how often they hold the truth."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -11,15 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.tasks.intervals import (
-    Z,
-    newcombe,
-    of_difference,
-    of_mean,
-    of_ratio,
-    of_score,
-    wilson,
-)
+from kvcomm.tasks.intervals import Z, newcombe, of_difference, of_mean, of_ratio, of_score, wilson
 
 
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -31,14 +21,11 @@ def test_the_ends_of_wilsons_interval_are_just_not_rejected(case: tuple[int, int
         assert abs(right / count - end) == pytest.approx(Z * math.sqrt(end * (1 - end) / count))
 
 
-def test_none_of_twelve_is_not_nothing() -> None:
+def test_published_examples() -> None:
     assert wilson(0, 12) == pytest.approx((0.0, 0.2425), abs=1e-4)
     assert wilson(12, 12) == pytest.approx((0.7575, 1.0), abs=1e-4)
     assert of_score([0.0] * 12) == wilson(0, 12)
     assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_newcombes_own_example() -> None:
     assert newcombe(36, 12, 2, 0) == pytest.approx((0.0569, 0.3404), abs=1e-4)
     assert newcombe(54, 0, 0, 0) == pytest.approx((-0.0664, 0.0664), abs=1e-4)
     assert newcombe(0, 0, 0, 0) == (-1.0, 1.0)

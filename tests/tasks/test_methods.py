@@ -1,7 +1,5 @@
 """Modes and a user's own policies, by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,8 @@ def write(tmp_path: Path, text: str, name: str = "mine.py") -> str:
     return str(tmp_path / name)
 
 
-def test_modes_are_taken_once() -> None:
+def test_modes_policies_and_classes_of_them_are_taken_once(tmp_path: Path) -> None:
     assert chosen(["dense", "exact", "dense"]) == (["dense", "exact"], {})
-
-
-def test_policies_and_classes_of_them(tmp_path: Path) -> None:
     path = write(tmp_path, TWO + "class Mine(Exact):\n    name = 'three'\n")
     modes, own = chosen([f"{path}:a", "exact", f"{path}:Mine", f"{path}:a"])
     assert modes == ["one", "exact", "three"]
@@ -30,27 +25,19 @@ def test_policies_and_classes_of_them(tmp_path: Path) -> None:
     assert own["one"].digest == own["three"].digest
     again = write(tmp_path, TWO + "# other\n", "other.py")
     assert own_policy(f"{again}:a").digest != own["one"].digest
+    with pytest.raises(UsageError, match="both called 'one'"):
+        chosen([f"{path}:a", f"{again}:a"])
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "message"),
+    ("text", "message"),
     [
-        (HEAD, "", "holds no policy: assign a Policy"),
-        (TWO, "", "holds 2 policies: say which"),
-        (HEAD + "policy = Exact()\n", "", "is called 'exact', as a mode is"),
-        (
-            HEAD + "policy = Realign(Recipe('x', offsets='last'))",
-            "",
-            "names the offset family 'last'",
-        ),
+        (HEAD, "holds no policy: assign a Policy"),
+        (TWO, "holds 2 policies: say which"),
+        (HEAD + "policy = Exact()\n", "is called 'exact', as a mode is"),
+        (HEAD + "policy = Realign(Recipe('x', offsets='last'))", "the offset family 'last'"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, text: str, name: str, message: str) -> None:
+def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        own_policy(write(tmp_path, text) + name)
-
-
-def test_two_of_one_name(tmp_path: Path) -> None:
-    one, two = write(tmp_path, TWO), write(tmp_path, TWO, "other.py")
-    with pytest.raises(UsageError, match="both called 'one'"):
-        chosen([f"{one}:a", f"{two}:a"])
+        own_policy(write(tmp_path, text))

@@ -1,36 +1,26 @@
 """rag-mini: every question can be answered from the passages that are said to support it."""
 
-from __future__ import annotations
-
-import json
 from typing import Any
 
 import pytest
 
-from kvcomm.tasks import DATA
+from kvcomm.tasks import DATA, SUITES
+from tests.tasks.real import read_lines
 
-ROWS: list[dict[str, Any]] = [
-    json.loads(line) for line in (DATA / "rag-mini.jsonl").read_text(encoding="utf-8").splitlines()
-]
+ROWS: list[dict[str, Any]] = read_lines(DATA / "rag-mini.jsonl")
 IDS = [row["_id"] for row in ROWS]
 
 
-def test_there_are_54_rows_with_questions_of_their_own() -> None:
+def test_54_questions_of_their_own_easy_ones_and_hard_ones_in_turn() -> None:
     assert len(ROWS) == len(set(IDS)) == len({row["question"] for row in ROWS}) == 54
-
-
-def test_easy_questions_and_hard_ones_take_turns() -> None:
-    """Easy ones need one sentence of a short passage; so a few rows have both."""
+    # Easy ones need one sentence of a short passage; so a few rows have both.
     easy = [
         len(row["supporting_facts"]) == 1 and all(len(text) == 2 for _, text in row["context"])
         for row in ROWS
     ]
     assert easy == [True, False] * 24 + [True] * 6
-
-
-def test_four_questions_are_comparisons() -> None:
-    answers = [row["answer"] for row in ROWS]
-    assert answers.count("yes") + answers.count("no") == 4
+    assert sum(row["answer"] in ("yes", "no") for row in ROWS) == 4
+    assert [task.id for task in SUITES["rag-mini"].tasks(DATA)] == IDS
 
 
 def test_a_title_stands_for_one_text() -> None:

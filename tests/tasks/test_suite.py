@@ -1,7 +1,5 @@
 """Suites from folders of benchmark rows. The rows here are made up."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import json
@@ -13,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kvcomm.errors import UsageError
-from kvcomm.tasks import SUITES, Graders, Suite, Task, load_suite
+from kvcomm.tasks import SUITES, Graders, Task, load_suite
 
+MARK = "\ufeff"
 GSM = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
 
 
@@ -36,17 +35,19 @@ def write(folder: Path, name: str, *rows: object) -> Path:
     return folder
 
 
-def test_gsm8k_rows(tmp_path: Path) -> None:
-    suite, tasks = load_suite("gsm8k", write(tmp_path, "gsm8k", GSM, ""))
+def test_rows_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, (task,) = load_suite("gsm8k", write(tmp_path, "gsm8k", GSM, ""))
     assert suite is SUITES["gsm8k"]
-    assert [(task.input, task.target, task.passages) for task in tasks] == [
-        ("Two and two?", "4", ())
-    ]
-    assert tasks[0].inputs == {"task": "Two and two?"}
+    assert (task.input, task.target, task.passages) == ("Two and two?", "4", ())
+    assert task.inputs == {"task": "Two and two?"}
+    monkeypatch.setenv("KVCOMM_DATA", str(tmp_path))
+    assert load_suite("gsm8k")[1] == [task]
 
 
 def test_hotpotqa_keeps_six_passages_in_order_with_the_supporting_ones(tmp_path: Path) -> None:
-    suite, (task,) = load_suite("hotpotqa", write(tmp_path, "hotpotqa", hotpot()))
+    # Rows with too few passages are left out.
+    rows = write(tmp_path, "hotpotqa", hotpot(5), hotpot())
+    suite, (task,) = load_suite("hotpotqa", rows)
     titles = [text.split("\n")[0] for text in task.passages]
     assert titles == [f"title {i}" for i in (0, 1, 2, 3, 4, 7)]
     assert task.passages[0] == "title 0\nSentence 0a. Sentence 0b."
@@ -55,21 +56,7 @@ def test_hotpotqa_keeps_six_passages_in_order_with_the_supporting_ones(tmp_path:
     assert task.id == "q1"
 
 
-def test_rows_with_too_few_passages_are_left_out(tmp_path: Path) -> None:
-    _, tasks = load_suite("hotpotqa", write(tmp_path, "hotpotqa", hotpot(5), hotpot(6)))
-    assert len(tasks) == 1
-
-
-def test_the_folder_may_stand_in_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KVCOMM_DATA", str(write(tmp_path, "gsm8k", GSM)))
-    assert len(load_suite("gsm8k")[1]) == 1
-
-
-def test_without_rows_the_error_says_both_ways(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_rows_both_ways_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KVCOMM_DATA", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for folder in (None, tmp_path):
@@ -106,8 +93,7 @@ def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 is no JSON object but list"),
+        ("", "has no rows that can be used"),
         ({"question": "x"}, "line 1 is no row of gsm8k: it lacks 'answer'"),
         ({"question": " ", "answer": "#### 1"}, "its text is empty"),
     ],
@@ -115,11 +101,6 @@ def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_that_is_none_is_named(tmp_path: Path, row: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_suite("gsm8k", write(tmp_path, "gsm8k", row))
-
-
-def test_unknown_suites(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="suite 'x' is unknown: choose one of math500, aime2024"):
-        load_suite("x", tmp_path)
 
 
 MUSIQUE = {
@@ -140,6 +121,7 @@ CODE = {
     "test": "def check(candidate):\n    assert candidate(1) == 1\n",
 }
 CHOICES = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 2}
+BARE = {"problem": "p", "answer": "1"}
 PROBLEM = {"problem": "$1 + 1$?", "answer": "2", "unique_id": "test/a/1.json"}
 
 
@@ -168,13 +150,11 @@ def test_musique_has_all_paragraphs_to_search_in(tmp_path: Path) -> None:
     assert task.inputs_for(("task", "corpus"))["corpus"].count("\n\n") == 9
 
 
-def test_a_task_that_lacks_an_input_says_what_it_has() -> None:
+def test_a_task_brings_its_inputs_and_says_which_are_lacking() -> None:
+    task = Task("a", "x", "y")
+    assert task.inputs_for(("task",), "Be short.") == {"task": "x\n\nBe short."}
     with pytest.raises(UsageError, match="the input `corpus`, but task a brings question, task"):
-        Task("a", "x", "y").inputs_for(("task", "corpus"))
-
-
-def test_the_form_of_the_answer_is_asked_behind_the_task() -> None:
-    assert Task("a", "x", "y").inputs_for(("task",), "Be short.") == {"task": "x\n\nBe short."}
+        task.inputs_for(("task", "corpus"))
 
 
 def test_a_row_twice(tmp_path: Path) -> None:
@@ -183,46 +163,34 @@ def test_a_row_twice(tmp_path: Path) -> None:
 
 
 def test_a_suite_of_a_users_python_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from kvcomm.tasks import Suite, Task\n"
-        "from kvcomm.tasks.graders import by_words\n"
-        "from kvcomm.tasks.teams import math_team\n"
-        "def read(row, name):\n"
-        "    return Task(name, row['q'], row['a'])\n"
-        "suite = Suite('mine', 'about it', read, by_words, math_team)\n"
+    text = (
+        "from kvcomm.tasks import Suite, Task\r\n"
+        "from kvcomm.tasks.graders import by_words\r\n"
+        "from kvcomm.tasks.teams import math_team\r\n"
+        "def read(row, name):\r\n"
+        "    return Task(row.get('id', name), row['q'], row['a'])\r\n"
+        "suite = Suite('mine', 'about it', read, by_words, math_team)\r\n"
     )
-    suite, (task,) = load_suite(str(path), write(tmp_path, "mine", {"q": "1?", "a": "one"}))
-    assert (suite.name, task.input, task.target) == ("mine", "1?", "one")
-
-
-@pytest.mark.parametrize("suite", [s for s in SUITES.values() if s.shipped], ids=lambda s: s.name)
-def test_what_is_shipped_has_rows_enough(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KVCOMM_DATA", raising=False)
-    assert len(suite.tasks()) >= 20
+    (tmp_path / "mine.py").write_bytes(f"{MARK}{text}".encode())
+    rows = {"id": None, "q": "1?", "a": "one"}, {"id": 5, "q": "2?", "a": "two"}
+    suite, tasks = load_suite(str(tmp_path / "mine.py"), write(tmp_path, "mine", *rows))
+    assert suite.name == "mine"
+    assert tasks == [Task("mine-1", "1?", "one"), Task("5", "2?", "two")]
 
 
 def test_own_lines_are_scored_by_value_or_by_words(tmp_path: Path) -> None:
     rows = [{"input": "1/2?", "target": "0.5"}, {"input": "Who?", "target": "Flight 370"}]
+    rows.append({"input": "Who?", "target": "Ada", "corpus": ["Ada did it.", "Bob slept."]})
     suite, tasks = load_suite(str(write(tmp_path, "own", *rows) / "own.jsonl"))
+    number, name, searched = tasks
     with Graders() as graders:
-        found = [
-            suite.grade(task, text, graders).correct
-            for task, text in zip(tasks, ("Answer: 1/2", "Answer: the flight 370."), strict=True)
-        ]
-        assert found == [True, True]
-        assert not suite.grade(tasks[0], "Answer: 1/3", graders).correct
-
-
-def test_own_lines_with_a_corpus_get_a_team_with_a_retriever(tmp_path: Path) -> None:
-    row = {"input": "Who?", "target": "Ada", "corpus": ["Ada did it.", "Bob slept."]}
-    suite, (task,) = load_suite(str(write(tmp_path, "own", row) / "own.jsonl"))
-    assert task.corpus == ("Ada did it.", "Bob slept.")
-    with Graders() as graders:
+        assert suite.grade(number, "Answer: 1/2", graders).correct
+        assert suite.grade(name, "Answer: the flight 370.", graders).correct
+        assert not suite.grade(number, "Answer: 1/3", graders).correct
+        assert searched.corpus == ("Ada did it.", "Bob slept.")
         assert "retriever" in suite.team(graders).nodes
 
 
-MARK = "\ufeff"
 OWN = {"input": "1 + 1?", "target": "2"}
 LINES = [json.dumps(OWN), json.dumps({"input": "Who wrote\u2028it?", "target": "Ada"})]
 
@@ -266,9 +234,7 @@ def test_lines_in_utf16_that_says_so(tmp_path: Path, encoding: str, end: str) ->
 def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "own.jsonl"
     path.write_bytes('{"input": "é", "target": "x"}'.encode(encoding))
-    with pytest.raises(
-        UsageError, match=r"own\.jsonl(: it is not UTF-8 text|, line 1 is not JSON)"
-    ):
+    with pytest.raises(UsageError, match=r"own\.jsonl(: it is not UTF-8|, line 1 is not JSON)"):
         load_suite(str(path))
 
 
@@ -278,28 +244,12 @@ def test_the_line_of_a_bad_row_is_counted_with_the_mark(tmp_path: Path) -> None:
         load_suite(str(tmp_path / "own.jsonl"))
 
 
-def test_a_users_python_file_with_a_mark(tmp_path: Path) -> None:
-    write(tmp_path, "mine", OWN)
-    (tmp_path / "mine.py").write_bytes(
-        f"{MARK}from pathlib import Path\r\n"
-        "from kvcomm.tasks.own import suite_of_lines\r\n"
-        "suite = suite_of_lines(Path(__file__).with_suffix('.jsonl'))\r\n".encode()
-    )
-    assert load_suite(str(tmp_path / "mine.py"))[1][0].target == "2"
-
-
 ROWS_WITH_IDS = [
-    ("own", "id", OWN),
-    ("math500", "unique_id", PROBLEM),
-    ("math500", "id", {"problem": "p", "answer": "1"}),
-    ("aime2024", "id", {"problem": "p", "answer": "025"}),
-    ("math-mini", "id", {"problem": "p", "answer": "1"}),
-    ("humaneval", "task_id", CODE),
-    ("code-mini", "task_id", CODE),
-    ("hotpotqa", "_id", hotpot()),
+    *(("own", "id", OWN), ("math500", "unique_id", PROBLEM), ("musique", "id", MUSIQUE)),
+    *((name, "id", BARE) for name in ("math500", "aime2024", "math-mini")),
+    *((name, "task_id", CODE) for name in ("humaneval", "code-mini")),
+    *((name, "_id", hotpot()) for name in ("hotpotqa", "rag-mini")),
     ("2wiki", "id", {k: v for k, v in hotpot().items() if k != "_id"}),
-    ("rag-mini", "_id", hotpot()),
-    ("musique", "id", MUSIQUE),
 ]
 
 
@@ -334,18 +284,6 @@ def test_the_first_id_that_is_given_counts(tmp_path: Path) -> None:
     assert task.id == "7"
 
 
-def test_a_null_id_that_a_users_suite_passes_on(tmp_path: Path) -> None:
-    write(tmp_path, "mine", {"id": None, "q": "1?"}, {"id": 5, "q": "2?"})
-    suite = Suite(
-        "mine",
-        "about it",
-        lambda row, name: Task(row.get("id", name), row["q"], "x"),
-        SUITES["gsm8k"].grade,
-        SUITES["gsm8k"].team,
-    )
-    assert [task.id for task in suite.tasks(tmp_path)] == ["mine-1", "5"]
-
-
 def without_a_text() -> list[tuple[str, str, object]]:
     rows = {name: row for name, _, row in ROWS_WITH_IDS if name not in ("math-mini", "rag-mini")}
     rows |= {"gsm8k": GSM, "mmlu": CHOICES}
@@ -367,9 +305,7 @@ def without_a_text() -> list[tuple[str, str, object]]:
 
 
 @pytest.mark.parametrize(("name", "field", "row"), without_a_text())
-def test_null_where_a_text_is_needed_is_an_error(
-    tmp_path: Path, name: str, field: str, row: object
-) -> None:
+def test_null_where_a_text_belongs(tmp_path: Path, name: str, field: str, row: object) -> None:
     with pytest.raises(UsageError, match=f"line 1 is no row of {name}: "):
         rows_of(tmp_path, name, row)
 
@@ -391,21 +327,6 @@ def test_lists_that_may_be_missing_may_be_null(tmp_path: Path, name: str, row: o
 def test_a_choice_that_there_is_not(tmp_path: Path, answer: object) -> None:
     with pytest.raises(UsageError, match=r"line 1 is no row of mmlu: 'answer' must be "):
         rows_of(tmp_path, "mmlu", {**CHOICES, "answer": answer})
-
-
-@pytest.mark.parametrize(
-    ("name", "field", "row"),
-    [
-        ("hotpotqa", "context", hotpot()),
-        ("hotpotqa", "supporting_facts", hotpot()),
-        ("musique", "paragraphs", MUSIQUE),
-    ],
-)
-def test_a_list_that_is_none_is_named(
-    tmp_path: Path, name: str, field: str, row: dict[str, object]
-) -> None:
-    with pytest.raises(UsageError, match=f"'{field}' must be a list, not null"):
-        rows_of(tmp_path, name, {**row, field: None})
 
 
 def test_numbers_are_texts(tmp_path: Path) -> None:

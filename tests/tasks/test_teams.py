@@ -1,7 +1,5 @@
 """The default teams: who hears whom, and what their tools do."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,8 @@ from kvcomm.agents import Agent, Tool
 from kvcomm.tasks import SUITES, Graders, Suite
 from kvcomm.tasks.teams import code_team, rag_team
 from tests.codecs import byte_codec
+
+MATHS = ("gsm8k", "math500", "math-mini")
 
 
 @pytest.fixture
@@ -43,24 +43,21 @@ def test_readers_of_passages_continue_worked_examples(name: str, graders: Grader
 
 
 @pytest.mark.parametrize(
-    ("name", "begins"),
+    ("name", "nodes", "begins", "stop"),
     [
-        ("mmlu", "Answer:"),
-        *((name, "The final answer is $\\boxed{") for name in ("gsm8k", "math500", "math-mini")),
+        ("mmlu", ["judge"], "Answer:", "\n"),
+        ("humaneval", ["programmer1", "programmer2", "reviewer"], "```python\n", "\n```"),
+        *((name, ["judge"], "The final answer is $\\boxed{", "\n") for name in MATHS),
     ],
 )
-def test_judges_answer_at_once(name: str, begins: str, graders: Graders) -> None:
-    last = SUITES[name].team(graders).nodes["judge"].agent
-    assert isinstance(last, Agent)
-    assert (last.begins, last.sampling.stop) == (begins, ("\n",))
-
-
-def test_programmers_begin_with_a_block_and_end_with_it(graders: Graders) -> None:
-    nodes = SUITES["humaneval"].team(graders).nodes
-    for name in ("programmer1", "programmer2", "reviewer"):
-        agent = nodes[name].agent
+def test_answers_begin_at_once_and_end_with_their_line_or_block(
+    name: str, nodes: list[str], begins: str, stop: str, graders: Graders
+) -> None:
+    team = SUITES[name].team(graders).nodes
+    for node in nodes:
+        agent = team[node].agent
         assert isinstance(agent, Agent)
-        assert (agent.begins, agent.sampling.stop) == ("```python\n", ("\n```",))
+        assert (agent.begins, agent.sampling.stop) == (begins, (stop,))
 
 
 def test_the_tester_runs_the_tasks_own_examples(graders: Graders) -> None:

@@ -1,8 +1,5 @@
 """`trace diff` and `trace tail` on traces written by hand."""
 
-from __future__ import annotations
-
-import json
 import re
 import threading
 from collections.abc import Callable
@@ -20,12 +17,8 @@ from tests.trace import traces
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> TraceRun:
-    """A whole run, each of whose events is changed."""
     path = traces.whole(folder).path
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    for line in lines:
-        change(line)
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    traces.rewrite(path, change)
     return read_trace(path)
 
 

@@ -1,16 +1,12 @@
 """Traces written for other programs."""
 
-from __future__ import annotations
-
 import base64
 import csv
-import http.server
 import itertools
 import json
 import math
 import re
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -24,7 +20,7 @@ from kvcomm.trace import TraceRun
 from kvcomm.trace.events import Audited, NodeInfo, ToolFinished
 from kvcomm.trace.export import FORMATS
 from kvcomm.trace.export.html import page
-from kvcomm.trace.export.otel import send_otel, write_otel
+from kvcomm.trace.export.otel import send_otel
 from kvcomm.trace.export.table import COLUMNS
 from tests.trace import traces
 
@@ -67,16 +63,9 @@ def spread(folder: Path) -> TraceRun:
         NodeInfo(name=right, agent=f"=cmd{EVIL}", senders=["search"]),
         NodeInfo(name="judge", agent="judge", senders=["left", right, "search"]),
     ]
-    written = traces.Written(
-        folder,
-        started="2025-01-02T03:04:05+00:00",
-        model=f"m{EVIL}",
-        mode="auto",
-        graph=f"g{EVIL}",
-        nodes=nodes,
-        answer_node="judge",
-        inputs={"task": f"{EVIL} & more"},
-    )
+    texts = {"model": f"m{EVIL}", "graph": f"g{EVIL}", "inputs": {"task": f"{EVIL} & more"}}
+    told = {"started": "2025-01-02T03:04:05+00:00", "mode": "auto", "answer_node": "judge"}
+    written = traces.Written(folder, nodes=nodes, **texts, **told)
     found = {"texts": {"hits": EVIL}, "tokens": {"hits": 12}}
     written.write(ToolFinished, node="search", attempt=1, ready_at=0, finished_at=0.25, **found)
     for info, ready in zip(nodes[1:], (0.25, 0.25, 2.0), strict=True):
@@ -135,14 +124,12 @@ def test_perfetto_events_have_what_the_format_asks_for(run: TraceRun, tmp_path: 
     for event in events:
         assert event.keys() == {*NEEDED[event["ph"]].split(), "ph", "pid", "tid"}
         assert type(event["pid"]) is type(event["tid"]) is int
-        times = [event[key] for key in ("ts", "dur") if key in event]
-        assert all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
+        assert all(0 <= event[key] < math.inf for key in ("ts", "dur") if key in event)
         assert event["name"]
         assert event.get("s", "t") in ("g", "p", "t")
         assert event.get("bp", "e") == "e"
     named = [event for event in events if event["ph"] == "M"]
-    for event in named:
-        assert event["args"].keys() == {METADATA[event["name"]]}
+    assert all(event["args"].keys() == {METADATA[event["name"]]} for event in named)
     assert len({(event["name"], event["tid"]) for event in named}) == len(named)
     threads = {event["tid"] for event in named if event["name"] == "thread_name"}
     assert {event["tid"] for event in events} <= threads
@@ -217,15 +204,14 @@ def test_parquet_has_the_columns_of_csv_with_types(
 
 
 def test_otel_spans_form_one_tree(run: TraceRun, tmp_path: Path) -> None:
-    root, *children = spans_of(run, tmp_path)
+    root, *children = spans = spans_of(run, tmp_path)
     assert "parentSpanId" not in root
     assert {span["parentSpanId"] for span in children} == {root["spanId"]}
-    spans = [root, *children]
     assert len({span["spanId"] for span in spans}) == len(spans)
     assert {span["traceId"] for span in spans} == {root["traceId"]}
     assert re.fullmatch("[0-9a-f]{32}", root["traceId"])
-    assert all(re.fullmatch("[0-9a-f]{16}", span["spanId"]) for span in spans)
     for span in spans:
+        assert re.fullmatch("[0-9a-f]{16}", span["spanId"])
         assert int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"])
     assert len(children) == len(run.calls) + len(run.tools)
     assert spans_of(run, tmp_path) == spans
@@ -312,39 +298,31 @@ def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
         assert written(run, name, tmp_path).stat().st_size > 0
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
+class Collector(traces.Quiet):
     """Takes spans as a collector does, and keeps them."""
 
     taken: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.taken.append((self.path, json.loads(body)))
         self.send_response(200 if "refuse" not in self.path else 400)
         self.end_headers()
 
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
 
 @pytest.fixture
 def collector() -> Iterator[str]:
     Collector.taken.clear()
-    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with traces.served(Collector) as address:
+        yield address
 
 
 def test_spans_are_sent_to_a_collector(tmp_path: Path, collector: str) -> None:
     run = spread(tmp_path / "run")
-    write_otel(run, tmp_path / "spans.jsonl")
     send_otel(run, collector)
     ((path, body),) = Collector.taken
     assert path == "/v1/traces"
-    assert body == json.loads((tmp_path / "spans.jsonl").read_text())
+    assert body == json.loads(written(run, "otel", tmp_path).read_text())
     for endpoint, error in (
         (f"{collector}/refuse", r"refuse/v1/traces did not take the spans: .*400"),
         ("http://127.0.0.1:9", "did not take the spans"),

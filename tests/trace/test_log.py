@@ -1,21 +1,19 @@
 """Logging and listeners: what an operator sees of a run."""
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kvcomm
 from kvcomm.agents import Tool
 from kvcomm.engine.local import LocalEngine
-from kvcomm.graphs import AgentGraph, chain
+from kvcomm.graphs import chain
 from kvcomm.trace import read_trace
 from kvcomm.trace.events import Event
-from kvcomm.trace.log import RunLog
-from tests.runtime.support import TASK, Events, agent, flaky, session
+from tests.runtime.support import TASK, Events, agent, answered, flaky, session
 
 GRAPH = chain(agent("a"), agent("b"))
 
@@ -24,12 +22,9 @@ def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "kvcomm.run" and r.levelno == level]
 
 
-def test_a_call_is_one_line_with_its_numbers(
-    tiny: LocalEngine, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+def test_a_call_is_one_line(tiny: LocalEngine, caplog, tmp_path: Path) -> None:
     caplog.set_level(logging.INFO, "kvcomm")
-    with session(tiny, "exact", runs=tmp_path) as active:
-        result = active.run(GRAPH, TASK)
+    result = answered(tiny, "exact", GRAPH, runs=tmp_path)
     assert result.trace.path is not None
     *calls, end = lines(caplog, logging.INFO)
     for call, line in zip(result.calls, calls, strict=True):
@@ -44,34 +39,28 @@ def test_a_call_is_one_line_with_its_numbers(
     assert not lines(caplog, logging.WARNING)
     # Without a folder runs have short ids.
     caplog.clear()
-    with session(tiny, "exact") as active:
-        active.run(GRAPH, TASK)
-        active.run(GRAPH, TASK)
+    for _ in range(2):
+        answered(tiny, "exact", GRAPH)
     names = {line.split()[0] for line in lines(caplog, logging.INFO)}
     assert len(names) == 2
     assert all(re.fullmatch(r"run=[0-9a-f]{8}", name) for name in names)
+    # The library says nothing by itself.
+    handlers = logging.getLogger(kvcomm.__name__).handlers
+    assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
 
 
-def test_a_retry_is_logged_and_is_a_warning_of_the_result(
-    tiny: LocalEngine, caplog: pytest.LogCaptureFixture
-) -> None:
-    left = [1]
+def test_a_retry_is_logged_and_is_a_warning(tiny: LocalEngine, caplog) -> None:
+    answers = iter([OSError("no\nconnection \x1b[31m"), "x"])
 
     def web(texts: object) -> str:
-        if left[0]:
-            left[0] -= 1
-            raise OSError("no\nconnection \x1b[31m")
-        return "x"
+        if isinstance(answer := next(answers), OSError):
+            raise answer
+        return answer
 
-    graph = AgentGraph(
-        [
-            Tool("web", web, retries=1, backoff_s=0.001),
-            agent("a", post=flaky(1), retries=2, backoff_s=0.001),
-        ],
-        [("web", "a")],
+    again: dict[str, Any] = {"retries": 1, "backoff_s": 0.001}
+    result = answered(
+        tiny, "exact", chain(Tool("web", web, **again), agent("a", post=flaky(1), **again))
     )
-    with session(tiny, "exact") as active:
-        result = active.run(graph, TASK)
     assert result.warnings == (
         "`web` failed and was tried again: OSError: no\nconnection \x1b[31m",
         "`a` failed and was tried again: RuntimeError: no luck",
@@ -81,22 +70,6 @@ def test_a_retry_is_logged_and_is_a_warning_of_the_result(
         "node=web attempt=1 failed, tried again in 0.001 s: OSError: no connection �[31m"
     )
     assert "node=a attempt=1 failed, tried again" in second
-
-
-def test_nothing_is_spelled_while_the_log_is_off(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, "kvcomm.run")
-
-    def spell(*_: object) -> None:
-        raise AssertionError("spelled for nobody")
-
-    monkeypatch.setattr(RunLog, "_inform", spell)
-    with session(tiny, "exact") as active:
-        assert not active.run(GRAPH, TASK).warnings
-    # The library says nothing by itself.
-    handlers = logging.getLogger(kvcomm.__name__).handlers
-    assert any(isinstance(handler, logging.NullHandler) for handler in handlers)
 
 
 @pytest.mark.parametrize("kind", ["run", "step", "message", "end"])

@@ -1,12 +1,7 @@
-"""The page in a browser: texts stay texts, nothing is loaded, folds open."""
+"""The page in a browser: texts stay texts, nothing is loaded."""
 
-from __future__ import annotations
-
-import http.server
-import json
 import shutil
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -30,12 +25,11 @@ HOSTILE = (
 
 
 class Document(HTMLParser):
-    """What the browser made of a page: its elements, its title, its texts, its open folds."""
+    """What the browser made of a page: its elements, its title, its texts."""
 
     def __init__(self, dom: str) -> None:
         super().__init__()
         self.elements: Counter[str] = Counter()
-        self.folds: list[bool] = []
         self.text, self.title, self._titled = "", "", False
         self.feed(dom)
 
@@ -43,8 +37,6 @@ class Document(HTMLParser):
         self.elements[tag] += 1
         # A drawing has titles, too: the page's is the first.
         self._titled = tag == "title" and self.elements[tag] == 1
-        if tag == "details":
-            self.folds.append("open" in dict(attrs))
 
     def handle_endtag(self, tag: str) -> None:
         self._titled = False
@@ -61,12 +53,12 @@ Open = Callable[..., tuple[Document, str]]
 def browser(tmp_path: Path) -> Open:
     """Opens pages: the document when it is loaded, and what the browser complained of."""
 
-    def opened(text: str, fragment: str = "") -> tuple[Document, str]:
+    def opened(text: str) -> tuple[Document, str]:
         path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")
         options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
         profile = f"--user-data-dir={tmp_path / 'profile'}"
-        command = [str(BROWSER), *options.split(), profile, path.as_uri() + fragment]
+        command = [str(BROWSER), *options.split(), profile, path.as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return Document(done.stdout), done.stderr
@@ -74,41 +66,33 @@ def browser(tmp_path: Path) -> Open:
     return opened
 
 
-class Server(http.server.BaseHTTPRequestHandler):
+class Server(traces.Quiet):
     """Notes who asks for what, and has nothing."""
 
     asked: ClassVar[list[str]] = []
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         self.asked.append(self.path)
         self.send_error(404)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
     Server.asked.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as found:
-        thread = threading.Thread(target=found.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
-        thread.join()
+    with traces.served(Server) as address:
+        yield address
 
 
 def hostile(folder: Path) -> TraceRun:
     """A run in which every text that a model, a user or a tool may write is hostile."""
     path = traces.whole(folder).path
 
-    def turned(event: dict[str, Any]) -> dict[str, Any]:
+    def turn(event: dict[str, Any]) -> None:
         texts = ("text", "reason", "gate", "error", "answer", "graph", "model")
-        changed = {key: HOSTILE for key in texts if isinstance(event.get(key), str)}
-        return event | changed | ({"inputs": {HOSTILE: HOSTILE}} if "inputs" in event else {})
+        event |= {key: HOSTILE for key in texts if isinstance(event.get(key), str)}
+        event |= {"inputs": {HOSTILE: HOSTILE}} if "inputs" in event else {}
 
-    lines = [turned(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    traces.rewrite(path, turn)
     return read_trace(path)
 
 
@@ -138,14 +122,3 @@ def test_the_policy_stops_scripts_and_requests(browser: Open, tmp_path: Path, se
     # The same page without its policy does all of it.
     assert browser(text.replace(POLICY, ""))[0].title == "taken"
     assert {"/script", "/image", "/frame", "/sheet"} <= set(Server.asked)
-
-
-def test_calls_are_folded_and_the_table_opens_them(browser: Open, tmp_path: Path) -> None:
-    run = traces.whole(tmp_path / "run")
-    text = page(run)
-    folded = [False] * len(run.calls)
-    assert browser(text)[0].folds == folded
-    for place in range(len(run.calls)):
-        assert f'<td><a href="#call-{place}">' in text
-        opened = browser(text, f"#call-{place}")[0].folds
-        assert opened == [*folded[:place], True, *folded[place + 1 :]]

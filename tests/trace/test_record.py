@@ -1,7 +1,5 @@
 """A trace as it is written: a run that begins again leaves one run behind."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

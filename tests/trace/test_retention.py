@@ -1,10 +1,9 @@
 """Retention: old run folders go, and nothing else does."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,18 @@ from tests.runtime.support import TASK, agent
 from tests.trace.traces import Written
 
 
-def run(
-    root: Path, number: int, *, name: str = "", automatic: bool = True, over: bool = True
-) -> Path:
-    """A run folder, the newer the higher its number."""
+def run(root: Path, number: int, name: str = "", *, automatic: bool = True) -> Path:
+    """The folder of a run that has ended, the newer the higher its number."""
     folder = root / (name or f"20250102-03{number:04d}-chain")
-    written = Written(folder, automatic=automatic)
-    if over:
-        written.end()
-    else:
-        written.recorder.release()
+    Written(folder, automatic=automatic).end()
     return folder
+
+
+def unended(root: Path, number: int) -> Path:
+    """One that is under way, or was killed."""
+    trace = run(root, number) / "trace.jsonl"
+    trace.write_bytes(trace.read_bytes().splitlines(keepends=True)[0])
+    return trace.parent
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == folders[4:]
     assert retention.tidy() == []
     # A run without an end goes when it has been dead for a month.
-    old, young = (run(tmp_path / "open", number, over=False) for number in (1, 2))
+    old, young = (unended(tmp_path / "open", number) for number in (1, 2))
     at = (old / "trace.jsonl").stat().st_mtime - DEAD_S - 60
     os.utime(old / "trace.jsonl", (at, at))
     assert Retention(tmp_path / "open", 1).tidy() == [old]
@@ -53,11 +53,11 @@ def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path)
     root, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
     kept = [
         run(root, 1, automatic=False),  # named by `out=`, under such a name
-        run(root, 2, name="my-best-run"),  # renamed
-        run(root, 3, over=False),  # under way
+        run(root, 2, "my-best-run"),  # renamed
+        unended(root, 3),  # under way
         run(root, 4),  # with a file of the user's
         run(root, 5),  # with a folder of the user's
-        run(root, 6, name="20250102-030006-demo/dense"),  # a demo holds runs
+        run(root, 6, "20250102-030006-demo/dense"),  # a demo holds runs
     ]
     (kept[3] / "notes.txt").write_text("mine")
     (kept[4] / "plots").mkdir()
@@ -82,9 +82,7 @@ def test_nothing_goes_that_is_not_clearly_a_finished_run_of_ours(tmp_path: Path)
     assert all(path.exists() for path in kept)
 
 
-def test_what_is_beyond_repair_harms_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_go_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = run(tmp_path, 1), run(tmp_path, 2)
     real = Path.unlink
 
@@ -101,7 +99,7 @@ def test_what_is_beyond_repair_harms_nobody(
 
 def test_several_processes_may_tidy_at_once(tmp_path: Path) -> None:
     folders = [run(tmp_path, number) for number in range(60)]
-    mine = run(tmp_path, 7, name="20250102-030007-mine")
+    mine = run(tmp_path, 7, "20250102-030007-mine")
     (mine / "notes.txt").write_text("mine")
     code = (
         "import sys\nfrom pathlib import Path\nfrom kvcomm.trace.retention import Retention\n"
@@ -110,20 +108,15 @@ def test_several_processes_may_tidy_at_once(tmp_path: Path) -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
-    for process in processes:  # all are ready before the first begins
-        assert process.stdin
-        process.stdin.write("\n")
-        process.stdin.flush()
-    ended = [process.communicate(timeout=60) for process in processes]
+    # None begins before it gets a line; each folder is deleted by one of them.
+    with ThreadPoolExecutor(3) as pool:
+        ended = list(pool.map(lambda process: process.communicate("\n", timeout=60), processes))
     assert [err for _, err in ended] == ["", "", ""]
-    # Each folder was deleted by one of them.
     assert sum(int(out) for out, _ in ended) == 50
     assert sorted(tmp_path.iterdir()) == sorted([mine, *folders[50:]])
 
 
-def test_a_session_keeps_its_newest_runs_and_all_that_were_named(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_session_keeps_its_newest_and_named_runs(tiny: LocalEngine, tmp_path: Path) -> None:
     graph = chain(agent("a", 2))
     with Session(tiny, reuse="exact", state=None, runs=tmp_path, keep_runs=2) as active:
         named = [tmp_path / f"20200101-00000{n}-chain" for n in range(3)]

@@ -1,16 +1,13 @@
 """`kvcomm trace show` as a reader sees it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from kvcomm.errors import UsageError
 from kvcomm.trace import TraceRun
-from kvcomm.trace.lanes import levels
 from kvcomm.trace.show import show_run
-from kvcomm.trace.text import number, plain, shorten
+from kvcomm.trace.text import number
 from tests.trace import traces
 
 
@@ -81,14 +78,11 @@ def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
     assert "this trace holds no texts of prompts" in shown(whole, node="critic", text=True)
 
 
-def test_retries_and_their_errors(whole: TraceRun) -> None:
+def test_retries_and_a_trace_that_was_cut_off(whole: TraceRun, tmp_path: Path) -> None:
     text = words(shown(whole, segments=True))
     assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
     assert "editor (attempt 2) hears critic" in text
     assert "1 call under way" not in text
-
-
-def test_a_trace_that_was_cut_off(tmp_path: Path) -> None:
     cut = traces.cut_off(tmp_path)
     text = words(shown(cut, segments=True))
     assert "status cut off: 1 call finished, 1 call under way" in text
@@ -108,11 +102,7 @@ def test_a_failure_is_told_once(tmp_path: Path, segments: bool) -> None:
     assert ("tokens  computed  ahead  reason" in text) == segments
 
 
-def test_levels_and_a_graph_that_no_screen_holds(whole: TraceRun) -> None:
-    senders = {"d": ["b", "c"], "a": [], "b": ["a"], "c": ["a", "gone"]}
-    assert levels(senders) == [["a"], ["b", "c"], ["d"]]
-    assert levels({"a": ["b"], "b": ["a"]}) == [["a", "b"]]
-    assert levels({}) == []
+def test_a_graph_that_no_screen_holds(whole: TraceRun) -> None:
     nodes = [whole.started.nodes[0].model_copy(update={"name": f"n{i}"}) for i in range(501)]
     whole.started = whole.started.model_copy(update={"nodes": nodes})
     text = shown(whole)
@@ -120,8 +110,6 @@ def test_levels_and_a_graph_that_no_screen_holds(whole: TraceRun) -> None:
     assert "●" not in text
 
 
-def test_numbers_and_texts() -> None:
+def test_numbers() -> None:
     found = [number(x) for x in (0.04219, 0.5, 12.34, 1234.5)]
     assert found == ["0.042", "0.50", "12.3", "1,234.5"]
-    assert shorten("a\n b" + "c" * 50, 10) == "a bcccccc…"
-    assert plain("a\tb\x1b[1m\r\nc") == "a    b�[1m\nc"

@@ -1,7 +1,5 @@
 """The viewer, driven by textual's own pilot."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -71,9 +69,6 @@ async def test_search_goes_from_hit_to_hit(run: TraceRun) -> None:
         assert viewer.subject.node == "critic"
         assert not viewer.query_one(Input).has_class("open")
         await pilot.press("slash", *"rolls", "enter")
-        first = viewer.subject
-        assert hits(run, "rolls")[0] is first
+        assert viewer.subject is hits(run, "rolls")[0]
         await pilot.press("n")
         assert viewer.subject is hits(run, "rolls")[1]
-        await pilot.press("slash", *"xylophone", "enter")
-        assert viewer.subject is not None

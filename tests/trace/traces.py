@@ -1,8 +1,11 @@
 """Traces written by hand: what a scheduler would record, without a model."""
 
-from __future__ import annotations
-
 import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +37,11 @@ NODES = [
 STARTED: dict[str, Any] = {
     "kvcomm": "0.1.0",
     "started": "2025-01-02T03:04:05",
+    "mode": "kvcomm",
+    "seed": 0,
     "model": "random:llama-tiny",
     "device": "cpu",
     "dtype": "float32",
-    "mode": "kvcomm",
-    "seed": 0,
     "graph": "chain",
     "nodes": NODES,
     "answer_node": "editor",
@@ -72,10 +75,10 @@ def call(node: str, times: str = "0.01 0.9 1.1 2.2", **fields: Any) -> CallFinis
         "opened_at": opened,
         "ready_at": ready,
         "first_token_at": first,
+        "stop": "length",
         "finished_at": finished,
         "ttft_s": round(first - ready, 6),
         "decode_s": round(finished - first, 6),
-        "stop": "length",
     }
     return CallFinished(**known | fields)
 
@@ -93,22 +96,20 @@ def step(node: str, name: str, counts: str, reason: str = "", **fields: Any) -> 
         "node": node,
         "attempt": 1,
         "index": 0,
-        "segment": "literal" if " " in name else "placeholder",
         "name": name,
-        "tokens": computed + prefix + realigned,
-        "way": "realign" if realigned else "prefix" if prefix else "compute",
+        "reason": reason,
         "computed": computed,
         "prefix": prefix,
         "realigned": realigned,
         "ahead": ahead,
-        "reason": reason,
+        "segment": "literal" if " " in name else "placeholder",
+        "tokens": computed + prefix + realigned,
+        "way": "realign" if realigned else "prefix" if prefix else "compute",
     }
     return SegmentStep(**known | fields)
 
 
 class Written:
-    """A trace in the making."""
-
     def __init__(self, folder: Path, **started: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "trace.jsonl"
@@ -195,9 +196,32 @@ def cut_off(folder: Path) -> TraceRun:
 
 
 def failed(folder: Path) -> TraceRun:
-    """A run whose second node failed."""
     written = Written(folder)
     written.solver()
     written.prompt("critic")
     written.write(Failed, node="critic", error="the sampler met a NaN")
     return written.end("failed")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for event in events:
+        change(event)
+    path.write_text("\n".join(map(json.dumps, events)) + "\n", encoding="utf-8")
+
+
+class Quiet(BaseHTTPRequestHandler):
+    """Says nothing of the requests it gets."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(handler: type[Quiet]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

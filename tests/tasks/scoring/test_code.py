@@ -5,8 +5,6 @@
 `code_read.jsonl` a function, an answer, and the code in it.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 
@@ -57,6 +55,7 @@ RIGHT = read("right.txt")
 WRONG = read("wrong.txt")
 PROMPTS = read("prompts.txt")
 PROMPT, DOUBLE = PROMPTS["TYPED"], PROMPTS["DOUBLE"]
+PROSE = f"{PROMPT}\n\nAnswer with the complete function in one ```python block."
 # Looks for the word that says a program came to its end, in its frames and in all its objects.
 HUNT = """
 import gc, os, re, sys
@@ -79,7 +78,6 @@ def sandbox() -> Sandbox:
 
 
 def answered(sandbox: Sandbox, text: str, prompt: str = PROMPT, tests: str = TESTS) -> Score:
-    """The score of an answer to a prompt for the function `total`."""
     return score_code(sandbox, text, prompt, "total", tests, Limits(seconds=5))
 
 
@@ -184,12 +182,6 @@ def test_prompts_of_every_form(sandbox: Sandbox, prompt: str, answer: str) -> No
     assert score.correct, score
 
 
-@pytest.mark.parametrize("answer", [DEF, LOOP, f"{LOOP}```"])
-def test_the_report_reads_tasks_that_go_on_in_prose(sandbox: Sandbox, answer: str) -> None:
-    task = f"{PROMPT}\n\nAnswer with the complete function in one ```python block."
-    assert public_report(sandbox, answer, task) == "1 of 1 examples pass."
-
-
 @pytest.mark.parametrize(("function", "text", "code"), read_lines(ANSWERS / "code_read.jsonl"))
 def test_the_code_shown_is_the_code_run(function: str, text: str, code: str | None) -> None:
     assert extract_code(text, function) == code
@@ -231,21 +223,28 @@ def test_tricks_do_not_pass(sandbox: Sandbox, trick: str) -> None:
     assert not score.correct
 
 
-def test_the_examples_of_a_prompt() -> None:
+@pytest.mark.parametrize(
+    ("answer", "prompt", "report"),
+    [
+        (f"```python\n{GOOD}\n```", DOUBLE, "2 of 2 examples pass."),
+        (
+            "```python\ndef double(x):\n    return x + 2\n```",
+            DOUBLE,
+            "1 of 2 examples pass. `double(-1)` should give -2: gives 1",
+        ),
+        ("nothing", DOUBLE, "no code found."),
+        (GOOD, "def double(x):\n    pass\n", "no examples"),
+        (GOOD, "Write a poem.", "names no function"),
+        *((answer, PROSE, "1 of 1 examples pass.") for answer in (DEF, LOOP, f"{LOOP}```")),
+    ],
+)
+def test_the_examples_report(sandbox: Sandbox, answer: str, prompt: str, report: str) -> None:
+    assert report in public_report(sandbox, answer, prompt)
+
+
+def test_examples_are_found() -> None:
     assert examples(DOUBLE, "double") == [("double(2)", "4"), ("double(-1)", "-2")]
     assert examples('def f(x):\n    """\n    >>> f(1)\n    about one\n    """', "f") == []
-
-
-def test_the_report_of_the_examples(sandbox: Sandbox) -> None:
-    assert public_report(sandbox, f"```python\n{GOOD}\n```", DOUBLE) == "2 of 2 examples pass."
-    wrong = "```python\ndef double(x):\n    return x + 2\n```"
-    assert public_report(sandbox, wrong, DOUBLE) == (
-        "1 of 2 examples pass. `double(-1)` should give -2: gives 1"
-    )
-    assert public_report(sandbox, "nothing", DOUBLE) == "no code found."
-    assert answered(sandbox, "No.").reason == "no code found"
-    assert "no examples" in public_report(sandbox, GOOD, "def double(x):\n    pass\n")
-    assert "names no function" in public_report(sandbox, GOOD, "Write a poem.")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_pass_at_k_is_the_share_of_all_draws(n: int, right: int, k: int) -> None
     assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
-@pytest.mark.parametrize(("n", "right", "k"), [(2, 1, 3), (2, 3, 1), (2, 1, 0)])
-def test_pass_at_k_of_too_few(n: int, right: int, k: int) -> None:
-    with pytest.raises(UsageError, match=f"pass@{k} needs"):
-        pass_at_k(n, right, k)
+def test_pass_at_k_of_too_few() -> None:
+    for n, right, k in ((2, 1, 3), (2, 3, 1), (2, 1, 0)):
+        with pytest.raises(UsageError, match=f"pass@{k} needs"):
+            pass_at_k(n, right, k)

@@ -1,7 +1,5 @@
 """Letters chosen: `answers/letters.jsonl`, a kind, a text, its letter, the choices."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,17 +23,9 @@ def test_a_score_says_what_was_read_and_why() -> None:
 
 
 FRAMES = (
-    "Answer: {}",
-    "The answer is ({}).",
-    "The correct answer would be {}.",
-    "Therefore it holds. ( {} )",
-    "{} is the correct answer.",
-    "I would pick {}.",
-    "{}, because it fits.",
-    "<answer>{}</answer>",
-    "Answer： '{}'",
-    "So \\boxed{{\\text{{{}}}}}",
-    "I see.\n\n**{}**",
+    *("Answer: {}", "The answer is ({}).", "The correct answer would be {}.", "I would pick {}."),
+    *("Therefore it holds. ( {} )", "{} is the correct answer.", "{}, because it fits."),
+    *("<answer>{}</answer>", "Answer： '{}'", "So \\boxed{{\\text{{{}}}}}", "I see.\n\n**{}**"),
 )
 WORDS = st.text("kmpqwxz", min_size=3, max_size=9)
 TEXTS = WORDS | st.sampled_from(("vitamin C", "O(B)", "both A and B", "7", "A, D", "Plan A"))

@@ -1,7 +1,5 @@
 """Real golds, rows and solutions, written as models write them; the official functions."""
 
-from __future__ import annotations
-
 import random
 import re
 import string
@@ -118,8 +116,6 @@ def sandbox() -> Sandbox:
 
 
 def reasons(sandbox: Sandbox, rows: list[dict[str, Any]], answers: list[str]) -> dict[str, str]:
-    """How the answer to each row ended, by the row's id."""
-
     def reason(row: dict[str, Any], answer: str) -> str:
         function, tests = row["entry_point"], row["test"]
         return score_code(sandbox, answer, row["prompt"], function, tests, Limits()).reason

@@ -1,7 +1,5 @@
 """Hostile code at every level of the sandbox that works here."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat
@@ -18,6 +16,8 @@ from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring import sandbox as module
 from kvcomm.tasks.scoring.sandbox import Level, Limits, Sandbox, available, find_sandbox
 
+HERE = str(Path(__file__).resolve())
+KERNEL = ("sys/kernel/core_pattern", "sysrq-trigger", "1/mem", "self/mem")
 SHORT = Limits(seconds=2, memory_mb=256)
 
 
@@ -37,11 +37,18 @@ def any_level(request: pytest.FixtureRequest) -> Sandbox:
     return at(request.param)
 
 
-def test_a_program_that_comes_to_its_end(any_level: Sandbox) -> None:
-    ran = any_level.run("import math, json\nprint(json.dumps(math.pi)[:4])", SHORT)
-    assert ran.finished, ran
-    assert ran.stdout == "3.14"
-    assert ran.reason == "finished"
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        ("import math, json\nprint(json.dumps(math.pi)[:4])", "3.14"),
+        ("import asyncio\nprint(asyncio.run(asyncio.sleep(0, 'x')))", "x"),
+        ("import threading as t\nx = t.Thread(target=print, args='x')\nx.start()\nx.join()", "x"),
+        ("if __name__ == '__main__':\n    raise SystemExit(input())\nprint('defined')", "defined"),
+    ],
+)
+def test_a_program_that_comes_to_its_end(any_level: Sandbox, code: str, printed: str) -> None:
+    ran = any_level.run(code, SHORT)
+    assert (ran.finished, ran.stdout, ran.reason) == (True, printed, "finished"), ran
 
 
 @pytest.mark.parametrize(
@@ -52,39 +59,18 @@ def test_a_program_that_comes_to_its_end(any_level: Sandbox) -> None:
         ("import os; os._exit(0)", "left in the middle, exit 0"),
         ("raise SystemExit(0)", "left in the middle, exit 0"),
         ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", ""),
+        ("while True: pass", "timed out after 2 s"),
+        ("input()", "EOFError"),
+        ("x = bytearray(2 << 30)", "MemoryError"),
+        ("while True: print('x' * 1000)", "more than 64 KiB of output"),
+        ("f = open('x', 'wb')\nfor i in range(100): f.write(bytes(1 << 20))", "File too large"),
     ],
 )
 def test_one_that_does_not(any_level: Sandbox, code: str, reason: str) -> None:
-    ran = any_level.run(code, Limits(seconds=1, memory_mb=256))
+    ran = any_level.run(code, SHORT)
     assert not ran.finished
-    assert ran.reason.startswith(reason)
-
-
-def test_a_loop_without_end_is_ended(any_level: Sandbox) -> None:
-    ran = any_level.run("while True: pass", Limits(seconds=1))
-    assert not ran.finished
-    assert ran.reason == "timed out after 1 s"
-
-
-def test_waiting_for_input_does_not_wait(any_level: Sandbox) -> None:
-    assert "EOFError" in any_level.run("input()", SHORT).reason
-
-
-def test_two_gigabytes_are_too_much(any_level: Sandbox) -> None:
-    ran = any_level.run("x = bytearray(2 << 30)", SHORT)
-    assert not ran.finished
-    assert "MemoryError" in ran.reason
-
-
-def test_output_is_capped(any_level: Sandbox) -> None:
-    ran = any_level.run("while True: print('x' * 1000)", SHORT)
-    assert ran.reason == "more than 64 KiB of output"
+    assert reason in ran.reason
     assert len(ran.stdout) <= 65 << 10
-
-
-def test_a_large_file_is_too_much(any_level: Sandbox) -> None:
-    code = "f = open('x', 'wb')\nfor i in range(100): f.write(bytes(1 << 20))"
-    assert "File too large" in any_level.run(code, SHORT).reason
 
 
 def test_what_it_wrote_is_gone(any_level: Sandbox) -> None:
@@ -94,27 +80,24 @@ def test_what_it_wrote_is_gone(any_level: Sandbox) -> None:
     assert not any_level.run("print(open('x').read())", SHORT).finished
 
 
-def test_the_environment_is_not_handed_on(
-    any_level: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_stays_here(any_level: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "swordfish")
     ran = any_level.run("import os\nprint(dict(os.environ))", SHORT)
     assert ran.finished
     assert "swordfish" not in ran.stdout
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/etc/hostname", __file__])
-def test_files_of_the_host_cannot_be_read(safe: Sandbox, path: str) -> None:
-    ran = safe.run(f"print(len(open({str(Path(path).resolve())!r}).read()))", SHORT)
-    assert not ran.finished
-    assert ran.stdout == ""
-
-
-def test_other_processes_cannot_be_looked_at(
-    safe: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = f"print(open('/proc/{os.getpid()}/cmdline').read())"
-    assert "pytest" not in safe.run(code, SHORT).stdout
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(f"open({path!r})" for path in ("/etc/passwd", "/etc/hostname", HERE)),
+        f"open('/proc/{os.getpid()}/cmdline')",
+        *(f"os.open('/proc/{path}', os.O_WRONLY)" for path in KERNEL),
+    ],
+)
+def test_files_and_processes_of_the_host_cannot_be_opened(safe: Sandbox, code: str) -> None:
+    ran = safe.run(f"import os\nprint({code})", SHORT)
+    assert (ran.finished, ran.stdout) == (False, "")
 
 
 def test_nothing_can_be_written_elsewhere(safe: Sandbox, tmp_path: Path) -> None:
@@ -140,12 +123,6 @@ except OSError: pass
     assert (ran.finished, ran.stdout) == (True, ""), ran
 
 
-@pytest.mark.parametrize("path", ["sys/kernel/core_pattern", "sysrq-trigger", "1/mem", "self/mem"])
-def test_the_kernel_cannot_be_set(safe: Sandbox, path: str) -> None:
-    code = f"import os\nos.open('/proc/{path}', os.O_WRONLY)"
-    assert not safe.run(code, SHORT).finished
-
-
 @pytest.mark.parametrize(
     "change", ["chmod(FILE, 0o777)", "utime(FILE, (1, 1))", "truncate(FILE, 0)"]
 )
@@ -168,9 +145,6 @@ time.sleep(0.5)
     ran = safe.run(code, SHORT)
     assert not ran.finished
     assert any(why in ran.reason for why in ("No space", "Read-only", "denied", "No such", "16 MB"))
-
-
-def test_many_files_are_too_many(safe: Sandbox) -> None:
     ran = safe.run("for i in range(2000): open(f'{i}', 'w')", SHORT)
     assert safe.level == "bwrap" or ran.reason == "more than 1000 files"
 
@@ -287,32 +261,11 @@ assert (ran.testsRun, ran.failures) == (1, [])
     assert ran.finished, ran
 
 
-def test_it_is_not_started_as_a_script(any_level: Sandbox) -> None:
-    code = "if __name__ == '__main__':\n    raise SystemExit(input())\nprint('defined')"
-    ran = any_level.run(code, SHORT)
-    assert (ran.finished, ran.stdout) == (True, "defined"), ran
-
-
-def test_an_event_loop_is_allowed(any_level: Sandbox) -> None:
-    code = "import asyncio\nprint(asyncio.run(asyncio.sleep(0, 'x')))"
-    assert any_level.run(code, SHORT).stdout == "x"
-
-
-def test_threads_are_allowed(any_level: Sandbox) -> None:
-    code = "import threading\nt = threading.Thread(target=print, args=('x',))\nt.start()\nt.join()"
-    assert any_level.run(code, SHORT).stdout == "x"
-
-
-def test_without_a_sandbox_code_is_refused_unless_insisted_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_best_level_is_taken_and_none_if_insisted_on(monkeypatch) -> None:
+    assert find_sandbox(allow_unsandboxed=True).level == available()[0]
     why = {"bwrap": "it is not installed", "landlock": "Function not implemented"}
     monkeypatch.setattr(module, "failures", lambda: why)
     with pytest.raises(UsageError, match=r"apt install bubblewrap.*--allow-unsandboxed") as caught:
         find_sandbox()
     assert "bwrap: it is not installed; landlock: Function not" in str(caught.value)
     assert find_sandbox(allow_unsandboxed=True).level == "none"
-
-
-def test_the_best_level_is_taken() -> None:
-    assert find_sandbox(allow_unsandboxed=True).level == available()[0]

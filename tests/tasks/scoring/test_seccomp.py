@@ -1,7 +1,5 @@
 """The filter of system calls, run line by line as the kernel does."""
 
-from __future__ import annotations
-
 import struct
 
 import pytest
