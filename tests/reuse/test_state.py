@@ -292,7 +292,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     )
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, seed], cwd=Path(__file__).parents[2]
+            [sys.executable, "-c", code, tmp_path, seed], cwd=ROOT
         )
         for seed in ("0", "1000")
     ]

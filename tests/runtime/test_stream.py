@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import kvcomm
 from kvcomm import Delta, NodeEnd, NodeError, NodeStart, Retry, RunStart, ToolCall, ToolResult
 from kvcomm.agents import Agent, Tool
 from kvcomm.engine.local import LocalEngine
-from kvcomm.errors import NodeFailed, RunCancelled, RunTimeout
+from kvcomm.errors import NodeFailed, RunCancelled
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.result import Result
 from kvcomm.session import Session
@@ -23,18 +24,15 @@ from tests.runtime.support import ENDLESS, TASK, agent, check_at_rest, flaky, se
 
 
 def test_a_stream_tells_of_nodes_tools_and_their_order(tiny: LocalEngine, tmp_path: Path) -> None:
-    graph = AgentGraph(
-        [
-            Tool("web", lambda texts: "Spiders have eight legs."),
-            Agent("a", prompt="{task} {web}", sampling=agent("a").sampling),
-            agent("b"),
-        ],
-        [("web", "a"), ("a", "b")],
-    )
-    with session(tiny, "exact", runs=tmp_path) as active:
-        *items, result = active.stream(graph, TASK)
+    """And takes what `run` takes."""
+    web = Tool("web", lambda texts: "Spiders have eight legs.")
+    first = Agent("a", prompt="{task} {web}", sampling=agent("a").sampling)
+    graph = AgentGraph([web, first, agent("b")], [("web", "a"), ("a", "b")])
+    with session(tiny, "exact") as active:
+        *items, result = active.stream(graph, TASK, seed=5, out=tmp_path)
     assert isinstance(result, Result)
-    assert items[0] == RunStart(result.trace.path.name, result.trace.path)  # type: ignore[union-attr]
+    assert read_trace(tmp_path / "trace.jsonl").started.seed == 5
+    assert items[0] == RunStart(tmp_path.name, tmp_path)
     at = items.index
     assert at(ToolCall("web", 1)) < at(ToolResult("web", {"web": "Spiders have eight legs."}))
     for call in result.calls:
@@ -76,8 +74,7 @@ def test_a_node_that_fails_is_told(tiny: LocalEngine) -> None:
 
 def first_word(stream: Iterator[object]) -> None:
     """Take items until an agent has said something."""
-    while not isinstance(next(stream), Delta):
-        pass
+    next(item for item in stream if isinstance(item, Delta))
 
 
 def interrupted(folder: Path) -> bool:
@@ -103,49 +100,36 @@ def leave(stream: Iterator[object]) -> None:
 def test_ending_a_stream_ends_its_run_and_waits_for_it(
     tiny: LocalEngine, tmp_path: Path, end: Callable[[Iterator[object]], None]
 ) -> None:
+    """Other runs of the session go on; of a chat it was no turn."""
     with session(tiny, "exact") as active:
-        stream = active.stream(ENDLESS, TASK, out=tmp_path)
+        kept = active.stream(chain(agent("a", 60)), TASK)
+        first_word(kept)
+        chat = active.chat(ENDLESS)
+        stream = chat.stream(TASK, out=tmp_path)
         first_word(stream)
         end(stream)
         del stream
         gc.collect()
         # At once: the run is over.
         assert interrupted(tmp_path)
-        check_at_rest(tiny)
-        assert active.run(chain(agent("b")), TASK).answer
-
-
-def test_other_runs_of_the_session_go_on(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "exact") as active:
-        kept = active.stream(chain(agent("a", 60)), TASK)
-        first_word(kept)
-        left = active.stream(ENDLESS, TASK, out=tmp_path)
-        first_word(left)
-        left.close()  # type: ignore[attr-defined]
+        assert chat.turns == []
         assert isinstance(list(kept)[-1], Result)
+        check_at_rest(tiny)
 
 
 def test_closing_the_session_ends_its_streams_and_runs(tiny: LocalEngine, tmp_path: Path) -> None:
+    begun = threading.Event()
     active = session(tiny, "exact")
     stream = active.stream(ENDLESS, TASK, out=tmp_path / "stream")
     first_word(stream)
-    begun, raised = threading.Event(), []
-
-    def run() -> None:
-        try:
-            active.run(ENDLESS, TASK, out=tmp_path / "run")
-        except RunCancelled as error:
-            raised.append(error)
-
     active._listeners = (lambda event: begun.set() if event.kind == "node" else None,)
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert begun.wait(60)
-    active.close()
-    thread.join()
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(active.run, ENDLESS, TASK, out=tmp_path / "run")
+        assert begun.wait(60)
+        active.close()
+    assert isinstance(run.exception(), RunCancelled)
     assert interrupted(tmp_path / "stream")
     assert interrupted(tmp_path / "run")
-    assert len(raised) == 1
     with pytest.raises(RunCancelled, match="session was closed"):
         list(stream)
 
@@ -155,19 +139,15 @@ def test_a_stream_that_is_collected_on_the_sessions_own_thread(
 ) -> None:
     """There is nobody to wait for there: the run is cancelled, and ends a little later."""
     over = threading.Event()
-
-    def ends(event: object) -> None:
-        if event.kind == "end":  # type: ignore[attr-defined]
-            over.set()
-
-    with session(tiny, "exact", listeners=[ends]) as active:
+    ends = [lambda event: over.set() if event.kind == "end" else None]
+    with session(tiny, "exact", listeners=ends) as active:
         stream = active.stream(ENDLESS, TASK, out=tmp_path)
         first_word(stream)
 
-        async def close() -> None:
-            stream.close()  # type: ignore[attr-defined]
+        async def closing() -> None:
+            close(stream)
 
-        active._loop().run(close())
+        active._loop().run(closing())
         assert over.wait(60)
     assert interrupted(tmp_path)
 
@@ -188,33 +168,9 @@ async def test_both_kinds_of_streams_yield_the_same_and_can_be_left(
     assert interrupted(tmp_path)
 
 
-def test_a_stream_takes_what_run_takes(tiny: LocalEngine, tmp_path: Path) -> None:
-    graph = chain(agent("a"))
-    with session(tiny, "exact") as active:
-        active.run(graph, TASK, out=tmp_path / "first", seed=5)
-        options = {"out": tmp_path / "again", "replay": tmp_path / "first" / "trace.jsonl"}
-        list(active.stream(graph, TASK, seed=5, **options))  # type: ignore[arg-type]
-    started = read_trace(tmp_path / "again" / "trace.jsonl").started
-    assert started.seed == 5
-
-
 def test_the_events_are_exported() -> None:
     assert kvcomm.Session is Session
     for name in kvcomm.__all__:
         assert getattr(kvcomm, name) is not None
     with pytest.raises(AttributeError):
         kvcomm.nothing  # noqa: B018
-
-
-def test_leaving_a_turn_of_a_chat_ends_it_and_it_does_not_count(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
-    with session(tiny, "exact") as active:
-        chat = active.chat(ENDLESS)
-        stream = chat.stream(TASK, out=tmp_path)
-        first_word(stream)
-        stream.close()  # type: ignore[attr-defined]
-        assert interrupted(tmp_path)
-        assert chat.turns == []
-        with pytest.raises(RunTimeout):
-            chat.run(TASK, timeout_s=0.2)
