@@ -141,8 +141,6 @@ async def fill(
 
 def first_logits(seq: LocalSequence) -> torch.Tensor:
     """The logits behind the prompt of a sequence whose answer is recorded."""
-    assert seq.state.answering is not None
-    assert seq.state.answering.record
     return seq.state.answering.record[0]
 
 
@@ -238,7 +236,6 @@ async def message(
     ids = ids_of(await answered(seq))
     handle = await seq.publish(outgoing(ids), readers)
     await seq.close()
-    assert handle is not None
     return tuple(ids), handle
 
 

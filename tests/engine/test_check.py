@@ -60,7 +60,6 @@ def test_other_architectures_are_refused_with_a_reason(
 )
 def test_configs_are_refused_before_anything_is_measured(kind: str, why: str) -> None:
     reason = check.refusal(AutoConfig.for_model(kind), object)
-    assert reason is not None
     assert why in reason
 
 
@@ -102,7 +101,7 @@ def test_refused_models_run_dense_with_the_tokens_of_generate(
     async def said() -> list[int]:
         seq = engine.open(spec(80))
         await seq.extend([segment(ids)], DENSE, last=answer(16))
-        return ids_of(await answered(seq))  # type: ignore[arg-type]
+        return ids_of(await answered(seq))
 
     with load_engine(f"random:{shape}", device="cpu") as engine:
         assert isinstance(engine, DenseEngine)

@@ -53,7 +53,7 @@ def check(found: dict[str, torch.Tensor]) -> None:
     ids=["missing", "empty", "text", "folder", "foreign", "unsummed", "wrong sum", "another form"],
 )
 def test_any_other_file_is_a_value_error(tmp_path: Path, write: object) -> None:
-    write(tmp_path / "x")  # type: ignore[operator]
+    write(tmp_path / "x")
     with pytest.raises(ValueError, match=r"cannot be read|not in the format|damaged"):
         load_tensors(tmp_path / "x", FORM)
 

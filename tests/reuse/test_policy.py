@@ -73,7 +73,6 @@ def test_a_plan_covers_every_segment_within_range(mode: str, facts: list[Segment
         if step.source == "compute":
             assert step.positions is None
             continue
-        assert step.positions is not None
         assert list(step.positions) == sorted(set(step.positions))
         assert all(0 <= position < fact.tokens for position in step.positions)
         assert set(range(fact.tokens)) <= {*step.positions, *fact.covered}
@@ -186,4 +185,4 @@ def test_the_papers_numbers_are_part_of_the_family() -> None:
 @pytest.mark.parametrize("numbers", [{"gamma": -0.1}, {"gamma": float("nan")}, {"capacity": 1}])
 def test_numbers_the_paper_has_no_use_for(numbers: dict[str, float]) -> None:
     with pytest.raises(UsageError):
-        Anchors(**numbers)  # type: ignore[arg-type]
+        Anchors(**numbers)

@@ -291,9 +291,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         "    assert found.templates == 2 and not found.refused, found\n"
     )
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path, seed], cwd=ROOT
-        )
+        subprocess.Popen([sys.executable, "-c", code, tmp_path, seed], cwd=ROOT)
         for seed in ("0", "1000")
     ]
     assert [worker.wait(timeout=50) for worker in workers] == [0, 0]

@@ -88,7 +88,6 @@ async def test_a_session_runs_no_more_than_it_may_and_says_who_waited(
     assert queued[0] < queued[1] < queued[2]
     assert queued[1] >= results[0].totals.wall_s, "the second waited for all of the first"
     finished = read_trace(tmp_path / "2" / "trace.jsonl").finished
-    assert finished is not None
     assert finished.totals.queued_s == queued[2]
 
 
@@ -98,7 +97,7 @@ def test_a_run_that_fails_gives_its_place_back(tiny: LocalEngine) -> None:
             active.run(ALONE, TASK, other="x")
         stream = active.stream(ENDLESS, TASK)
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert active.run(ALONE, TASK).answer
 
 
@@ -108,7 +107,6 @@ def test_a_run_ends_at_its_time_limit(tiny: LocalEngine, mode: str, tmp_path: Pa
         with pytest.raises(RunTimeout, match=r"longer than its timeout of 0\.3 s"):
             active.run(ENDLESS, TASK, out=tmp_path, timeout_s=0.3)
         trace = read_trace(tmp_path / "trace.jsonl")
-        assert trace.finished is not None
         assert trace.finished.status == "failed"
         (error,) = trace.errors
         assert error.node is None

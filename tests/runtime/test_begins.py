@@ -118,13 +118,6 @@ def test_readers_of_a_stopped_message_say_what_dense_says(tiny: LocalEngine) -> 
     check_at_rest(tiny)
 
 
-def test_a_stop_text_is_not_sought_in_the_beginning(tiny: LocalEngine) -> None:
-    graph, _ = begun(tiny, "Name it.")
-    stops = Sampling(max_tokens=12, stop=("An",))
-    stopped = graph.with_agents(lambda a: replace(a, sampling=stops))
-    assert answered(tiny, "exact", stopped).answer == answered(tiny, "exact", graph).answer
-
-
 def test_a_stop_text_is_found_over_tokens_and_inside_them() -> None:
     codec = byte_codec()
     stops = StopTexts(codec, ("é\n", "end"))

@@ -18,7 +18,7 @@ from kvcomm.runtime.chat import Chat
 from kvcomm.runtime.result import Result
 from kvcomm.session import Session
 from tests.engine.support import generate
-from tests.runtime.support import auto, flaky, session
+from tests.runtime.support import flaky, session
 
 TASKS = (
     "How many legs do three spiders have?",
@@ -97,12 +97,9 @@ def test_every_turn_answers_the_whole_chat(tiny: LocalEngine, name: str) -> None
         check_turn(tiny, GRAPHS[name], turns[: number + 1])
 
 
-@pytest.mark.parametrize(("model", "name"), [("tiny", "tool"), ("smol", "two")])
-def test_a_turn_begins_with_the_row_of_the_turn_before(
-    model: str, name: str, request: pytest.FixtureRequest
-) -> None:
-    with session(request.getfixturevalue(model), "exact") as active:
-        turns = talk(active, GRAPHS[name])
+def test_a_turn_begins_with_the_row_of_the_turn_before(smol: LocalEngine) -> None:
+    with session(smol, "exact") as active:
+        turns = talk(active, TWO)
     for before, turn in pairwise(turns):
         for call in turn.calls:
             earlier = before.call(call.node).report
@@ -126,21 +123,6 @@ def test_kvcomm_computes_each_turn_once_more_at_most(tiny: LocalEngine) -> None:
     new = second.prompt_tokens - first.prompt_tokens - first.output_tokens
     header = len(tiny.codec.encode_structured(tiny.codec.chat("", "x"))[0])
     assert second.base_tokens <= new + len(tiny.codec.encode(TASKS[1])) + header
-
-
-@pytest.mark.usefixtures("predictable")
-def test_auto_realigns_inside_a_chat(tiny: LocalEngine) -> None:
-    prompt = speaker("a").prompt
-    long = Sampling(max_tokens=60)
-    graph = chain(*(Agent(name, prompt=prompt, sampling=long) for name in "abc"))
-    with auto(tiny, prior=0.0) as active:
-        turns = talk(active, graph, TASKS * 2)
-    later = [call for turn in turns[1:] for call in turn.calls]
-    assert any(call.total("realigned") for call in later)
-    for call in later:
-        counts = [call.total(way) for way in ("computed", "prefix", "realigned")]
-        assert sum(counts) == call.report.prompt_tokens
-        assert call.total("prefix") > 0
 
 
 def test_what_later_turns_taught_survives(tiny: LocalEngine, tmp_path: Path) -> None:
@@ -202,7 +184,7 @@ async def test_turns_come_one_after_another_and_chats_know_nothing_of_each_other
         with pytest.raises(UsageError, match="another turn of this chat is being answered"):
             await chat.arun(TASKS[1])
         assert ids(await other.arun(TASKS[0])) == ids(await active.arun(ONE, TASKS[0]))
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert len(chat.turns) == 1
         again = await chat.arun(TASKS[1])
         assert ids(again) == ids(await other.arun(TASKS[1]))

@@ -31,7 +31,6 @@ def plans(result: Result) -> list[tuple[object, ...]]:
 
 def again(active: Session, original: Result, task: str) -> Result:
     """A run by the plans of another one."""
-    assert original.trace.path
     return active.run(GRAPH, task, replay=original.trace.path / "trace.jsonl")
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from kvcomm.agents import Agent, Sampling, Tool
+from kvcomm.agents import Agent, Tool
 from kvcomm.engine.local import LocalEngine
 from kvcomm.graphs import AgentGraph, chain
 from kvcomm.runtime.result import Result
@@ -37,14 +37,6 @@ def test_every_message_tool_and_reason_to_stop_is_in_the_json(result: Result) ->
     assert tool["texts"] == {"search": "Spiders have eight legs."}
     assert tool["tokens"] == {"search": len("Spiders have eight legs.")}
     assert found["totals"]["output_tokens"] == sum(c.report.output_tokens for c in result.calls)
-
-
-def test_an_answer_says_why_it_ended(smol: LocalEngine) -> None:
-    cut = Agent("a", sampling=Sampling(max_tokens=3))
-    done = Agent("b", prompt="{task}{a}", sampling=Sampling(max_tokens=40, stop=(" ", "e")))
-    graph = AgentGraph([cut, done], [("a", "b")])
-    result = answered(smol, "exact", graph, "Tell me a long story about a house.")
-    assert [call.stop for call in result.calls] == ["length", "stop"]
 
 
 def test_usage_has_the_names_and_sums_of_openai(result: Result) -> None:

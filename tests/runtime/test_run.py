@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ from kvcomm.errors import (
 from kvcomm.graphs import Node, chain, star
 from kvcomm.runtime import run as run_module
 from kvcomm.runtime.message_stream import MessageStream
-from kvcomm.trace import read_trace
 from tests.runtime.support import (
     TASK,
     Events,
@@ -48,20 +46,6 @@ def test_a_failed_attempt_is_tried_again_and_consumers_do_not_notice(
     assert result.call("a").report.attempt == 3
     assert [retry.attempt for retry in events.of("retry")] == [1, 2]
     assert "no luck" in events.of("retry")[0].error
-
-
-@pytest.mark.parametrize("reuse", ["dense", "exact", "kvcomm"])
-def test_a_node_that_fails_for_good_fails_the_run_by_name(
-    tiny: LocalEngine, reuse: str, tmp_path: Path
-) -> None:
-    graph = chain(agent("a"), agent("b", post=flaky(9), retries=1, backoff_s=0.001), agent("c"))
-    with pytest.raises(NodeFailed, match=r"`b` failed after 2 attempts.*no luck"):
-        answered(tiny, reuse, graph, out=tmp_path)
-    trace = read_trace(tmp_path / "trace.jsonl")
-    assert trace.finished is not None
-    assert trace.finished.status == "failed"
-    assert [error.node for error in trace.errors] == ["b", None]
-    check_at_rest(tiny)
 
 
 def test_a_node_that_fails_behind_its_message_fails_nothing_and_is_named(

@@ -26,7 +26,7 @@ class Engine:
 
 
 def saver_of(written: Written) -> Saver:
-    return Saver(written, Engine())  # type: ignore[arg-type]
+    return Saver(written, Engine())
 
 
 class Written:

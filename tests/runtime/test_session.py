@@ -31,13 +31,11 @@ def test_a_run_folder_holds_the_trace(tiny: LocalEngine, tmp_path: Path) -> None
     with session(tiny, "exact", runs=tmp_path) as active:
         first, second = active.run(GRAPH, TASK), active.run(GRAPH, TASK)
         assert first.trace.path != second.trace.path
-        assert first.trace.path is not None
         with pytest.raises(UsageError, match="already holds a trace"):
             active.run(GRAPH, TASK, out=first.trace.path)
     trace = read_trace(first.trace.path / "trace.jsonl")
     assert trace.started.inputs == {"task": TASK}
     assert [view.node for view in trace.calls] == ["a", "b"]
-    assert trace.finished is not None
     assert trace.finished.answer == first.answer
     assert [view.call for view in trace.last_calls()] == [call.report for call in first.calls]
     assert [view.steps for view in trace.last_calls()] == [call.steps for call in first.calls]
@@ -50,7 +48,6 @@ def test_a_trace_spells_every_prompt_and_holds_no_text_twice(
     trace = read_trace(tmp_path / "trace.jsonl")
     ids = {"task": tuple(smol.codec.encode(TASK))}
     for view in trace.last_calls():
-        assert view.message is not None
         segments = GRAPH.template(view.node, smol.codec).fill(ids)
         ids[view.node] = tuple(view.message.ids)
         prompt = "".join(trace.text(step) or "" for step in view.steps)

@@ -39,37 +39,31 @@ def test_a_stream_tells_of_nodes_tools_and_their_order(tiny: LocalEngine, tmp_pa
         end = NodeEnd(call.node, call.text)
         pieces = [n for n, i in enumerate(items) if isinstance(i, Delta) and i.node == call.node]
         assert at(NodeStart(call.node, 1)) < pieces[0] <= pieces[-1] < at(end)
-        assert "".join(items[n].text for n in pieces) == call.text  # type: ignore[union-attr]
+        assert "".join(items[n].text for n in pieces) == call.text
     kinds = (RunStart, NodeStart, NodeEnd, Delta, ToolCall, ToolResult)
     assert all(isinstance(item, kinds) for item in items)
 
 
-def test_what_comes_behind_a_retry_is_the_whole_message(tiny: LocalEngine) -> None:
-    graph = chain(agent("a", 9, post=flaky(1), retries=1, backoff_s=0.001))
+def test_failures_are_told_and_what_comes_behind_a_retry_is_the_whole_message(
+    tiny: LocalEngine,
+) -> None:
+    """A node that fails for good is told before the error that ends the stream."""
+    care = {"retries": 1, "backoff_s": 0.001}
     with session(tiny, "exact") as active:
-        *items, result = active.stream(graph, TASK)
-    retry = next(n for n, item in enumerate(items) if isinstance(item, Retry))
-    assert "no luck" in items[retry].error  # type: ignore[union-attr]
-    texts = ["", ""]
-    for n, item in enumerate(items):
-        if isinstance(item, Delta):
-            texts[n > retry] += item.text
-    assert isinstance(result, Result)
-    assert texts == [result.call("a").text] * 2
-
-
-def test_a_node_that_fails_is_told(tiny: LocalEngine) -> None:
-    """And comes before the error that ends a stream."""
-    skipped = chain(agent("a", post=flaky(9), on_error="skip"), agent("b"))
-    with session(tiny, "exact") as active:
-        items = list(active.stream(skipped, TASK))
-        (error,) = [item for item in items if isinstance(item, NodeError)]
-        assert (error.node, error.instead) == ("a", "(a gave no answer.)")
-        assert "no luck" in error.error
-        items = []
+        *items, result = active.stream(chain(agent("a", 9, post=flaky(1), **care)), TASK)
+        skipped = chain(agent("a", post=flaky(9), on_error="skip"), agent("b"))
+        (error,) = [item for item in active.stream(skipped, TASK) if isinstance(item, NodeError)]
+        failing = []
         with pytest.raises(NodeFailed, match="no luck"):
-            items.extend(active.stream(chain(agent("a", post=flaky(9))), TASK))
-    assert isinstance(items[-1], NodeError)
+            failing.extend(active.stream(chain(agent("a", post=flaky(9))), TASK))
+    assert isinstance(result, Result)
+    kinds = [type(item) for item in items]
+    retry, text = kinds.index(Retry), result.call("a").text
+    for part in (items[:retry], items[retry:]):
+        assert "".join(item.text for item in part if isinstance(item, Delta)) == text
+    assert "no luck" in items[retry].error
+    assert (error.node, error.instead) == ("a", "(a gave no answer.)")
+    assert isinstance(failing[-1], NodeError)
 
 
 def first_word(stream: Iterator[object]) -> None:
@@ -84,12 +78,12 @@ def interrupted(folder: Path) -> bool:
 
 
 def close(stream: Iterator[object]) -> None:
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def interrupt(stream: Iterator[object]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        stream.throw(KeyboardInterrupt())  # type: ignore[attr-defined]
+        stream.throw(KeyboardInterrupt())
 
 
 def leave(stream: Iterator[object]) -> None:
@@ -164,7 +158,7 @@ async def test_both_kinds_of_streams_yield_the_same_and_can_be_left(
         async for item in stream:
             if isinstance(item, Delta):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
     assert interrupted(tmp_path)
 
 

@@ -24,7 +24,6 @@ from tests.runtime.support import (
     Events,
     agent,
     answered,
-    auto,
     forever,
     session,
     steps_of,
@@ -95,22 +94,6 @@ def test_kv_of_a_text_is_shared_by_its_readers_and_by_questions(tiny: LocalEngin
     assert 0 <= second.totals.extra["base"] - len(later) < 10
 
 
-def test_auto_realigns_what_a_tool_found_once_it_has_learned(tiny: LocalEngine) -> None:
-    """Passages in another order are no prefix of what was read before."""
-    turns = iter(range(100))
-
-    def shuffled(texts: Mapping[str, str]) -> list[str]:
-        turn = next(turns)
-        return [f"Passage {(turn + i) % 7}: {PASSAGES[0]} {PASSAGES[1]}" for i in range(2)]
-
-    tool = Tool("search", shuffled, outputs=OUTPUTS)
-    graph = AgentGraph([tool, *(READERS.nodes[n].agent for n in "abc")], READERS.edges)
-    with auto(tiny, target_divergence=1e6) as active:
-        results = [active.run(graph, task) for task in TASKS[:12]]
-    steps = [step for name in OUTPUTS for r in results for step in steps_of(r, name).values()]
-    assert any(step.way == "realign" for step in steps)
-
-
 def test_the_clock_of_a_reader_starts_when_its_tool_is_done(tiny: LocalEngine) -> None:
     """And text beyond the limit is cut, and the trace says so."""
     heard = Events()
@@ -137,8 +120,6 @@ def test_graphs_with_tools_are_checked() -> None:
 def test_the_trace_shows_tools(tiny: LocalEngine, tmp_path: Path) -> None:
     answered(tiny, "exact", READERS, out=tmp_path)
     run = read_trace(tmp_path / "trace.jsonl")
-    assert [tool.node for tool in run.tools] == ["search"]
-    assert {view.node for view in run.calls} == {"a", "b", "c"}
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(show_run(run, segments=True))
     text = console.export_text()
@@ -190,7 +171,7 @@ def test_an_asynchronous_tool_is_tried_again_and_times_out(tiny: LocalEngine) ->
         try:
             return await forever(texts)
         finally:
-            ended.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
+            ended.append(asyncio.current_task().cancelling())
 
     graph = web(run, timeout_s=0.02, retries=1, backoff_s=0.001)
     with pytest.raises(NodeFailed, match=r"after 2 attempts: .*timeout of 0\.02 s"):
