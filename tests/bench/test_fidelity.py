@@ -43,9 +43,7 @@ def test_every_method_sees_the_same_calls_and_learns_for_itself(tiny: LocalEngin
     assert value["audits"]["mean"] > 0
 
 
-def test_exact_and_dense_are_dense_and_who_computes_more_is_nearer_to_it(
-    tiny: LocalEngine,
-) -> None:
+def test_exact_is_dense_and_who_computes_more_is_nearer_to_it(tiny: LocalEngine) -> None:
     methods = {"exact": Exact(), "dense": Dense()}
     for name, recipe in (("none", Recipe("none")), ("most", Recipe("most", deviating=0.65))):
         methods[name] = Realign(recipe)

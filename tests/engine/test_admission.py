@@ -148,9 +148,7 @@ async def test_a_ready_call_waits_for_room_and_others_are_refused(narrow: LocalE
     assert await on_thread(narrow, lambda: narrow.admission.used) == 0
 
 
-async def test_what_is_under_way_in_a_sequence_that_gives_way_fails_with_preempted(
-    narrow: LocalEngine,
-) -> None:
+async def test_what_is_under_way_where_one_gives_way_is_preempted(narrow: LocalEngine) -> None:
     ahead, ready = open_seq(narrow, 300, priority=AHEAD), open_seq(narrow, 300)
     ids = random_ids(narrow, 250)
     lost, done = await at_once(

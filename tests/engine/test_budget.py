@@ -57,9 +57,7 @@ def test_whatever_the_budget_a_run_goes_on_and_dense_and_exact_say_the_same(
             assert NO_ROOM in steps_of(results[-1], "a")["b"].reason
 
 
-def test_offsets_have_a_budget_and_forget_the_template_asked_least_recently(
-    limited: LocalEngine,
-) -> None:
+def test_offsets_have_a_budget_and_forget_the_oldest_template(limited: LocalEngine) -> None:
     known = []
     with session(limited, "kvcomm") as active:
         for fields in ({}, {"layout": "shared-first"}):

@@ -57,9 +57,7 @@ def test_a_forward_that_runs_out_is_tried_again_with_less(
     assert scarce.failed == failed, "steps stay small"
 
 
-def test_what_never_fits_is_a_clear_error_and_the_engine_goes_on(
-    limited: LocalEngine, forwards: Forwards
-) -> None:
+def test_what_never_fits_is_a_clear_error(limited: LocalEngine, forwards: Forwards) -> None:
     scarce = Scarce(forwards, fits=0)
     with session(limited, "exact") as active:
         with pytest.raises(NodeFailed, match="out of memory while computing") as caught:

@@ -41,9 +41,7 @@ def test_a_folder_without_a_whole_model_is_an_error_of_one_line(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-def test_another_tokenizer_makes_another_fingerprint_and_its_state_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_another_tokenizer_has_another_fingerprint_and_state(tmp_path: Path) -> None:
     model, tokenizer = random_model("qwen2-tiny", torch.device("cpu"), torch.float32)
     folder, pair = tmp_path / "model", chain(agent("a"), agent("b"))
     model.save_pretrained(folder)
@@ -63,7 +61,7 @@ def test_another_tokenizer_makes_another_fingerprint_and_its_state_is_refused(
         ask()
 
 
-def test_the_embedded_model_is_converted_once_and_without_its_wheel_comes_from_the_hub(
+def test_the_embedded_model_is_converted_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     weights = fetch_model("smollm2-135m") / "model.safetensors"

@@ -140,7 +140,7 @@ async def test_a_run_is_cancelled_and_timed_and_fails_as_elsewhere(engine: RayEn
 
 
 @pytest.mark.slow
-async def test_functions_are_sent_and_those_that_cannot_be_are_named(
+async def test_functions_are_sent_or_named_if_they_cannot_be(
     engine: RayEngine, tmp_path: Path
 ) -> None:
     found, lock = "eight legs", threading.Lock()
@@ -217,7 +217,7 @@ async def test_when_none_is_left_it_says_so(engine: RayEngine) -> None:
 
 
 @pytest.mark.slow
-async def test_a_run_that_ends_every_replica_is_not_begun_for_ever(
+async def test_a_run_is_not_begun_for_ever(
     engine: RayEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     do = mock.AsyncMock(side_effect=ReplicaLost("a replica was lost"))
@@ -231,9 +231,7 @@ async def test_a_run_that_ends_every_replica_is_not_begun_for_ever(
 
 
 @pytest.mark.slow
-async def test_runs_go_where_there_are_fewest_and_graphs_and_chats_return(
-    engine: RayEngine,
-) -> None:
+async def test_runs_go_where_fewest_are_and_graphs_and_chats_return(engine: RayEngine) -> None:
     one = await engine.place("one")
     assert await engine.place("one") is one
     one.tasks += 1
@@ -296,9 +294,7 @@ def _states(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-async def test_what_one_has_learned_all_know_once_also_one_started_anew(
-    engine: RayEngine, tmp_path: Path
-) -> None:
+async def test_all_know_once_what_one_has_learned(engine: RayEngine, tmp_path: Path) -> None:
     with auto(engine, prior=1e9, namespace="all", state=tmp_path) as active:
         await asyncio.gather(*(active.arun(GRAPH, task) for task in TASKS[6:10]))
         await active.save()
@@ -320,21 +316,6 @@ async def test_what_one_has_learned_all_know_once_also_one_started_anew(
             errors = state.keys() - {"counters"}
             assert close({n: state[n] for n in errors}, {n: other[key][n] for n in errors}, 1e-12)
             assert state["counters"][:2].tolist() == other[key]["counters"][:2].tolist()
-
-
-@pytest.mark.slow
-async def test_a_state_folder_is_read_for_all(
-    engine: RayEngine, tiny: LocalEngine, tmp_path: Path
-) -> None:
-    with auto(tiny, prior=1e9, namespace="read", state=tmp_path) as active:
-        for task in TASKS[:4]:
-            await active.arun(GRAPH, task)
-    with auto(engine, prior=1e9, namespace="read", state=tmp_path) as active:
-        await active.awarm_up()
-        assert active.auto.audits
-        for replica in engine.replicas:
-            state = await known(replica, engine, "read")
-            assert {int(found["counters"][1]) for found in state.values()} == {4}
 
 
 @pytest.mark.slow
@@ -366,9 +347,7 @@ async def _is_lost(replica: Replica) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_replica_that_was_away_for_a_moment_is_told_nothing_twice(
-    engine: RayEngine,
-) -> None:
+async def test_a_replica_that_was_away_is_told_nothing_twice(engine: RayEngine) -> None:
     learning = engine.learning
     first, second = engine.replicas
     with auto(engine, prior=1e9, namespace="away") as active:

@@ -71,19 +71,6 @@ def test_no_token_outside_the_nucleus(
     assert before < top_p + 1e-5
 
 
-def test_a_draw_depends_on_nothing_beside_it() -> None:
-    logits = torch.zeros(1000)
-    torch.manual_seed(1)
-    alone = draws(logits, 5, temperature=1.0)
-    sampler, neighbour = (Sampler(Sampling(temperature=1.0), seed) for seed in (0, 9))
-    beside = []
-    for _ in range(5):
-        torch.rand(3)
-        neighbour.draw(logits)
-        beside.append(sampler.draw(logits))
-    assert beside == alone
-
-
 @pytest.mark.parametrize(
     ("logits", "temperature", "message"),
     [

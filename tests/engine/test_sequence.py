@@ -23,9 +23,7 @@ from tests.engine.support import (
 )
 
 
-async def test_a_prefix_hit_gives_the_same_answer_and_computes_only_the_rest(
-    tiny: LocalEngine,
-) -> None:
+async def test_a_prefix_hit_gives_the_same_answer_and_computes_the_rest(tiny: LocalEngine) -> None:
     """Of a prompt held whole its last token; and settled slots are never taken back."""
     ids = random_ids(tiny, 90)
     await extend(open_seq(tiny, 120, prefix=True), ids[:70])
@@ -44,9 +42,7 @@ async def test_a_prefix_hit_gives_the_same_answer_and_computes_only_the_rest(
     assert await said(third) == generate(tiny, ids, 20)
 
 
-async def test_a_sequence_moves_into_a_larger_buffer_when_it_outgrows_its_own(
-    limited: LocalEngine,
-) -> None:
+async def test_a_sequence_that_outgrows_its_buffer_has_a_larger_one(limited: LocalEngine) -> None:
     """What others found in the old one they find in the new one, and it counts as larger."""
     ids = random_ids(limited, 40)
     seq = open_seq(limited, 25, prefix=True, answer_tokens=20)

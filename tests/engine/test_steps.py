@@ -29,9 +29,7 @@ from tests.engine.support import (
 from tests.support import python
 
 
-async def test_a_failed_forward_fails_its_sequences_and_the_engine_goes_on(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_a_failed_forward_fails_its_sequences(tiny: LocalEngine, forwards: Forwards) -> None:
     ids = random_ids(tiny, 30)
 
     def broken(packed: list[int]) -> None:
@@ -50,9 +48,7 @@ async def test_a_failed_forward_fails_its_sequences_and_the_engine_goes_on(
     assert await call() == generate(tiny, ids, 10)
 
 
-async def test_nan_logits_fail_the_call_and_not_its_neighbour(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_nan_logits_fail_no_neighbour(tiny: LocalEngine, forwards: Forwards) -> None:
     ids, other = random_ids(tiny, 30), random_ids(tiny, 21, seed=2)
 
     def damage(packed: list[int], logits: torch.Tensor) -> None:
@@ -71,9 +67,7 @@ async def test_nan_logits_fail_the_call_and_not_its_neighbour(
     assert len(tiny.prefix) == 0, "whatever was damaged, nothing grows from it"
 
 
-async def test_a_cancelled_prefill_is_not_gone_on_with(
-    limited: LocalEngine, forwards: Forwards
-) -> None:
+async def test_a_cancelled_prefill_does_not_go_on(limited: LocalEngine, forwards: Forwards) -> None:
     limited.runner.limit = 20
     seq, running = open_seq(limited, 200), []
 
@@ -117,9 +111,7 @@ async def test_a_closed_engine_fails_what_waits_and_what_comes(
 # --- what the steps of an engine are, as `schedule` says ---
 
 
-async def test_work_ahead_and_audits_wait_while_a_message_is_on_its_way(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_others_wait_for_a_message_on_its_way(tiny: LocalEngine, forwards: Forwards) -> None:
     """Its reader comes first, and a step cannot be interrupted."""
     writer = open_seq(tiny, 100, followed=True)
     await extend(writer, random_ids(tiny, 9), answer(3))

@@ -99,9 +99,7 @@ STEPS = (
 
 @pytest.mark.parametrize("template", [CHATML, NO_SYSTEM, DROPS_SYSTEM, LLAMA2, STEPS])
 @pytest.mark.parametrize("system", ["", "You check.\n"])
-def test_a_template_with_a_clock_is_rendered_as_transformers_does(
-    template: str, system: str
-) -> None:
+def test_with_a_clock_it_is_rendered_as_transformers_does(template: str, system: str) -> None:
     plain, timed = (space_codec("first", t) for t in (template, template + "{# strftime_now #}"))
     assert not chat_template.tells_time(plain.tokenizer)
     assert chat_template.tells_time(timed.tokenizer)
@@ -205,7 +203,7 @@ TURNS = [("You check.", "2+2?"), ("Go on.", "The task. Go on."), ("x", "x"), ("\
 
 @pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("name", [*KEEPS, *DROPS])
-def test_a_system_text_stands_once_and_heads_the_user_turn_where_its_own_is_lost(
+def test_a_system_text_stands_once_in_its_turn_or_the_users(
     name: str, turns: tuple[str, str]
 ) -> None:
     system, user = turns

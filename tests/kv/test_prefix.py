@@ -106,9 +106,7 @@ def common(left: list[int], right: list[int]) -> int:
 )
 @given(steps=operations, room=st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
-def test_hits_are_the_longest_also_where_hashes_collide(
-    weak: object, steps: list, room: int
-) -> None:
+def test_hits_are_the_longest_even_if_hashes_collide(weak: object, steps: list, room: int) -> None:
     def link(chain: list, namespace: str, ids: list[int], block: int) -> object:
         return weak(ids[block * BLOCK], block)
 

@@ -123,7 +123,7 @@ def test_a_new_anchor_is_never_the_one_that_goes(capacity: int) -> None:
     assert equal(pool.anchors[-1].base, random_kv(2, 77))
 
 
-# --- state and size ---
+# --- size and merge ---
 
 
 def test_bytes_are_those_of_base_offset_and_literal() -> None:

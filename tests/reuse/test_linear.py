@@ -85,9 +85,7 @@ def test_placeholders_of_one_kind_learn_together() -> None:
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(2, 4), (8, 40)])
-def test_the_bytes_of_a_kind_are_told_before_it_is_learned_and_do_not_grow(
-    heads: int, dim: int
-) -> None:
+def test_the_bytes_of_a_kind_are_known_and_do_not_grow(heads: int, dim: int) -> None:
     model = LinearOffsets()
     for tokens in (20, 5, 30):
         base, offset = (KV(*torch.randn(2, 3, heads, tokens, dim)) for _ in range(2))

@@ -112,49 +112,33 @@ def test_dense_and_exact_compute_what_no_prefix_holds() -> None:
 # --- kvcomm ---
 
 
-COMPUTE, REALIGN = "compute", "realign"
-OFFSET = "offset of the placeholder before"
+FIRST = "compute: first literal is exact"
+MOVED = f"realign: {YES.reason}, but "
+BEHIND = "realign: offset of the placeholder before, but "
+PLANS = {
+    "all passes": (
+        [literal(), message(), literal(2), message(3, 3, name="critic"), END],
+        [FIRST, MOVED + "4", BEHIND, MOVED, BEHIND + "2"],
+    ),
+    "an empty message": (
+        [literal(), message(0, 0), literal(2), message()],
+        [FIRST, "compute: empty", "compute: no offset behind an empty placeholder", MOVED + "4"],
+    ),
+    "a literal that left the store": (
+        [literal(), message(), literal(2, kept=False)],
+        [FIRST, MOVED + "4", "compute: no base KV"],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("facts", "steps"),
-    [
-        (
-            [literal(), message(), literal(2), message(3, 3, name="critic"), END],
-            [
-                SegmentPlan(COMPUTE, "first literal is exact"),
-                SegmentPlan(REALIGN, YES.reason, (4,)),
-                SegmentPlan(REALIGN, OFFSET, ()),
-                SegmentPlan(REALIGN, YES.reason, ()),
-                SegmentPlan(REALIGN, OFFSET, (2,)),
-            ],
-        ),
-        (
-            [literal(), message(0, 0), literal(2), message()],
-            [
-                SegmentPlan(COMPUTE, "first literal is exact"),
-                SegmentPlan(COMPUTE, "empty"),
-                SegmentPlan(COMPUTE, "no offset behind an empty placeholder"),
-                SegmentPlan(REALIGN, YES.reason, (4,)),
-            ],
-        ),
-        (
-            [literal(), message(), literal(2, kept=False)],
-            [
-                SegmentPlan(COMPUTE, "first literal is exact"),
-                SegmentPlan(REALIGN, YES.reason, (4,)),
-                SegmentPlan(COMPUTE, "no base KV"),
-            ],
-        ),
-    ],
-    ids=["all passes", "an empty message", "a literal that left the store"],
-)
-def test_a_call_that_passes_computes_only_what_has_no_kv_and_the_last_token(
-    facts: list[SegmentFacts], steps: list[SegmentPlan]
-) -> None:
+@pytest.mark.parametrize("case", PLANS)
+def test_a_call_that_passes_computes_what_has_no_kv_and_the_last_token(case: str) -> None:
+    facts, steps = PLANS[case]
     plan = Kvcomm().plan(facts)
     assert (plan.decision, plan.dense, plan.learn) == ("realigned", False, ())
-    assert list(plan.segments) == steps
+    for step, expected in zip(plan.segments, steps, strict=True):
+        computed = "" if step.positions is None else f", but {','.join(map(str, step.positions))}"
+        assert f"{step.source}: {step.reason}{computed}" == expected
 
 
 def test_every_placeholder_that_fails_is_named_and_learned_if_it_can_be() -> None:
@@ -164,7 +148,7 @@ def test_every_placeholder_that_fails_is_named_and_learned_if_it_can_be() -> Non
     assert (plan.decision, plan.dense, plan.learn) == (f"dense: {why}", True, (1,))
     assert {step.reason for step in plan.segments} == {f"dense, because {why}"}
     alone = Kvcomm().plan([END])
-    assert (alone.segments, alone.dense) == ((SegmentPlan(COMPUTE, "nothing to realign"),), True)
+    assert (alone.segments, alone.dense) == ((SegmentPlan("compute", "nothing to realign"),), True)
 
 
 def test_without_its_gate_two_anchors_are_enough() -> None:

@@ -76,7 +76,7 @@ def test_places_are_shared_by_event_loops() -> None:
     assert (admission._free, len(admission._waiting)) == (2, 0)
 
 
-async def test_a_session_runs_no_more_than_it_may_and_says_who_waited(
+async def test_a_session_runs_what_it_may_and_says_who_waited(
     tiny: LocalEngine, tmp_path: Path
 ) -> None:
     events = Events()

@@ -172,9 +172,7 @@ def test_a_failed_turn_is_not_part_of_the_chat(tiny: LocalEngine) -> None:
         assert ids(chat.run(TASKS[1])) == ids(talk(active, graph, TASKS[:2])[1])
 
 
-async def test_turns_come_one_after_another_and_chats_know_nothing_of_each_other(
-    tiny: LocalEngine,
-) -> None:
+async def test_turns_come_one_by_one_and_chats_know_nothing_of_others(tiny: LocalEngine) -> None:
     with session(tiny, "exact") as active:
         chat, other = active.chat(ONE), active.chat(ONE)
         items = [item async for item in chat.astream(TASKS[0])]

@@ -91,9 +91,7 @@ async def test_a_call_that_works_ahead_leaves_what_was_computed(cut_short: Trace
     assert all(step.ahead == step.tokens for step in view.steps)
 
 
-async def test_nothing_is_written_twice_of_a_call_that_has_answered(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+async def test_nothing_is_written_twice_of_an_answer(tiny: LocalEngine, tmp_path: Path) -> None:
     """Its report is there; what was cancelled is what comes behind."""
     async with aclosing(session(tiny, "exact").astream(ENDLESS, TASK, out=tmp_path)) as stream:
         async for item in stream:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from kvcomm.agents import Sampling, critic, solver
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.local.commands import Extend
 from kvcomm.graphs import AgentGraph, chain, debate, layered
 from kvcomm.reuse.policy import Kvcomm
-from kvcomm.runtime.filling import Filling
 from tests.engine.support import generate
 from tests.runtime.support import GRAPH, TASK, agent, answered, check_at_rest, session
 from tests.support import POSITIONS, shapes
@@ -145,35 +141,3 @@ def test_a_message_that_does_not_pass_makes_the_call_start_over(tiny: LocalEngin
     assert "{a}: no base KV" in calls[-1].report.gate
     assert "{task}" not in calls[-1].report.gate  # it would have passed
     assert {call.text for call in calls} == {texts(tiny, graph, "dense")["b"]}
-
-
-def test_messages_that_end_together_are_taken_together(
-    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A reader that does not know yet of the second one would compute the first one by itself."""
-    flushed: list[set[str]] = []
-    asked: list[object] = []
-    both, flush, submit = threading.Event(), Filling._flush, tiny.core.submit
-
-    async def spy(self: Filling, seq: Any, pending: Any, **options: Any) -> None:
-        if options.get("last") and seq.state.call.node == "j":
-            flushed.append({segment.name for segment in pending})
-        await flush(self, seq, pending, **options)
-
-    def counting(command: Any) -> Any:
-        if isinstance(command, Extend) and command.last is not None:
-            asked.append(command)
-        future = submit(command)
-        if len(asked) == 2:
-            both.set()
-        return future
-
-    monkeypatch.setattr(Filling, "_flush", spy)
-    monkeypatch.setattr(tiny.core, "submit", counting)
-    submit_both = tiny.core.call(lambda: both.wait(60))
-    graph = debate(agent("a", 20), agent("b", 20), rounds=1, judge=agent("j"))
-    result = answered(tiny, "exact", graph)
-    assert submit_both.result()
-    assert [result.call(node).report.output_tokens for node in ("a@1", "b@1")] == [20, 20]
-    (last,) = flushed
-    assert {"a@1", "b@1"} <= last

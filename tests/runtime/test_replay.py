@@ -34,9 +34,7 @@ def again(active: Session, original: Result, task: str) -> Result:
     return active.run(GRAPH, task, replay=original.trace.path / "trace.jsonl")
 
 
-def test_a_realigned_run_is_done_again_position_by_position(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_realigned_run_is_done_again_by_positions(tiny: LocalEngine, tmp_path: Path) -> None:
     """Other texts are computed, and the reason says so."""
     with auto(tiny, target_divergence=100.0, audit_rate=0.0, runs=tmp_path) as active:
         runs(active, 12)

@@ -35,9 +35,7 @@ PAIR = chain(agent("a"), agent("b"))
 
 
 @pytest.mark.parametrize("reuse", ["dense", "exact", "kvcomm"])
-def test_a_failed_attempt_is_tried_again_and_consumers_do_not_notice(
-    tiny: LocalEngine, reuse: str
-) -> None:
+def test_a_failed_attempt_is_tried_again_unnoticed(tiny: LocalEngine, reuse: str) -> None:
     events = Events()
     expected = answered(tiny, reuse, chain(agent("a", 40), agent("b"))).answer
     graph = chain(agent("a", 40, post=flaky(2), retries=2, backoff_s=0.001), agent("b"))

@@ -84,9 +84,7 @@ def test_a_write_that_fails_is_told_and_made_again(caplog: pytest.LogCaptureFixt
     assert len(written.threads) == 4
 
 
-async def test_what_was_learned_is_written_when_the_session_closes(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+async def test_it_is_written_when_the_session_closes(tiny: LocalEngine, tmp_path: Path) -> None:
     """Also in an event loop."""
     others = set(tiny.before_close)
     with session(tiny, "kvcomm", state=tmp_path) as active:
@@ -96,9 +94,7 @@ async def test_what_was_learned_is_written_when_the_session_closes(
     assert tiny.before_close == others
 
 
-def test_a_request_writes_what_it_taught_and_nothing_of_other_tenants(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_request_writes_nothing_of_other_tenants(tiny: LocalEngine, tmp_path: Path) -> None:
     found: list[dict[str, int]] = []
 
     def save(active: Session, task: str) -> None:

@@ -41,9 +41,7 @@ def test_a_run_folder_holds_the_trace(tiny: LocalEngine, tmp_path: Path) -> None
     assert [view.steps for view in trace.last_calls()] == [call.steps for call in first.calls]
 
 
-def test_a_trace_spells_every_prompt_and_holds_no_text_twice(
-    smol: LocalEngine, tmp_path: Path
-) -> None:
+def test_a_trace_spells_every_prompt_and_no_text_twice(smol: LocalEngine, tmp_path: Path) -> None:
     answered(smol, "exact", GRAPH, out=tmp_path)
     trace = read_trace(tmp_path / "trace.jsonl")
     ids = {"task": tuple(smol.codec.encode(TASK))}

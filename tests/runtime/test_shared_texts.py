@@ -97,7 +97,7 @@ def test_room_for_few_sequences_is_enough(
     check_at_rest(tiny)
 
 
-def test_a_reader_that_fails_keeps_nobody_waiting(
+def test_a_failed_reader_keeps_nobody_waiting(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its forward fails while others wait for the text: they compute it."""
@@ -123,9 +123,7 @@ def test_a_reader_that_fails_keeps_nobody_waiting(
 @pytest.mark.parametrize(
     "care", [{"on_error": "skip"}, {"retries": 1, "backoff_s": 0.001}, {}], ids=str
 )
-def test_what_was_read_stays_when_its_reader_fails_behind_it(
-    tiny: LocalEngine, care: dict[str, Any]
-) -> None:
+def test_what_was_read_stays_when_its_reader_fails(tiny: LocalEngine, care: dict[str, Any]) -> None:
     graph = chain(agent("a", post=flaky(1), **care), agent("b"), agent("c"))
     if not care:
         with pytest.raises(NodeFailed):

@@ -44,9 +44,7 @@ def test_a_stream_tells_of_nodes_tools_and_their_order(tiny: LocalEngine, tmp_pa
     assert all(isinstance(item, kinds) for item in items)
 
 
-def test_failures_are_told_and_what_comes_behind_a_retry_is_the_whole_message(
-    tiny: LocalEngine,
-) -> None:
+def test_failures_are_told_and_behind_a_retry_all_is_said_again(tiny: LocalEngine) -> None:
     """A node that fails for good is told before the error that ends the stream."""
     care = {"retries": 1, "backoff_s": 0.001}
     with session(tiny, "exact") as active:
@@ -128,7 +126,7 @@ def test_closing_the_session_ends_its_streams_and_runs(tiny: LocalEngine, tmp_pa
         list(stream)
 
 
-def test_a_stream_that_is_collected_on_the_sessions_own_thread(
+def test_a_stream_that_is_left_on_the_sessions_own_thread(
     tiny: LocalEngine, tmp_path: Path
 ) -> None:
     """There is nobody to wait for there: the run is cancelled, and ends a little later."""
@@ -146,9 +144,7 @@ def test_a_stream_that_is_collected_on_the_sessions_own_thread(
     assert interrupted(tmp_path)
 
 
-async def test_both_kinds_of_streams_yield_the_same_and_can_be_left(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+async def test_both_kinds_of_streams_are_alike(tiny: LocalEngine, tmp_path: Path) -> None:
     graph = chain(agent("a"))
     with session(tiny, "exact") as active:
         one = [item async for item in active.astream(graph, TASK)]

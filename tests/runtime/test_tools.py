@@ -143,11 +143,7 @@ class Asked:
         return await asked(texts)
 
 
-@pytest.mark.parametrize(
-    "run",
-    [asked, lambda texts: asked(texts), Asked(), partial(asked)],
-    ids=["function", "lambda", "object", "partial"],
-)
+@pytest.mark.parametrize("run", [lambda texts: asked(texts), Asked(), partial(asked)])
 def test_an_asynchronous_tool_is_awaited(tiny: LocalEngine, run: Any) -> None:
     plain = web(lambda texts: f"You asked: {TASK}")
     assert answered(tiny, "exact", web(run)).answer == answered(tiny, "exact", plain).answer
