@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.nn import functional
 
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine, cuda_graphs, flash
@@ -37,40 +38,22 @@ class Kernel:
         self.calls = 0
         self.wrong_by = wrong_by
 
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seq_q: torch.Tensor,
-        cu_seq_k: torch.Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float | None,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
-        seqused_k: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def __call__(self, *packed: Any, seqused_k: Any, window_size: Any, **options: Any) -> Any:
         self.calls += 1
-        assert cu_seq_q.tolist() == [0, max_q]
-        assert cu_seq_k.tolist() == [0, max_k]
-        assert (query.shape[0], key.shape[0]) == (max_q, max_k)
+        query, key, value, starts_q, starts_k, max_q, max_k = packed
+        assert starts_q.tolist() == [0, max_q] == [0, len(query)]
+        assert starts_k.tolist() == [0, max_k] == [0, len(key)]
+        assert options.keys() == {"scale", "enable_gqa"}
+        assert options["enable_gqa"] == (query.shape[1] != key.shape[1])
         if seqused_k is not None:
             assert seqused_k.dtype == torch.int32
             max_k = int(seqused_k.item())
-        assert enable_gqa == (query.shape[1] != key.shape[1])
-        out = torch.empty_like(query)
         left, right = window_size
-        for head in range(query.shape[1]):
-            of = head // (query.shape[1] // key.shape[1])
-            for i in range(max_q):
-                at = max_k - max_q + i
-                first = 0 if left < 0 else max(0, at - left)
-                seen = slice(first, at + right + 1)
-                scores = (key[seen, of] @ query[i, head]) * (scale or query.shape[2] ** -0.5)
-                out[i, head] = scores.softmax(0) @ value[seen, of] + self.wrong_by
-        return out
+        behind = torch.arange(max_k - max_q, max_k)[:, None] - torch.arange(len(key))
+        seen = (behind >= -right) & ((behind <= left) | (left < 0))
+        heads = (part.transpose(0, 1)[None] for part in (query, key, value))
+        out = functional.scaled_dot_product_attention(*heads, attn_mask=seen, **options)
+        return out[0].transpose(0, 1) + self.wrong_by
 
 
 @pytest.fixture
