@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from html.parser import HTMLParser
+from html import unescape
 
 import pytest
 
@@ -74,30 +74,16 @@ def test_what_is_shown_in_a_shell_is_short(tiny: LocalEngine, result: Result) ->
         assert len(text) < 600
 
 
-class Cells(HTMLParser):
-    """The rows of a table, as text; every tag that is used."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.rows: list[list[str]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
+def rows_of(page: str) -> list[list[str]]:
+    """The rows of a table, as text."""
+    return [
+        [unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in re.findall("<tr.*?</tr>", page, re.DOTALL)
+    ]
 
 
 def test_a_notebook_shows_a_table(result: Result) -> None:
-    page = Cells(result._repr_html_())
-    head, *rows = page.rows
+    head, *rows = rows_of(result._repr_html_())
     assert head[:5] == ["agent", "prompt", "computed", "prefix", "realigned"]
     for row, call in zip(rows, result.calls, strict=True):
         counts = [call.report.prompt_tokens, *map(call.total, ("computed", "prefix", "realigned"))]
@@ -109,7 +95,7 @@ def test_a_notebook_shows_a_table(result: Result) -> None:
 def test_texts_in_a_notebook_stay_texts(tiny: LocalEngine) -> None:
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>&\x1b[31m"
     page = answered(tiny, "exact", chain(Agent("a", post=lambda _: attack)))._repr_html_()
-    assert Cells(page).tags == {"p", "table", "thead", "tbody", "tr", "th", "td"}
+    assert set(re.findall(r"<(\w+)", page)) == {"p", "table", "thead", "tbody", "tr", "th", "td"}
     assert "&lt;script&gt;" in page
     assert "\x1b" not in page
 
