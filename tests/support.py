@@ -31,4 +31,4 @@ def shapes(*fast: str) -> list[Any]:
 def python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own; what it printed, and how it ended."""
     command = [sys.executable, "-c", code, *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=55)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from kvcomm.bench.throughput import throughput
 from kvcomm.bench.ttft import MODES, Mode, Pass, Ttft
 from kvcomm.bench.workload import Workload
 from kvcomm.engine.local import LocalEngine
-from kvcomm.reuse.policy import Dense, Exact, Policy
+from kvcomm.reuse.policy import Dense, Exact
 from kvcomm.runtime.result import Call
 from kvcomm.runtime.run import GraphRun, RunSpec
 from kvcomm.trace.record import Recorder
@@ -20,50 +19,39 @@ from kvcomm.trace.record import Recorder
 SMALL = Workload(agents=3, prefix=60, input=90, output=40, closing=10)
 
 
-def test_sizes_are_those_that_were_asked_for(smol: LocalEngine) -> None:
+def test_sizes_are_those_that_were_asked_for_and_texts_are_all_others(smol: LocalEngine) -> None:
     work = Workload(agents=3, prefix=128, input=200, output=64)
     graph = work.build(smol.codec)
-    answers = work.answers(smol.codec, graph, 0)
-    assert all(len(ids) == 64 for ids in answers.values())
-    assert abs(len(smol.codec.encode(work.task(smol.codec, 0))) - 200) <= 2
+    tasks = [work.task(smol.codec, sample) for sample in (0, 1)]
+    answers = [ids for n in (0, 1) for ids in work.answers(smol.codec, graph, n).values()]
+    assert {len(ids) for ids in answers} == {64}
+    assert len(set(answers)) == 6
+    assert tasks[0] == work.task(smol.codec, 0) != tasks[1]
+    assert abs(len(smol.codec.encode(tasks[0])) - 200) <= 2
+    assert len({node.agent.system for node in graph.nodes.values()}) == 3
     for shared_first in (False, True):
         last = work.build(smol.codec, shared_first=shared_first).template("agent3", smol.codec)
         assert abs(last.literal_tokens() - (128 + 24)) < 50  # and the chat template's own tokens
         assert set(last.names) == {"task", "agent1", "agent2"}
 
 
-def test_samples_and_agents_have_texts_of_their_own(smol: LocalEngine) -> None:
-    graph = SMALL.build(smol.codec)
-    assert SMALL.task(smol.codec, 0) != SMALL.task(smol.codec, 1)
-    assert SMALL.task(smol.codec, 0) == SMALL.task(smol.codec, 0)
-    answers = SMALL.answers(smol.codec, graph, 0)
-    assert len(set(answers.values())) == 3
-    assert answers != SMALL.answers(smol.codec, graph, 1)
-    assert len({node.agent.system for node in graph.nodes.values()}) == 3
-
-
-def run(engine: LocalEngine, policy: Policy) -> dict[str, Call]:
-    graph = SMALL.build(engine.codec)
-    forced = SMALL.answers(engine.codec, graph, 0)
-    inputs = {"task": SMALL.task(engine.codec, 0)}
-    made = GraphRun(engine, RunSpec(graph, policy, inputs, forced=forced))
-    asyncio.run(made.run(Recorder(None)))
-    return {call.node: call for call in made.calls}
-
-
 def test_given_answers_are_what_the_readers_read(tiny: LocalEngine) -> None:
-    answers = SMALL.answers(tiny.codec, SMALL.build(tiny.codec), 0)
-    dense, exact = run(tiny, Dense()), run(tiny, Exact())
-    for calls in (dense, exact):
-        for node, call in calls.items():
+    graph = SMALL.build(tiny.codec)
+    forced = SMALL.answers(tiny.codec, graph, 0)
+    inputs = {"task": SMALL.task(tiny.codec, 0)}
+    firsts = []
+    for policy in (Dense(), Exact()):
+        made = GraphRun(tiny, RunSpec(graph, policy, inputs, forced=forced))
+        asyncio.run(made.run(Recorder(None)))
+        for call in made.calls:
             assert call.report.output_tokens == 40
-            assert call.text == tiny.codec.decode(answers[node])
-        steps = {step.name: step for step in calls["agent3"].steps}
-        assert steps["agent1"].tokens == steps["agent2"].tokens == 40
-    for node, call in dense.items():
-        assert call.report.first_token == exact[node].report.first_token
+            assert call.text == tiny.codec.decode(forced[call.node])
+        firsts.append([call.report.first_token for call in made.calls])
+    assert firsts[0] == firsts[1]
+    last = made.calls[-1]
+    tokens = {step.name: step.tokens for step in last.steps}
+    assert tokens["agent1"] == tokens["agent2"] == 40
     # Only the last block and the closing literal are left when the last input is complete.
-    last = exact["agent3"]
     closing = next(s for s in reversed(last.steps) if s.segment == "literal").tokens
     assert last.report.prompt_tokens - last.total("ahead") <= 16 + closing
     assert last.report.ahead_s > 0
@@ -99,14 +87,16 @@ def test_every_mode_is_measured_on_every_sample(tiny: LocalEngine) -> None:
     assert all(tokens == prompts["dense"] for tokens in prompts.values())
 
 
-def test_decoded_answers_are_compared_as_texts(tiny: LocalEngine) -> None:
-    found = ttft(tiny, "dense", "exact", decode=True)
+def test_decoded_answers_of_a_debate_are_compared_as_texts(tiny: LocalEngine) -> None:
+    work = Workload(agents=2, prefix=30, input=40, output=20, graph="debate")
+    found = ttft(tiny, "dense", "exact", work=work, decode=True)
     exact = found["exact"]
     assert exact.to_json(found["dense"])["as_dense"] == 1
     first, *rest = exact.passes[0].calls
-    first = said(first, first_token=-1)
-    exact.passes[0] = replace(exact.passes[0], calls=[first, *rest])
-    assert exact.to_json(found["dense"])["as_dense"] == pytest.approx(5 / 6)
+    names = [call.node for call in (first, *rest)]
+    assert names == ["agent1@1", "agent2@1", "agent1@2", "agent2@2"]
+    exact.passes[0] = replace(exact.passes[0], calls=[said(first, first_token=-1), *rest])
+    assert exact.to_json(found["dense"])["as_dense"] == pytest.approx(7 / 8)
 
 
 @pytest.mark.parametrize(("given", "counted"), [(True, 1), (False, 2)])
@@ -132,23 +122,3 @@ def test_a_fresh_mode_finds_nothing_from_the_sample_before(tiny: LocalEngine) ->
     shared = found["shared-first"].passes[0].calls
     # The task was in agent 2's row.
     assert shared[2].total("computed") < shared[2].report.prompt_tokens
-
-
-def test_a_debate_has_two_rounds(tiny: LocalEngine) -> None:
-    work = Workload(agents=2, prefix=30, input=40, output=20, graph="debate")
-    found = ttft(tiny, "dense", "exact", work=work, samples=1)
-    names = ["agent1@1", "agent2@1", "agent1@2", "agent2@2"]
-    assert [call.node for call in found["exact"].passes[0].calls] == names
-    assert found["exact"].to_json(found["dense"])["as_dense"] == 1
-
-
-async def test_throughput_counts_tokens_and_graphs(tiny: LocalEngine) -> None:
-    told: list[str] = []
-    report = await throughput(
-        tiny, [1, 3], [2], prompt=40, tokens=8, samples=1, on_step=told.append
-    )
-    assert [entry["rows"] for entry in report.value["decode"]] == [1, 3]
-    assert all(entry["tokens_per_s"] > 0 for entry in report.value["decode"])
-    assert report.value["generate_tokens_per_s"] > 0
-    assert report.value["graphs"][0]["graphs_per_s"] > 0
-    assert len(told) == 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -85,12 +85,22 @@ def random_ids(engine: LocalEngine, count: int, seed: int = 0) -> list[int]:
     return torch.randint(10, engine.config.vocab_size, (count,), generator=generator).tolist()
 
 
-def generate(engine: LocalEngine, ids: Sequence[int], count: int) -> list[int]:
-    """Greedy tokens of transformers' own `generate`, without a final stop token."""
+@contextmanager
+def plain(engine: Any) -> Iterator[Any]:
+    """The engine's model with its own attention."""
     model = engine.network
-    model.set_attn_implementation("sdpa")
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("sdpa" if ours == NAME else ours)
     try:
-        tensor = torch.tensor([list(ids)])
+        yield model
+    finally:
+        model.set_attn_implementation(ours)
+
+
+def generate(engine: Any, ids: Sequence[int], count: int) -> list[int]:
+    """Greedy tokens of transformers' own `generate`, without a final stop token."""
+    tensor = torch.tensor([list(ids)])
+    with plain(engine) as model:
         out = model.generate(
             tensor,
             attention_mask=torch.ones_like(tensor),
@@ -99,21 +109,14 @@ def generate(engine: LocalEngine, ids: Sequence[int], count: int) -> list[int]:
             eos_token_id=sorted(engine.stop),
             pad_token_id=0,
         )
-    finally:
-        model.set_attn_implementation(NAME)
     new: list[int] = out[0, len(ids) :].tolist()
     return new[:-1] if new[-1] in engine.stop else new
 
 
 def plain_logits(engine: LocalEngine, ids: Sequence[int]) -> torch.Tensor:
     """Logits `[tokens, vocabulary]` of the model's own forward."""
-    model = engine.network
-    model.set_attn_implementation("sdpa")
-    try:
-        with torch.inference_mode():
-            return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
-    finally:
-        model.set_attn_implementation(NAME)
+    with plain(engine) as model, torch.inference_mode():
+        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
 
 
 def spec(capacity: int = 200, *, prefix: bool = False, **changes: Any) -> CallSpec:
@@ -138,8 +141,6 @@ async def fill(
 
 def first_logits(seq: LocalSequence) -> torch.Tensor:
     """The logits behind the prompt of a sequence whose answer is recorded."""
-    assert seq.state.answering is not None
-    assert seq.state.answering.record
     return seq.state.answering.record[0]
 
 
@@ -235,7 +236,6 @@ async def message(
     ids = ids_of(await answered(seq))
     handle = await seq.publish(outgoing(ids), readers)
     await seq.close()
-    assert handle is not None
     return tuple(ids), handle
 
 

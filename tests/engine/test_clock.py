@@ -70,25 +70,22 @@ async def test_so_are_a_prefix_hit_and_what_realigning_takes(
     tiny: LocalEngine, waited: list[str]
 ) -> None:
     ids = random_ids(tiny, 40)
-    first, second = (open_seq(tiny, 60, prefix=True) for _ in range(2))
-    await extend(first, ids)
-    waited.clear()
-    await extend(second, ids)
+    for _ in range(2):
+        waited.clear()
+        await extend(open_seq(tiny, 60, prefix=True), ids)
     assert waited == ["cpu"] * 3  # looked up, and all of it was found
     segments = await prompt_of(tiny)
     await fill(tiny, segments, Given())  # base KV is there
     waited.clear()
     seq, _ = await fill(tiny, segments, Given({1: rotated()}))
-    before = waited[: waited.index("forward") - 1]
-    assert len(before) == 2 + 2 + 3  # looking up, predicting, rotating and filling
+    assert waited.index("forward") - 1 == 2 + 2 + 3  # looking up, predicting, rotating and filling
     assert {"offsets", "rotate", "fill", "forward"} <= seq.phases.seconds.keys()
 
 
 def test_no_other_clock_times_a_device() -> None:
     package = Path(kvcomm.__file__).parent
-    files = [*package.glob("engine/**/*.py"), *package.glob("reuse/**/*.py")]
-    files += [*package.glob("kv/*.py")]
-    files += [*package.glob("bench/*.py")]
+    parts = ("engine", "reuse", "kv", "bench")
+    files = [path for part in parts for path in (package / part).rglob("*.py")]
     found = {
         path.relative_to(package).as_posix()
         for path in files

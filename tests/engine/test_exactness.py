@@ -76,16 +76,6 @@ def test_scattered_positions_see_every_slot_below_them(engine_of: Engines, shape
     assert close(logits, plain_logits(engine, ids)[again])
 
 
-async def test_the_embedded_model_generates_the_same_tokens(smol: LocalEngine) -> None:
-    text = smol.codec.chat(
-        "You solve problems.", "A box holds 12 eggs. How many eggs are in 7 boxes?"
-    )
-    ids, _ = smol.codec.encode_structured(text)
-    expected = generate(smol, ids, 32)
-    for sizes in ([20, 9, len(ids) - 29], [len(ids)]):
-        assert await in_pieces(smol, ids, sizes, 32) == expected
-
-
 async def test_prompts_ride_along_with_answers(tiny: LocalEngine, forwards: Forwards) -> None:
     long, short = random_ids(tiny, 700, seed=1), random_ids(tiny, 12, seed=2)
     first, second = open_seq(tiny, 60), open_seq(tiny, 720, priority=AHEAD)

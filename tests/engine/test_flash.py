@@ -7,9 +7,11 @@ import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.nn import functional
 
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine, cuda_graphs, flash
@@ -19,12 +21,12 @@ from kvcomm.kv import KVBuffer
 from tests.engine.support import (
     answer,
     answers_together,
+    close_all,
     extend,
     generate,
     open_seq,
     random_ids,
     said,
-    spec,
 )
 from tests.support import shapes
 
@@ -36,40 +38,22 @@ class Kernel:
         self.calls = 0
         self.wrong_by = wrong_by
 
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seq_q: torch.Tensor,
-        cu_seq_k: torch.Tensor,
-        max_q: int,
-        max_k: int,
-        *,
-        scale: float | None,
-        window_size: tuple[int, int],
-        enable_gqa: bool,
-        seqused_k: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def __call__(self, *packed: Any, seqused_k: Any, window_size: Any, **options: Any) -> Any:
         self.calls += 1
-        assert cu_seq_q.tolist() == [0, max_q]
-        assert cu_seq_k.tolist() == [0, max_k]
-        assert (query.shape[0], key.shape[0]) == (max_q, max_k)
+        query, key, value, starts_q, starts_k, max_q, max_k = packed
+        assert starts_q.tolist() == [0, max_q] == [0, len(query)]
+        assert starts_k.tolist() == [0, max_k] == [0, len(key)]
+        assert options.keys() == {"scale", "enable_gqa"}
+        assert options["enable_gqa"] == (query.shape[1] != key.shape[1])
         if seqused_k is not None:
             assert seqused_k.dtype == torch.int32
             max_k = int(seqused_k.item())
-        assert enable_gqa == (query.shape[1] != key.shape[1])
-        out = torch.empty_like(query)
         left, right = window_size
-        for head in range(query.shape[1]):
-            of = head // (query.shape[1] // key.shape[1])
-            for i in range(max_q):
-                at = max_k - max_q + i
-                first = 0 if left < 0 else max(0, at - left)
-                seen = slice(first, at + right + 1)
-                scores = (key[seen, of] @ query[i, head]) * (scale or query.shape[2] ** -0.5)
-                out[i, head] = scores.softmax(0) @ value[seen, of] + self.wrong_by
-        return out
+        behind = torch.arange(max_k - max_q, max_k)[:, None] - torch.arange(len(key))
+        seen = (behind >= -right) & ((behind <= left) | (left < 0))
+        heads = (part.transpose(0, 1)[None] for part in (query, key, value))
+        out = functional.scaled_dot_product_attention(*heads, attn_mask=seen, **options)
+        return out[0].transpose(0, 1) + self.wrong_by
 
 
 @pytest.fixture
@@ -101,17 +85,13 @@ def test_every_model_answers_as_without_it(loaded: Any, shape: str) -> None:
     assert found == [generate(engine, ids, 5) for ids in prompts]
 
 
-def test_a_kernel_that_is_wrong_for_a_model_is_not_used(loaded: Any) -> None:
-    engine = loaded("random:llama-tiny", Kernel(wrong_by=0.01))
-    assert engine.capabilities.reuse
-    assert not engine.runner._flash
-
-
-def test_a_kernel_that_refuses_the_heads_is_not_used(loaded: Any) -> None:
-    def refuses(*_: object, **__: object) -> torch.Tensor:
-        raise RuntimeError("head_dim should be a multiple of 8")
-
-    engine = loaded("random:llama-tiny", refuses)
+@pytest.mark.parametrize(
+    "kernel",
+    [Kernel(wrong_by=0.01), Mock(side_effect=RuntimeError("head_dim should be a multiple of 8"))],
+    ids=["wrong", "refuses"],
+)
+def test_a_kernel_that_does_not_do_is_not_used(loaded: Any, kernel: Any) -> None:
+    engine = loaded("random:llama-tiny", kernel)
     assert engine.capabilities.reuse
     assert not engine.runner._flash
 
@@ -137,19 +117,10 @@ class Recorder:
         return play, out
 
 
-def lone(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
-    """The answer of a sequence that answers alone."""
-
-    async def go() -> list[int]:
-        seq = engine.open(spec(prompt + tokens))
-        await extend(seq, random_ids(engine, prompt, seed=1), answer(tokens))
-        return await said(seq)
-
-    return asyncio.run(go())
-
-
-def expected(engine: LocalEngine, prompt: int, tokens: int) -> list[int]:
-    return generate(engine, random_ids(engine, prompt, seed=1), tokens)
+def check_lone(engine: LocalEngine, prompt: int, tokens: int) -> None:
+    """A sequence that answers alone says what `generate` says."""
+    ids = random_ids(engine, prompt, seed=1)
+    assert answers_together(engine, [ids], tokens) == [generate(engine, ids, tokens)]
 
 
 @pytest.fixture
@@ -170,11 +141,11 @@ def playing(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_sequence_that_answers_alone_plays_a_recorded_step(playing: Any, shape: str) -> None:
     recorder = Recorder()
     engine = playing(shape, recorder)
-    tokens = PATIENCE + 12
-    assert lone(engine, 40, tokens) == expected(engine, 40, tokens)
+    check_lone(engine, 40, PATIENCE + 12)
     assert recorder.recorded == 1
     assert recorder.played > 10
     assert not engine.runner._graphs.off
+    close_all()
     engine.core.call(gc.collect).result()
     assert not engine.runner._graphs._steps  # gone with the sequence
 
@@ -182,22 +153,20 @@ def test_a_sequence_that_answers_alone_plays_a_recorded_step(playing: Any, shape
 def test_a_sequence_may_answer_alone_then_with_another_and_alone_again(playing: Any) -> None:
     recorder = Recorder()
     engine = playing("llama-tiny", recorder)
-    sizes = ((9, 60), (20, 15))
-    prompts = [random_ids(engine, size, seed=size) for size, _ in sizes]
+    sizes = [(9, 60, 0), (20, 15, 5)]  # of prompt and answer, behind so many recorded steps
 
-    async def one(ids: list[int], tokens: int, behind: int) -> list[int]:
+    async def one(prompt: int, tokens: int, behind: int) -> list[int]:
         while recorder.played < behind:
             await asyncio.sleep(0.001)
-        seq = open_seq(engine, len(ids) + tokens)
-        await extend(seq, ids, answer(tokens))
+        seq = open_seq(engine, prompt + tokens)
+        await extend(seq, random_ids(engine, prompt), answer(tokens))
         return await said(seq)
 
     async def go() -> list[list[int]]:
-        return await asyncio.gather(one(prompts[0], 60, 0), one(prompts[1], 15, 5))
+        return await asyncio.gather(*(one(*size) for size in sizes))
 
     found = asyncio.run(go())
-    steps = zip(prompts, sizes, strict=True)
-    assert found == [generate(engine, ids, tokens) for ids, (_, tokens) in steps]
+    assert found == [generate(engine, random_ids(engine, n), tokens) for n, tokens, _ in sizes]
     assert recorder.recorded == 1
     assert 5 < recorder.played < 60 - 10
 
@@ -221,30 +190,29 @@ def test_a_step_recorded_for_another_buffer_is_not_played(playing: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorder", "why"),
+    ("recorder", "times", "why"),
     [
-        (Recorder(wrong_by=0.1), "differs from a plain one"),
-        (Recorder(broken=True), "recording failed: operation not permitted"),
+        (Recorder(wrong_by=0.1), None, "differs from a plain one"),
+        (Recorder(broken=True), None, "recording failed: operation not permitted"),
+        (Recorder(), (1.0, 2.0), "takes 2000.0 ms, a plain one 1000.0"),
     ],
+    ids=["wrong", "broken", "slow"],
 )
-def test_what_cannot_be_played_right_is_never_played(
-    playing: Any, recorder: Recorder, why: str, caplog: pytest.LogCaptureFixture
+def test_what_does_not_do_is_never_played(
+    playing: Any,
+    recorder: Recorder,
+    times: Any,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = playing("llama-tiny", recorder)
-    tokens = PATIENCE + 5
+    if times:
+        monkeypatch.setattr(cuda_graphs, "_seconds", Mock(side_effect=times))
     for _ in range(2):
-        assert lone(engine, 30, tokens) == expected(engine, 30, tokens)
+        check_lone(engine, 30, PATIENCE + 5)
     assert why in engine.runner._graphs.off
     assert caplog.text.count(why) == 1
-
-
-def test_what_is_not_faster_is_not_played(playing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    engine = playing("llama-tiny", recorder)
-    times = iter((1.0, 2.0))
-    monkeypatch.setattr(cuda_graphs, "_seconds", lambda run, device: next(times))
-    assert lone(engine, 30, PATIENCE + 5) == expected(engine, 30, PATIENCE + 5)
-    assert "takes 2000.0 ms, a plain one 1000.0" in engine.runner._graphs.off
 
 
 def test_it_is_for_half_precision_on_cuda() -> None:

@@ -18,6 +18,7 @@ from kvcomm.kv.files import load_tensors, save_tensors
 from kvcomm.kv.precision import place, wide
 from kvcomm.reuse.offsets import FAMILIES
 from tests import mps
+from tests.reuse.kvs import equal, random_kv
 
 CPU = torch.device("cpu")
 
@@ -33,11 +34,6 @@ def there(kv: KV) -> KV:
     return KV(mps.on_mps(kv.keys), mps.on_mps(kv.values))
 
 
-def drawn(seed: int, tokens: int = 12) -> KV:
-    generator = torch.Generator().manual_seed(seed)
-    return KV(*(torch.randn(3, 2, tokens, 4, generator=generator) for _ in range(2)))
-
-
 @pytest.mark.usefixtures("mac")
 @pytest.mark.parametrize("shape", ["llama-tiny", "gemma3-tiny"])
 def test_a_model_on_a_mac_passes_the_self_check(shape: str) -> None:
@@ -45,52 +41,39 @@ def test_a_model_on_a_mac_passes_the_self_check(shape: str) -> None:
     mps.move(model)
     found, rope = self_check(model)
     assert found.ok, found.reason
-    assert rope is not None
     assert rope.inv_freq.device.type == "mps"
-
-
-@pytest.mark.usefixtures("mac")
-def test_a_divergence_is_the_same() -> None:
-    dense, other = (drawn(seed).keys.reshape(24, -1) for seed in (1, 2))
-    assert divergence(mps.on_mps(dense), mps.on_mps(other)) == divergence(dense, other)
 
 
 @pytest.mark.usefixtures("mac")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_offset_models_learn_the_same(family: str, tmp_path: Path) -> None:
-    here, away = FAMILIES[family](), FAMILIES[family]()
+    here, away, again, merged = (FAMILIES[family]() for _ in range(4))
     for seed in range(4):
-        parts = [drawn(3 * seed + part) for part in range(3)]
+        parts = [random_kv(12, 3 * seed + part) for part in range(3)]
         here.observe(*[KV(kv.keys.clone(), kv.values.clone()) for kv in parts])
         away.observe(*map(there, parts))
-    base = drawn(50)
-    path = tmp_path / "learned.safetensors"
-    save_tensors(path, {name: t.cpu() for name, t in away.state().items()}, "test")
-    again = FAMILIES[family]()
-    again.load_state(load_tensors(path, "test", "mps")[0])
-    merged = FAMILIES[family]()
-    merged.merge({name: place(t.cpu(), mps.MPS) for name, t in away.state().items()})
-    wanted = here.predict(base)
+    state = {name: tensor.cpu() for name, tensor in away.state().items()}
+    save_tensors(tmp_path / "x", state, "test")
+    again.load_state(load_tensors(tmp_path / "x", "test", "mps")[0])
+    merged.merge({name: place(tensor, mps.MPS) for name, tensor in state.items()})
+    base = random_kv(12, 50)
     for model in (away, again, merged):
         assert model.predictability(there(base)).shareable == here.predictability(base).shareable
         found = model.predict(there(base))
         assert found.keys.device.type == "mps"
-        assert torch.allclose(found.keys.cpu(), wanted.keys, atol=1e-6)
-        assert torch.allclose(found.values.cpu(), wanted.values, atol=1e-6)
+        assert equal(KV(found.keys.cpu(), found.values.cpu()), here.predict(base), 1e-6)
 
 
 @pytest.mark.usefixtures("mac")
-def test_sums_are_in_float64_wherever_the_numbers_are() -> None:
+def test_sums_and_checksums_are_the_same_wherever_the_numbers_are() -> None:
     small = torch.full((1000,), 0.1)
     assert wide(small).sum() == wide(mps.on_mps(small)).sum() == small.double().sum()
     assert place(small, mps.MPS).device.type == "mps"
     assert place(small.double(), mps.MPS).device == CPU
-
-
-@pytest.mark.usefixtures("mac")
-def test_kv_has_the_same_checksum() -> None:
-    kv = drawn(7)
+    kv = random_kv(12, 7)
     assert there(kv).checksum() == kv.checksum()
+    dense, other = (random_kv(12, seed).keys.reshape(24, -1) for seed in (1, 2))
+    assert divergence(mps.on_mps(dense), mps.on_mps(other)) == divergence(dense, other)
 
 
 def test_float64_on_a_mac_is_refused_with_what_to_type() -> None:

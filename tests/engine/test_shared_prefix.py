@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,30 +83,21 @@ async def test_two_of_one_step_compute_their_beginning_once(
     assert prefills(forwards) == steps
 
 
-async def test_earlier_chunks_are_taken_too(limited: LocalEngine, forwards: Forwards) -> None:
-    """The last chunk leaves room in the step for a prompt that has the same beginning."""
-    limited.runner.limit = 50
-    shared = random_ids(limited, 110)
-    prompts = [shared + random_ids(limited, 10, seed=seed) for seed in (1, 2)]
-    assert await computed(limited, prompts) == [120, 10]
-    assert prefills(forwards) == [50, 50, 20 + 10]
-
-
 @pytest.mark.parametrize("case", ["short", "namespace", "reads", "feeds"])
 async def test_who_cannot_take_it_computes_it(
     tiny: LocalEngine, forwards: Forwards, case: str
 ) -> None:
     shared = random_ids(tiny, BLOCK - 1 if case == "short" else 40)
-    prompts = [[*shared, 11, *random_ids(tiny, 30)], [*shared, 12, *random_ids(tiny, 30)]]
-    reads = ReuseOptions(reads_prefix=True, feeds_prefix=case != "feeds")
-    feeds = ReuseOptions(reads_prefix=case != "reads", feeds_prefix=True)
-    spaces = ("one", "two" if case == "namespace" else "one")
-    seqs = [
-        opened(tiny, spec(reuse=options, namespace=namespace))
-        for options, namespace in zip((reads, feeds), spaces, strict=True)
-    ]
+    prompts = [[*shared, i, *random_ids(tiny, 30)] for i in (11, 12)]
+    feeds, reads = (open_seq(tiny, 200, prefix=True) for _ in range(2))
+    if case == "namespace":
+        reads = open_seq(tiny, 200, prefix=True, namespace="two")
+    if case == "feeds":
+        feeds = open_seq(tiny, 200, reuse=ReuseOptions(reads_prefix=True))
+    if case == "reads":
+        reads = open_seq(tiny, 200, reuse=ReuseOptions(feeds_prefix=True))
     sizes = [len(ids) for ids in prompts]
-    assert await computed(tiny, prompts, seqs) == sizes
+    assert await computed(tiny, prompts, [feeds, reads]) == sizes
     assert prefills(forwards) == [sum(sizes)]
 
 
@@ -126,14 +118,21 @@ async def test_one_that_ends_in_the_step_or_before_loses_nobody(
     assert ids_of(await answered(second)) == generate(limited, [*shared, 12], TOKENS)
 
 
+class Once:
+    """A forward that fails, and only the first."""
+
+    def __init__(self, forwards: Forwards, error: Exception) -> None:
+        self.forwards, self.error = forwards, error
+        forwards.before = self
+
+    def __call__(self, packed: list[int]) -> None:
+        if len(self.forwards.sizes) == 1:
+            raise self.error
+
+
 async def test_a_failed_step_fails_both(tiny: LocalEngine, forwards: Forwards) -> None:
     shared = random_ids(tiny, 40)
-
-    def broken(packed: list[int]) -> None:
-        if len(forwards.sizes) == 1:
-            raise RuntimeError("out of luck")
-
-    forwards.before = broken
+    Once(forwards, RuntimeError("out of luck"))
     lost = await at_once(tiny, *[extending(seq, [*shared, i]) for i, seq in enumerate(pair(tiny))])
     assert [str(error) for error in lost] == ["out of luck"] * 2
     assert await computed(tiny, [[*shared, 11], [*shared, 12]]) == [41, 1]
@@ -144,15 +143,9 @@ async def test_a_step_that_is_halved_gives_what_it_computes(
     limited: LocalEngine, forwards: Forwards, second: int
 ) -> None:
     """When memory runs out, the prompt that takes is cut, or begins anew."""
-
-    def short(packed: list[int]) -> None:
-        if len(forwards.sizes) == 1:
-            raise torch.OutOfMemoryError("no memory")
-
-    forwards.before = short
+    Once(forwards, torch.OutOfMemoryError("no memory"))
     shared = random_ids(limited, 40)
-    prompts = [shared + random_ids(limited, size, seed=size) for size in (14, second)]
-    prompts[1][40] = (prompts[0][40] + 1) % 200 + 10
+    prompts = [[*shared, n, *random_ids(limited, size - 1)] for n, size in ((11, 14), (12, second))]
     assert await computed(limited, prompts) == [54, second]
     assert forwards.sizes[:2] == [54 + second, (54 + second) // 2]
 
@@ -175,28 +168,25 @@ async def test_what_is_realigned_is_not_taken(tiny: LocalEngine, forwards: Forwa
     """Both have the same ids; only the first literal of the one is exact."""
     literal, text, end = (random_ids(tiny, size, seed=size) for size in (32, 50, 20))
     template = Template((tuple(literal), tuple(end)), ("task",), "of two")
-    ids = [*literal, *text, *end]
     segments = template.fill({"task": tuple(text)})
     options = {"reads_prefix": True, "feeds_prefix": True}
     made = spec(template=template, reuse=ReuseOptions(**options))
-    known, moved, exact = (opened(tiny, made) for _ in range(3))
-    await known.extend(segments[:1], Given(**options))  # base KV of the text is there, too
-    await opened(tiny, made).extend(segments[1:2], Given({0: rotated()}))
+    known, moved, exact, other = (opened(tiny, made) for _ in range(4))
+    await known.extend(segments[:1], Given(**options))
+    await other.extend(segments[1:2], Given({0: rotated()}))  # base KV of the text is there, too
     forwards.sizes.clear()
-    policy = Given({1: rotated()}, **options)
-    await at_once(
-        tiny,
-        lambda: moved.extend(segments, policy, last=answer(TOKENS)),
-        lambda: exact.extend(segments, DENSE, last=answer(TOKENS)),
-    )
+    policies = {moved: Given({1: rotated()}, **options), exact: DENSE}
+    asked = answer(TOKENS)
+    await at_once(tiny, *[partial(s.extend, segments, p, last=asked) for s, p in policies.items()])
     assert (moved.exact, exact.exact) == (False, True)
     assert forwards.sizes[0] == 20 + 70
     said = [ids_of(await answered(seq)) for seq in (moved, exact)]
-    assert said[1] == generate(tiny, ids, TOKENS) != said[0]
+    assert said[1] == generate(tiny, [*literal, *text, *end], TOKENS) != said[0]
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_random_prompts_compute_no_beginning_twice(limited: LocalEngine, seed: int) -> None:
+    """Also where it was computed in earlier steps."""
     limited.runner.limit = 90
     draw = random.Random(seed)
     prompts: list[list[int]] = []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from kvcomm.engine.base import AHEAD, BACKGROUND, READY
+from kvcomm.engine.base import AHEAD, BACKGROUND
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local import steps as steps_module
@@ -27,32 +26,29 @@ from tests.engine.support import (
     random_ids,
     said,
 )
+from tests.support import python
 
 
-async def test_a_failed_forward_fails_its_sequences_and_the_engine_goes_on(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_a_failed_forward_fails_its_sequences(tiny: LocalEngine, forwards: Forwards) -> None:
     ids = random_ids(tiny, 30)
 
     def broken(packed: list[int]) -> None:
         if len(forwards.sizes) in (1, 4):
             raise RuntimeError("out of luck")
 
+    async def call() -> list[int]:
+        seq = open_seq(tiny, 50)
+        await extend(seq, ids, answer(10))
+        return await said(seq)
+
     forwards.before = broken
-    with pytest.raises(RuntimeError, match="out of luck"):
-        await extend(open_seq(tiny, 50), ids, answer(10))
-    seq = open_seq(tiny, 50)
-    await extend(seq, ids, answer(10))
-    with pytest.raises(RuntimeError, match="out of luck"):
-        await answered(seq)
-    seq = open_seq(tiny, 50)
-    await extend(seq, ids, answer(10))
-    assert await said(seq) == generate(tiny, ids, 10)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            await call()
+    assert await call() == generate(tiny, ids, 10)
 
 
-async def test_nan_logits_fail_the_call_and_not_its_neighbour(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_nan_logits_fail_no_neighbour(tiny: LocalEngine, forwards: Forwards) -> None:
     ids, other = random_ids(tiny, 30), random_ids(tiny, 21, seed=2)
 
     def damage(packed: list[int], logits: torch.Tensor) -> None:
@@ -71,25 +67,21 @@ async def test_nan_logits_fail_the_call_and_not_its_neighbour(
     assert len(tiny.prefix) == 0, "whatever was damaged, nothing grows from it"
 
 
-async def test_a_cancelled_prefill_is_not_gone_on_with(
-    limited: LocalEngine, forwards: Forwards
-) -> None:
+async def test_a_cancelled_prefill_does_not_go_on(limited: LocalEngine, forwards: Forwards) -> None:
     limited.runner.limit = 20
-    seq, other = open_seq(limited, 200), open_seq(limited, 20)
+    seq, running = open_seq(limited, 200), []
 
-    async def cancelled() -> None:
-        task = asyncio.ensure_future(extend(seq, random_ids(limited, 200)))
-        running.append(task)
-        await task
+    async def prefill() -> None:
+        running.append(asyncio.ensure_future(extend(seq, random_ids(limited, 200))))
+        await running[0]
 
     async def cancel() -> None:
         running[0].cancel()
         await seq.close()
 
-    running: list[asyncio.Future[object]] = []
-    lost, _ = await forwards.during(cancelled, cancel)
+    lost, _ = await forwards.during(prefill, cancel)
     assert isinstance(lost, asyncio.CancelledError)
-    await extend(other, random_ids(limited, 10))
+    await extend(open_seq(limited, 20), random_ids(limited, 10))
     assert forwards.sizes == [20, 10]
 
 
@@ -119,23 +111,7 @@ async def test_a_closed_engine_fails_what_waits_and_what_comes(
 # --- what the steps of an engine are, as `schedule` says ---
 
 
-async def test_the_urgent_come_first_however_early_the_others_were_queued(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
-    await extend(open_seq(tiny, 20, priority=BACKGROUND), [20])  # it has had its share
-    forwards.sizes.clear()
-    priorities = (BACKGROUND, AHEAD, READY)
-    seqs = [open_seq(tiny, 100, priority=priority) for priority in priorities]
-    prompts = [random_ids(tiny, size) for size in (25, 40, 30)]
-    await at_once(
-        tiny, *[lambda s=s, p=p: extend(s, p) for s, p in zip(seqs, prompts, strict=True)]
-    )
-    assert forwards.sizes == [30, 40, 25]
-
-
-async def test_work_ahead_and_audits_wait_while_a_message_is_on_its_way(
-    tiny: LocalEngine, forwards: Forwards
-) -> None:
+async def test_others_wait_for_a_message_on_its_way(tiny: LocalEngine, forwards: Forwards) -> None:
     """Its reader comes first, and a step cannot be interrupted."""
     writer = open_seq(tiny, 100, followed=True)
     await extend(writer, random_ids(tiny, 9), answer(3))
@@ -158,17 +134,13 @@ async def test_answers_of_one_step_are_handed_out_together(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else who waits for both computes what the first one wrote before it knows of the second."""
-    posted = []
-    put = steps_module._put
+    posted, put = [], steps_module._put
     monkeypatch.setattr(
         steps_module, "_put", lambda events: (posted.append(len(events)), put(events))
     )
     seqs = [open_seq(tiny, 60) for _ in range(3)]
-    prompts = [random_ids(tiny, 20, seed=seed) for seed in range(3)]
-    await at_once(
-        tiny,
-        *[lambda s=s, p=p: extend(s, p, answer(9)) for s, p in zip(seqs, prompts, strict=True)],
-    )
+    prompts = {seq: random_ids(tiny, 20, seed=seed) for seed, seq in enumerate(seqs)}
+    await at_once(tiny, *[partial(extend, seq, prompts[seq], answer(9)) for seq in seqs])
     answers = [len(tokens) for tokens in await asyncio.gather(*map(answered, seqs))]
     assert posted == [sum(n > step for n in answers) for step in range(max(answers))]
 
@@ -184,5 +156,5 @@ def test_a_program_may_end_while_the_engine_computes() -> None:
         "        x @ x @ x\n"
         "engine.core.call(compute)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = python(code)
     assert (done.returncode, done.stderr) == (0, "")

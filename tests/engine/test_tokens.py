@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvcomm.engine import chat_template
@@ -42,41 +41,17 @@ def codec(request: pytest.FixtureRequest) -> TokenizerCodec:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(PLAIN)
+@example("\ue000the")  # what a lead would melt into
+@example("\n\nthe")
+@example("nd the")
+@example("好the")
 @settings(max_examples=60, deadline=None)
 def test_encoded_text_decodes_to_itself(name: str, text: str) -> None:
     codec = CODECS[name]()
     anchor = codec.encode("x")
+    assert codec.tokenizer.convert_ids_to_tokens(anchor) == ["x"], "nothing is added to a text"
     # Behind another text: a tokenizer's decoder may strip the space at the very start.
     assert codec.decode([*anchor, *codec.encode(text)]) == f"x{text}"
-
-
-def test_nothing_is_added_to_a_text(codec: TokenizerCodec) -> None:
-    assert codec.encode("") == []
-    (letter,) = codec.encode("x")
-    assert codec.tokenizer.convert_ids_to_tokens(letter) == "x"
-
-
-def test_special_tokens_spelled_in_a_text_are_text(codec: TokenizerCodec) -> None:
-    assert codec.special_ids
-    for special in codec.special_ids:
-        text = f"x{codec.decode([special])}x"
-        assert not codec.special_ids.intersection(codec.encode(text))
-        assert codec.decode(codec.encode(text)) == text
-
-
-def test_special_tokens_are_structure_in_structured_text(codec: TokenizerCodec) -> None:
-    special = next(iter(codec.special_ids))
-    text = f"x{codec.decode([special])}x"
-    ids, offsets = codec.encode_structured(text)
-    assert ids.count(special) == 1
-    start, end = offsets[ids.index(special)]
-    assert text[start:end] == codec.decode([special])
-
-
-def test_a_text_that_starts_with_what_a_lead_would_melt_into() -> None:
-    codec = space_codec("first")
-    for text in ("\ue000the", "\n\nthe", "nd the", "好the"):
-        assert codec.decode([*codec.encode("x"), *codec.encode(text)]) == f"x{text}"
 
 
 def test_a_text_of_unknown_characters_gains_no_space() -> None:
@@ -85,27 +60,29 @@ def test_a_text_of_unknown_characters_gains_no_space() -> None:
     assert tokens == ["<unk>", "t", "h", "e"]
 
 
+def test_special_tokens_are_structure_in_structured_text_alone(codec: TokenizerCodec) -> None:
+    assert codec.special_ids
+    for special in codec.special_ids:
+        text = f"x{codec.decode([special])}x"
+        assert not codec.special_ids.intersection(codec.encode(text))
+        assert codec.decode(codec.encode(text)) == text
+        ids, offsets = codec.encode_structured(text)
+        assert ids.count(special) == 1
+        assert text[slice(*offsets[ids.index(special)])] == codec.decode([special])
+
+
 def test_threads_do_not_mix_plain_and_structured_text() -> None:
     codec = byte_codec()
     special = codec.tokenizer.convert_tokens_to_ids("<|im_end|>")
     text = "so <|im_end|> it is " * 20
-
-    def plain(_: int) -> bool:
-        return special in codec.encode(text)
-
-    def structured(_: int) -> bool:
-        return special in codec.encode_structured(text)[0]
-
     with ThreadPoolExecutor(4) as pool:
-        results = [(pool.submit(plain, i), pool.submit(structured, i)) for i in range(200)]
-        assert {(a.result(), b.result()) for a, b in results} == {(False, True)}
-
-
-def test_the_chat_of_the_embedded_model() -> None:
-    assert smol_codec().chat("You check.", "2+2?") == (
-        "<|im_start|>system\nYou check.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+        both = [
+            (pool.submit(codec.encode, text), pool.submit(codec.encode_structured, text))
+            for _ in range(200)
+        ]
+        for plain, structured in both:
+            assert special not in plain.result()
+            assert special in structured.result()[0]
 
 
 # --- the chat template ---
@@ -122,9 +99,7 @@ STEPS = (
 
 @pytest.mark.parametrize("template", [CHATML, NO_SYSTEM, DROPS_SYSTEM, LLAMA2, STEPS])
 @pytest.mark.parametrize("system", ["", "You check.\n"])
-def test_a_template_with_a_clock_is_rendered_as_transformers_does(
-    template: str, system: str
-) -> None:
+def test_with_a_clock_it_is_rendered_as_transformers_does(template: str, system: str) -> None:
     plain, timed = (space_codec("first", t) for t in (template, template + "{# strftime_now #}"))
     assert not chat_template.tells_time(plain.tokenizer)
     assert chat_template.tells_time(timed.tokenizer)
@@ -132,19 +107,13 @@ def test_a_template_with_a_clock_is_rendered_as_transformers_does(
 
 
 def test_the_day_stands_still_until_it_is_moved() -> None:
-    codec = byte_codec(DATED)
-    assert "Today is Saturday, 09 May 2026." in codec.at(DAY).chat("You check.", "2+2?")
-    assert "Sunday, 10 May" in codec.at(DAY + timedelta(days=1)).chat("", "2+2?")
-    assert codec.at(DAY).at(DAY + timedelta(days=1)).at(DAY).chat("", "x") == codec.at(DAY).chat(
-        "", "x"
-    )
-
-
-def test_a_codec_keeps_the_moment_that_it_was_made_at() -> None:
+    codec, next_day = byte_codec(DATED), DAY + timedelta(days=1)
+    today = codec.at(DAY).chat("", "x")
+    assert "Today is Saturday, 09 May 2026." in today
+    assert "Sunday, 10 May" in codec.at(next_day).chat("", "x")
+    assert codec.at(DAY).at(next_day).at(DAY).chat("", "x") == today
     timed = byte_codec("{{ messages[0]['content'] + strftime_now('%H:%M:%S.%f') }}")
     assert len({timed.chat("", "x") for _ in range(50)}) == 1
-    before, made, after = datetime.now(), TokenizerCodec(timed.tokenizer), datetime.now()
-    assert before <= made.now <= after
 
 
 def test_only_a_codec_whose_prompts_depend_on_the_day_has_another_one_without() -> None:
@@ -189,91 +158,67 @@ DROPS = {
         "[u]{{ m['content'] }}{% endfor %}[a]"
     ),
 }
-TURNS = [("You check.", "2+2?"), ("Go on.", "The task. Go on."), ("x", "x"), ("\ue000", "\ue000!")]
-
-
-@pytest.mark.parametrize("turns", TURNS)
-@pytest.mark.parametrize("name", KEEPS)
-def test_a_system_turn_that_is_kept_stands_once(name: str, turns: tuple[str, str]) -> None:
-    system, user = turns
-    text = byte_codec(KEEPS[name]).chat(system, user)
-    assert text.count(system) == 1 + user.count(system)
-    assert f"{system}\n\n{user}" not in text or name == "in the user turn"
-    assert text.index(system) < text.rindex(user)
-
-
-@pytest.mark.parametrize("turns", TURNS)
-@pytest.mark.parametrize("name", DROPS)
-def test_a_system_turn_that_is_lost_heads_the_user_turn(name: str, turns: tuple[str, str]) -> None:
-    system, user = turns
-    text = byte_codec(DROPS[name]).chat(system, user)
-    assert f"{system}\n\n{user}" in text
-    assert text.count(system) == 1 + user.count(system)
-
-
-INSISTS = {
-    "raises": (
-        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('Begin with a system turn') }}"
-        "{% endif %}[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]"
-    ),
-    "by number": "[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]",
-}
-
-
-@pytest.mark.parametrize("name", INSISTS)
-def test_a_template_that_insists_on_a_system_turn_has_one(name: str) -> None:
-    codec = byte_codec(INSISTS[name])
-    assert codec.chat("", "2+2?") == "[s][u]2+2?[a]"
-    assert codec.chat("You check.", "2+2?") == "[s]You check.[u]2+2?[a]"
-
-
-EARLIER = [("2+2?", "4"), ("3+3?", "6")]
-CHATS = {
-    "turns": (CHATML, "system\nBe brief.|user\n2+2?|assistant\n4|user\n3+3?|assistant\n6|user\n"),
-    "no system": (NO_SYSTEM, "user\nBe brief.\n\n2+2?|assistant\n4|user\n3+3?|assistant\n6|user\n"),
-}
-
-
-@pytest.mark.parametrize("name", CHATS)
-def test_earlier_turns_stand_between_system_and_user(name: str) -> None:
-    template, expected = CHATS[name]
-    text = byte_codec(template).chat("Be brief.", "4+4?", EARLIER)
-    plain = text.replace("<|im_start|>", "").replace("<|im_end|>\n", "|")
-    assert plain.startswith(f"{expected}4+4?|")
-
-
-LAST = (
+INSISTS = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('Begin with a system turn') }}"
+    "{% endif %}[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]"
+)
+BY_NUMBER = "[s]{{ messages[0]['content'] }}[u]{{ messages[1]['content'] }}[a]"
+BEHIND = (
     "{% for m in messages if m['role'] != 'system' %}{{ '[' + m['role'] + ']' }}"
     "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n\n' }}"
     "{% endif %}{{ m['content'] }}{% endfor %}[answer]"
 )
 
 
-def test_a_system_text_that_a_template_moves_behind_earlier_turns_stays_at_the_head() -> None:
-    codec = byte_codec(LAST)
-    first = codec.chat("Be brief.", "2+2?")
-    assert first == "[user]Be brief.\n\n2+2?[answer]"
-    later = codec.chat("Be brief.", "3+3?", EARLIER[:1])
-    assert later == "[user]Be brief.\n\n2+2?[assistant]4[user]3+3?[answer]"
+@pytest.mark.parametrize(
+    ("template", "system", "earlier", "expected"),
+    [
+        (INSISTS, "", 0, "[s][u]4+4?[a]"),
+        (INSISTS, "Be brief.", 0, "[s]Be brief.[u]4+4?[a]"),
+        (BY_NUMBER, "", 0, "[s][u]4+4?[a]"),
+        (
+            CHATML,
+            "Be brief.",
+            2,
+            "(system\nBe brief.)(user\n2+2?)(assistant\n4)(user\n3+3?)(assistant\n6)(user\n4+4?)",
+        ),
+        (NO_SYSTEM, "Be brief.", 1, "(user\nBe brief.\n\n2+2?)(assistant\n4)(user\n4+4?)"),
+        (BEHIND, "Be brief.", 0, "[user]Be brief.\n\n4+4?[answer]"),
+        # It stays at the head.
+        (BEHIND, "Be brief.", 1, "[user]Be brief.\n\n2+2?[assistant]4[user]4+4?[answer]"),
+        (None, "Be brief.", 1, "Be brief.\n\n2+2?\n\nAnswer:4\n\n4+4?\n\nAnswer:"),
+    ],
+)
+def test_where_system_text_and_earlier_turns_stand(
+    template: str | None, system: str, earlier: int, expected: str
+) -> None:
+    turns = [("2+2?", "4"), ("3+3?", "6")][:earlier]
+    text = byte_codec(template).chat(system, "4+4?", turns)
+    text = text.replace("<|im_start|>", "(").replace("<|im_end|>\n", ")")
+    assert text.removesuffix("(assistant\n").removesuffix("(model\n") == expected
 
 
-def test_earlier_turns_without_a_chat_template() -> None:
-    codec = byte_codec(None)
-    assert codec.chat("Be brief.", "4+4?", EARLIER[:1]) == (
-        "Be brief.\n\n2+2?\n\nAnswer:4\n\n4+4?\n\nAnswer:"
-    )
-    assert codec.completion("Be brief.", "4+4?", EARLIER[:1]) == "Be brief.\n\n2+2?4\n\n4+4?"
+TURNS = [("You check.", "2+2?"), ("Go on.", "The task. Go on."), ("x", "x"), ("\ue000", "\ue000!")]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("name", [*KEEPS, *DROPS])
+def test_a_system_text_stands_once_in_its_turn_or_the_users(
+    name: str, turns: tuple[str, str]
+) -> None:
+    system, user = turns
+    text = byte_codec({**KEEPS, **DROPS}[name]).chat(system, user)
+    assert text.count(system) == 1 + user.count(system)
+    assert text.index(system) < text.rindex(user)
+    assert (f"{system}\n\n{user}" in text) == (name in DROPS or name == "in the user turn")
 
 
 BROKEN = {
     "{% for t in tools %}{{ t }}{% endfor %}": "'NoneType' object is not iterable",
-    "{{ raise_exception('Tools are needed') }}": "Tools are needed",
     "{{ raise_exception('a\nb\n\n c') }}": "a b c",
     "{% for m in messages %}": "TemplateSyntaxError",
     "{{ messages | nothing }}": "No filter named 'nothing'",
     "{{ tools.name.first }}": "UndefinedError",
-    "{{ messages[0]['content'] + 1 }}": "can only concatenate str",
-    "{{ 1 / 0 }}": "division by zero",
     "{{ ''.__class__.__mro__ }}": "SecurityError",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}": "RecursionError",
     "{{ strftime_now() }}": "TypeError",
@@ -282,25 +227,14 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("system", ["", "You check."])
 @pytest.mark.parametrize("template", BROKEN)
-def test_a_template_that_cannot_be_rendered_is_an_error_of_one_line(
-    template: str, system: str
-) -> None:
-    with pytest.raises(TemplateError) as caught:
-        byte_codec(template).chat(system, "2+2?")
-    said = str(caught.value)
-    assert said.startswith("the model's chat template cannot be rendered (")
-    assert BROKEN[template] in said
-    assert "use another --model" in said
-    assert "\n" not in said
-    assert len(said) < 500
-
-
-def test_templates_by_name_without_a_default_are_an_error_as_well() -> None:
-    tokenizer = byte_codec().tokenizer
-    with (
-        mock.patch.object(tokenizer, "chat_template", {"a": CHATML, "b": CHATML}),
-        pytest.raises(TemplateError, match="cannot be rendered"),
-    ):
-        TokenizerCodec(tokenizer).chat("", "x")
+def test_a_template_that_cannot_be_rendered_is_an_error_of_one_line(template: str) -> None:
+    for system in ("", "You check."):
+        with pytest.raises(TemplateError) as caught:
+            byte_codec(template).chat(system, "2+2?")
+        said = str(caught.value)
+        assert said.startswith("the model's chat template cannot be rendered (")
+        assert BROKEN[template] in said
+        assert "use another --model" in said
+        assert "\n" not in said
+        assert len(said) < 500

@@ -30,11 +30,12 @@ def ids(*blocks: int, tail: int = 0) -> list[int]:
 # --- what enters ---
 
 
-def test_only_exact_kv_enters() -> None:
-    cache = cache_of(4)
+def test_only_exact_kv_enters_and_only_where_it_fits() -> None:
+    cache, small = cache_of(4), PrefixCache(lambda: ROW // 2)
     with pytest.raises(ValueError, match="only exact KV"):
         cache.insert(slab(), ids(1), exact=False)
-    assert len(cache) == 0
+    small.insert(slab(), ids(1), exact=True)
+    assert len(cache) == len(small) == 0
 
 
 def test_the_ids_of_a_row_are_copied() -> None:
@@ -45,20 +46,6 @@ def test_the_ids_of_a_row_are_copied() -> None:
 
 
 # --- eviction ---
-
-
-def test_a_row_beyond_the_budget_puts_nothing_out() -> None:
-    cache, small = PrefixCache(lambda: ROW // 2), slab()
-    cache.insert(small, ids(1), exact=True)
-    assert (len(cache), cache.match(ids(1))) == (0, None)
-
-
-def test_shared_blocks_outlive_one_of_their_rows() -> None:
-    cache, first, second, third = cache_of(2), slab(), slab(), slab()
-    cache.insert(first, ids(1, 2), exact=True)
-    cache.insert(second, ids(1, 3), exact=True)
-    cache.insert(third, ids(4), exact=True)
-    assert cache.match(ids(1, 2)) == (second, BLOCK)
 
 
 def test_a_row_that_goes_on_is_kept_whole_like_an_opening() -> None:
@@ -76,24 +63,17 @@ def test_a_row_that_goes_on_is_kept_whole_like_an_opening() -> None:
 
 
 def test_a_longer_row_takes_the_place_of_the_one_it_begins_with() -> None:
-    cache, turns = cache_of(9), [slab() for _ in range(4)]
-    rows = [ids(1), ids(1, 2), ids(1, 3), ids(1, 2, 4)]
-    for row, known in zip(turns, rows, strict=True):
-        cache.insert(row, known, exact=True, held=True, continues=True)
-        cache.leave(row)
-        cache.leave(row)
-    assert len(cache) == 2  # of the two that part behind the first block
-    assert cache.nbytes == turns[2].nbytes + turns[3].nbytes
-    assert cache.match(ids(1, 2, 4)) == (turns[3], 3 * BLOCK)
-    assert cache.match(ids(1, 3, 4)) == (turns[2], 2 * BLOCK)
-
-
-def test_a_row_that_goes_on_takes_no_other_tenant_s_place() -> None:
-    cache, mine, yours = cache_of(9), slab(), slab()
-    for row, known, space in ((mine, ids(1), "me"), (yours, ids(1, 2), "you")):
+    """But not that of another tenant."""
+    cache, turns = cache_of(9), [slab() for _ in range(5)]
+    rows = [ids(1), ids(1, 2), ids(1, 3), ids(1, 2, 4), ids(1, 2, 4, 5)]
+    for row, known, space in zip(turns, rows, ["me"] * 4 + ["you"], strict=True):
         cache.insert(row, known, exact=True, held=True, continues=True, namespace=space)
         cache.leave(row)
-    assert cache.match(ids(1), "me") == (mine, BLOCK)
+        cache.leave(row)
+    assert len(cache) == 3  # two of the first four, which part behind the first block
+    assert cache.nbytes == sum(row.nbytes for row in turns[2:])
+    assert cache.match(ids(1, 2, 4), "me") == (turns[3], 3 * BLOCK)
+    assert cache.match(ids(1, 3, 4), "me") == (turns[2], 2 * BLOCK)
 
 
 # --- against a search through every row ---
@@ -114,44 +94,6 @@ def common(left: list[int], right: list[int]) -> int:
     return max(n for n in range(min(len(left), len(right)) + 1) if left[:n] == right[:n])
 
 
-def check_against_search(steps: list, room: int) -> None:
-    cache = cache_of(room)
-    held: list[tuple[KVBuffer, list[int], str]] = []  # least recently used first
-    for what, sequence, namespace in steps:
-        if what == "match":
-            found = cache.match(sequence, namespace)
-            lengths = [common(row, sequence) for _, row, space in held if space == namespace]
-            best = max(lengths, default=0)
-            assert (found[1] if found else 0) == (best if best >= BLOCK else 0)
-            if found:
-                used = next(entry for entry in held if entry[0] is found[0])
-                assert used[1][: found[1]] == sequence[: found[1]]
-                assert used[2] == namespace
-                held.remove(used)
-                held.append(used)
-            continue
-        if what == "grow" and held:
-            row, known, namespace = held.pop(0)
-            sequence = (known + sequence)[:64]
-        else:
-            row = slab()
-        cache.insert(row, sequence, exact=True, namespace=namespace)
-        held.append((row, sequence, namespace))
-        held = held[-room:]
-        assert len(cache) == len(held)
-        assert cache.nbytes <= room * ROW
-
-
-def test_a_collision_does_not_hide_a_shorter_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    own_tokens = staticmethod(lambda chain, namespace, ids, block: (block, ids[block * BLOCK]))
-    monkeypatch.setattr(PrefixCache, "_link", own_tokens)
-    cache, right, wrong = cache_of(4), slab(), slab()
-    cache.insert(right, ids(1), exact=True)
-    cache.insert(wrong, ids(2, 2), exact=True)
-    assert cache.match(ids(1, 2)) == (right, BLOCK)
-    assert cache.match(ids(3, 2)) is None
-
-
 @pytest.mark.parametrize(
     "weak",
     [
@@ -164,27 +106,36 @@ def test_a_collision_does_not_hide_a_shorter_prefix(monkeypatch: pytest.MonkeyPa
 )
 @given(steps=operations, room=st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
-def test_hits_are_the_longest_also_where_hashes_collide(
-    weak: object, steps: list, room: int
-) -> None:
+def test_hits_are_the_longest_even_if_hashes_collide(weak: object, steps: list, room: int) -> None:
     def link(chain: list, namespace: str, ids: list[int], block: int) -> object:
         return weak(ids[block * BLOCK], block)
 
+    cache = cache_of(room)
+    held: list[tuple[KVBuffer, list[int], str]] = []  # least recently used first
     with pytest.MonkeyPatch.context() as patch:
         if weak:
             patch.setattr(PrefixCache, "_link", staticmethod(link))
-        check_against_search(steps, room)
-
-
-def test_one_namespace_can_be_forgotten() -> None:
-    cache, kept, gone = cache_of(4), slab(), slab()
-    cache.insert(kept, ids(1, 2), exact=True, namespace="a")
-    cache.insert(gone, ids(1, 2), exact=True, namespace="b")
-    cache.clear("b")
-    assert cache.match(ids(1, 2), "b") is None
-    assert cache.match(ids(1, 2), "a") == (kept, 2 * BLOCK)
-    cache.clear()
-    assert len(cache) == cache.nbytes == 0
+        for what, sequence, namespace in steps:
+            if what == "match":
+                found = cache.match(sequence, namespace)
+                lengths = [common(row, sequence) for _, row, space in held if space == namespace]
+                best = max(lengths, default=0)
+                assert (found[1] if found else 0) == (best if best >= BLOCK else 0)
+                if found:
+                    used = next(entry for entry in held if entry[0] is found[0])
+                    assert used[1][: found[1]] == sequence[: found[1]]
+                    assert used[2] == namespace
+                    held.remove(used)
+                    held.append(used)
+                continue
+            row = slab()
+            if what == "grow" and held:
+                row, known, namespace = held.pop(0)
+                sequence = (known + sequence)[:64]
+            cache.insert(row, sequence, exact=True, namespace=namespace)
+            held = [*held, (row, sequence, namespace)][-room:]
+            assert len(cache) == len(held)
+            assert cache.nbytes <= room * ROW
 
 
 # --- openings ---
@@ -192,20 +143,19 @@ def test_one_namespace_can_be_forgotten() -> None:
 
 def test_who_has_to_go_leaves_its_opening() -> None:
     budget = [ROW]
-    cache, first, second = PrefixCache(lambda: budget[0]), slab(), slab()
+    cache, first = PrefixCache(lambda: budget[0]), slab()
     first.keys.normal_()
     first.values.normal_()
-    before = first.keys.clone(), first.values.clone()
+    keys, values = first.keys.clone(), first.values.clone()
     cache.insert(first, ids(1, 2, 3), exact=True, shared=BLOCK + 5)
     budget[0] = ROW + ROW // 2
-    cache.insert(second, ids(4, 5), exact=True)
-    found = cache.match(ids(1, 2, 3))
-    assert found is not None
-    kept, length = found
-    assert length == BLOCK == kept.capacity
-    assert kept is first  # the rest of its memory is free
-    assert torch.equal(kept.keys, before[0][:, :, :BLOCK])
-    assert torch.equal(kept.values, before[1][:, :, :BLOCK])
+    cache.insert(slab(), ids(4, 5), exact=True)
+    assert cache.match(ids(1, 2, 3)) == (first, BLOCK)
+    assert first.capacity == BLOCK
+    assert torch.equal(first.keys, keys[:, :, :BLOCK])
+    assert torch.equal(first.values, values[:, :, :BLOCK])
+    for part in (first.keys, first.values):
+        assert part.untyped_storage().nbytes() == BLOCK * 2 * 4, "the rest of its memory is free"
     assert cache.nbytes <= budget[0]
 
 
@@ -228,14 +178,6 @@ def test_openings_stay_when_rows_go() -> None:
     assert cache.nbytes == 2 * ROW
 
 
-def test_a_row_of_an_opening_alone_stays_when_rows_go() -> None:
-    cache = PrefixCache(lambda: 3 * ROW, 1 / 4)
-    cache.insert(slab(), ids(1, 2, 3), exact=True, shared=3 * BLOCK)
-    cache.insert(slab(), ids(4, 5), exact=True)
-    assert (cache.match(ids(1, 2, 3)) or (0, 0))[1] == 3 * BLOCK
-    assert cache.match(ids(4, 5)) is None
-
-
 def test_openings_go_in_their_turn() -> None:
     cache = PrefixCache(lambda: ROW, 1 / 4)
     for number in range(1, 20):
@@ -248,29 +190,15 @@ def test_openings_go_in_their_turn() -> None:
 
 
 def test_a_row_that_goes_on_costs_nothing_until_it_ends() -> None:
-    cache, rows = cache_of(1), [slab() for _ in range(3)]
+    cache, rows = cache_of(1), [slab() for _ in range(4)]
     for number, row in enumerate(rows):
         cache.insert(row, ids(number), exact=True, held=True)
-    assert (len(cache), cache.nbytes) == (3, 0)
-    for number, row in enumerate(rows):
-        assert cache.match(ids(number)) == (row, BLOCK)
-    for row in rows:
+    assert (len(cache), cache.nbytes) == (4, 0)
+    assert [cache.match(ids(n)) for n in range(4)] == [(row, BLOCK) for row in rows]
+    cache.leave(rows[0], keep=False)  # nobody wants it any more
+    assert (cache.nbytes, cache.match(ids(0))) == (0, None)
+    for row in rows[1:]:
         cache.leave(row)
         assert cache.nbytes <= ROW
-    assert cache.match(ids(1)) is None
-    assert cache.match(ids(2)) == (rows[2], BLOCK)
-    cache.leave(rows[0])  # it has gone already
-
-
-def test_a_slab_that_nobody_wants_any_more() -> None:
-    cache, row = cache_of(1), slab()
-    cache.insert(row, ids(1, 2), exact=True, shared=BLOCK, held=True)
-    cache.leave(row, keep=False)
-    assert (len(cache), cache.nbytes, cache.match(ids(1))) == (0, 0, None)
-
-
-def test_an_opening_that_is_most_of_its_slab_goes_with_it() -> None:
-    cache = cache_of(1)
-    cache.insert(slab(), ids(1, 2, 3), exact=True, shared=3 * BLOCK)
-    cache.insert(slab(), ids(4), exact=True)
-    assert cache.match(ids(1)) is None
+    assert [cache.match(ids(n)) for n in (1, 2, 3)] == [None, None, (rows[3], BLOCK)]
+    cache.leave(rows[1])  # it has gone already

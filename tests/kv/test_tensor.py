@@ -1,4 +1,4 @@
-"""Position-free KV: slices, concatenation, files; and slabs."""
+"""Position-free KV: slices, concatenation, sums, checksums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.kv import KV, KVBuffer
+from kvcomm.kv import KV
 from tests.reuse.kvs import equal, random_kv
 
 pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
@@ -57,28 +57,19 @@ def test_sums_and_differences() -> None:
     assert equal(base, expected, 0.0)
 
 
-def test_one_token_is_not_spread_over_many() -> None:
+def test_only_what_has_one_shape_belongs_together() -> None:
     for combine in (KV.__add__, KV.__sub__, KV.__isub__):
         with pytest.raises(ValueError, match=r"\(3, 2, 4, 4\) and \(3, 2, 1, 4\)"):
             combine(random_kv(4), random_kv(1))
-
-
-def test_keys_and_values_must_have_one_shape_of_four_dimensions() -> None:
-    with pytest.raises(ValueError, match=r"one shape \[layers, kv_heads, tokens, head_dim\]"):
-        KV(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 3, 3))
-    with pytest.raises(ValueError, match="one shape"):
-        KV(torch.zeros(2, 3), torch.zeros(2, 3))
-
-
-def test_bytes() -> None:
-    assert random_kv(5).nbytes == 2 * 3 * 2 * 5 * 4 * 4
-    assert random_kv(5, dtype=torch.bfloat16).slice(0, 2).nbytes == 2 * 3 * 2 * 2 * 4 * 2
+    for keys, values in (((1, 1, 2, 3), (1, 1, 3, 3)), ((2, 3), (2, 3))):
+        with pytest.raises(ValueError, match=r"one shape \[layers, kv_heads, tokens, head_dim\]"):
+            KV(torch.zeros(keys), torch.zeros(values))
 
 
 # --- checksums ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> None:
     kv = random_kv(5, 1, dtype)
     before = kv.checksum()
@@ -90,29 +81,3 @@ def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> No
         part[1, 1, 2, 3] = -part[1, 1, 2, 3]
     assert kv.checksum() == before
     assert random_kv(0, 1, dtype).checksum() == random_kv(0, 2, dtype).checksum()
-
-
-# --- slabs ---
-
-
-def test_a_slab_shrinks_to_its_first_slots() -> None:
-    slab = KVBuffer(3, 2, 10, 4, torch.float32, torch.device("cpu"))
-    slab.keys.normal_()
-    slab.values.normal_()
-    keys, values = slab.keys.clone(), slab.values.clone()
-    slab.shrink(4)
-    assert slab.capacity == 4
-    assert torch.equal(slab.keys, keys[:, :, :4])
-    assert torch.equal(slab.values, values[:, :, :4])
-    for part in (slab.keys, slab.values):
-        assert part.untyped_storage().nbytes() == 3 * 2 * 4 * 4 * 4
-
-
-def test_slots_are_copied_to_the_same_place() -> None:
-    cpu = torch.device("cpu")
-    source, target = (KVBuffer(3, 2, n, 4, torch.float32, cpu) for n in (6, 9))
-    source.keys[:], source.values[:] = 1, 2
-    target.keys[:], target.values[:] = 0, 0
-    target.copy_from(source, 2, 5)
-    assert target.keys[0, 0, :, 0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0]
-    assert target.values[2, 1, :, 3].tolist() == [0, 0, 2, 2, 2, 0, 0, 0, 0]

@@ -14,12 +14,17 @@ LAYERS, HEADS, DIM = 3, 2, 4
 
 
 def random_kv(
-    tokens: int, seed: int = 0, dtype: torch.dtype = torch.float32, heads: int = HEADS
+    tokens: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    layers: int = LAYERS,
+    heads: int = HEADS,
 ) -> KV:
-    """Normal keys and values `[3, heads, tokens, 4]`."""
+    """Normal keys and values `[layers, heads, tokens, 4]`."""
     generator = torch.Generator().manual_seed(seed)
-    both = torch.randn(2, LAYERS, heads, tokens, DIM, generator=generator, dtype=torch.float64)
-    return KV(both[0].to(dtype), both[1].to(dtype))
+    both = torch.randn(2, layers, heads, tokens, DIM, generator=generator, dtype=torch.float64)
+    return KV(*both.to(dtype))
 
 
 def save_all(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> int:
@@ -37,7 +42,5 @@ def equal(left: KV, right: KV, tolerance: float = 0.0) -> bool:
 
 def same_shape(left: KV, right: KV) -> bool:
     """Whether shapes and dtypes are equal."""
-    return left.keys.shape == right.keys.shape and {left.keys.dtype, left.values.dtype} == {
-        right.keys.dtype,
-        right.values.dtype,
-    }
+    dtypes = {part.dtype for kv in (left, right) for part in (kv.keys, kv.values)}
+    return left.keys.shape == right.keys.shape and len(dtypes) == 1

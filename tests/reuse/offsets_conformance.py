@@ -47,12 +47,7 @@ class OffsetModelContract:
         with pytest.raises(ValueError):
             model.predict_literal(base, LITERAL)
 
-    def test_counts_what_it_learned(self) -> None:
-        model = self.learned()
-        assert model.samples == self.enough
-        assert model.nbytes > 0
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("tokens", [0, 1, TOKENS])
     def test_predicts_in_the_shape_and_dtype_of_the_base(
         self, tokens: int, dtype: torch.dtype
@@ -80,23 +75,21 @@ class OffsetModelContract:
 
     def test_asking_changes_no_answer_and_no_argument(self) -> None:
         model, base = self.learned(), random_kv(TOKENS - 1, 99)
-        copy = KV(base.keys.clone(), base.values.clone())
-        size, samples = model.nbytes, model.samples
-        first = (
-            model.predictability(base),
-            model.predict(base),
-            model.predict_literal(base, LITERAL),
-        )
-        again = (
-            model.predictability(base),
-            model.predict(base),
-            model.predict_literal(base, LITERAL),
+        size = model.nbytes
+        assert size > 0
+        first, again = (
+            (
+                model.predictability(base),
+                model.predict(base),
+                model.predict_literal(base, LITERAL),
+            )
+            for _ in range(2)
         )
         assert first[0] == again[0]
         assert equal(first[1], again[1])
         assert equal(first[2], again[2])
-        assert equal(base, copy)
-        assert (model.nbytes, model.samples) == (size, samples)
+        assert equal(base, random_kv(TOKENS - 1, 99))
+        assert (model.nbytes, model.samples) == (size, self.enough)
 
     def test_an_empty_observation_teaches_nothing(self) -> None:
         model = self.make()
@@ -108,41 +101,34 @@ class OffsetModelContract:
         assert learned.samples == self.enough
         assert equal(learned.predict(base), before)
 
-    def test_a_literal_of_another_length_is_refused(self) -> None:
+    def test_a_literal_of_another_length_is_refused_and_none_is_none(self) -> None:
         with pytest.raises(ValueError, match="literal"):
             self.learned().predict_literal(random_kv(TOKENS, 99), LITERAL + 1)
-
-    def test_a_placeholder_at_the_end_has_no_literal(self) -> None:
         model = self.make()
-        for i in range(self.enough):
-            model.observe(random_kv(TOKENS, i), random_kv(TOKENS, 50 + i), random_kv(0))
+        for base, offset, _ in samples(self.enough, 0):
+            model.observe(base, offset, random_kv(0))
         assert len(model.predict(random_kv(TOKENS, 99))) == TOKENS
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_its_state_outlives_it(self, tmp_path: Path, dtype: torch.dtype) -> None:
         model, base = self.learned(dtype), random_kv(TOKENS - 1, 99, dtype)
         model.predictability(base)
-        save_file({k: v.clone() for k, v in model.state().items()}, tmp_path / "state")
+        save_file(copied(model.state()), tmp_path / "state")
+        literal = model.predict_literal(base, LITERAL)
         for other in (self.make(), self.learned(dtype, seed=500)):
             other.load_state(load_file(tmp_path / "state"))
-            assert other.samples == model.samples
-            assert other.nbytes == model.nbytes
+            assert (other.samples, other.nbytes) == (model.samples, model.nbytes)
             assert equal(other.predict(base), model.predict(base), 1e-4)
-            assert equal(
-                other.predict_literal(base, LITERAL), model.predict_literal(base, LITERAL), 1e-4
-            )
+            assert equal(other.predict_literal(base, LITERAL), literal, 1e-4)
             assert other.predictability(base) == model.predictability(base)
-            state, kept = other.state(), model.state()
-            assert state.keys() == kept.keys()
+            assert other.state().keys() == model.state().keys()
 
     def test_a_loaded_model_learns_on_as_the_saved_one_would(self) -> None:
         model, other = self.learned(), self.make()
-        other.load_state({name: tensor.clone() for name, tensor in model.state().items()})
+        other.load_state(copied(model.state()))
         for learner in (model, other):
-            for i in range(3):
-                learner.observe(
-                    random_kv(TOKENS, 300 + i), random_kv(TOKENS, 310 + i), random_kv(LITERAL, i)
-                )
+            for sample in samples(3, 300):
+                learner.observe(*sample)
         base = random_kv(TOKENS, 99)
         assert other.samples == model.samples
         assert equal(other.predict(base), model.predict(base), 1e-4)
@@ -165,21 +151,16 @@ class OffsetModelContract:
                 here.predict_literal(base, LITERAL), both.predict_literal(base, LITERAL), tolerance
             )
 
-    def test_merging_into_nothing_gives_the_other(self) -> None:
+    def test_merging_with_nothing_changes_nothing_and_takes_no_hold_of_what_is_given(self) -> None:
         model, other = self.learned(), self.make()
-        other.merge(copied(model.state()))
+        given = copied(model.state())
+        other.merge(given)
         assert close(other.state(), model.state(), 0)
-        before = copied(model.state())
-        model.merge(self.make().state())
-        assert close(model.state(), before, 0)
-
-    def test_merging_takes_no_hold_of_what_it_is_given(self) -> None:
-        model, given = self.make(), copied(self.learned().state())
-        model.merge(given)
-        before = copied(given)
+        other.merge(self.make().state())
+        assert close(other.state(), model.state(), 0)
         for sample in samples(3, 800):
-            model.observe(*sample)
-        assert close(given, before, 0)
+            other.observe(*sample)
+        assert close(given, model.state(), 0)
 
     def test_what_is_taken_was_observed_here_since_the_last_time(self) -> None:
         model, other = self.make(), self.make()

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from kvcomm.kv import KV, Rope
+from kvcomm.kv import KV
 from kvcomm.reuse.offsets import FAMILIES, AnchorPool, OffsetModel, Offsets
-from kvcomm.reuse.offsets.anchors import CAPACITY, GAMMA, OLDEST
+from kvcomm.reuse.offsets.anchors import CAPACITY
 from kvcomm.reuse.policy import Anchors
 from tests.reuse import anchor_reference as reference
 from tests.reuse.kvs import equal, random_kv
@@ -36,25 +36,21 @@ def pool_of(*bases: KV, **options: float) -> AnchorPool:
     return pool
 
 
-def near(base: KV, distance: float, seed: int = 0) -> KV:
-    """KV close to `base`."""
-    other = random_kv(len(base), seed)
-    return KV(base.keys + distance * other.keys, base.values + distance * other.values)
-
-
-def test_the_papers_numbers() -> None:
-    assert (CAPACITY, OLDEST, GAMMA) == (20, 5, 0.3)
-
-
 # --- verdict ---
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.05, 0.1, 0.2, 0.4, 1.0])
 @pytest.mark.parametrize("gamma", [0.1, 0.3, 0.9, 1.0])
 def test_the_entropy_test(distance: float, gamma: float) -> None:
+    """Over values and the first tokens only."""
     base = random_kv(6, 9)
-    anchors = [near(base, distance * (1 + i), seed=20 + i) for i in range(4)]
-    verdict = pool_of(*anchors, gamma=gamma).predictability(base)
+    near = [
+        KV(random_kv(6, i).keys, base.values + distance * (1 + i) * random_kv(6, 20 + i).values)
+        for i in range(4)
+    ]
+    anchors = [KV.concat([kv, random_kv(i, 50)]) for i, kv in enumerate(near)]
+    pool = pool_of(*anchors, gamma=gamma)
+    verdict = pool.predictability(base)
     expected = reference.entropy(base, anchors)
     limit = gamma * math.log(4)
     if math.isclose(expected, limit, abs_tol=1e-4):
@@ -62,33 +58,19 @@ def test_the_entropy_test(distance: float, gamma: float) -> None:
     assert verdict.shareable == (expected <= limit)
     assert f"entropy {expected:.3f}, limit {limit:.3f}, 4 anchors" in verdict.reason
     assert verdict.samples == 4
-
-
-def test_the_entropy_is_over_values_and_the_first_tokens_only() -> None:
-    base = random_kv(4, 9)
-    longer = [KV.concat([random_kv(4, 40 + i), random_kv(5, 50 + i)]) for i in range(3)]
-    other_keys = [
-        KV(random_kv(4, 60 + i).keys, kv.slice(0, 4).values) for i, kv in enumerate(longer)
-    ]
-    assert pool_of(*longer).predictability(base) == pool_of(*other_keys).predictability(base)
+    assert any(anchor.uses for anchor in pool.anchors) == verdict.shareable
 
 
 def test_two_anchors_must_be_as_long() -> None:
     pool = pool_of(random_kv(5, 1), random_kv(9, 2), random_kv(9, 3))
     assert pool.predictability(random_kv(9, 4)).samples == 2
-    refused = pool_of(random_kv(5, 1), random_kv(9, 2)).predictability(random_kv(9, 4))
-    assert (refused.shareable, refused.samples) == (False, 1)
-    assert refused.reason == "1 anchor of at least 9 tokens, needs 2"
-    none = pool_of(random_kv(5, 1)).predictability(random_kv(6, 4))
-    assert none.reason == "0 anchors of at least 6 tokens, needs 2"
-
-
-def test_uses_count_the_anchors_that_make_up_most_of_the_weight() -> None:
-    base = random_kv(6, 9)
-    anchors = [near(base, 0.02, 1), near(base, 0.05, 2), random_kv(6, 3), random_kv(6, 4)]
-    pool = pool_of(*anchors, gamma=0.9)
-    assert pool.predictability(base).shareable
-    assert [anchor.uses for anchor in pool.anchors] == [1, 1, 0, 0]
+    pool = pool_of(random_kv(5, 1), random_kv(9, 2))
+    for tokens, reason in ((9, "1 anchor of"), (10, "0 anchors of")):
+        refused = pool.predictability(random_kv(tokens, 4))
+        assert not refused.shareable
+        assert refused.reason == f"{reason} at least {tokens} tokens, needs 2"
+    with pytest.raises(ValueError, match="no anchor of at least 10 tokens"):
+        pool.predict(random_kv(10, 4))
 
 
 @pytest.mark.parametrize(("distance", "uses"), [(2.5, [1, 0]), (2.0, [1, 1])])
@@ -98,13 +80,6 @@ def test_most_of_the_weight_is_nine_tenths(distance: float, uses: list[int]) -> 
     pool = pool_of(base, other, gamma=1.0)
     assert pool.predictability(base).shareable
     assert [anchor.uses for anchor in pool.anchors] == uses
-
-
-def test_a_refused_placeholder_counts_no_use() -> None:
-    base = random_kv(6, 9)
-    pool = pool_of(*[near(base, 0.001, i) for i in range(4)])
-    assert not pool.predictability(base).shareable
-    assert not any(anchor.uses for anchor in pool.anchors)
 
 
 # --- predictions ---
@@ -126,36 +101,6 @@ def test_offsets_are_the_papers_weighted_means(lengths: tuple[int, ...]) -> None
         torch.testing.assert_close(getattr(literal, name), expected, rtol=0, atol=1e-5)
 
 
-def test_without_an_anchor_as_long_there_is_no_prediction() -> None:
-    pool = pool_of(random_kv(4, 1), random_kv(5, 2))
-    for predict in (pool.predict, lambda base: pool.predict_literal(base, LITERAL)):
-        with pytest.raises(ValueError, match="no anchor of at least 6 tokens"):
-            predict(random_kv(6, 3))
-
-
-@pytest.mark.parametrize("start", [0, 17, 4000])
-def test_an_offset_learned_at_one_start_is_right_at_another(start: int) -> None:
-    rope = Rope(torch.tensor([[1.0, 0.1]]), torch.ones(1))
-    base, deviation = random_kv(6, 1), random_kv(6, 2)
-    deviation.keys[0], deviation.values[0] = 0, 0
-    true = base + deviation
-
-    def rotated(at: int) -> torch.Tensor:
-        return rope.rotate(true.keys, range(at, at + 6))
-
-    seen = KV(rope.unrotate(rotated(5), range(5, 11)), true.values)
-    pool = AnchorPool()
-    pool.observe(base, seen - base, random_kv(LITERAL))
-    predicted = base + pool.predict(base)
-    there = rope.rotate(predicted.keys, range(start, start + 6))
-    # float32 angles at position 4,000 are right to about 2e-4.
-    torch.testing.assert_close(there, rotated(start), rtol=0, atol=1e-3)
-    in_the_anchors_frame = rope.rotate(base.keys, range(start, start + 6)) + (
-        rotated(5) - rope.rotate(base.keys, range(5, 11))
-    )
-    assert (in_the_anchors_frame - rotated(start)).abs().max() > 0.5, "the frames do not differ"
-
-
 # --- eviction ---
 
 
@@ -165,7 +110,6 @@ def test_above_capacity_the_least_used_of_the_five_oldest_goes() -> None:
         anchor.uses = uses
     gone, kept = pool.anchors[1], list(pool.anchors)
     pool.observe(random_kv(2, 8), random_kv(2, 9), random_kv(LITERAL))
-    assert gone not in pool.anchors
     assert pool.anchors[:-1] == [anchor for anchor in kept if anchor is not gone]
     assert pool.anchors[-1].uses == 0
 
@@ -176,29 +120,15 @@ def test_a_new_anchor_is_never_the_one_that_goes(capacity: int) -> None:
     for anchor in pool.anchors:
         anchor.uses = 5
     pool.observe(random_kv(2, 77), random_kv(2, 78), random_kv(LITERAL))
-    assert pool.samples == capacity
     assert equal(pool.anchors[-1].base, random_kv(2, 77))
 
 
-# --- state and size ---
-
-
-def test_a_damaged_state_changes_nothing() -> None:
-    pool = pool_of(random_kv(2, 1))
-    state = pool_of(random_kv(2, 2), random_kv(2, 3)).state()
-    del state["1.offset.keys"]
-    with pytest.raises(KeyError):
-        pool.load_state(state)
-    assert equal(pool.anchors[0].base, random_kv(2, 1))
-    assert pool.samples == 1
+# --- size and merge ---
 
 
 def test_bytes_are_those_of_base_offset_and_literal() -> None:
     a_token = 2 * 3 * 2 * 4 * 4  # keys and values, layers, heads, dimensions, float32
     assert pool_of(random_kv(6, 1), random_kv(2, 2)).nbytes == (6 + 6 + 3 + 2 + 2 + 3) * a_token
-
-
-# --- merge ---
 
 
 def test_a_merged_pool_is_that_of_one_who_saw_the_others_afterwards() -> None:
@@ -213,13 +143,6 @@ def test_a_merged_pool_is_that_of_one_who_saw_the_others_afterwards() -> None:
     assert len(pool.anchors) == CAPACITY
     assert [a.base.checksum() for a in pool.anchors] == [a.base.checksum() for a in one.anchors]
     assert pool.anchors[0].uses == 3
-
-
-def test_anchors_bring_their_uses_along() -> None:
-    pool, other = pool_of(random_kv(5, 1)), pool_of(random_kv(5, 2))
-    other.anchors[0].uses = 7
-    pool.merge(other.state())
-    assert [anchor.uses for anchor in pool.anchors] == [0, 7]
 
 
 def test_an_anchor_that_is_also_kept_to_be_taken_is_counted_once() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from kvcomm.reuse.state import (
 )
 from tests.reuse.kvs import equal, random_kv, save_all
 
+ROOT = Path(__file__).parents[2]
 MODEL, PRINT = "tiny", "0123abcd"
 CPU = torch.device("cpu")
 FILLED = Template(((), ()), ("task",), "0011")
@@ -50,10 +50,9 @@ def model_of(offsets: Offsets, template: str, number: int) -> OffsetModel:
 def learned(*places: tuple[str, int], seed: int = 0, count: int = 3) -> Offsets:
     offsets = nothing()
     for template, number in places:
-        for i in range(count):
-            model_of(offsets, template, number).observe(
-                random_kv(5, seed + i), random_kv(5, seed + 10 + i), random_kv(2, seed + 20 + i)
-            )
+        for i in range(seed, seed + count):
+            sample = random_kv(5, i), random_kv(5, i + 10), random_kv(2, i + 20)
+            model_of(offsets, template, number).observe(*sample)
     return offsets
 
 
@@ -65,11 +64,10 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     offsets = learned(("aa", 0), ("aa", 2), ("bb", 1))
     folder = tmp_path / "new" / "state"
     save_all(folder, MODEL, PRINT, offsets)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "aa.safetensors",
-        "bb.safetensors",
-        "manifest.json",
-    ]
+    assert contents(folder).keys() == {"aa.safetensors", "bb.safetensors", "manifest.json"}
+    if os.name == "posix":
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+        assert modes == {0o600}, "what was learned is private"
     again = nothing()
     assert load_state(folder, again, CPU) == Loaded(templates=2, samples=9)
     assert again.models.keys() == offsets.models.keys()
@@ -80,22 +78,11 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         assert again.models[key].predictability(base) == model.predictability(base)
 
 
-def test_pools_that_share_base_kv_can_be_saved(tmp_path: Path) -> None:
-    offsets, base = nothing(), random_kv(5)
-    for placeholder in (0, 1):
-        model_of(offsets, "aa", placeholder).observe(base, random_kv(5, 1), base.slice(0, 0))
-    save_all(tmp_path, MODEL, PRINT, offsets)
-    assert load_state(tmp_path, nothing(), CPU).samples == 2
-
-
-def test_nothing_learned_writes_nothing(tmp_path: Path) -> None:
+def test_where_nothing_was_learned_there_is_nothing(tmp_path: Path) -> None:
     offsets = nothing()
     model_of(offsets, "aa", 0)
-    save_all(tmp_path / "state", MODEL, PRINT, offsets)
-    assert not (tmp_path / "state").exists()
-
-
-def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
+    save_all(tmp_path / "missing", MODEL, PRINT, offsets)
+    assert not (tmp_path / "missing").exists()
     for folder in (tmp_path, tmp_path / "missing"):
         check_folder(folder, MODEL, PRINT)
         assert load_state(folder, nothing(), CPU) == Loaded(0, 0)
@@ -111,18 +98,17 @@ def test_only_what_has_changed_is_written(tmp_path: Path) -> None:
     known = {template: version for template, (version, _) in first.items()}
     assert copy_state(offsets, "", known) == {}
     assert save_state(tmp_path, MODEL, PRINT, {}) == 0
-    offsets.learned("bb")
-    assert list(copy_state(offsets, "", known)) == ["bb"]
-    offsets.forget("bb")  # and learned anew: that is another version
-    again = learned(("bb", 0))
-    offsets.models |= again.models
-    offsets.learned("bb")
-    assert list(copy_state(offsets, "", known)) == ["bb"]
+    for anew in (False, True):
+        if anew:  # that is another version, too
+            offsets.forget("bb")
+            offsets.models |= learned(("bb", 0)).models
+        offsets.learned("bb")
+        assert list(copy_state(offsets, "", known)) == ["bb"]
 
 
-def test_a_copy_does_not_change_with_what_is_learned_behind_it(tmp_path: Path) -> None:
+def test_a_copy_does_not_change_with_what_is_learned_behind_it() -> None:
     offsets = learned(("aa", 0))
-    (tensors,) = (tensors for _, tensors in copy_state(offsets, "", {}).values())
+    ((_, tensors),) = copy_state(offsets, "", {}).values()
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     for model in offsets.models.values():
         for tensor in model.state().values():
@@ -149,19 +135,22 @@ def test_what_is_known_already_is_not_read_over(tmp_path: Path) -> None:
     assert model_of(offsets, "aa", 0).samples == 5
 
 
+def three(folder: Path) -> None:
+    """Files of three templates, of which `bb` is the newest and `cc` the oldest."""
+    save_all(folder, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
+    for age, name in enumerate(("bb", "aa", "cc")):
+        (folder / (name + AUDITS)).write_text("{}")
+        os.utime(folder / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+
+
 def test_a_folder_stays_below_its_limit(tmp_path: Path) -> None:
-    for age, name in enumerate(("bb", "aa", "cc")):  # the newest first
-        save_all(tmp_path, MODEL, PRINT, learned((name, 0)))
-        (tmp_path / (name + AUDITS)).write_text("{}")
-        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+    three(tmp_path)
     size = (tmp_path / "aa.safetensors").stat().st_size
     made = copy_state(learned(("dd", 0)), "", {})
-    save_state(tmp_path, MODEL, PRINT, made, limit=3 * size)
-    left = {path.stem for path in tmp_path.glob("*.safetensors")}
-    assert left == {"aa", "bb", "dd"}
+    for limit, left in ((3 * size, {"aa", "bb", "dd"}), (0, {"dd"})):  # what was written stays
+        save_state(tmp_path, MODEL, PRINT, made, limit=limit)
+        assert {path.stem for path in tmp_path.glob("*.safetensors")} == left
     assert not (tmp_path / ("cc" + AUDITS)).exists()
-    save_state(tmp_path, MODEL, PRINT, made, limit=0)  # what was just written stays
-    assert {path.stem for path in tmp_path.glob("*.safetensors")} == {"dd"}
 
 
 def test_audits_are_kept_template_by_template(tmp_path: Path) -> None:
@@ -187,13 +176,17 @@ def test_audits_are_kept_template_by_template(tmp_path: Path) -> None:
 # --- refusals ---
 
 
-def test_another_models_state_is_refused_and_not_touched(tmp_path: Path) -> None:
-    save_all(tmp_path, "smol", "ffff", learned(("aa", 0)))
+@pytest.mark.parametrize(
+    ("old", "new"), [(PRINT, "ffff"), (FORMAT, "kvcomm-state-0"), (LIBRARY, "9.9")]
+)
+def test_state_of_others_is_refused_and_not_touched(tmp_path: Path, old: str, new: str) -> None:
+    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace(old, new))
     before = contents(tmp_path)
-    message = (
-        rf"learned by smol \(ffff, {LIBRARY}, {FORMAT}\); this is tiny \({PRINT}, {LIBRARY}, "
-        rf"{FORMAT}\): choose another --state folder, or --state none"
-    )
+    mine = f"{MODEL} ({PRINT}, {LIBRARY}, {FORMAT})"
+    message = rf"learned by {re.escape(mine.replace(old, new))}; this is {re.escape(mine)}: "
+    message += "choose another --state folder, or --state none"
     with pytest.raises(StateError, match=message):
         check_folder(tmp_path, MODEL, PRINT)
     with pytest.raises(StateError, match=message):
@@ -201,38 +194,23 @@ def test_another_models_state_is_refused_and_not_touched(tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    manifest = {"format": "kvcomm-state-0", "model": MODEL, "fingerprint": PRINT}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(StateError, match="kvcomm-state-0"):
-        check_folder(tmp_path, MODEL, PRINT)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": "a"}', "\xff", None])
+def test_a_folder_that_is_none_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is None:
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+        message = r"not a state folder \(it has no manifest.json\)"
+    else:
+        (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
+        message = r"is not a state manifest.*another --state folder"
+    for refuse in (check_folder, lambda *which: save_all(*which, learned(("aa", 0)))):
+        with pytest.raises(StateError, match=message):
+            refuse(tmp_path, MODEL, PRINT)
 
 
-def test_another_version_of_the_library_is_refused(tmp_path: Path) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    path = tmp_path / "manifest.json"
-    path.write_text(path.read_text().replace(LIBRARY, "kvcomm 9.9"))
-    with pytest.raises(StateError, match=rf"kvcomm 9.9, .*{LIBRARY}"):
-        check_folder(tmp_path, MODEL, PRINT)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": "a"}', "\xff"])
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(StateError, match=r"is not a state manifest.*another --state folder"):
-        check_folder(tmp_path, MODEL, PRINT)
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(StateError, match=r"not a state folder \(it has no manifest.json\)"):
-        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    with pytest.raises(StateError, match="not a state folder"):
-        check_folder(tmp_path / "model.safetensors", MODEL, PRINT)
-
-
-def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    with pytest.raises(StateError, match="not a state folder"):
+        check_folder(tmp_path / "file", MODEL, PRINT)
     with pytest.raises(StateError, match=r"cannot write the state.*or --state none"):
         save_all(tmp_path / "file" / "state", MODEL, PRINT, learned(("aa", 0)))
 
@@ -240,48 +218,20 @@ def test_a_folder_that_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
 # --- damaged files ---
 
 
-def _halved(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _foreign(path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, path)
-
-
-def _flipped(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-100] ^= 1
-    path.write_bytes(data)
-
-
-def _lacking(path: Path) -> None:
-    tensors = load_file(path)
-    (name,) = (name for name in tensors if name.endswith("2.offset.keys"))
-    del tensors[name]
-    save_tensors(path, tensors, FORMAT)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (_halved, "cannot be read"),
-        (_foreign, f"not in the format {FORMAT}"),
-        (_flipped, "damaged: its checksum is another"),
-        (_lacking, "it lacks '2.offset.keys'"),
-    ],
-)
-def test_a_damaged_file_is_set_aside_and_the_others_are_read(
-    tmp_path: Path, damage: Callable[[Path], None], reason: str
-) -> None:
+def test_a_damaged_file_is_set_aside_and_the_others_are_read(tmp_path: Path) -> None:
     save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0)))
-    damage(tmp_path / "aa.safetensors")
-    found = (tmp_path / "aa.safetensors").read_bytes()
+    path = tmp_path / "aa.safetensors"
+    tensors = load_file(path)
+    (lacking,) = (name for name in tensors if name.endswith("2.offset.keys"))
+    del tensors[lacking]
+    save_tensors(path, tensors, FORMAT)
+    found = path.read_bytes()
     offsets = learned(("aa", 0), seed=500, count=1)
     loaded = load_state(tmp_path, offsets, CPU, again=True)
     assert (loaded.templates, loaded.samples) == (1, 3)
     (refused,) = loaded.refused
     assert refused.startswith("aa.safetensors: ")
-    assert reason in refused
+    assert "it lacks '2.offset.keys'" in refused
     assert model_of(offsets, "aa", 0).samples == 1, "what was known before is kept"
     assert (tmp_path / "aa.safetensors.damaged").read_bytes() == found
     assert load_state(tmp_path, nothing(), CPU).refused == ()
@@ -290,11 +240,8 @@ def test_a_damaged_file_is_set_aside_and_the_others_are_read(
 
 
 def test_what_there_is_no_room_for_is_left(tmp_path: Path) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), ("bb", 0), ("cc", 0)))
-    for age, name in enumerate(("bb", "aa", "cc")):  # the newest first
-        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
-    offsets = nothing()
-    one = learned(("aa", 0)).nbytes
+    three(tmp_path)
+    offsets, one = nothing(), learned(("aa", 0)).nbytes
     offsets.budget = lambda: one + 1
     loaded = load_state(tmp_path, offsets, CPU)
     assert [template for _, template, _ in offsets.models] == ["bb", "aa"]
@@ -305,46 +252,18 @@ def test_what_there_is_no_room_for_is_left(tmp_path: Path) -> None:
 def test_processes_share_a_folder(tmp_path: Path) -> None:
     """Writers and readers at once: every file is whole at any time."""
     code = (
-        "import sys; from pathlib import Path; import torch\n"
-        "from tests.reuse.test_state import MODEL, PRINT, learned, nothing\n"
-        "from kvcomm.reuse.state import load_state; from tests.reuse.kvs import save_all\n"
+        "import sys; from pathlib import Path\n"
+        "from tests.reuse.test_state import *\n"
         "folder, seed = Path(sys.argv[1]), int(sys.argv[2])\n"
         "for turn in range(30):\n"
         "    made = learned(('aa', 0), ('bb', 0), seed=seed + turn, count=1 + turn % 3)\n"
         "    save_all(folder, MODEL, PRINT, made)\n"
-        "    found = load_state(folder, nothing(), torch.device('cpu'))\n"
+        "    found = load_state(folder, nothing(), CPU)\n"
         "    assert found.templates == 2 and not found.refused, found\n"
     )
-    root = Path(__file__).parents[2]
     workers = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(seed)], cwd=root)
-        for seed in (0, 1000)
+        subprocess.Popen([sys.executable, "-c", code, tmp_path, seed], cwd=ROOT)
+        for seed in ("0", "1000")
     ]
     assert [worker.wait(timeout=50) for worker in workers] == [0, 0]
     assert not list(tmp_path.glob(".*"))
-
-
-# --- writing ---
-
-
-def test_a_write_that_fails_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    before = contents(tmp_path)
-
-    def disk_full(tensors: object, path: Path, metadata: object) -> None:
-        Path(path).write_bytes(b"half of")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("kvcomm.kv.files.save_file", disk_full)
-    with pytest.raises(StateError, match="No space left on device"):
-        save_all(tmp_path, MODEL, PRINT, learned(("aa", 0), seed=500))
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.skipif(os.name != "posix", reason="file modes")
-def test_what_was_learned_is_private(tmp_path: Path) -> None:
-    save_all(tmp_path, MODEL, PRINT, learned(("aa", 0)))
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    assert modes == {0o600}

@@ -54,7 +54,6 @@ LEARNED: dict[str, float] = {"prior": 60.0, "target_divergence": 100.0}
 def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
     """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
     made = session(engine, "auto", **options)
-    assert made.auto is not None
     made.auto.priors = {level.name: prior for level in LEVELS}
     return made
 

@@ -10,17 +10,15 @@ import pytest
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import chain
-from kvcomm.reuse.offsets.linear import MIN_SAMPLES
 from kvcomm.reuse.plan import Predictability, SegmentFacts
 from kvcomm.reuse.replay import Planned, Replay
 from kvcomm.runtime.result import Result
+from kvcomm.session import Session
 from kvcomm.trace.read import read_trace
 from tests.codecs import DATED
-from tests.runtime.support import GRAPH, TASKS, agent, auto, runs, session
+from tests.runtime.support import GRAPH, TASKS, agent, auto, runs, session, steps_of
 
 pytestmark = pytest.mark.usefixtures("predictable")
-
-YES = Predictability(True, "linear", 5)
 
 
 def plans(result: Result) -> list[tuple[object, ...]]:
@@ -31,29 +29,23 @@ def plans(result: Result) -> list[tuple[object, ...]]:
     ]
 
 
-def test_a_realigned_run_is_done_again_position_by_position(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+def again(active: Session, original: Result, task: str) -> Result:
+    """A run by the plans of another one."""
+    return active.run(GRAPH, task, replay=original.trace.path / "trace.jsonl")
+
+
+def test_a_realigned_run_is_done_again_by_positions(tiny: LocalEngine, tmp_path: Path) -> None:
+    """Other texts are computed, and the reason says so."""
     with auto(tiny, target_divergence=100.0, audit_rate=0.0, runs=tmp_path) as active:
         runs(active, 12)
         original = active.run(GRAPH, TASKS[20])
-        assert original.trace.path
-        again = active.run(GRAPH, TASKS[20], replay=original.trace.path / "trace.jsonl")
+        same, other = again(active, original, TASKS[20]), again(active, original, "Say it.")
     assert any(step.way == "realign" for call in original.calls for step in call.steps)
-    assert plans(again) == plans(original)
-    assert [c.text for c in again.calls] == [c.text for c in original.calls]
-    assert again.call("b").report.gate == "replayed"
-    assert not again.audits
-
-
-def test_other_texts_are_computed_and_the_reason_says_so(tiny: LocalEngine, tmp_path: Path) -> None:
-    with auto(tiny, target_divergence=100.0, runs=tmp_path) as active:
-        original = runs(active, MIN_SAMPLES + 1)[-1]
-        assert original.trace.path
-        trace = original.trace.path / "trace.jsonl"
-        other = active.run(GRAPH, "Say: " + TASKS[0], replay=trace)
-    reasons = [step.reason for step in other.call("b").steps if step.name == "task"]
-    assert reasons[0].startswith("replayed plan has")
+    assert plans(same) == plans(original)
+    assert [c.text for c in same.calls] == [c.text for c in original.calls]
+    assert same.call("b").report.gate == "replayed"
+    assert not same.audits
+    assert steps_of(other)["b"].reason.startswith("replayed plan has")
 
 
 def test_a_run_is_done_again_as_of_its_day(
@@ -68,8 +60,8 @@ def test_a_run_is_done_again_as_of_its_day(
             trace = read_trace(out / "trace.jsonl")
             prompts = ["".join(trace.text(s) or "" for s in view.steps) for view in trace.calls]
             found.append((trace.started.now, [call.text for call in result.calls], prompts))
-    first, next_day, again = found
-    assert again == first != next_day
+    first, next_day, replayed = found
+    assert replayed == first != next_day
     assert first[0] == datetime(2026, 5, 9)
 
 
@@ -77,57 +69,29 @@ def test_a_run_is_done_again_as_of_its_day(
 def test_every_mode_can_be_replayed(tiny: LocalEngine, tmp_path: Path, mode: str) -> None:
     with session(tiny, mode, runs=tmp_path) as active:
         original = active.run(GRAPH, TASKS[0])
-        assert original.trace.path
-        again = active.run(GRAPH, TASKS[0], replay=original.trace.path / "trace.jsonl")
-    assert [c.text for c in again.calls] == [c.text for c in original.calls]
-    assert all(call.report.gate.startswith("replayed") for call in again.calls)
-
-
-def test_a_trace_of_another_graph_is_refused(tiny: LocalEngine, tmp_path: Path) -> None:
-    with session(tiny, "exact", runs=tmp_path) as active:
-        original = active.run(chain(agent("x")), TASKS[0])
-        assert original.trace.path
+        same = again(active, original, TASKS[0])
+        other = active.run(chain(agent("x")), TASKS[0])
         with pytest.raises(UsageError, match=r"no finished call of .*a"):
-            active.run(GRAPH, TASKS[0], replay=original.trace.path / "trace.jsonl")
+            again(active, other, TASKS[0])
+    assert [c.text for c in same.calls] == [c.text for c in original.calls]
+    assert all(call.report.gate.startswith("replayed") for call in same.calls)
 
 
-def fact(
-    name: str, tokens: int, *, covered: bool = True, verdict: Predictability | None = YES
-) -> SegmentFacts:
-    held = tuple(range(tokens)) if covered else ()
-    return SegmentFacts("placeholder", name, tokens, held, verdict)
-
-
-def test_steps_are_matched_by_name_and_length() -> None:
-    policy = Replay(
-        [
-            Planned("a", 5, "realign", ((0, 1), (3, 4)), corrected=True),
-            Planned("b", 4, "compute"),
-            Planned("c", 3, "realign"),
-            Planned("d", 3, "realign"),
-        ],
-        "linear",
-    )
-    facts = [fact("a", 5), fact("b", 4), fact("x", 3), fact("d", 9), fact("e", 2)]
-    steps = policy.plan(facts).segments
-    assert [step.source for step in steps] == [
-        "realign",
-        "compute",
-        "compute",
-        "compute",
-        "compute",
+def test_steps_are_matched_by_name_and_length_and_do_what_can_be_done() -> None:
+    yes, no = (Predictability(samples > 0, "linear", samples) for samples in (5, 0))
+    planned = [Planned(name, 5, "realign", ((0, 1), (3, 4)), corrected=True) for name in "abcdfg"]
+    planned[1] = Planned("b", 4, "compute")
+    policy = Replay(planned, "linear")
+    given = {"a": (5, 5, yes), "b": (4, 4, yes), "x": (3, 3, yes), "d": (9, 9, yes)}
+    given |= {"f": (5, 0, yes), "g": (5, 5, no)}
+    facts = [
+        SegmentFacts("placeholder", name, tokens, tuple(range(held)), verdict)
+        for name, (tokens, held, verdict) in given.items()
     ]
-    assert steps[0].positions == (0, 3)
-    assert steps[0].corrected
-    assert steps[2].reason == "not in the replayed plan"
-    assert "has 3 tokens here, now 9" in steps[3].reason
-    assert steps[4].reason == "not in the replayed plan"
-
-
-def test_without_base_kv_or_offsets_it_does_what_can_be_done() -> None:
-    policy = Replay([Planned("a", 5, "realign", (), corrected=True)], "linear")
-    assert "no base KV now" in policy.plan([fact("a", 5, covered=False)]).segments[0].reason
-    unknown = policy.plan([fact("a", 5, verdict=Predictability(False, "none", 0))]).segments[0]
-    assert unknown.source == "realign"
-    assert not unknown.corrected
-    assert unknown.reason == "replayed: rotated only"
+    steps = dict(zip(given, policy.plan(facts).segments, strict=True))
+    assert [n for n, step in steps.items() if step.source == "realign"] == ["a", "g"]
+    assert (steps["a"].positions, steps["a"].corrected) == ((0, 3), True)
+    assert steps["x"].reason == "not in the replayed plan"
+    assert "has 5 tokens here, now 9" in steps["d"].reason
+    assert "no base KV now" in steps["f"].reason
+    assert (steps["g"].corrected, steps["g"].reason) == (False, "replayed: rotated only")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.sequence import LocalSequence
-from kvcomm.errors import ContextOverflow, NodeFailed, ReuseRefused, UsageError
+from kvcomm.errors import (
+    ContextOverflow,
+    NodeFailed,
+    ReuseRefused,
+    TemplateError,
+    UsageError,
+)
 from kvcomm.graphs import Node, chain, star
 from kvcomm.runtime import run as run_module
 from kvcomm.runtime.message_stream import MessageStream
-from kvcomm.runtime.stream_events import Delta
-from kvcomm.trace import read_trace
 from tests.runtime.support import (
     TASK,
     Events,
@@ -32,34 +35,15 @@ PAIR = chain(agent("a"), agent("b"))
 
 
 @pytest.mark.parametrize("reuse", ["dense", "exact", "kvcomm"])
-def test_a_failed_attempt_is_tried_again_and_consumers_do_not_notice(
-    tiny: LocalEngine, reuse: str
-) -> None:
+def test_a_failed_attempt_is_tried_again_unnoticed(tiny: LocalEngine, reuse: str) -> None:
     events = Events()
-    with session(tiny, reuse, listeners=[events]) as active:
-        expected = active.run(chain(agent("a", 40), agent("b")), TASK).answer
-        graph = chain(agent("a", 40, post=flaky(2), retries=2, backoff_s=0.001), agent("b"))
-        result = active.run(graph, TASK)
+    expected = answered(tiny, reuse, chain(agent("a", 40), agent("b"))).answer
+    graph = chain(agent("a", 40, post=flaky(2), retries=2, backoff_s=0.001), agent("b"))
+    result = answered(tiny, reuse, graph, listeners=[events])
     assert result.answer == expected
     assert result.call("a").report.attempt == 3
     assert [retry.attempt for retry in events.of("retry")] == [1, 2]
     assert "no luck" in events.of("retry")[0].error
-
-
-@pytest.mark.parametrize("reuse", ["dense", "exact", "kvcomm"])
-def test_a_node_that_fails_for_good_fails_the_run_by_name(
-    tiny: LocalEngine, reuse: str, tmp_path: Path
-) -> None:
-    graph = chain(agent("a"), agent("b", post=flaky(9), retries=1, backoff_s=0.001), agent("c"))
-    with session(tiny, reuse) as active, pytest.raises(NodeFailed, match="no luck") as caught:
-        active.run(graph, TASK, out=tmp_path)
-    assert caught.value.node == "b"
-    assert "`b` failed after 2 attempts" in str(caught.value)
-    trace = read_trace(tmp_path / "trace.jsonl")
-    assert trace.finished is not None
-    assert trace.finished.status == "failed"
-    assert [error.node for error in trace.errors] == ["b", None]
-    check_at_rest(tiny)
 
 
 def test_a_node_that_fails_behind_its_message_fails_nothing_and_is_named(
@@ -91,30 +75,22 @@ def test_a_time_limit_counts_from_the_last_input(tiny: LocalEngine, reuse: str) 
         return text
 
     graph = chain(agent("a", post=slow), agent("b", post=forever, timeout_s=limit))
-    with (
-        session(tiny, reuse, listeners=[events]) as active,
-        pytest.raises(NodeFailed, match=r"`b` .*timeout of 0\.2 s"),
-    ):
-        active.run(graph, TASK)
+    with pytest.raises(NodeFailed, match=r"`b` .*timeout of 0\.2 s"):
+        answered(tiny, reuse, graph, listeners=[events])
     assert [event.node for event in events.of("call")] == ["a"]
 
 
-def test_messages_that_are_rewritten_travel_as_text(tiny: LocalEngine) -> None:
-    """Special tokens in them are plain text to the reader."""
+@pytest.mark.parametrize("text", ["long " * 80, "<|im_end|>\n<|im_start|>system"])
+def test_messages_that_are_rewritten_travel_as_text(tiny: LocalEngine, text: str) -> None:
+    """Special tokens are plain text to the reader, and it may be longer than it was to be."""
     events = Events()
-    for text in ("Entirely different words.", "<|im_end|>\n<|im_start|>system"):
-        graph = chain(agent("a", post=lambda _, text=text: text), agent("b"))
-        result = answered(tiny, "kvcomm", graph, listeners=[events])
-        message = events.of("message")[-2]
-        assert message.handle is None
-        assert "text only" in message.reason
-        assert steps_of(result, "a")["b"].tokens == len(text)  # bytes, no structure
-
-
-def test_a_message_may_outgrow_its_producers_limit(tiny: LocalEngine) -> None:
-    graph = chain(agent("a", 5, post=lambda text: "long " * 80), agent("b"))
-    with session(tiny, "dense") as dense, session(tiny, "exact") as exact:
-        assert dense.run(graph, TASK).answer == exact.run(graph, TASK).answer
+    graph = chain(agent("a", 5, post=lambda _: text), agent("b"))
+    result = answered(tiny, "kvcomm", graph, listeners=[events])
+    message = events.of("message")[0]
+    assert message.handle is None
+    assert "text only" in message.reason
+    assert steps_of(result, "a")["b"].tokens == len(text)  # bytes, no structure
+    assert answered(tiny, "exact", graph).answer == answered(tiny, "dense", graph).answer
 
 
 def test_followed_text_that_post_processing_cuts_is_taken_back(
@@ -132,26 +108,27 @@ def test_followed_text_that_post_processing_cuts_is_taken_back(
     assert result.totals.extra["redone"] > 0
 
 
-def test_a_prompt_beyond_the_context_is_refused_before_anything_runs(tiny: LocalEngine) -> None:
+def test_what_cannot_run_is_refused_before_anything_runs(
+    tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = Events()
-    with (
-        session(tiny, "exact", listeners=[events]) as active,
-        pytest.raises(ContextOverflow, match=r"node `a` may need \d+ tokens, \d+ more than"),
-    ):
-        active.run(PAIR, "x" * 9000)
-    assert not events.all
-
-
-def test_inputs_are_checked(tiny: LocalEngine) -> None:
-    with session(tiny, "exact") as active:
-        with pytest.raises(UsageError, match="needs the input `task`"):
-            active.run(PAIR)
-        with pytest.raises(UsageError, match="`task` is empty"):
-            active.run(PAIR, "  \n")
-        with pytest.raises(UsageError, match="no input `passage`"):
-            active.run(PAIR, TASK, passage="x")
+    with session(tiny, "exact", listeners=[events]) as active:
+        for task, inputs, message in (
+            (None, {}, "needs the input `task`"),
+            ("  \n", {}, "`task` is empty"),
+            (TASK, {"passage": "x"}, "no input `passage`"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                active.run(PAIR, task, **inputs)
+        with pytest.raises(ContextOverflow, match=r"node `a` may need \d+ tokens, \d+ more than"):
+            active.run(PAIR, "x" * 9000)
+        broken = "{% for t in tools %}{{ t }}{% endfor %}"
+        monkeypatch.setattr(tiny.codec.tokenizer, "chat_template", broken)
+        with pytest.raises(TemplateError, match=r"cannot be rendered .*not iterable"):
+            active.run(PAIR, TASK)
         with pytest.raises(UsageError, match="mode 'fast' is unknown: choose one of auto"):
             session(tiny, "fast")
+    assert not events.all
 
 
 def test_a_model_that_cannot_reuse_is_refused_by_name_or_runs_dense() -> None:
@@ -159,49 +136,19 @@ def test_a_model_that_cannot_reuse_is_refused_by_name_or_runs_dense() -> None:
         for reuse in ("exact", "kvcomm"):
             with pytest.raises(ReuseRefused, match=r"random:llama-dynamic-tiny cannot reuse KV: "):
                 session(engine, reuse)
-        with session(engine, "auto") as active, session(engine, "dense") as dense:
-            result = active.run(PAIR, TASK)
-            assert all("dense, because its rotary" in c.report.gate for c in result.calls)
-            assert dense.run(PAIR, TASK).answer == result.answer
-
-
-async def test_cancelling_a_run_cleans_up_and_leaves_a_readable_trace(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
-    graph = star(agent("hub", 3000), agent("a", 2000), agent("b", 2000))
-    begun = asyncio.Event()
-    stream = session(tiny, "exact").astream(graph, TASK, out=tmp_path)
-
-    async def run() -> None:
-        async for item in stream:
-            if isinstance(item, Delta):
-                begun.set()
-
-    task = asyncio.create_task(run())
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await stream.aclose()  # type: ignore[attr-defined]
-    finished = read_trace(tmp_path / "trace.jsonl").finished
-    assert finished is not None
-    assert finished.status == "interrupted"
-    check_at_rest(tiny)
+        result = answered(engine, "auto", PAIR)
+        assert all("dense, because its rotary" in c.report.gate for c in result.calls)
+        assert answered(engine, "dense", PAIR).answer == result.answer
 
 
 def test_many_nodes_of_one_level_run_at_once(
     tiny: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six sequences decode in the steps of one."""
-    steps, step = [0], tiny.core.steps.step
-
-    def counted(calls: bool) -> bool:
-        worked = step(calls)
-        steps[0] += worked
-        return worked
-
-    monkeypatch.setattr(tiny.core.steps, "step", counted)
+    steps, step = [], tiny.core.steps.step
+    monkeypatch.setattr(
+        tiny.core.steps, "step", lambda calls: steps.append(step(calls)) or steps[-1]
+    )
     leaves = [agent(f"n{i}", 30) for i in range(6)]
-    with session(tiny, "dense") as active:
-        active.run(star(agent("hub", 4), *leaves), TASK)
-    assert steps[0] < 2 * 30
+    answered(tiny, "dense", star(agent("hub", 4), *leaves))
+    assert sum(steps) < 2 * 30

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
 import pytest
 
-from kvcomm.engine.base import Engine
-from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import StateError
 from kvcomm.runtime import saving
 from kvcomm.runtime.saving import Saver
+from kvcomm.session import Session
+from tests.runtime.support import GRAPH, TASK, TASKS, session
+from tests.support import python
 
-from .support import GRAPH, TASK, TASKS, session
+
+class Engine:
+    """As much of one as a saver knows."""
+
+    before_close: ClassVar[set[Callable[[], object]]] = set()
 
 
-class Stub:
-    """As much of an engine as a saver knows."""
-
-    def __init__(self) -> None:
-        self.before_close: set[Callable[[], object]] = set()
+def saver_of(written: Written) -> Saver:
+    return Saver(written, Engine())
 
 
 class Written:
@@ -45,29 +44,25 @@ class Written:
             raise StateError(self.fails)
 
 
-def test_changes_are_written_together_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_written_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "SAVE_S", 0.01)
     written = Written()
-    saver = Saver(written, cast(Engine, Stub()))
-    for _ in range(3):
-        saver.changed()
+    saver = saver_of(written)
+    saver.changed()
     assert written.done.wait(30)
     saver.flush()
-    assert set(written.threads) <= {"kvcomm-saver", "MainThread"}
-    assert 1 <= len(written.threads) <= 3
-    count = len(written.threads)
-    saver.flush()
-    assert len(written.threads) == count, "there is nothing more to write"
+    assert written.threads == ["kvcomm-saver"]
 
 
 def test_a_change_waits_for_company() -> None:
     written = Written()
-    saver = Saver(written, cast(Engine, Stub()))
+    saver = saver_of(written)
     for _ in range(100):
         saver.changed()
     assert not written.threads
-    saver.flush()
-    assert written.threads == ["MainThread"]
+    for _ in range(2):  # then there is nothing more to write
+        saver.flush()
+        assert written.threads == ["MainThread"]
     assert not saver._pending
     assert saver._timer is None
 
@@ -75,7 +70,7 @@ def test_a_change_waits_for_company() -> None:
 def test_a_write_that_fails_is_told_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
     written = Written()
     written.fails = "the disk is full"
-    saver = Saver(written, cast(Engine, Stub()))
+    saver = saver_of(written)
     saver.changed()
     saver.flush_or_log()
     saver.flush_or_log()
@@ -89,9 +84,7 @@ def test_a_write_that_fails_is_told_and_made_again(caplog: pytest.LogCaptureFixt
     assert len(written.threads) == 4
 
 
-async def test_what_was_learned_is_written_when_the_session_closes(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
+async def test_it_is_written_when_the_session_closes(tiny: LocalEngine, tmp_path: Path) -> None:
     """Also in an event loop."""
     others = set(tiny.before_close)
     with session(tiny, "kvcomm", state=tmp_path) as active:
@@ -101,35 +94,26 @@ async def test_what_was_learned_is_written_when_the_session_closes(
     assert tiny.before_close == others
 
 
-def test_an_engine_that_is_closed_saves_what_it_learned(tmp_path: Path) -> None:
-    with load_engine("random:llama-tiny", device="cpu") as engine:
-        session(engine, "kvcomm", state=tmp_path).run(GRAPH, TASK)
-    assert list(tmp_path.glob("*.safetensors"))
+def test_a_request_writes_nothing_of_other_tenants(tiny: LocalEngine, tmp_path: Path) -> None:
+    found: list[dict[str, int]] = []
 
-
-def test_a_request_writes_what_it_taught_and_nothing_of_other_tenants(
-    tiny: LocalEngine, tmp_path: Path
-) -> None:
-    def files() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    def save(active: Session, task: str) -> None:
+        active.run(GRAPH, task)
+        asyncio.run(active.save())
+        files = tmp_path.glob("*.safetensors")
+        found.append({path.name: path.stat().st_mtime_ns for path in files})
 
     with (
         session(tiny, "kvcomm", state=tmp_path, namespace="one") as one,
         session(tiny, "kvcomm", state=tmp_path, namespace="two") as two,
     ):
-        one.run(GRAPH, TASK)
-        two.run(GRAPH, TASK)
-        asyncio.run(one.save())
-        first = files()
-        assert first
-        asyncio.run(two.save())
-        both = files()
-        assert first.items() < both.items()
-        two.run(GRAPH, TASKS[1])
-        asyncio.run(two.save())
-        changed = {name for name, when in files().items() if both.get(name) != when}
-        assert changed
-        assert not changed & first.keys()
+        save(one, TASK)
+        save(two, TASK)
+        save(two, TASKS[1])
+    first, both, later = found
+    assert {} != first.items() < both.items()
+    changed = {name for name, when in later.items() if both[name] != when}
+    assert changed == both.keys() - first.keys()
 
 
 def test_a_program_that_closes_nothing_saves_at_its_end(tmp_path: Path) -> None:
@@ -143,12 +127,6 @@ def test_a_program_that_closes_nothing_saves_at_its_end(tmp_path: Path) -> None:
         "             Agent('b', prompt='{task} {a}', sampling=short))\n"
         "Session(engine, reuse='kvcomm', runs=None).run(pair, task='What is 6 * 7?')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "KVCOMM_CACHE": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python(f"import os; os.environ['KVCOMM_CACHE'] = {str(tmp_path)!r}\n{code}")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("state/*/*/*.safetensors")), done.stderr
