@@ -116,7 +116,7 @@ def tail(
     runs: Runs = options.RUNS,
 ) -> None:
     """Follow a run, a line an event, until it ends."""
-    from kvcomm.trace.lines import event_line
+    from kvcomm.trace.log import event_line
     from kvcomm.trace.read import find_run, follow
 
     for event in follow(find_run(run, runs)):

@@ -15,17 +15,38 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 VERSION = 2
 
 
-class _Event(BaseModel):
+class _Read(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+
+class _Event(_Read):
     v: int = VERSION
     t: float = 0.0
+    kind: str = ""
 
 
-class NodeInfo(BaseModel):
+class NodeEvent(_Event):
+    """Something of one attempt at a node."""
+
+    node: str
+    attempt: int
+
+
+class _Call(NodeEvent):
+    agent: str
+    round: int
+    mode: str
+    gate: str
+    prompt_tokens: int
+    output_tokens: int
+    opened_at: float
+    finished_at: float
+    redone_tokens: int = 0
+    phases: dict[str, float] = {}
+
+
+class NodeInfo(_Read):
     """One node of the graph, as the run saw it."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
     agent: str
@@ -74,12 +95,10 @@ class Profiled(_Event):
     priors: dict[str, float]
 
 
-class NodeStarted(_Event):
+class NodeStarted(NodeEvent):
     """An attempt at a node began."""
 
     kind: Literal["node"] = "node"
-    node: str
-    attempt: int
 
 
 class PromptText(_Event):
@@ -90,7 +109,7 @@ class PromptText(_Event):
     text: str
 
 
-class SegmentStep(_Event):
+class SegmentStep(NodeEvent):
     """How one segment entered the sequence: `computed + prefix + realigned = tokens`.
 
     `way` is its source. `ahead` counts the tokens that were prefilled before the last input was
@@ -101,8 +120,6 @@ class SegmentStep(_Event):
     """
 
     kind: Literal["step"] = "step"
-    node: str
-    attempt: int
     index: int
     segment: Literal["literal", "placeholder"]
     name: str
@@ -131,12 +148,10 @@ class SegmentStep(_Event):
         return "prefix" if self.prefix > self.computed else "computed"
 
 
-class MessageSent(_Event):
+class MessageSent(NodeEvent):
     """A node's message: text, token ids, and the handle of the KV behind it (`None`: text only)."""
 
     kind: Literal["message"] = "message"
-    node: str
-    attempt: int
     text: str
     tokens: int
     handle: str | None
@@ -153,7 +168,7 @@ class MessageSent(_Event):
         return f"KV behind {self.covered:,} of them, {'exact' if self.exact else 'approximate'}"
 
 
-class CallFinished(_Event):
+class CallFinished(_Call):
     """One finished call. `ready_at`: the last producer's final token was sampled.
 
     `ahead_s` was spent on prefilling before that, `first_token` is the id that was sampled first.
@@ -164,20 +179,10 @@ class CallFinished(_Event):
     """
 
     kind: Literal["call"] = "call"
-    node: str
-    agent: str
-    round: int
-    attempt: int
-    mode: str
-    gate: str
     dense: bool
     exact: bool
-    prompt_tokens: int
-    output_tokens: int
-    opened_at: float
     ready_at: float
     first_token_at: float
-    finished_at: float
     ttft_s: float
     decode_s: float
     ahead_s: float = 0.0
@@ -185,16 +190,9 @@ class CallFinished(_Event):
     stop: Literal["stop", "length"]
     offsets: str = ""
     base_tokens: int = 0
-    redone_tokens: int = 0
-    phases: dict[str, float] = {}
-
-    @property
-    def ahead_from(self) -> float:
-        """Where streaming prefill is drawn: at the end of the wait; its place is not recorded."""
-        return max(self.opened_at, self.ready_at - self.ahead_s)
 
 
-class CallInterrupted(_Event):
+class CallInterrupted(_Call):
     """A call that was cancelled under way: with its run, or at its agent's time limit.
 
     Its `step` events are the segments that its sequence held, `text` what was written so far, as
@@ -203,33 +201,19 @@ class CallInterrupted(_Event):
     """
 
     kind: Literal["interrupted"] = "interrupted"
-    node: str
-    agent: str
-    round: int
-    attempt: int
-    mode: str
-    gate: str
-    prompt_tokens: int
-    output_tokens: int
     text: str
-    opened_at: float
     ready_at: float | None
     first_token_at: float | None
-    finished_at: float
     stop: Literal["interrupted"] = "interrupted"
-    redone_tokens: int = 0
-    phases: dict[str, float] = {}
 
 
-class ToolFinished(_Event):
+class ToolFinished(NodeEvent):
     """A tool returned: its texts by name, and their tokens.
 
     It waited for its inputs until `ready_at`; `cut` names the texts that were longer than allowed.
     """
 
     kind: Literal["tool"] = "tool"
-    node: str
-    attempt: int
     texts: dict[str, str]
     tokens: dict[str, int]
     cut: list[str] = []
@@ -237,7 +221,7 @@ class ToolFinished(_Event):
     finished_at: float
 
 
-class Audited(_Event):
+class Audited(NodeEvent):
     """A call compared with dense behind its answer.
 
     `used`: the call was realigned at this `level`, and a dense shadow measured it; otherwise it was
@@ -246,8 +230,6 @@ class Audited(_Event):
     """
 
     kind: Literal["audit"] = "audit"
-    node: str
-    attempt: int
     level: str
     used: bool
     target: float
@@ -265,12 +247,10 @@ class Audited(_Event):
         return f"{'audit' if self.used else 'probe'} of {self.level}"
 
 
-class Retried(_Event):
+class Retried(NodeEvent):
     """An attempt failed and the node starts again after `wait_s`."""
 
     kind: Literal["retry"] = "retry"
-    node: str
-    attempt: int
     error: str
     wait_s: float
 
@@ -301,14 +281,12 @@ class Restarted(_Event):
     error: str
 
 
-class Totals(BaseModel):
+class Totals(_Read):
     """Tokens over all prompts and answers of a run; `extra` is work beside them.
 
     Those of a run that did not end well count its interrupted calls, too. `queued_s` is how long
     the run waited for others before it began, beside `wall_s`.
     """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt_tokens: int
     computed_tokens: int
@@ -329,24 +307,10 @@ class RunFinished(_Event):
     calls: int | None = None
 
 
-Event = Annotated[
-    RunStarted
-    | StateRead
-    | Profiled
-    | NodeStarted
-    | PromptText
-    | SegmentStep
-    | MessageSent
-    | CallFinished
-    | CallInterrupted
-    | ToolFinished
-    | Audited
-    | Retried
-    | Failed
-    | Restarted
-    | RunFinished,
-    Field(discriminator="kind"),
-]
+_OfRun = RunStarted | StateRead | Profiled | PromptText | Failed | Restarted | RunFinished
+_OfNode = NodeStarted | SegmentStep | MessageSent | ToolFinished | Audited | Retried
+_OfCall = CallFinished | CallInterrupted
+Event = Annotated[_OfRun | _OfNode | _OfCall, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Event)
 
 

@@ -6,13 +6,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcomm.errors import UsageError
 from kvcomm.trace.events import Event, PromptText, Restarted, _Event
-from kvcomm.trace.line_file import LineFile
 
 log = logging.getLogger("kvcomm.run")
 
@@ -40,6 +40,38 @@ def new_run_folder(name: str, out: Path | None = None, root: Path = Path("runs")
             raise UsageError(f"cannot write the run folder {folder}: {error.strerror}") from None
         return folder
     raise UsageError(f"no free run folder under {root}")
+
+
+class LineFile:
+    """Appends lines to `path`, or begins it `anew`; each is written at once. Raises `OSError`."""
+
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        self._file = path.open("wb" if anew else "ab", buffering=0)
+
+    def append(self, line: str) -> None:
+        """Write `line` and its end, or nothing of it. Raises `OSError`."""
+        data = line.encode("utf-8", errors="replace") + b"\n"
+        whole = self._file.seek(0, 2)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(whole)
+            raise
+
+    def clear(self) -> None:
+        """Remove all lines. Raises `OSError`."""
+        self._file.truncate(0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more lines."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._file.close()
 
 
 class Recorder:

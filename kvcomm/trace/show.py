@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
@@ -37,19 +36,19 @@ def show_run(
             CallTable(views),
             *(show_call(run, view, prompt=text, whole=text, times=True) for view in views),
         )
-    parts: list[RenderableType] = [
-        show_header(run, text=text),
-        *_section("Graph", show_graph(run)),
-        *_section("Calls", CallTable(run.calls)),
-    ]
-    if run.bars:
-        parts += _section("Timeline", Timeline(run))
-    if len(run.calls) > 1 and (slow := slowest(run)):
-        parts += _section("Slowest", _points(slow))
-    if found := warnings(run):
-        parts += _section("Warnings", _points(found, "yellow"))
-    if found := advice(run):
-        parts += _section("Advice", _points(found))
+    slow = slowest(run) if len(run.calls) > 1 else []
+    sections = {
+        "Graph": show_graph(run),
+        "Calls": CallTable(run.calls),
+        "Timeline": Timeline(run) if run.bars else None,
+        "Slowest": _points(slow) if slow else None,
+        "Warnings": _points(found, "yellow") if (found := warnings(run)) else None,
+        "Advice": _points(found) if (found := advice(run)) else None,
+    }
+    parts: list[RenderableType] = [show_header(run, text=text)]
+    for title, body in sections.items():
+        if body is not None:
+            parts += ["", Text(title, style="bold"), body]
     if segments or text:
         parts += [show_tool(tool, text=text) for tool in run.tools]
         parts += [show_call(run, view, prompt=text, whole=text) for view in run.calls]
@@ -59,20 +58,11 @@ def show_run(
     return Group(*parts)
 
 
-def _section(title: str, body: RenderableType) -> list[RenderableType]:
-    return ["", Text(title, style="bold"), body]
-
-
 def _points(lines: Sequence[str], style: str = "") -> RenderableType:
     """Lines behind dashes, wrapped under their own beginning; of many, the first ten."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for line in lines[:10]:
-        grid.add_row(" -", Text(line, style=style))
-    if len(lines) > 10:
-        grid.add_row("", Text(f"and {len(lines) - 10} more", style="dim"))
-    return grid
+    rows = [(" -", line) for line in lines[:10]]
+    rows += [("", f"and {len(lines) - 10} more")] if len(lines) > 10 else []
+    return facts(rows, style="", text=style, padding=1)
 
 
 def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
@@ -93,11 +83,9 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
         rows.append(("profile", f"priors {priors}"))
     for read in run.state:
         rows.append(("state", plain(read.reason) + (f" ({read.path})" if read.path else "")))
-    texts = [*started.inputs.items()]
-    if run.finished and run.finished.answer is not None:
-        texts.append(("answer", run.finished.answer))
-    rows += [(name, plain(value) if text else shorten(value)) for name, value in texts]
-    return facts(rows)
+    said = {"answer": run.finished.answer} if run.finished and run.finished.answer else {}
+    texts = [*started.inputs.items(), *said.items()]
+    return facts([*rows, *((n, plain(value) if text else shorten(value)) for n, value in texts)])
 
 
 def status(run: TraceRun) -> str:
@@ -117,17 +105,12 @@ def totals(run: TraceRun) -> Totals:
     """The run's totals; for a trace that was cut off, those of the calls it holds."""
     if run.finished is not None:
         return run.finished.totals
-    calls = [view for view in run.calls if view.call or view.interrupted]
+    calls = [view for view in run.calls if view.ended]
     prompt = sum(view.prompt_tokens for view in calls)
-    computed = sum(step.computed for view in calls for step in view.steps)
-    last = max((event.t for event in run.events), default=0.0)
-    return Totals(
-        prompt_tokens=prompt,
-        computed_tokens=computed,
-        reused_tokens=prompt - computed,
-        extra={},
-        wall_s=last,
-    )
+    computed = sum(view.tokens["computed"] for view in calls)
+    counts = {"prompt_tokens": prompt, "computed_tokens": computed}
+    last = max(event.t for event in run.events)
+    return Totals(**counts, reused_tokens=prompt - computed, extra={}, wall_s=last)
 
 
 def tokens(total: Totals, ahead: int = 0) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, SegmentStep
 from kvcomm.trace.run import SOURCES, CallView, TraceRun
+from kvcomm.trace.tables import plain_table, ruled_table
 from kvcomm.trace.text import number, plain, plural, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
 WIDE = 120
 # From this width on there is a bar beside the numbers.
 ROOMY, BAR = 96, 12
+COLUMNS = ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out")
 # As many lines as a reader looks through.
 MOST = 500
 # One colour for every source of a token; the words beside them say the same.
@@ -36,14 +36,8 @@ class CallTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide, roomy = options.max_width >= WIDE, options.max_width >= ROOMY
         slowest = max((view.call.ttft_s for view in self._views if view.call), default=0.0)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("node", overflow="fold", min_width=6)
-        for name in ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if roomy:
-            table.add_column("TTFT", no_wrap=True)
-        if wide:
-            table.add_column("gate", overflow="fold")
+        more = [*(["TTFT"] if roomy else []), *(["~gate"] if wide else [])]
+        table = ruled_table("~node", *(f">{name}" for name in COLUMNS), *more)
         for view in self._views[:MOST]:
             call, out = view.call, view.output_tokens
             table.add_row(
@@ -109,12 +103,9 @@ def show_audit(audit: Audited) -> str:
 
 def _segments(steps: Sequence[SegmentStep], columns: Sequence[str]) -> RenderableType:
     """Segments in prompt order; `columns` are the counts worth a column beside the tokens."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("segment", overflow="fold", min_width=9)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold", ratio=1)
+    right = (f">{name}" for name in ("tokens", *columns))
+    table = plain_table("~segment", *right, "~reason", padding=(0, 1), header_style="dim")
+    table.columns[0].min_width, table.columns[-1].ratio = 9, 1
     for step in steps:
         counts = (f"{getattr(step, column):,}" for column in columns)
         table.add_row(Text(step.label), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
@@ -173,15 +164,17 @@ def _bar(view: CallView, slowest: float) -> str:
 
 
 def _times(call: CallFinished) -> str:
-    moments = (
+    lines = [
         f"row opened at {seconds(call.opened_at)}, inputs complete at {seconds(call.ready_at)}, "
         f"first token at {seconds(call.first_token_at)}, done at {seconds(call.finished_at)} "
-        f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})"
-    )
-    phases = ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items())
-    base = f"{call.base_tokens:,} base tokens computed standalone" if call.base_tokens else ""
-    again = f"{call.redone_tokens:,} tokens computed again after the row was dropped"
-    return "\n".join(filter(None, [moments, phases, base, again if call.redone_tokens else ""]))
+        f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})",
+        ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items()),
+    ]
+    if call.base_tokens:
+        lines.append(f"{call.base_tokens:,} base tokens computed standalone")
+    if call.redone_tokens:
+        lines.append(f"{call.redone_tokens:,} tokens computed again after the row was dropped")
+    return "\n".join(filter(None, lines))
 
 
 def _trouble(run: TraceRun, view: CallView) -> list[str]:

@@ -15,7 +15,7 @@ from textual.widgets import Footer, Input, Static, TabbedContent, TabPane, Tree
 from textual.widgets.tree import TreeNode
 
 from kvcomm.trace.events import Event, SegmentStep
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.run import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
 from kvcomm.trace.show_calls import COLOURS, show_audit, show_call, show_prompt

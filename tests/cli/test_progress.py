@@ -33,9 +33,9 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split("\n") == [
-        "solver: attempt 1 failed: too slow; tries again in 1.00 s",
-        "solver: 1 token in 0.50 s, first after 0.25 s",
-        "editor: failed: no room",
+        "solver failed: too slow; tries again in 1.00 s",
+        "solver done: 1 token in 0.50 s, the first after 0.25 s",
+        "editor failed: no room",
         "chain  1/12  rolls: 1.50 s",
         "",
     ]

@@ -12,7 +12,7 @@ import pytest
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import StateError
 from kvcomm.trace import read_trace
-from kvcomm.trace.line_file import LineFile
+from kvcomm.trace.record import LineFile
 from tests.runtime.support import GRAPH, TASK, session
 from tests.support import python
 
@@ -28,7 +28,7 @@ def limited(limit: int, *argv: str) -> subprocess.CompletedProcess[str]:
 def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     code = LIMIT.format(100) + (
         "import sys; from pathlib import Path\n"
-        "from kvcomm.trace.line_file import LineFile\n"
+        "from kvcomm.trace.record import LineFile\n"
         "file = LineFile(Path(sys.argv[1]))\n"
         "try:\n"
         "    for _ in range(20): file.append('x' * 29)\n"

@@ -14,7 +14,7 @@ import pytest
 from kvcomm.errors import UsageError
 from kvcomm.trace import TraceRun
 from kvcomm.trace.diff import pairs, show_diff
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.read import follow, read_trace
 from tests.trace import traces
 

@@ -7,11 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from kvcomm.trace.events import Audited, SegmentStep
-from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.export.svg import graph, key, strip, timeline
 from kvcomm.trace.run import COUNTS, PARTS, SOURCES, CallView, TraceRun
 from kvcomm.trace.show_calls import sources
-from kvcomm.trace.text import number, plural, seconds, share
+from kvcomm.trace.text import escaped, number, plural, seconds, share
 
 # Browsers then load and run nothing, whatever a model wrote.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'none'; base-uri 'none'"
