@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.audits import noticed
-from kvcomm.cli.eval_options import EffortOptions, GraphOptions, MethodOptions, TaskOptions
+from kvcomm.cli.eval_options import (
+    OPTIONS,
+    EffortOptions,
+    GraphOptions,
+    MethodOptions,
+    TaskOptions,
+)
 from kvcomm.cli.eval_report import report
 from kvcomm.cli.eval_table import show
 from kvcomm.cli.home import Home
+from kvcomm.cli.options import Option
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcomm.tasks import Graders
-    from kvcomm.tasks.evaluate import EvalPlan
+    from kvcomm.tasks.evaluate import EvalPlan, Evaluation
     from kvcomm.tasks.record import Sample
 
 
@@ -59,14 +66,18 @@ app.command("report")(report)
     cls=SuiteCommand,
     epilog="Another command: kvcomm eval report RUN... puts evaluations beside each other.",
 )
-@options.grouped
+@options.takes(
+    **OPTIONS,
+    name=Option("SUITE", "See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."),
+    out=Option(
+        "DIR",
+        "Folder for the results. The same command continues there.",
+        shown="runs/TIME-SUITE",
+    ),
+    unsandboxed=Option("", "Run code even where no sandbox works.", "--allow-unsandboxed"),
+)
 def suite(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="SUITE", help="See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."
-        ),
-    ],
+    name: str,
     *,
     graph: GraphOptions,
     team: options.TeamOptions,
@@ -75,18 +86,9 @@ def suite(
     auto: options.AutoOptions,
     which: TaskOptions,
     effort: EffortOptions,
-    out: Annotated[
-        Path | None,
-        options.option(
-            "DIR",
-            "Folder for the results. The same command continues there.",
-            shown="runs/TIME-SUITE",
-        ),
-    ] = None,
-    unsandboxed: Annotated[
-        bool, typer.Option("--allow-unsandboxed", help="Run code even where no sandbox works.")
-    ] = False,
-    json: options.Json = False,
+    out: Path | None = None,
+    unsandboxed: bool = False,
+    json: bool = False,
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
 
@@ -99,35 +101,28 @@ def suite(
 
     chosen = methods.chosen()
     numbers = graph.numbers()
-    quality = options.quality(**vars(auto))
+    quality = auto.quality()
     found, tasks = load_suite(name, which.data)
     chosen |= which.select(tasks)
     place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
     with Graders(unsandboxed) as graders, resumable(place):
         graders.ready(found.grade)
+        given = {"seed": team.seed, **vars(effort), **chosen}
         plans = {
-            number: EvalPlan(
-                found,
-                graph=graph.build(found, tasks, graders, number, team),
-                seed=team.seed,
-                **vars(effort),
-                **chosen,
-            )
-            for number in numbers
+            n: EvalPlan(found, graph=graph.build(found, tasks, graders, n, team), **given)
+            for n in numbers
         }
-        if len(plans) == 1:
-            value = evaluate(home, plans[numbers[0]], graders, place, quality)
-            values = [value]
-        else:
-            if (place / CONFIG).exists():
-                raise UsageError(
-                    f"{place} holds one evaluation, and these are several: use another --out"
-                )
-            values = [
-                evaluate(home, plan, graders, place / f"agents-{number}", quality)
-                for number, plan in plans.items()
-            ]
-            value = {"runs": values}
+        several = len(plans) > 1
+        if several and (place / CONFIG).exists():
+            raise UsageError(
+                f"{place} holds one evaluation, and these are several: use another --out"
+            )
+        values = [
+            evaluate(home, plan, graders, place / f"agents-{n}" if several else place, quality)
+            for n, plan in plans.items()
+        ]
+        value = {"runs": values} if several else values[0]
+        if several:
             write_summary(place, value)
     if json:
         print_json(value)
@@ -147,7 +142,7 @@ def evaluate(
     total = len(plan.work()) + len(plan.warming())
     with home.load() as engine, EvalProgress(total) as progress:
         evaluation = Evaluation(engine, plan, graders, out, quality=quality, on_sample=progress)
-        progress.auditing = lambda: evaluation.auditing
+        progress.evaluation = evaluation
         samples = asyncio.run(evaluation.run())
         for warning in evaluation.warnings.values():
             complain(f"warning: {warning}")
@@ -173,7 +168,7 @@ class EvalProgress(Counted):
     Behind the last one it says how many audits are waited for.
     """
 
-    auditing: Callable[[], int]
+    evaluation: Evaluation
 
     def __init__(self, total: int) -> None:
         super().__init__("samples", total)
@@ -193,7 +188,7 @@ class EvalProgress(Counted):
         last = self._done % 10 == 0 or self._done == self._total
         self.show(line, self._done, f"{self._done} of {self._total}: {line}" if last else "")
         if self._done == self._total:
-            self._waiting.enter_context(noticed(self.auditing))
+            self._waiting.enter_context(noticed(self.evaluation))
 
     def __exit__(self, *_: object) -> None:
         self._waiting.close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.text import Text
 
-from kvcomm.cli.output import complain, err_console
+from kvcomm.cli.output import complain, console
 from kvcomm.trace.lanes import draw_lanes
 from kvcomm.trace.log import told
 
@@ -45,7 +45,7 @@ class Counted(Shown):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
         self._bar: Progress | None = None
-        if (terminal := err_console()).is_terminal:
+        if (terminal := console(stderr=True)).is_terminal:
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
             self._display = self._bar = Progress(
                 *columns, TimeRemainingColumn(), console=terminal, **LOOK
@@ -68,7 +68,7 @@ class RunProgress(Shown):
 
         self._lines: dict[str, str] = {}
         self._senders: dict[str, list[str]] = {}
-        if (terminal := err_console()).is_terminal:
+        if (terminal := console(stderr=True)).is_terminal:
             self._display = Live(get_renderable=self._drawing, console=terminal, **LOOK)
 
     def __call__(self, event: Event) -> None:

@@ -46,7 +46,8 @@ def test_a_terminal_shows_every_node_and_a_bar(
 ) -> None:
     file = io.StringIO()
     monkeypatch.setattr(
-        "kvcomm.cli.progress.err_console", lambda: Console(file=file, force_terminal=True, width=80)
+        "kvcomm.cli.progress.console",
+        lambda stderr: Console(file=file, force_terminal=True, width=80),
     )
     with RunProgress() as progress:
         play(progress)
