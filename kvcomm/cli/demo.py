@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ MODES = ("dense", "exact", "kvcomm", "auto")
 
 @options.takes(
     out=Option("DIR", "Where the runs go.", shown="runs/TIME-demo"),
-    limit=Option("N", "Only the first N questions.", within=options.TIMES),
+    limit=Option("N", "Only the first N questions.", within=(1, inf)),
 )
 def demo(
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ OPTIONS = {
     "compare": Option("R[,R...]", "Other modes on the same samples, to compare with."),
     "gamma": Option("G", "Of kvcomm: the paper's γ, 0 to 1.", shown="0.3"),
     "anchors": Option("V", "Of kvcomm: most anchors of a placeholder.", "", "20", TIMES),
-    "limit": Option("N", "Only the first N tasks.", "", "all", (1, float("inf"))),
+    "limit": Option("N", "Only the first N tasks.", "", "all", (1, inf)),
     "shuffle": Option("SEED", "Draw the order of the tasks."),
     "ids": Option("A,B", "Only the tasks with these ids."),
     "warmup": Option(

@@ -57,10 +57,7 @@ class NodeInfo(_Read):
 
 
 class RunStarted(_Event):
-    """The first line of every trace.
-
-    `automatic`: the run folder's name was chosen by kvcomm, so that it may go with older ones.
-    """
+    """The first line; `automatic`: kvcomm chose the folder's name, so it may go with older ones."""
 
     kind: Literal["run"] = "run"
     kvcomm: str
@@ -102,7 +99,7 @@ class NodeStarted(NodeEvent):
 
 
 class PromptText(_Event):
-    """The text of segments, special tokens spelled out. Written once, before the first of them."""
+    """The text of segments, special tokens spelled out; before the first step that names it."""
 
     kind: Literal["text"] = "text"
     id: int
@@ -112,11 +109,9 @@ class PromptText(_Event):
 class SegmentStep(NodeEvent):
     """How one segment entered the sequence: `computed + prefix + realigned = tokens`.
 
-    `way` is its source. `ahead` counts the tokens that were prefilled before the last input was
-    complete. Of a realigned segment `positions` are the `[start, end)` ranges that were computed,
-    and `corrected` says whether offsets were added to base KV or it was only rotated. That KV is of
-    the prompt of `lender`, where this is not empty. `text` is the id of a `PromptText`: the texts
-    of a call's steps, one behind the other, are its prompt.
+    `ahead` of them were prefilled before the last input was complete. Of a realigned segment
+    `positions` are the `[start, end)` ranges that were computed, `corrected` says whether offsets
+    were added to base KV, which was read in the prompt of `lender`. `text` is the `PromptText`.
     """
 
     kind: Literal["step"] = "step"
@@ -149,7 +144,7 @@ class SegmentStep(NodeEvent):
 
 
 class MessageSent(NodeEvent):
-    """A node's message: text, token ids, and the handle of the KV behind it (`None`: text only)."""
+    """A node's message, and the handle of the KV behind it (`None`: text only)."""
 
     kind: Literal["message"] = "message"
     text: str
@@ -169,13 +164,10 @@ class MessageSent(NodeEvent):
 
 
 class CallFinished(_Call):
-    """One finished call. `ready_at`: the last producer's final token was sampled.
+    """A call that is done. `ready_at`: the last producer's final token was sampled.
 
-    `ahead_s` was spent on prefilling before that, `first_token` is the id that was sampled first.
-    `phases` are seconds spent in the engine for this call: offsets (what is predicted),
-    rotate, fill, forward, first token (from the prompt's last forward on), decode, observe.
-    `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
-    offset models corrected realigned KV.
+    `ahead_s` was spent on prefilling before that, `phases` are seconds in the engine. `gate` says
+    what a learning mode decided for the call as a whole, `offsets` which family corrected its KV.
     """
 
     kind: Literal["call"] = "call"
@@ -195,9 +187,8 @@ class CallFinished(_Call):
 class CallInterrupted(_Call):
     """A call that was cancelled under way: with its run, or at its agent's time limit.
 
-    Its `step` events are the segments that its sequence held, `text` what was written so far, as
-    sampled. `ready_at` is None where an input was still missing, `first_token_at` where no token
-    was sampled yet.
+    Its steps are the segments that its sequence held. `ready_at` is None where an input was still
+    missing, `first_token_at` where no token was sampled yet.
     """
 
     kind: Literal["interrupted"] = "interrupted"
@@ -208,10 +199,7 @@ class CallInterrupted(_Call):
 
 
 class ToolFinished(NodeEvent):
-    """A tool returned: its texts by name, and their tokens.
-
-    It waited for its inputs until `ready_at`; `cut` names the texts that were longer than allowed.
-    """
+    """A tool returned. Its inputs were there at `ready_at`; `cut` texts were too long."""
 
     kind: Literal["tool"] = "tool"
     texts: dict[str, str]
@@ -222,11 +210,10 @@ class ToolFinished(NodeEvent):
 
 
 class Audited(NodeEvent):
-    """A call compared with dense behind its answer.
+    """A call compared with dense behind its answer; one that failed says why in `error`.
 
-    `used`: the call was realigned at this `level`, and a dense shadow measured it; otherwise it was
-    exact, and the level was probed beside it. Divergences are in nats; `tokens` were computed for
-    the audit, `bound` is what was expected at most. An audit that failed says why in `error`.
+    `used`: it was realigned at this `level`; otherwise it was exact, and the level was tried beside
+    it. Divergences are in nats; `bound` is what was expected at most.
     """
 
     kind: Literal["audit"] = "audit"
@@ -256,10 +243,9 @@ class Retried(NodeEvent):
 
 
 class Failed(_Event):
-    """A node failed for good, or the run itself did (`node` is None).
+    """A node failed for good, or the run did (`node` is None).
 
-    `instead` is what the node's readers have: another text in place of its message, or the message,
-    where the node failed behind it. None: the run ends.
+    `instead` is what the node's readers have in place of its message. None: the run ends.
     """
 
     kind: Literal["error"] = "error"
@@ -275,7 +261,7 @@ class Failed(_Event):
 
 
 class Restarted(_Event):
-    """The run was begun again on another replica: nothing before it counts but the `run` event."""
+    """The run began again on another replica: nothing before it counts but the first line."""
 
     kind: Literal["restart"] = "restart"
     error: str
@@ -284,8 +270,7 @@ class Restarted(_Event):
 class Totals(_Read):
     """Tokens over all prompts and answers of a run; `extra` is work beside them.
 
-    Those of a run that did not end well count its interrupted calls, too. `queued_s` is how long
-    the run waited for others before it began, beside `wall_s`.
+    Those of a run that did not end well count its interrupted calls, too.
     """
 
     prompt_tokens: int
@@ -298,7 +283,7 @@ class Totals(_Read):
 
 
 class RunFinished(_Event):
-    """How a run ended, by itself or by Ctrl-C; `calls` finished in it. Only audits come behind."""
+    """How a run ended; `calls` finished in it. Only audits come behind."""
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed", "interrupted"]

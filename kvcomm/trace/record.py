@@ -122,7 +122,11 @@ class Recorder:
             try:
                 listener(event)  # type: ignore[arg-type]
             except Exception as error:
-                self._drop(listener, error)
+                self._listeners.remove(listener)
+                name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
+                what = f"{type(error).__name__}: {error}"
+                self.warnings.append(f"the listener {name} raised {what}; it heard nothing more")
+                log.warning("the listener %s raised and hears nothing more", name, exc_info=error)
 
     def _line(self, line: str) -> None:
         if self._file and not self._file.closed:
@@ -140,14 +144,6 @@ class Recorder:
             self._line(self._first)
         self._texts.clear()
         self.write(Restarted, error=why)
-
-    def _drop(self, listener: Listener, error: Exception) -> None:
-        """A listener is broken: say so once, and go on without it."""
-        self._listeners.remove(listener)
-        name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
-        what = f"{type(error).__name__}: {error}"
-        self.warnings.append(f"the listener {name} raised {what}; it heard nothing more")
-        log.warning("the listener %s raised and hears nothing more", name, exc_info=error)
 
     def text(self, key: Hashable, spell: Callable[[], str]) -> int | None:
         """The id of the text that `key` stands for; it is spelled and written when it is new.

@@ -52,7 +52,8 @@ def show_run(
     if segments or text:
         parts += [show_tool(tool, text=text) for tool in run.tools]
         parts += [show_call(run, view, prompt=text, whole=text) for view in run.calls]
-    parts += show_notes(run, sections=segments or text)
+    if lines := troubles(run, sections=segments or text):
+        parts += ["", Text("\n".join(lines), style="red")]
     if not segments and not text and run.calls:
         parts += ["", Text("--segments: where every token came from; --node NODE: one call", "dim")]
     return Group(*parts)
@@ -67,8 +68,16 @@ def _points(lines: Sequence[str], style: str = "") -> RenderableType:
 
 def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
     """Model, mode, status and totals of a run, its inputs and its answer."""
+    said = {"answer": run.finished.answer} if run.finished and run.finished.answer else {}
+    spell = plain if text else shorten
+    texts = [(name, spell(value)) for name, value in (*run.started.inputs.items(), *said.items())]
+    return facts([*about(run), *texts])
+
+
+def about(run: TraceRun) -> list[tuple[str, str]]:
+    """What ran where, how it ended, and what it took."""
     started = run.started
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("run", f"{run.path.parent.name or run.path}, {started.started}"),
         ("model", f"{started.model} on {started.device}, {started.dtype}"),
         ("mode", f"{started.mode}, seed {started.seed}"),
@@ -83,9 +92,7 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
         rows.append(("profile", f"priors {priors}"))
     for read in run.state:
         rows.append(("state", plain(read.reason) + (f" ({read.path})" if read.path else "")))
-    said = {"answer": run.finished.answer} if run.finished and run.finished.answer else {}
-    texts = [*started.inputs.items(), *said.items()]
-    return facts([*rows, *((n, plain(value) if text else shorten(value)) for n, value in texts)])
+    return rows
 
 
 def status(run: TraceRun) -> str:
@@ -97,8 +104,8 @@ def status(run: TraceRun) -> str:
     total = run.finished.totals
     waited = f", after {seconds(total.queued_s)} in the queue" if total.queued_s >= 0.001 else ""
     cut = sum(1 for view in run.calls if view.interrupted and not view.call)
-    under_way = f", {plural(cut, 'call')} under way" if cut and run.finished.status != "ok" else ""
-    return f"{run.finished.status} in {seconds(total.wall_s)}{under_way}{waited}"
+    under_way = f", {plural(cut, 'call')} under way" if cut and run.status != "ok" else ""
+    return f"{run.status} in {seconds(total.wall_s)}{under_way}{waited}"
 
 
 def totals(run: TraceRun) -> Totals:
@@ -115,14 +122,12 @@ def totals(run: TraceRun) -> Totals:
 
 def tokens(total: Totals, ahead: int = 0) -> str:
     """Totals in one line; `ahead` of the computed tokens were so before a prompt's last input."""
-    computed = f"{total.computed_tokens:,} computed"
-    parts = [
-        f"{total.prompt_tokens:,} in prompts",
-        f"{computed} ({ahead:,} of them ahead)" if ahead else computed,
-        f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})",
-    ]
+    early = f" ({ahead:,} of them ahead)" if ahead else ""
     extra = [f"{count:,} {name}" for name, count in total.extra.items() if count]
-    return ", ".join(parts) + (f"; beside them {', '.join(extra)}" if extra else "")
+    return (
+        f"{total.prompt_tokens:,} in prompts, {total.computed_tokens:,} computed{early}, "
+        f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})"
+    ) + (f"; beside them {', '.join(extra)}" if extra else "")
 
 
 def show_audits(audits: Sequence[Audited]) -> str:
@@ -131,10 +136,9 @@ def show_audits(audits: Sequence[Audited]) -> str:
     used = [a.divergence for a in measured if a.used and a.divergence is not None]
     parts = []
     if used:
-        mean = sum(used) / len(used)
-        verdict = "within" if mean <= measured[0].target else "above"
-        what = plural(len(used), "realigned call")
-        parts.append(f"{what}: mean divergence {mean:.4f}, {verdict} {measured[0].target:g}")
+        mean, target = sum(used) / len(used), measured[0].target
+        where = f"{'within' if mean <= target else 'above'} {target:g}"
+        parts.append(f"{plural(len(used), 'realigned call')}: mean divergence {mean:.4f}, {where}")
     if probes := len(measured) - len(used):
         parts.append(f"{plural(probes, 'probe')} beside exact calls")
     if failed := len(audits) - len(measured):
@@ -144,13 +148,11 @@ def show_audits(audits: Sequence[Audited]) -> str:
 
 def show_graph(run: TraceRun) -> RenderableType:
     """The graph by level, the answer's node marked; one that no screen holds is not drawn."""
-    if len(run.started.nodes) > MOST:
-        return Text(f" {plural(len(run.started.nodes), 'node')}, too many to draw", style="dim")
-    answer = run.started.answer_node
-    notes = {
-        info.name: marked(info.name == answer, info.exact, info.tool) for info in run.started.nodes
-    }
-    drawing = draw_lanes({info.name: info.senders for info in run.started.nodes}, notes)
+    nodes, answer = run.started.nodes, run.started.answer_node
+    if len(nodes) > MOST:
+        return Text(f" {plural(len(nodes), 'node')}, too many to draw", style="dim")
+    notes = {info.name: marked(info.name == answer, info.exact, info.tool) for info in nodes}
+    drawing = draw_lanes({info.name: info.senders for info in nodes}, notes)
     return Padding(Text(drawing, no_wrap=True, overflow="ellipsis"), (0, 0, 0, 1), expand=False)
 
 
@@ -166,19 +168,19 @@ def show_tool(tool: ToolFinished, *, text: bool = False) -> RenderableType:
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
 
-def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
-    """What is missing from the trace, and what failed in it, unless a call's section says so."""
-    notes: list[Text] = []
+def troubles(run: TraceRun, *, sections: bool = False) -> list[str]:
+    """What failed, and what is missing from the trace; not what `sections` of calls say."""
     begun = {view.node for view in run.calls} if sections else set()
-    for error in run.errors:
-        if error.node not in begun:
-            where = f"`{error.node}` failed" if error.node else "The run failed"
-            notes.append(Text(f"{where}: {plain(error.said)}", style="red"))
+    lines = [
+        f"{f'`{error.node}`' if error.node else 'The run'} failed: {plain(error.said)}"
+        for error in run.errors
+        if error.node not in begun
+    ]
     if run.finished is None:
-        notes.append(Text("The trace ends before the run did: what is here was written as it was."))
+        lines.append("The trace ends before the run did: what is here was written as it was.")
     if run.skipped:
-        notes.append(Text(f"{plural(run.skipped, 'line')} of the trace could not be read."))
-    return ["", *notes] if notes else []
+        lines.append(f"{plural(run.skipped, 'line')} of the trace could not be read.")
+    return lines
 
 
 def views_of(run: TraceRun, node: str) -> list[CallView]:

@@ -94,10 +94,10 @@ def show_audit(audit: Audited) -> str:
     if audit.divergence is None:
         return f"{audit.what} failed: {plain(audit.error)}"
     bound = "" if audit.bound is None else f" (bound {audit.bound:.4f}, target {audit.target:g})"
+    first, agreement = audit.first_divergence or 0, audit.top1_agreement or 0
     return (
-        f"{audit.what}: divergence {audit.divergence:.4f}{bound}, at the first token "
-        f"{audit.first_divergence:.4f}, top-1 agreement {audit.top1_agreement:.0%}, "
-        f"{'same' if audit.same_text else 'another'} text"
+        f"{audit.what}: divergence {audit.divergence:.4f}{bound}, at the first token {first:.4f}, "
+        f"top-1 agreement {agreement:.0%}, {'same' if audit.same_text else 'another'} text"
     )
 
 
@@ -177,12 +177,17 @@ def _times(call: CallFinished) -> str:
     return "\n".join(filter(None, lines))
 
 
-def _trouble(run: TraceRun, view: CallView) -> list[str]:
-    lines = [
+def retries(run: TraceRun, node: str, attempt: int | None = None) -> list[str]:
+    """Why an attempt was given up; of a tool, all of them."""
+    return [
         f"attempt {retry.attempt} failed: {plain(retry.error)}; tried again after "
         f"{seconds(retry.wait_s)}"
-        for retry in run.retries_of(view.node, view.attempt)
+        for retry in run.retries_of(node, attempt)
     ]
+
+
+def _trouble(run: TraceRun, view: CallView) -> list[str]:
+    lines = retries(run, view.node, view.attempt)
     last = run.attempts.get(view.node) == view.attempt
     lines += [f"failed: {plain(e.said)}" for e in run.errors if e.node == view.node and last]
     if not lines and not view.call and not view.interrupted:
