@@ -71,8 +71,8 @@ def prune(
     except OSError as error:
         raise StateError(f"cannot remove what was learned: {error}") from error
     if json:
-        listed = [str(path) for path in paths]
-        print_json({"files": listed, "bytes": size if dry_run else removed, "removed": not dry_run})
+        gone = {"bytes": size if dry_run else removed, "removed": not dry_run}
+        print_json({"files": [str(path) for path in paths], **gone})
     elif not paths:
         say("Nothing to remove.")
     else:
