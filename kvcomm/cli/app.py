@@ -51,7 +51,6 @@ class Notices(logging.Handler):
         return record.name != "kvcomm.run"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
         complain(record.getMessage())
 
 

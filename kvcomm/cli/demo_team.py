@@ -26,7 +26,6 @@ class Question:
 
     @property
     def passage(self) -> str:
-        """The text that it is about."""
         return (DATA / f"{self.source}.txt").read_text(encoding="utf-8").strip()
 
     def right(self, answer: str) -> bool:

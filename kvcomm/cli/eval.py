@@ -14,13 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.audits import noticed
-from kvcomm.cli.eval_options import (
-    OPTIONS,
-    EffortOptions,
-    GraphOptions,
-    MethodOptions,
-    TaskOptions,
-)
+from kvcomm.cli.eval_options import OPTIONS, EffortOptions, GraphOptions, MethodOptions, TaskOptions
 from kvcomm.cli.eval_table import show, to_csv, to_latex
 from kvcomm.cli.home import Home
 from kvcomm.cli.options import Option
@@ -38,7 +32,6 @@ class SuiteFirst(TyperGroup):
     """`eval SUITE` is the command `suite`, whatever the suite is called; `report` is another."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the command before a suite or an option."""
         if args[:1] != ["report"]:
             args = ["suite", *args]
         return list(super().parse_args(ctx, args))
@@ -48,7 +41,6 @@ class SuiteCommand(TyperCommand):
     """Shows itself as it is typed: `kvcomm eval SUITE`."""
 
     def make_context(self, info_name: str | None, *args: Any, **kwargs: Any) -> Any:
-        """A context under the name of its argument."""
         return super().make_context("SUITE", *args, **kwargs)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -69,9 +61,7 @@ FORMATS = {"csv": to_csv, "latex": to_latex}
     **OPTIONS,
     name=Option("SUITE", "See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."),
     out=Option(
-        "DIR",
-        "Folder for the results. The same command continues there.",
-        shown="runs/TIME-SUITE",
+        "DIR", "Folder for the results. The same command continues there.", shown="runs/TIME-SUITE"
     ),
     unsandboxed=Option("", "Run code even where no sandbox works.", "--allow-unsandboxed"),
 )
@@ -177,7 +167,6 @@ class EvalProgress(Counted):
         self._waiting = ExitStack()
 
     def __call__(self, sample: Sample) -> None:
-        """One sample more."""
         self._done += 1
         if not sample.warmup:
             self._by_mode.setdefault(sample.mode, []).append(sample)

@@ -27,10 +27,8 @@ def list_models(*, json: bool = False) -> None:
     if json:
         print_json({"models": [{**asdict(info), "where": str(info.where)} for info in infos]})
         return
-    print_table(
-        ("model", "kind", "ready", "~where"),
-        ((i.name, i.kind, "yes" if i.ready else "no", str(i.where)) for i in infos),
-    )
+    rows = ((i.name, i.kind, "yes" if i.ready else "no", str(i.where)) for i in infos)
+    print_table(("model", "kind", "ready", "~where"), rows)
 
 
 @app.command("check")

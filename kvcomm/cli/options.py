@@ -36,12 +36,10 @@ class Option:
     within: tuple[float, float] = (-inf, inf)
 
     def named(self, name: str) -> list[str]:
-        """All its names."""
         own = f"--{name.strip('_').replace('_', '-')}"
         return [*([] if self.names.startswith("--") else [own]), *self.names.split()]
 
     def declared(self, name: str, argument: bool) -> Any:
-        """As typer takes it."""
         if argument:
             return typer.Argument(metavar=self.metavar, help=self.help)
         names, metavar = self.named(name), self.metavar or None

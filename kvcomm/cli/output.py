@@ -33,7 +33,6 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str) -> None:
-    """A text on stdout."""
     print(plain(text), flush=True)
 
 
@@ -61,5 +60,4 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def complain(line: str) -> None:
-    """One line on stderr."""
     print(plain(" ".join(line.split("\n"))), file=sys.stderr, flush=True)

@@ -72,7 +72,6 @@ class RunProgress(Shown):
             self._display = Live(get_renderable=self._drawing, console=terminal, **LOOK)
 
     def __call__(self, event: Event) -> None:
-        """Take note of one event."""
         if event.kind == "run":
             self._senders = {info.name: info.senders for info in event.nodes}
         if event.kind in ("run", "restart"):

@@ -63,7 +63,6 @@ class RunLog:
         self._tokens: dict[tuple[str, int], Counter[str]] = {}
 
     def __call__(self, event: Event) -> None:
-        """Log one event of the trace, if it is worth a line."""
         if event.kind == "retry":
             where = f"node={event.node} attempt={event.attempt} failed, tried again"
             self._warn(f"{where} in {event.wait_s:.3g} s: {event.error}")

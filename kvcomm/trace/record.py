@@ -114,7 +114,6 @@ class Recorder:
         return event
 
     def append(self, event: _Event) -> None:
-        """Record an event as it is."""
         line = event.model_dump_json()
         self._first = self._first or line
         self._line(line)

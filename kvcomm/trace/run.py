@@ -44,7 +44,6 @@ class CallView:
     audits: list[Audited] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
-        """Take an event of this attempt."""
         if event.kind in ("message", "call", "interrupted"):
             setattr(self, event.kind, event)
         elif event.kind == "step":
@@ -138,7 +137,6 @@ class TraceRun:
             self.finished = self.finished.model_copy(update={"totals": totals})
 
     def of(self, kind: type[E]) -> list[E]:
-        """The events of one kind, in their order."""
         return [event for event in self.events if isinstance(event, kind)]
 
     def text(self, step: SegmentStep) -> str | None:
@@ -167,12 +165,10 @@ class TraceRun:
 
     @property
     def done(self) -> list[CallFinished]:
-        """The calls that finished."""
         return [view.call for view in self.calls if view.call]
 
     @property
     def status(self) -> str:
-        """How the run ended."""
         return self.finished.status if self.finished else "cut off"
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -24,35 +25,36 @@ MOST = 500
 COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
 
 
+@dataclass
 class CallTable:
     """One line a call: prompt tokens and how they were obtained, TTFT, decoding, output tokens.
 
     Where the terminal is wide enough there are bars, and the gate's words.
     """
 
-    def __init__(self, views: Sequence[CallView]) -> None:
-        self._views = views
+    views: Sequence[CallView]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide, roomy = options.max_width >= WIDE, options.max_width >= ROOMY
-        slowest = max((view.call.ttft_s for view in self._views if view.call), default=0.0)
+        slowest = max((view.call.ttft_s for view in self.views if view.call), default=0.0)
         more = [*(["TTFT"] if roomy else []), *(["~gate"] if wide else [])]
         table = ruled_table("~node", *(f">{name}" for name in COLUMNS), *more)
-        for view in self._views[:MOST]:
+        for view in self.views[:MOST]:
             call, out = view.call, view.output_tokens
+            bar = "▓" * max(round(BAR * call.ttft_s / slowest), 1) if call and slowest > 0 else ""
             table.add_row(
-                Text(_title(view)),
+                Text(view.title),
                 f"{view.prompt_tokens:,}",
                 *(f"{count:,}" for count in view.tokens.values()),
                 number(call.ttft_s) if call else "–",
                 number(call.decode_s) if call else "–",
                 "–" if out is None else f"{out:,}",
-                *([_bar(view, slowest)] if roomy else []),
+                *([bar] if roomy else []),
                 *([Text(plain(view.how))] if wide else []),
             )
         yield table
-        if len(self._views) > MOST:
-            yield Text(f" and {len(self._views) - MOST:,} more", style="dim")
+        if len(self.views) > MOST:
+            yield Text(f" and {len(self.views) - MOST:,} more", style="dim")
 
 
 def show_call(
@@ -62,14 +64,11 @@ def show_call(
 
     `prompt` adds what was read, `times` the engine's phases; `whole` leaves the message uncut.
     """
-    title = Text(_title(view), style="bold")
+    title = Text(view.title, style="bold")
     if senders := run.info(view.node).senders:
         title.append(f"  hears {', '.join(senders)}", style="not bold")
-    parts: list[RenderableType] = []
-    if view.call:
-        parts.append(Text(plain(view.how)))
-    elif view.interrupted and view.interrupted.gate:
-        parts.append(Text(plain(view.interrupted.gate)))
+    gate = view.how if view.call else view.interrupted.gate if view.interrupted else ""
+    parts: list[RenderableType] = [Text(plain(gate))] if gate else []
     if view.steps:
         parts.append(_segments(view.steps, run.counts))
     if view.call and times:
@@ -142,7 +141,6 @@ def _said(text: str, whole: bool) -> RenderableType:
 
 
 def _interrupted(cut: CallInterrupted) -> str:
-    """How far a call had come."""
     if cut.ready_at is None:
         where = "while it waited for its inputs"
     elif cut.first_token_at is None:
@@ -150,17 +148,6 @@ def _interrupted(cut: CallInterrupted) -> str:
     else:
         where = f"after {plural(cut.output_tokens, 'token')}"
     return f"interrupted {where}, at {seconds(cut.finished_at)}"
-
-
-def _title(view: CallView) -> str:
-    return view.node if view.attempt == 1 else f"{view.node} (attempt {view.attempt})"
-
-
-def _bar(view: CallView, slowest: float) -> str:
-    """The time to first token beside that of the slowest call."""
-    if view.call is None or slowest <= 0:
-        return ""
-    return "▓" * max(round(BAR * view.call.ttft_s / slowest), 1)
 
 
 def _times(call: CallFinished) -> str:

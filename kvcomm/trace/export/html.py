@@ -22,7 +22,6 @@ COLUMNS = ("call", "prompt", *COUNTS, "TTFT s", "decode s", "out", "divergence")
 
 
 def write_html(run: TraceRun, path: Path) -> None:
-    """Write the page of `run`."""
     path.write_text(page(run), encoding="utf-8")
 
 
