@@ -80,26 +80,16 @@ def graph_json(graph: AgentGraph) -> dict[str, Any]:
 
 def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
     agent = node.agent
-    what: dict[str, Any] = {
-        "name": node.name,
-        "agent": agent.name,
-        "round": node.round,
-        "senders": node.hears,
-        "tool": isinstance(agent, Tool),
-    }
+    what: dict[str, Any] = {"name": node.name, "agent": agent.name, "round": node.round}
+    what |= {"senders": node.hears, "tool": isinstance(agent, Tool)}
     if isinstance(agent, Tool):
         return {**what, "texts": list(node.texts), "max_tokens": agent.max_tokens}
-    system, prompt, begins = _turns(graph, node, agent).values()
+    turns = zip(("system", "prompt", "begins"), _turns(graph, node, agent).values(), strict=True)
     return {
         **what,
-        "exact": agent.exact,
-        "layout": agent.layout,
-        "max_tokens": agent.sampling.max_tokens,
-        "temperature": agent.sampling.temperature,
-        "system": system,
-        "prompt": prompt,
-        "chat": agent.chat,
-        "begins": begins,
+        **{name: getattr(agent, name) for name in ("exact", "layout", "chat")},
+        **{name: getattr(agent.sampling, name) for name in ("max_tokens", "temperature")},
+        **dict(turns),
         "stop": list(agent.sampling.stop),
     }
 

@@ -51,12 +51,12 @@ def marked(answer: bool, exact: bool, tool: bool) -> str:
 def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
     """The drawing; `notes` are words behind a node (answer, exact). Of many nodes, the first."""
     by_level = levels(senders)
-    order = [name for level in by_level for name in level][:MOST]
+    everyone = [name for level in by_level for name in level]
+    order = everyone[:MOST]
     step = 3 if len(order) <= ROOMY else 2
     row_of = {name: index for index, name in enumerate(order)}
     column = {name: index * step for index, name in enumerate(order)}
     # A lane whose reader is not drawn goes on to the end.
-    everyone = (name for level in by_level for name in level)
     last = {s: row_of.get(name, MOST) for name in everyone for s in senders[name] if s in column}
     width = max((len(name) for name in order), default=0)
     gutter = len(str(len(by_level)))
@@ -71,10 +71,8 @@ def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
                 lines.append(" " * (gutter + width + 4) + between)
             number = str(depth) if first else ""
             lanes = _lanes(order[:row], column, last, row, name, frozenset(senders[name]))
-            note = (notes or {}).get(name)
-            lines.append(
-                f"{number:>{gutter}}  {name:<{width}}  {lanes}" + (f"  {note}" if note else "")
-            )
+            note = (notes or {}).get(name, "")
+            lines.append(f"{number:>{gutter}}  {name:<{width}}  {lanes}  {note}")
     if len(senders) > MOST:
         lines.append(f"and {len(senders) - MOST:,} more, {len(by_level):,} levels in all")
     return "\n".join(line.rstrip() for line in lines)

@@ -107,10 +107,8 @@ class Viewer(App[None]):
         self.query_one(TabbedContent).active = name
 
     def action_search(self) -> None:
-        line = self.query_one(Input)
-        line.add_class("open")
+        line = self.query_one(Input).add_class("open").focus()
         line.value = ""
-        line.focus()
 
     def action_close_search(self) -> None:
         self.query_one(Input).remove_class("open")

@@ -24,7 +24,6 @@ TIMEOUT_S = 10.0
 # Numbers of the protocol's enums.
 INTERNAL, CLIENT = 1, 3
 OK, ERROR = 1, 2
-NONE: Json = {}
 OWN_FIELDS = ("round", "attempt", "mode", "gate", "dense", "exact", "ttft_s", "decode_s", "ahead_s")
 OPERATION = "gen_ai.operation.name"
 INPUT_TOKENS = "gen_ai.usage.input_tokens"
@@ -99,8 +98,9 @@ class _Spans:
             for error in run.errors
         ]
         status = {"code": OK} if run.status == "ok" else {"code": ERROR, "message": run.status}
-        name, times = f"invoke_workflow {graph}", (0.0, self._end)
-        return self._span(self._root, name, times, facts, events, parent="", status=status)
+        name, times, ids = f"invoke_workflow {graph}", (0.0, self._end), {"spanId": self._root}
+        span = self._span(name, ids, times, facts, events)
+        return {**span, "kind": INTERNAL, "status": status}
 
     def _call_span(self, view: CallView) -> Json:
         agent, counts, ended = self._run.info(view.node).agent, view.tokens, view.ended
@@ -128,10 +128,10 @@ class _Spans:
             events.append(self._event("first token", call.first_token_at, {}))
         else:
             facts["error.type"] = "_OTHER"
-        span_id = self._id(view.node, str(view.attempt))
+        ids = self._child(view.node, view.attempt)
+        span = self._span(f"chat {agent}", ids, times, facts, events)
         status = {} if view.call else {"code": ERROR, "message": view.how}
-        name = f"chat {agent}"
-        return self._span(span_id, name, times, facts, events, kind=CLIENT, status=status)
+        return {**span, "kind": CLIENT, "status": status}
 
     def _tool_span(self, tool: ToolFinished) -> Json:
         tokens = {f"tokens.{name}": count for name, count in tool.tokens.items()}
@@ -140,10 +140,11 @@ class _Spans:
             "gen_ai.tool.name": tool.node,
             **_own({"attempt": tool.attempt, **tokens}),
         }
-        span_id, times = self._id(tool.node, str(tool.attempt)), (tool.ready_at, tool.finished_at)
+        ids, times = self._child(tool.node, tool.attempt), (tool.ready_at, tool.finished_at)
         # Failed attempts of a tool are kept with the one that returned.
         retries = self._retries(tool.node)
-        return self._span(span_id, f"execute_tool {tool.node}", times, facts, retries)
+        span = self._span(f"execute_tool {tool.node}", ids, times, facts, retries)
+        return {**span, "kind": INTERNAL, "status": {}}
 
     def _retries(self, node: str, attempt: int | None = None) -> list[Json]:
         return [
@@ -158,32 +159,22 @@ class _Spans:
         return next((event.t for event in (*retries, *errors)), self._end)
 
     def _span(
-        self,
-        span_id: str,
-        name: str,
-        times: tuple[float, float],
-        facts: Json,
-        events: list[Json],
-        *,
-        parent: str | None = None,
-        kind: int = INTERNAL,
-        status: Json = NONE,
+        self, name: str, ids: Json, times: tuple[float, float], facts: Json, events: list[Json]
     ) -> Json:
-        """One span; without a `parent` of its own it is a child of the run's."""
         begin, end = times
-        above = self._root if parent is None else parent
         return {
             "traceId": self._trace,
-            "spanId": span_id,
-            **({"parentSpanId": above} if above else {}),
+            **ids,
             "name": name,
-            "kind": kind,
             "startTimeUnixNano": self._at(begin),
             "endTimeUnixNano": self._at(max(begin, end)),
             "attributes": _attributes(facts),
             "events": sorted(events, key=lambda event: int(event["timeUnixNano"])),
-            "status": status,
         }
+
+    def _child(self, node: str, attempt: int) -> Json:
+        """The ids of an attempt, a child of the run."""
+        return {"spanId": self._id(node, str(attempt)), "parentSpanId": self._root}
 
     def _event(self, name: str, at: float, fields: Mapping[str, Any]) -> Json:
         known = _own({key: value for key, value in fields.items() if value is not None})
