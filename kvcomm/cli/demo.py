@@ -45,7 +45,7 @@ def demo(
     with load_engine(model.model, device=model.device, dtype=model.dtype) as engine:
         if not json:
             texts = {q.source: len(engine.codec.encode(q.passage)) for q in played.questions}
-            say(demo_report.show_plan(played, model.model, hardware(engine), texts))
+            console().print(demo_report.show_plan(played, model.model, hardware(engine), texts))
         play(engine, played, folder, show=not json)
     if json:
         graphs = {played.graph.name: demo_report.to_json(played)}

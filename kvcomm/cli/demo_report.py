@@ -114,13 +114,13 @@ def to_json(played: Played) -> dict[str, Any]:
     }
 
 
-def show_plan(played: Played, model: str, machine: str, tokens: dict[str, int]) -> str:
+def show_plan(played: Played, model: str, machine: str, tokens: dict[str, int]) -> Text:
     """What is about to be done, and where; `tokens` are the lengths of the texts."""
     *first, last = played.graph.nodes
     texts = " and ".join(f"{name} ({count:,} tokens)" for name, count in tokens.items())
-    return (
-        f"Agents: {', '.join(first)} and {last}. Each reads the whole text, the question,\n"
-        f"and what was written before it.\nTexts: {texts}\nModel: {model} on {machine}"
+    return Text(
+        f"Agents: {', '.join(first)} and {last}. Each reads the whole text, the question, and what "
+        f"was written before it.\nTexts: {texts}\nModel: {model} on {machine}"
     )
 
 
@@ -129,7 +129,8 @@ def show_question(played: Played, index: int) -> RenderableType:
     question, dense = played.questions[index], played.results["dense"][index]
     before = any(other.source == question.source for other in played.questions[:index])
     again = "read before" if before else "new to all modes"
-    said = facts((node, shorten(dense.call(node).text, 400)) for node in played.graph.order)
+    texts = ((node, shorten(dense.call(node).text, 400)) for node in played.graph.order)
+    said = facts((node, text or "(empty)") for node, text in texts)
     table = ruled_table("mode", *(f">{name}" for name in COLUMNS), "answer")
     differ: list[RenderableType] = []
     for mode, results in played.results.items():
