@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from kvcomm.errors import KvcommError, UsageError
 from kvcomm.reuse.policy import Anchors
-from kvcomm.trace.line_file import LineFile
+from kvcomm.trace.record import LineFile
 
 CONFIG = "config.json"
 SAMPLES = "samples.jsonl"

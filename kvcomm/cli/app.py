@@ -51,7 +51,6 @@ class Notices(logging.Handler):
         return record.name != "kvcomm.run"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
         complain(record.getMessage())
 
 
@@ -74,12 +73,9 @@ class Reporting(TyperGroup):
         except KvcommError as error:
             complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from None
-        except Terminated as signalled:
-            complain("terminated")
-            raise typer.Exit(signalled.exit_code) from None
-        except KeyboardInterrupt:
-            complain("interrupted")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            complain("terminated" if isinstance(error, Terminated) else "interrupted")
+            raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 
 app = typer.Typer(
@@ -91,13 +87,8 @@ app = typer.Typer(
 )
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("demo")(demo.demo)
-app.add_typer(eval.app, name="eval")
-app.add_typer(tasks.app, name="tasks")
-app.add_typer(bench.app, name="bench")
-app.add_typer(graph.app, name="graph")
-app.add_typer(trace.app, name="trace")
-app.add_typer(models.app, name="models")
-app.add_typer(state.app, name="state")
+for group in (eval, tasks, bench, graph, trace, models, state):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _version(wanted: bool) -> None:

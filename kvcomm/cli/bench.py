@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from kvcomm.bench.report import Findings, chosen
 from kvcomm.cli import options
-from kvcomm.cli.options import option
+from kvcomm.cli.options import Option, numbers
 from kvcomm.cli.output import complain, console, print_json, print_table
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import ReuseRefused, UsageError
@@ -25,36 +25,40 @@ app = typer.Typer(
 )
 # The paper's model and lengths.
 PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
-
-
-TOKENS, TIMES = options.MOST_TOKENS, options.MOST_TIMES
-Agents = Annotated[int, option("N", "Agents.", "--agents", "-n", max=options.MOST_AGENTS)]
-Prefix = Annotated[int, option("N", "Tokens of each role text.", max=TOKENS)]
-Input = Annotated[int, option("N", "Tokens of the task.", "--input", max=TOKENS)]
-Output = Annotated[int, option("N", "Tokens of each answer.", max=TOKENS)]
+# Texts of the workload, and how often it is worked through.
+WORK = {
+    "agents": Option("N", "Agents.", "-n", within=options.AGENTS),
+    "prefix": Option("N", "Tokens of each role text.", within=options.TOKENS),
+    "input_": Option("N", "Tokens of the task.", within=options.TOKENS),
+    "output": Option("N", "Tokens of each answer.", within=(2, options.TOKENS[1])),
+}
 
 
 @app.command()
-@options.grouped
+@options.takes(
+    **WORK,
+    graph=Option("G", "full or debate.", "-g"),
+    samples=Option("N", "Passes of each mode.", within=options.TIMES),
+    modes=Option("A,B", "Only these modes.", shown="all"),
+    decode="Decode answers instead of computing given ones.",
+    preset=Option("paper", "The paper's model on CUDA."),
+    plot=Option("FILE", "Draw the times, too: FILE.png, .pdf, .svg."),
+)
 def ttft(
     *,
-    graph: Annotated[str, option("G", "full or debate.", "--graph", "-g")] = "full",
-    agents: Agents = 5,
-    prefix: Prefix = 512,
-    input_: Input = 1024,
-    output: Output = 512,
-    samples: Annotated[int, option("N", "Passes of each mode.", max=TIMES)] = 1,
-    modes: Annotated[str | None, option("A,B", "Only these modes.", shown="all")] = None,
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Decode answers instead of computing given ones.")
-    ] = False,
-    preset: Annotated[str | None, option("paper", "The paper's model on CUDA.")] = None,
-    plot: Annotated[
-        Path | None, option("FILE", "Draw the times, too: FILE.png, .pdf, .svg.")
-    ] = None,
+    graph: str = "full",
+    agents: int = 5,
+    prefix: int = 512,
+    input_: int = 1024,
+    output: int = 512,
+    samples: int = 1,
+    modes: str | None = None,
+    decode: bool = False,
+    preset: str | None = None,
+    plot: Path | None = None,
     model: options.ModelOptions,
-    seed: options.Seed = 0,
-    json: options.Json = False,
+    seed: int = 0,
+    json: bool = False,
 ) -> None:
     """Measure the time to first token of each agent, in every mode on the same workload."""
     if preset not in (None, "paper"):
@@ -64,9 +68,7 @@ def ttft(
         model = options.ModelOptions(**PAPER | given)
     if graph not in ("full", "debate"):
         raise UsageError(f"--graph {graph!r}: the workload is full or debate")
-    _check_sizes(agents, prefix, input_, samples, output=output)
-    if plot is not None:
-        options.check_plot(plot)
+    options.check_plot(plot)
 
     from kvcomm.bench.ttft import MODES, Ttft
     from kvcomm.bench.workload import Workload
@@ -89,21 +91,25 @@ def ttft(
 
 
 @app.command("throughput")
-@options.grouped
+@options.takes(
+    rows=Option("N,N", "Rows that decode together."),
+    graphs=Option("N,N", "Graphs in flight."),
+    prompt=Option("N", "Tokens of each row's prompt.", within=options.TOKENS),
+    tokens=WORK["output"],
+    samples=Option("N", "The best of N counts.", within=options.TIMES),
+)
 def throughput_(
     *,
-    rows: Annotated[str, option("N,N", "Rows that decode together.")] = "1,2,4,8",
-    graphs: Annotated[str, option("N,N", "Graphs in flight.")] = "1,2,4",
-    prompt: Annotated[int, option("N", "Tokens of each row's prompt.", max=TOKENS)] = 512,
-    tokens: Output = 32,
-    samples: Annotated[int, option("N", "The best of N counts.", max=TIMES)] = 3,
+    rows: str = "1,2,4,8",
+    graphs: str = "1,2,4",
+    prompt: int = 512,
+    tokens: int = 32,
+    samples: int = 3,
     model: options.ModelOptions,
-    json: options.Json = False,
+    json: bool = False,
 ) -> None:
     """Measure tokens a second by rows, beside transformers' generate, and graphs a second."""
-    counts, flights = _counts("--rows", rows), _counts("--graphs", graphs)
-    if min(prompt, samples) < 1 or tokens < 2:
-        raise UsageError("--prompt and --samples need 1 at least, --tokens 2")
+    counts, flights = numbers("--rows", rows), numbers("--graphs", graphs)
 
     from kvcomm.bench.throughput import throughput
 
@@ -115,23 +121,20 @@ def throughput_(
 
 
 @app.command()
-@options.grouped
+@options.takes(**WORK, modes=Option("A,B", "Modes of `bench ttft`."))
 def memory(
     *,
-    agents: Agents = 5,
-    prefix: Prefix = 512,
-    input_: Input = 1024,
-    output: Output = 512,
-    modes: Annotated[
-        str, option("A,B", "Modes of `bench ttft`.")
-    ] = "generate,dense,exact,kvcomm,auto",
+    agents: int = 5,
+    prefix: int = 512,
+    input_: int = 1024,
+    output: int = 512,
+    modes: str = "generate,dense,exact,kvcomm,auto",
     model: options.ModelOptions,
-    json: options.Json = False,
+    json: bool = False,
 ) -> None:
     """Run the workload of `bench ttft` once in each mode, each in a process of its own."""
     from kvcomm.bench.memory import peaks
 
-    _check_sizes(agents, prefix, input_, output=output)
     sizes = {"--agents": agents, "--prefix": prefix, "--input": input_, "--output": output}
     given = {**sizes, **{f"--{name}": value for name, value in vars(model).items()}}
     argv = [str(part) for name, value in given.items() if value for part in (name, value)]
@@ -139,31 +142,35 @@ def memory(
 
 
 @app.command()
-@options.grouped
+@options.takes(
+    suite=Option("S", "gsm8k or hotpotqa.", "-s"),
+    warmup=Option("N", "Calls that teach, not measured.", within=(0, options.TIMES[1])),
+    held_out=Option("N", "Calls that are measured.", within=options.TIMES),
+    methods=Option("A,B", "Only these methods.", shown="all"),
+    max_tokens=Option("N", "Longest message, in tokens.", within=options.TOKENS),
+)
 def fidelity(
     *,
-    suite: Annotated[str, option("S", "gsm8k or hotpotqa.", "--suite", "-s")] = "gsm8k",
-    graph: options.Graph = "chain",
-    agents: options.Agents = None,
-    rounds: options.Rounds = None,
-    warmup: Annotated[int, option("N", "Calls that teach, not measured.", max=TIMES)] = 20,
-    held_out: Annotated[int, option("N", "Calls that are measured.", max=TIMES)] = 40,
-    data: options.Data = None,
-    methods: Annotated[str | None, option("A,B", "Only these methods.", shown="all")] = None,
+    suite: str = "gsm8k",
+    graph: str = "chain",
+    agents: int | None = None,
+    rounds: int | None = None,
+    warmup: int = 20,
+    held_out: int = 40,
+    data: Path | None = None,
+    methods: str | None = None,
     auto: options.AutoOptions,
-    max_tokens: Annotated[int, option("N", "Longest message, in tokens.", max=TOKENS)] = 64,
+    max_tokens: int = 64,
     model: options.ModelOptions,
-    json: options.Json = False,
+    json: bool = False,
 ) -> None:
     """Compare every reuse method with dense, on the same calls of a graph."""
     from kvcomm.cli.topologies import build_graph, with_passages
     from kvcomm.tasks import load_suite
 
-    if warmup < 0 or held_out < 1:
-        raise UsageError("--warmup must be at least 0 and --held-out at least 1")
     rows, tasks = load_suite(suite, data)
     built = build_graph(graph, agents=agents, rounds=rounds, max_tokens=max_tokens, temperature=0.0)
-    quality = options.quality(**vars(auto))
+    quality = auto.quality()
 
     from kvcomm.bench.fidelity import Fidelity, policies
     from kvcomm.reuse.auto import Auto
@@ -221,18 +228,3 @@ def _show(report: Findings, json: bool) -> None:
     print_table((first, *(f">{name}" for name in columns)), report.rows)
     for note in report.notes:
         console().print(f"\n{note}")
-
-
-def _check_sizes(*sizes: int, output: int) -> None:
-    if min(sizes) < 1 or output < 2:
-        raise UsageError("--agents, --prefix, --input and --samples need 1 at least, --output 2")
-
-
-def _counts(option: str, text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1 or max(numbers) > options.MOST_AGENTS:
-        raise UsageError(f"{option} {text!r}: write numbers such as 1,2,4")
-    return numbers

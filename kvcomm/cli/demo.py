@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from kvcomm.cli import options
 from kvcomm.cli.audits import noticed
+from kvcomm.cli.options import Option
 from kvcomm.cli.output import complain, console, print_json, say
 from kvcomm.cli.progress import Counted
-from kvcomm.errors import UsageError
+from kvcomm.trace.record import new_run_folder
+from kvcomm.trace.text import seconds
 
 if TYPE_CHECKING:
     from kvcomm.cli.demo_report import Played
@@ -19,42 +22,38 @@ if TYPE_CHECKING:
 MODES = ("dense", "exact", "kvcomm", "auto")
 
 
-@options.grouped
+@options.takes(
+    out=Option("DIR", "Where the runs go.", shown="runs/TIME-demo"),
+    limit=Option("N", "Only the first N questions.", within=(1, inf)),
+)
 def demo(
     *,
-    out: Annotated[
-        Path | None, options.option("DIR", "Where the runs go.", shown="runs/TIME-demo")
-    ] = None,
-    limit: Annotated[int | None, options.option("N", "Only the first N questions.")] = None,
+    out: Path | None = None,
+    limit: int | None = None,
     model: options.ModelOptions,
-    json: options.Json = False,
+    json: bool = False,
 ) -> None:
     """Let three agents answer questions about long texts in every reuse mode, and compare."""
     from kvcomm.cli import demo_report
     from kvcomm.cli.demo_team import QUESTIONS, team
-    from kvcomm.trace.record import new_run_folder
-
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: the demo needs at least 1 question")
-    played = demo_report.Played(team(), QUESTIONS[:limit], {mode: [] for mode in MODES})
-    folder = new_run_folder("demo", out)
-
     from kvcomm.engine.load import load_engine
     from kvcomm.engine.models import hardware
 
+    played = demo_report.Played(team(), QUESTIONS[:limit], {mode: [] for mode in MODES})
+    folder = new_run_folder("demo", out)
     complain(f"loading {model.model}")
     with load_engine(model.model, device=model.device, dtype=model.dtype) as engine:
         if not json:
             texts = {q.source: len(engine.codec.encode(q.passage)) for q in played.questions}
             console().print(demo_report.show_plan(played, model.model, hardware(engine), texts))
         play(engine, played, folder, show=not json)
-        if json:
-            graphs = {played.graph.name: demo_report.to_json(played)}
-            print_json({"model": model.model, "graphs": graphs, "out": str(folder)})
-            return
+    if json:
+        graphs = {played.graph.name: demo_report.to_json(played)}
+        print_json({"model": model.model, "graphs": graphs, "out": str(folder)})
+    else:
         console().print(demo_report.show_table(played))
-        last = played.questions[-1]
-        say(f"\ntraces: {folder}\none of them: kvcomm trace show {folder / last.id}-auto")
+        last = folder / played.questions[-1].id
+        say(f"\ntraces: {folder}\none of them: kvcomm trace show {last}-auto")
 
 
 def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
@@ -66,7 +65,6 @@ def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
     """
     from kvcomm.cli.demo_report import show_question
     from kvcomm.session import Session
-    from kvcomm.trace.text import seconds
 
     modes = tuple(played.results)
     with ExitStack() as stack:
@@ -82,18 +80,18 @@ def play(engine: Engine, played: Played, folder: Path, show: bool) -> None:
             turn = index % len(modes)
             with progress:
                 for mode in (*modes[turn:], *modes[:turn]):
-                    what, out = f"{question.id}, {mode}", folder / f"{question.id}-{mode}"
+                    session, what = sessions[mode], f"{question.id}, {mode}"
                     progress.show(f"demo: {what}", done)
-                    result = sessions[mode].run(
+                    out = folder / f"{question.id}-{mode}"
+                    result = session.run(
                         played.graph, out=out, text=question.passage, question=question.text
                     )
                     # Its audits are in nobody's time: not in its own, and not in the next run's.
-                    with noticed(lambda mode=mode: sessions[mode].auditing):  # type: ignore[misc]
-                        sessions[mode].drain()
+                    with noticed(session):
+                        session.drain()
                     played.results[mode].append(result)
                     done += 1
-                    took = seconds(result.totals.wall_s)
-                    count = f"{done:>{len(str(total))}}/{total}"
-                    progress.show(f"demo: {what}", done, f"demo {count}  {what}: {took}")
+                    line = f"demo {done}/{total}  {what}: {seconds(result.totals.wall_s)}"
+                    progress.show(f"demo: {what}", done, line)
             if show:
                 console().print(show_question(played, index))

@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.cli.demo_team import Question
 from kvcomm.graphs import AgentGraph
 from kvcomm.runtime.result import Call, Result
-from kvcomm.trace.tables import plain_table
+from kvcomm.trace.tables import facts, ruled_table
 from kvcomm.trace.text import plural, seconds, share, shorten
 
 INDENT = (0, 0, 0, 2)
-# Divergences below are not told apart.
-LEAST = 0.0001
+# Of a question's table, and of the last one.
+COLUMNS = ("first token", "end to end", "computed", "share")
+TOTALS = (
+    *("first\ntoken", "end to\nend", "tokens\ncomputed", "\nshare", "\nbeside"),
+    *("diver-\ngence", "\nas dense", "\nright"),
+)
 LEGEND = (
     "First token: of the agent that answers, from the moment when its last input is complete; "
     "median. End to end: from the question to the answer, all questions together. Computed: "
@@ -50,29 +52,28 @@ def summarise(played: Played, mode: str) -> dict[str, Any]:
     `audits` realigned calls, in nats; None where none was audited.
     """
     results = played.results[mode]
-    totals = [result.totals for result in results]
+    totals = {
+        name: sum(getattr(result.totals, name) for result in results)
+        for name in ("prompt_tokens", "computed_tokens", "reused_tokens")
+    }
+    beside = [n for result in results for n in result.totals.extra.values()]
+    beside += [audit.tokens for result in results for audit in result.audits]
     calls = [call for result in results for call in result.calls]
     dense = [call for call in calls if call.report.dense]
     same = [r.answer == d.answer for r, d in zip(results, played.results["dense"], strict=True)]
     right = [q.right(r.answer) for q, r in zip(played.questions, results, strict=True)]
     audits = [
-        audit.divergence
-        for result in results
-        for audit in result.audits
-        if audit.used and audit.divergence is not None
+        a.divergence for r in results for a in r.audits if a.used and a.divergence is not None
     ]
     return {
         "runs": len(results),
         "calls": len(calls),
         "ttft_last_agent_s": median(r.call(played.graph.answer).ttft_s for r in results),
         "ttft_mean_s": fmean(call.ttft_s for call in calls),
-        "end_to_end_s": median(total.wall_s for total in totals),
-        "total_s": sum(total.wall_s for total in totals),
-        "prompt_tokens": sum(total.prompt_tokens for total in totals),
-        "computed_tokens": sum(total.computed_tokens for total in totals),
-        "reused_tokens": sum(total.reused_tokens for total in totals),
-        "extra_tokens": sum(sum(total.extra.values()) for total in totals)
-        + sum(audit.tokens for result in results for audit in result.audits),
+        "end_to_end_s": median(result.totals.wall_s for result in results),
+        "total_s": sum(result.totals.wall_s for result in results),
+        **totals,
+        "extra_tokens": sum(beside),
         "same_as_dense": fmean(same),
         "right": sum(right),
         "realigned_calls": sum(call.total("realigned") > 0 for call in calls),
@@ -113,7 +114,7 @@ def to_json(played: Played) -> dict[str, Any]:
     }
 
 
-def show_plan(played: Played, model: str, machine: str, tokens: dict[str, int]) -> RenderableType:
+def show_plan(played: Played, model: str, machine: str, tokens: dict[str, int]) -> Text:
     """What is about to be done, and where; `tokens` are the lengths of the texts."""
     *first, last = played.graph.nodes
     texts = " and ".join(f"{name} ({count:,} tokens)" for name, count in tokens.items())
@@ -128,11 +129,9 @@ def show_question(played: Played, index: int) -> RenderableType:
     question, dense = played.questions[index], played.results["dense"][index]
     before = any(other.source == question.source for other in played.questions[:index])
     again = "read before" if before else "new to all modes"
-    said = plain_table("", "~", show_header=False)
-    for node in played.graph.order:
-        said.add_row(Text(node, style="bold"), shorten(dense.call(node).text, 400) or "(empty)")
-    table = _table("mode", "first token", "end to end", "computed", "share")
-    table.add_column("answer", no_wrap=True)
+    texts = ((node, shorten(dense.call(node).text, 400)) for node in played.graph.order)
+    said = facts((node, text or "(empty)") for node, text in texts)
+    table = ruled_table("mode", *(f">{name}" for name in COLUMNS), "answer")
     differ: list[RenderableType] = []
     for mode, results in played.results.items():
         result, totals = results[index], results[index].totals
@@ -153,18 +152,13 @@ def show_question(played: Played, index: int) -> RenderableType:
     return Group(
         Text(f"\nquestion {index + 1} of {len(played.questions)}: {question.text}", style="bold"),
         Text(f"text: {question.source}, {again}; the fact to find: {question.fact}\n"),
-        Padding(said, INDENT, expand=False),
-        "",
-        *(Padding(part, INDENT, expand=False) for part in (table, *differ)),
+        *(Padding(part, INDENT, expand=False) for part in (said, "", table, *differ)),
     )
 
 
 def show_table(played: Played) -> RenderableType:
     """One line a mode, what its columns are, and why `kvcomm` calls were dense."""
-    columns = ("first\ntoken", "end to\nend", "tokens\ncomputed", "\nshare", "\nbeside")
-    more = ("diver-\ngence", "\nas dense", "\nright")
-    look = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
-    table = _table("\nmode", *columns, *more, **look)
+    table = ruled_table("\nmode", *(f">{name}" for name in TOTALS))
     for mode in played.results:
         found = summarise(played, mode)
         runs, divergence = found["runs"], found["divergence"]
@@ -184,26 +178,18 @@ def show_table(played: Played) -> RenderableType:
     return Group(Text(title, style="bold"), table, Text(f"\n{LEGEND}"), *_why_dense(played))
 
 
-def _table(first: str, *columns: str, **look: Any) -> Table:
-    table = plain_table(first, *(f">{name}" for name in columns), header_style="dim", **look)
-    table.columns[0].min_width = 6
-    return table
-
-
 def _nats(divergence: float) -> str:
-    return f"{divergence:.4f}" if divergence >= LEAST else f"<{LEAST}"
+    return f"{divergence:.4f}" if divergence >= 0.0001 else "<0.0001"
 
 
 def _why_dense(played: Played) -> list[RenderableType]:
     found = summarise(played, "kvcomm")
     if not found["dense_calls"]:
         return []
-    head = (
+    lines = [
         f"\nkvcomm: {found['dense_calls']} of {plural(found['calls'], 'call')} were dense: too few "
         "earlier texts to go by (anchors)."
-    )
-    reasons = [
-        Text(f"  {plural(count, 'call')}, such as: {reason}")
-        for reason, count in found["dense_reasons"].items()
     ]
-    return [Text(head), *reasons]
+    for reason, count in found["dense_reasons"].items():
+        lines.append(f"  {plural(count, 'call')}, such as: {reason}")
+    return [Text(line) for line in lines]

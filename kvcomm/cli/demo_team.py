@@ -26,7 +26,6 @@ class Question:
 
     @property
     def passage(self) -> str:
-        """The text that it is about."""
         return (DATA / f"{self.source}.txt").read_text(encoding="utf-8").strip()
 
     def right(self, answer: str) -> bool:
@@ -55,25 +54,17 @@ QUESTIONS = (
 
 def team() -> AgentGraph:
     """A reader, a checker and an editor: each reads the text and what was written before."""
-    reader = Agent(
-        "reader",
-        system="You read a text for a team and write down what it says about a question.",
-        prompt=f"{PROMPT}Write down what the text says about it, in a few sentences.",
-        sampling=PARAGRAPH,
-    )
+    system = "You read a text for a team and write down what it says about a question."
+    says = "Write down what the text says about it, in a few sentences."
+    reader = Agent("reader", system=system, prompt=PROMPT + says, sampling=PARAGRAPH)
+    system = "You check what others wrote against a text, and say what is right."
+    says = "Check it against the text, and say what is right."
+    begins = "According to the text,"
     checker = Agent(
-        "checker",
-        system="You check what others wrote against a text, and say what is right.",
-        prompt=f"{PROMPT}Check it against the text, and say what is right.",
-        begins="According to the text,",
-        sampling=SENTENCE,
+        "checker", system=system, prompt=PROMPT + says, begins=begins, sampling=SENTENCE
     )
-    editor = Agent(
-        "editor",
-        system="You answer a question from a text and from the notes of others.",
-        prompt=f"{PROMPT}Answer in one sentence.",
-        begins="Answer:",
-        sampling=CLAUSE,
-    )
+    system = "You answer a question from a text and from the notes of others."
+    prompt = f"{PROMPT}Answer in one sentence."
+    editor = Agent("editor", system=system, prompt=prompt, begins="Answer:", sampling=CLAUSE)
     edges = [("reader", "checker"), ("reader", "editor"), ("checker", "editor")]
     return AgentGraph((reader, checker, editor), edges, name="readers", inputs=("text", "question"))

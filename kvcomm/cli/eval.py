@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kvcomm.cli import options
 from kvcomm.cli.audits import noticed
-from kvcomm.cli.eval_options import EffortOptions, GraphOptions, MethodOptions, TaskOptions
-from kvcomm.cli.eval_report import report
-from kvcomm.cli.eval_table import show
+from kvcomm.cli.eval_options import OPTIONS, EffortOptions, GraphOptions, MethodOptions, TaskOptions
+from kvcomm.cli.eval_table import show, to_csv, to_latex
 from kvcomm.cli.home import Home
-from kvcomm.cli.output import complain, console, print_json, say
+from kvcomm.cli.options import Option
+from kvcomm.cli.output import complain, console, print_json, say, writing
 from kvcomm.cli.progress import Counted
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcomm.tasks import Graders
-    from kvcomm.tasks.evaluate import EvalPlan
+    from kvcomm.tasks.evaluate import EvalPlan, Evaluation
     from kvcomm.tasks.record import Sample
 
 
@@ -32,7 +32,6 @@ class SuiteFirst(TyperGroup):
     """`eval SUITE` is the command `suite`, whatever the suite is called; `report` is another."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the command before a suite or an option."""
         if args[:1] != ["report"]:
             args = ["suite", *args]
         return list(super().parse_args(ctx, args))
@@ -42,7 +41,6 @@ class SuiteCommand(TyperCommand):
     """Shows itself as it is typed: `kvcomm eval SUITE`."""
 
     def make_context(self, info_name: str | None, *args: Any, **kwargs: Any) -> Any:
-        """A context under the name of its argument."""
         return super().make_context("SUITE", *args, **kwargs)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -51,7 +49,7 @@ class SuiteCommand(TyperCommand):
 
 
 app = typer.Typer(cls=SuiteFirst, help="Work through a suite of tasks, and score the answers.")
-app.command("report")(report)
+FORMATS = {"csv": to_csv, "latex": to_latex}
 
 
 @app.command(
@@ -59,14 +57,16 @@ app.command("report")(report)
     cls=SuiteCommand,
     epilog="Another command: kvcomm eval report RUN... puts evaluations beside each other.",
 )
-@options.grouped
+@options.takes(
+    **OPTIONS,
+    name=Option("SUITE", "See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."),
+    out=Option(
+        "DIR", "Folder for the results. The same command continues there.", shown="runs/TIME-SUITE"
+    ),
+    unsandboxed=Option("", "Run code even where no sandbox works.", "--allow-unsandboxed"),
+)
 def suite(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="SUITE", help="See `kvcomm tasks list`; or FILE.jsonl, or FILE.py[:NAME]."
-        ),
-    ],
+    name: str,
     *,
     graph: GraphOptions,
     team: options.TeamOptions,
@@ -75,18 +75,9 @@ def suite(
     auto: options.AutoOptions,
     which: TaskOptions,
     effort: EffortOptions,
-    out: Annotated[
-        Path | None,
-        options.option(
-            "DIR",
-            "Folder for the results. The same command continues there.",
-            shown="runs/TIME-SUITE",
-        ),
-    ] = None,
-    unsandboxed: Annotated[
-        bool, typer.Option("--allow-unsandboxed", help="Run code even where no sandbox works.")
-    ] = False,
-    json: options.Json = False,
+    out: Path | None = None,
+    unsandboxed: bool = False,
+    json: bool = False,
 ) -> None:
     """Work through SUITE with a graph of agents, and score the answers.
 
@@ -99,35 +90,28 @@ def suite(
 
     chosen = methods.chosen()
     numbers = graph.numbers()
-    quality = options.quality(**vars(auto))
+    quality = auto.quality()
     found, tasks = load_suite(name, which.data)
     chosen |= which.select(tasks)
     place = out or options.RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{found.name}"
     with Graders(unsandboxed) as graders, resumable(place):
         graders.ready(found.grade)
+        given = {"seed": team.seed, **vars(effort), **chosen}
         plans = {
-            number: EvalPlan(
-                found,
-                graph=graph.build(found, tasks, graders, number, team),
-                seed=team.seed,
-                **vars(effort),
-                **chosen,
-            )
-            for number in numbers
+            n: EvalPlan(found, graph=graph.build(found, tasks, graders, n, team), **given)
+            for n in numbers
         }
-        if len(plans) == 1:
-            value = evaluate(home, plans[numbers[0]], graders, place, quality)
-            values = [value]
-        else:
-            if (place / CONFIG).exists():
-                raise UsageError(
-                    f"{place} holds one evaluation, and these are several: use another --out"
-                )
-            values = [
-                evaluate(home, plan, graders, place / f"agents-{number}", quality)
-                for number, plan in plans.items()
-            ]
-            value = {"runs": values}
+        several = len(plans) > 1
+        if several and (place / CONFIG).exists():
+            raise UsageError(
+                f"{place} holds one evaluation, and these are several: use another --out"
+            )
+        values = [
+            evaluate(home, plan, graders, place / f"agents-{n}" if several else place, quality)
+            for n, plan in plans.items()
+        ]
+        value = {"runs": values} if several else values[0]
+        if several:
             write_summary(place, value)
     if json:
         print_json(value)
@@ -147,7 +131,7 @@ def evaluate(
     total = len(plan.work()) + len(plan.warming())
     with home.load() as engine, EvalProgress(total) as progress:
         evaluation = Evaluation(engine, plan, graders, out, quality=quality, on_sample=progress)
-        progress.auditing = lambda: evaluation.auditing
+        progress.evaluation = evaluation
         samples = asyncio.run(evaluation.run())
         for warning in evaluation.warnings.values():
             complain(f"warning: {warning}")
@@ -173,7 +157,7 @@ class EvalProgress(Counted):
     Behind the last one it says how many audits are waited for.
     """
 
-    auditing: Callable[[], int]
+    evaluation: Evaluation
 
     def __init__(self, total: int) -> None:
         super().__init__("samples", total)
@@ -183,7 +167,6 @@ class EvalProgress(Counted):
         self._waiting = ExitStack()
 
     def __call__(self, sample: Sample) -> None:
-        """One sample more."""
         self._done += 1
         if not sample.warmup:
             self._by_mode.setdefault(sample.mode, []).append(sample)
@@ -193,7 +176,7 @@ class EvalProgress(Counted):
         last = self._done % 10 == 0 or self._done == self._total
         self.show(line, self._done, f"{self._done} of {self._total}: {line}" if last else "")
         if self._done == self._total:
-            self._waiting.enter_context(noticed(self.auditing))
+            self._waiting.enter_context(noticed(self.evaluation))
 
     def __exit__(self, *_: object) -> None:
         self._waiting.close()
@@ -207,3 +190,55 @@ def _standing(samples: list[Sample]) -> str:
     reused = 1 - sum(call.computed_tokens for call in calls) / prompt
     score = sum(sample.value for sample in samples) / len(samples)
     return f"{samples[0].mode} {score:.1%}, reused {reused:.0%}"
+
+
+@app.command("report")
+@options.takes(
+    runs=Option("RUN", "Output folders of `kvcomm eval`, or folders of several."),
+    by_agent="Add a line for each agent: tokens, reuse, TTFT.",
+    to=Option(
+        "FORMAT", "csv (every number, one row a mode) or latex (booktabs), instead of the table."
+    ),
+    out=Option("FILE", "Where --to is written.", shown="stdout"),
+    plot=Option("FILE", "Draw score against reuse, and TTFT by agent: FILE.png, .pdf, .svg."),
+)
+def report(
+    runs: list[Path],
+    *,
+    by_agent: bool = False,
+    to: str | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Put evaluations beside each other. Unfinished runs are included with their results so far."""
+    from kvcomm.tasks.record import SAMPLES, evaluations, read_config, read_samples
+    from kvcomm.tasks.summary import whole_summary
+
+    if to not in (None, *FORMATS):
+        raise UsageError(f"--to {to!r} is unknown: choose {' or '.join(FORMATS)}")
+    if to is not None and json:
+        raise UsageError("--to and --json both go to stdout: choose one")
+    if out is not None and to is None:
+        raise UsageError("--out belongs to --to csv or --to latex")
+    options.check_plot(plot)
+    values = [
+        whole_summary(read_config(place), read_samples(place / SAMPLES), place)
+        for run in runs
+        for place in evaluations(run if run.exists() else options.RUNS / run)
+    ]
+    if to is not None:
+        text = FORMATS[to](values)
+        if out is None:
+            say(text.rstrip("\n"))
+        else:
+            with writing(out):
+                out.write_text(text, encoding="utf-8")
+    elif json:
+        print_json({"runs": values})
+    else:
+        console().print(show(values, by_agent=by_agent))
+    if plot is not None:
+        from kvcomm.cli.plot import plot_eval
+
+        plot_eval(values, plot)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from kvcomm.cli import options
+from kvcomm.cli.home import MODEL
+from kvcomm.cli.options import AGENTS, TIMES, Option, TeamOptions, numbers
 from kvcomm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,33 +18,46 @@ if TYPE_CHECKING:
     from kvcomm.tasks import Graders, Suite, Task
 
 PAPERS = "full"  # the graph of so many agents, where none is named
+UP_TO = (0, TIMES[1])
+OPTIONS = {
+    "model": MODEL,
+    "reuse": Option(
+        "R[,R...]", "auto, exact, kvcomm, dense, or a policy of your own: FILE.py[:NAME].", "-r"
+    ),
+    "compare": Option("R[,R...]", "Other modes on the same samples, to compare with."),
+    "gamma": Option("G", "Of kvcomm: the paper's γ, 0 to 1.", shown="0.3"),
+    "anchors": Option("V", "Of kvcomm: most anchors of a placeholder.", "", "20", TIMES),
+    "limit": Option("N", "Only the first N tasks.", "", "all", (1, inf)),
+    "shuffle": Option("SEED", "Draw the order of the tasks."),
+    "ids": Option("A,B", "Only the tasks with these ids."),
+    "warmup": Option(
+        "N", "Other tasks that are done first: they teach, and do not count.", within=UP_TO
+    ),
+    "repeats": Option("N", "Times each task is done (pass@1, pass@N).", within=TIMES),
+    "concurrent": Option(
+        "N", "Tasks under way at once. Times can be compared at 1 only.", within=AGENTS
+    ),
+    "retries": Option("N", "Times a task that failed is tried again.", within=UP_TO),
+    "traces": Option("SHARE", "Samples whose traces are kept."),
+    "graph": Option("G", "A ready-made graph, or FILE.py[:NAME].", "-g", "the suite's own team"),
+    "agents": Option(
+        "N[,N...]",
+        "Agents in a ready-made graph (full, if none is named); several numbers: one evaluation "
+        "each.",
+        "-n",
+    ),
+    "folder": Option("DIR", "Text files to retrieve from, instead of the task's passages."),
+}
 
 
 @dataclass(frozen=True)
 class MethodOptions:
     """Which reuse modes are evaluated."""
 
-    reuse: Annotated[
-        str,
-        options.option(
-            "R[,R...]",
-            "auto, exact, kvcomm, dense, or a policy of your own: FILE.py[:NAME].",
-            "--reuse",
-            "-r",
-        ),
-    ] = "auto"
-    compare: Annotated[
-        str | None, options.option("R[,R...]", "Other modes on the same samples, to compare with.")
-    ] = None
-    gamma: Annotated[
-        float | None, options.option("G", "Of kvcomm: the paper's γ, 0 to 1.", shown="0.3")
-    ] = None
-    anchors: Annotated[
-        int | None,
-        options.option(
-            "V", "Of kvcomm: most anchors of a placeholder.", shown="20", max=options.MOST_TIMES
-        ),
-    ] = None
+    reuse: str = "auto"
+    compare: str | None = None
+    gamma: float | None = None
+    anchors: int | None = None
 
     def chosen(self) -> dict[str, Any]:
         """What a `EvalPlan` needs to know: the modes, each once, baselines, own policies, anchors.
@@ -72,19 +87,11 @@ class MethodOptions:
 class TaskOptions:
     """Which tasks of the suite are done."""
 
-    data: options.Data = None
-    limit: Annotated[int | None, options.option("N", "Only the first N tasks.", shown="all")] = None
-    shuffle: Annotated[int | None, options.option("SEED", "Draw the order of the tasks.")] = None
-    ids: Annotated[str | None, options.option("A,B", "Only the tasks with these ids.")] = None
-    warmup: Annotated[
-        int,
-        options.option(
-            "N",
-            "Other tasks that are done first: they teach, and do not count.",
-            min=0,
-            max=options.MOST_TIMES,
-        ),
-    ] = 0
+    data: Path | None = None
+    limit: int | None = None
+    shuffle: int | None = None
+    ids: str | None = None
+    warmup: int = 0
 
     def select(self, tasks: Sequence[Task]) -> dict[str, list[Task]]:
         """`tasks` that are asked for; `warmup`: the first that follow, else those before.
@@ -96,10 +103,7 @@ class TaskOptions:
         if self.shuffle is not None:
             random.Random(self.shuffle).shuffle(order)
         wanted = order if self.ids is None else self._named(tasks, order, self.ids)
-        if self.limit is not None:
-            if self.limit < 1:
-                raise UsageError(f"--limit {self.limit}: at least 1 task is needed")
-            wanted = wanted[: self.limit]
+        wanted = wanted[: self.limit]
         counted = {task.id for task in wanted}
         end = 1 + max(place for place, task in enumerate(order) if task.id in counted)
         others = [task for task in (*order[end:], *order[:end]) if task.id not in counted]
@@ -126,66 +130,23 @@ class TaskOptions:
 class EffortOptions:
     """How often and how many at once, as a `EvalPlan` names them."""
 
-    repeats: Annotated[
-        int,
-        options.option("N", "Times each task is done (pass@1, pass@N).", max=options.MOST_TIMES),
-    ] = 1
-    concurrent: Annotated[
-        int,
-        options.option(
-            "N",
-            "Tasks under way at once. Times can be compared at 1 only.",
-            max=options.MOST_AGENTS,
-        ),
-    ] = 4
-    retries: Annotated[
-        int, options.option("N", "Times a task that failed is tried again.", max=options.MOST_TIMES)
-    ] = 1
-    traces: Annotated[float, options.option("SHARE", "Samples whose traces are kept.")] = 1.0
+    repeats: int = 1
+    concurrent: int = 4
+    retries: int = 1
+    traces: float = 1.0
 
 
 @dataclass(frozen=True)
 class GraphOptions:
     """Which graph works on the suite."""
 
-    graph: Annotated[
-        str | None,
-        options.option(
-            "G",
-            "A ready-made graph, or FILE.py[:NAME].",
-            "--graph",
-            "-g",
-            shown="the suite's own team",
-        ),
-    ] = None
-    agents: Annotated[
-        str | None,
-        options.option(
-            "N[,N...]",
-            "Agents in a ready-made graph (full, if none is named); several numbers: one "
-            "evaluation each.",
-            "--agents",
-            "-n",
-        ),
-    ] = None
-    folder: Annotated[
-        Path | None,
-        options.option("DIR", "Text files to retrieve from, instead of the task's passages."),
-    ] = None
+    graph: str | None = None
+    agents: str | None = None
+    folder: Path | None = None
 
     def numbers(self) -> list[int | None]:
-        """The numbers of agents that are asked for, each once; None is the graph's own.
-
-        Raises `UsageError` for anything that is no number.
-        """
-        if self.agents is None:
-            return [None]
-        found: dict[int | None, None] = {}
-        for part in split(self.agents, "--agents"):
-            if not (part.isascii() and part.isdigit()) or len(part) > 6:
-                raise UsageError(f"--agents {part!r}: write a number, or several: 2,3,4")
-            found[int(part)] = None
-        return list(found)
+        """The numbers of agents that are asked for, each once; None is the graph's own."""
+        return [None] if self.agents is None else [*numbers("--agents", self.agents)]
 
     def build(
         self,
@@ -193,7 +154,7 @@ class GraphOptions:
         tasks: Sequence[Task],
         graders: Graders,
         agents: int | None,
-        team: options.TeamOptions,
+        team: TeamOptions,
     ) -> AgentGraph:
         """The suite's team, or the graph that is asked for, which reads what the suite brings.
 

@@ -7,16 +7,16 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from kvcomm.trace.tables import plain_table
 from kvcomm.trace.text import plural
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
 Values = Sequence[dict[str, Any]]
-
 LEGEND = (
     "score: mean over samples, and its 95 % interval (Wilson's of a share, else the bootstrap's); "
     "tokens: share of prompt tokens not computed; calls: share of calls that were realigned; "
@@ -26,11 +26,11 @@ LEGEND = (
 
 # Of an evaluation, before the numbers of its modes in CSV.
 FIRST = ("suite", "graph", "agent_count", "model", "warmup", "gamma", "anchors", "complete")
-SPECIAL = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
+NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
+TEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {sign: rf"\text{name}{{}}" for sign, name in NAMED.items()}
+)
 HEADS = {"γ": r"$\gamma$", "V": "$V$"}
 
 
@@ -39,18 +39,17 @@ def show(values: Values, *, by_agent: bool = False) -> RenderableType:
 
     What all evaluations have in common is in the first line; what differs has its column.
     """
-    from rich.console import Group
-    from rich.text import Text
-
     labels, differing = labelled(values)
+    # What holds for all, where it applies.
+    common = {name: text for label in labels for name, text in label.items() if text}
+    names = [name for name in labels[0] if name not in (*differing, "run")]
     parts: list[RenderableType] = [
-        Text(_common(labels, differing)),
+        Text(_joined((_said(name, common.get(name, "")) for name in names), "; ")),
         Text("; and ".join(_measured(values)), style="dim"),
         "",
         _scores(values, differing),
     ]
-    if by_agent:
-        parts += ["", _agents(values, differing)]
+    parts += ["", _agents(values, differing)] if by_agent else []
     for value, label in zip(values, labels, strict=True):
         where = _joined(_said(name, label[name]) for name in differing)
         lines = [] if value["complete"] else ["not finished: some samples are still to be done"]
@@ -92,20 +91,10 @@ def labelled(values: Values) -> tuple[list[dict[str, str]], list[str]]:
             "warm-up": str(value["warmup"]),
         }
         labels.append({**label, "run": str(place.relative_to(above))})
-    differing = [
-        name
-        for name in labels[0]
-        if name != "run" and len({label[name] for label in labels} - {""}) > 1
-    ]
+    names = [name for name in labels[0] if name != "run"]
+    differing = [n for n in names if len({label[n] for label in labels} - {""}) > 1]
     alike = len({tuple(label[name] for name in differing) for label in labels}) < len(labels)
     return labels, [*differing, "run"] if alike else differing
-
-
-def _common(labels: Sequence[dict[str, str]], differing: Sequence[str]) -> str:
-    """What holds for all, where it applies."""
-    found = {name: text for label in labels for name, text in label.items() if text}
-    names = [name for name in labels[0] if name not in (*differing, "run")]
-    return _joined((_said(name, found.get(name, "")) for name in names), "; ")
 
 
 def _said(name: str, text: str) -> str:
@@ -146,52 +135,32 @@ def _alone(values: Values) -> str:
     return f"{taken}, which makes them longer: compare times at --concurrent 1 only."
 
 
-def _table(before: Sequence[str], first: str, columns: Sequence[str]) -> Table:
-    """Names on the left, those `before` the first one wrapped; numbers in the other columns."""
-    from kvcomm.trace.tables import plain_table
-
-    return plain_table(*(f"~{name}" for name in before), first, *(f">{name}" for name in columns))
-
-
 def _scores(values: Values, differing: Sequence[str]) -> Table:
     errors = any(found["errors"] for value in values for found in value["modes"].values())
-    columns = ["n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else [])]
-    table = _table(differing, "mode", columns)
+    columns = ("n", "score", "95 %", "tokens", "calls", "TTFT s", *(["errors"] if errors else []))
+    before = (f"~{name}" for name in differing)
+    table = plain_table(*before, "mode", *(f">{name}" for name in columns))
     for names, mode, found in _modes(values, differing):
         low, high = found["ci95"]
         shares = [found["score"], found["token_reuse"], found["call_reuse"]]
         score, tokens, calls = (f"{share:.1%}" if found["samples"] else "–" for share in shares)
-        table.add_row(
-            *names,
-            mode,
-            f"{found['samples']:,}",
-            score,
-            f"{low:.0%}–{high:.0%}",
-            tokens,
-            calls,
-            "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
-            *([str(found["errors"])] if errors else []),
-        )
+        ttft = "–" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}"
+        numbers = [f"{found['samples']:,}", score, f"{low:.0%}–{high:.0%}", tokens, calls, ttft]
+        table.add_row(*names, mode, *numbers, *([str(found["errors"])] if errors else []))
     return table
 
 
 def _agents(values: Values, differing: Sequence[str]) -> Table:
     """A line for each agent: its prompts, and what became of them."""
-    columns = ("prompt", "computed", "realigned", "calls", "TTFT s")
-    table = _table([*differing, "mode"], "agent", columns)
-    table.columns[-len(columns) - 2].no_wrap = True  # the mode
+    before = (f"~{name}" for name in differing)
+    columns = (">prompt", ">computed", ">realigned", ">calls", ">TTFT s")
+    table = plain_table(*before, "mode", "agent", *columns)
     for names, mode, found in _modes(values, differing):
         first = [*names, mode]
         for agent, its in found["by_agent"].items():
-            table.add_row(
-                *first,
-                agent,
-                f"{its['prompt_tokens']:,.0f}",
-                f"{its['computed_share']:.1%}",
-                f"{its['realigned_share']:.1%}",
-                f"{its['call_reuse']:.1%}",
-                f"{its['ttft_s']:.3f}",
-            )
+            shares = [its["computed_share"], its["realigned_share"], its["call_reuse"]]
+            cells = [f"{its['prompt_tokens']:,.0f}", *(f"{share:.1%}" for share in shares)]
+            table.add_row(*first, agent, *cells, f"{its['ttft_s']:.3f}")
             first = [""] * len(first)
     return table
 
@@ -246,9 +215,9 @@ def times_in_words(ratio: float, interval: Sequence[float] | None) -> str:
     if interval is None:
         return said
     near, far = interval if ratio >= 1 else tuple(reversed(interval))
-    if min(near, far) >= 1 or max(near, far) < 1:
-        bounds = [value if ratio >= 1 else 1 / value for value in (near, far)]
-        return f"{said} (95 % {bounds[0]:.1f}–{bounds[1]:.1f}×)"
+    if (near >= 1) == (far >= 1):
+        near, far = (near, far) if ratio >= 1 else (1 / near, 1 / far)
+        return f"{said} (95 % {near:.1f}–{far:.1f}×)"
     return f"{said} (95 % {_times_as(near)} to {_times_as(far)})"
 
 
@@ -316,20 +285,14 @@ def to_latex(values: Values) -> str:
         first = [value["suite"], value["graph"], str(value["agent_count"] or ""), value["model"]]
         for mode, found in value["modes"].items():
             low, high = (100 * edge for edge in found["ci95"])
-            numbers = [
-                f"{100 * found['score']:.1f} [{low:.1f}, {high:.1f}]",
-                f"{100 * found['token_reuse']:.1f}",
-                f"{100 * found['call_reuse']:.1f}",
-            ]
+            reuse = (f"{100 * found[name]:.1f}" for name in ("token_reuse", "call_reuse"))
+            numbers = [f"{100 * found['score']:.1f} [{low:.1f}, {high:.1f}]", *reuse]
+            names = [*first, *(label[name] for name in own), mode]
             cells = [
-                *(_tex(text) or "--" for text in [*first, *(label[name] for name in own), mode]),
+                *(text.translate(TEX) or "--" for text in names),
                 str(found["samples"]),
                 *(numbers if found["samples"] else ["--"] * len(numbers)),
                 "--" if found["ttft_s"] is None else f"{found['ttft_s']:.3f}",
             ]
             lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _tex(text: str) -> str:
-    return "".join(SPECIAL.get(sign, sign) for sign in text)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from kvcomm.agents import Agent, Tool
 from kvcomm.cli import options
 from kvcomm.cli.output import console, print_json, print_table, say
+from kvcomm.prompt import Text as Literal
 from kvcomm.trace.lanes import MOST
+from kvcomm.trace.text import plural
 
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph, Node
-    from kvcomm.prompt import Piece
 
 app = typer.Typer(no_args_is_help=True, help="Look at agent graphs.")
 
 
 @app.command("list")
-def list_graphs(json: options.Json = False) -> None:
+@options.takes()
+def list_graphs(*, json: bool = False) -> None:
     """The ready-made graphs that --graph takes."""
     from kvcomm.cli.topologies import TOPOLOGIES
 
@@ -36,27 +40,29 @@ def list_graphs(json: options.Json = False) -> None:
 
 
 @app.command("show")
+@options.takes(
+    graph=options.Option("G", "A ready-made graph, or FILE.py[:NAME]."),
+    as_mermaid=options.Option("", "Print mermaid text only.", "--mermaid"),
+)
 def show(
-    graph: Annotated[
-        str, typer.Argument(metavar="G", help="A ready-made graph, or FILE.py[:NAME].")
-    ],
-    agents: options.Agents = None,
-    rounds: options.Rounds = None,
-    layout: options.Layout = None,
-    seed: options.Seed = 0,
-    json: options.Json = False,
-    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print mermaid text only.")] = False,
+    graph: str,
+    *,
+    agents: int | None = None,
+    rounds: int | None = None,
+    layout: str | None = None,
+    seed: int = 0,
+    json: bool = False,
+    as_mermaid: bool = False,
 ) -> None:
     """Who hears whom, and the prompt of each node with its placeholders bound."""
     from kvcomm.cli.topologies import build_graph
+    from kvcomm.graphs.draw import mermaid
 
     built = build_graph(graph, agents=agents, rounds=rounds, seed=seed, layout=layout)
     if json:
         print_json(graph_json(built))
-    elif mermaid:
-        from kvcomm.graphs.draw import mermaid as mermaid_text
-
-        say(mermaid_text(built))
+    elif as_mermaid:
+        say(mermaid(built))
     else:
         _print(built)
 
@@ -73,47 +79,32 @@ def graph_json(graph: AgentGraph) -> dict[str, Any]:
 
 
 def _node_json(graph: AgentGraph, node: Node) -> dict[str, Any]:
-    what = {
-        "name": node.name,
-        "agent": node.agent.name,
-        "round": node.round,
-        "senders": node.hears,
-        "tool": isinstance(node.agent, Tool),
-    }
-    if isinstance(node.agent, Tool):
-        return {**what, "texts": list(node.texts), "max_tokens": node.agent.max_tokens}
-    system, prompt = bound_prompt(graph, node, node.agent)
+    agent = node.agent
+    what: dict[str, Any] = {"name": node.name, "agent": agent.name, "round": node.round}
+    what |= {"senders": node.hears, "tool": isinstance(agent, Tool)}
+    if isinstance(agent, Tool):
+        return {**what, "texts": list(node.texts), "max_tokens": agent.max_tokens}
+    turns = zip(("system", "prompt", "begins"), _turns(graph, node, agent).values(), strict=True)
     return {
         **what,
-        "exact": node.agent.exact,
-        "layout": node.agent.layout,
-        "max_tokens": node.agent.sampling.max_tokens,
-        "temperature": node.agent.sampling.temperature,
-        "system": system,
-        "prompt": prompt,
-        "chat": node.agent.chat,
-        "begins": node.agent.begins,
-        "stop": list(node.agent.sampling.stop),
+        **{name: getattr(agent, name) for name in ("exact", "layout", "chat")},
+        **{name: getattr(agent.sampling, name) for name in ("max_tokens", "temperature")},
+        **dict(turns),
+        "stop": list(agent.sampling.stop),
     }
 
 
-def bound_prompt(graph: AgentGraph, node: Node, agent: Agent) -> tuple[str, str]:
-    """System and user turn of a node, with `{NODE}` where a message goes."""
-    from kvcomm.prompt import Text
-
-    def spell(pieces: tuple[Piece, ...]) -> str:
-        return "".join(p.text if isinstance(p, Text) else f"{{{p.name}}}" for p in pieces)
-
-    system, prompt = agent.resolve(node.senders, graph.inputs)
-    return spell(system), spell(prompt)
+def _turns(graph: AgentGraph, node: Node, agent: Agent) -> dict[str, str]:
+    """System and user turn of an agent, with `{NODE}` where a message goes, and its beginning."""
+    turns = [
+        "".join(p.text if isinstance(p, Literal) else f"{{{p.name}}}" for p in pieces)
+        for pieces in agent.resolve(node.senders, graph.inputs)
+    ]
+    return dict(zip(("system", "user", "answer begins"), (*turns, agent.begins), strict=True))
 
 
 def _print(graph: AgentGraph) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
-
     from kvcomm.graphs.draw import draw
-    from kvcomm.trace.text import plural
 
     out = console()
     inputs = ", ".join(graph.inputs)
@@ -121,28 +112,32 @@ def _print(graph: AgentGraph) -> None:
     out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
     for name in graph.order[:MOST]:
         node = graph.nodes[name]
-        if isinstance(node.agent, Tool):
-            sends = f"tool, sends {', '.join(node.texts)}; at most {node.agent.max_tokens:,} tokens"
-            out.print(Text.assemble("\n", (name, "bold"), f"  {sends}"))
-            continue
-        sampling = node.agent.sampling
-        facts = [node.agent.layout, f"at most {sampling.max_tokens:,} tokens"]
-        facts += [f"temperature {sampling.temperature:g}"] if sampling.temperature else []
-        facts += ["exact"] if node.agent.exact else []
-        facts += [] if node.agent.chat else ["plain completion"]
-        facts += [f"stops at {', '.join(map(repr, sampling.stop))}"] if sampling.stop else []
-        out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(facts)}"))
-        texts = (*bound_prompt(graph, node, node.agent), node.agent.begins)
-        for turn, text in zip(("system", "user", "answer begins"), texts, strict=True):
+        agent = node.agent
+        out.print(Text.assemble("\n", (name, "bold"), f"  {', '.join(_facts(node, agent))}"))
+        turns = {} if isinstance(agent, Tool) else _turns(graph, node, agent)
+        for turn, text in turns.items():
             if text:
-                out.print(Text(f"  {turn}:", style="dim"))
-                out.print(Padding(Text(_beginning(text)), (0, 0, 0, 4), expand=False))
+                lines = text.split("\n")
+                more = [f"… and {len(lines) - MOST:,} more lines"] if len(lines) > MOST else []
+                body = Text("\n".join([*lines[:MOST], *more]))
+                out.print(
+                    Text(f"  {turn}:", style="dim"), Padding(body, (0, 0, 0, 4), expand=False)
+                )
     if len(graph.order) > MOST:
         out.print(f"\nand {len(graph.order) - MOST:,} more nodes: --json has them all")
 
 
-def _beginning(text: str) -> str:
-    """As many lines of a prompt as a reader looks through."""
-    lines = text.split("\n")
-    more = [f"… and {len(lines) - MOST:,} more lines"] if len(lines) > MOST else []
-    return "\n".join([*lines[:MOST], *more])
+def _facts(node: Node, agent: Agent | Tool) -> list[str]:
+    if isinstance(agent, Tool):
+        return [f"tool, sends {', '.join(node.texts)}; at most {agent.max_tokens:,} tokens"]
+    sampling = agent.sampling
+    stops = ", ".join(map(repr, sampling.stop))
+    facts = {
+        agent.layout: True,
+        f"at most {sampling.max_tokens:,} tokens": True,
+        f"temperature {sampling.temperature:g}": sampling.temperature,
+        "exact": agent.exact,
+        "plain completion": not agent.chat,
+        f"stops at {stops}": stops,
+    }
+    return [fact for fact, holds in facts.items() if holds]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from kvcomm.cli import options
-from kvcomm.cli.options import option
 from kvcomm.cli.output import complain
 from kvcomm.errors import UsageError
 
+MODEL = replace(
+    options.OPTIONS["model"],
+    help="An alias, a folder, a hub id, or random:SHAPE; of a served model, its tokenizer.",
+    shown=f"{options.DEFAULT_MODEL}, or the served one",
+)
 ENGINES = ("local", "openai", "ray")
 # The options that only some engines have.
 BELONGS = {
@@ -30,53 +34,22 @@ BELONGS = {
 class Home:
     """The options that say which engine is loaded. Raises `UsageError` where they disagree."""
 
-    model: Annotated[
-        str | None,
-        option(
-            "M",
-            f"{options.MODELS}; of a served model, its tokenizer.",
-            "--model",
-            "-m",
-            shown=f"{options.DEFAULT_MODEL}, or the served one",
-        ),
-    ] = None
-    engine: Annotated[str, option("E", "local, ray, or openai: a server with that API.")] = "local"
-    base_url: Annotated[
-        str | None,
-        option(
-            "URL",
-            "Where the server of --engine openai is, such as http://localhost:8000/v1.",
-            shown="KVCOMM_BASE_URL",
-        ),
-    ] = None
-    served_model: Annotated[
-        str | None, option("NAME", "Which of the server's models, where it has several.")
-    ] = None
-    replicas: Annotated[
-        int | None,
-        option(
-            "N",
-            "Copies of the model, for --engine ray.",
-            shown="one a GPU, or one a machine",
-            max=options.MOST_AGENTS,
-        ),
-    ] = None
-    device: options.Device = None
-    dtype: options.Dtype = None
-    memory: Annotated[
-        str | None,
-        option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free"),
-    ] = None
-    spill: Annotated[
-        Path | None, option("DIR", "Folder for shared KV that no longer fits in memory.")
-    ] = None
+    model: str | None = None
+    engine: str = "local"
+    base_url: str | None = None
+    served_model: str | None = None
+    replicas: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    memory: str | None = None
+    spill: Path | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
         for name, engines in BELONGS.items():
             if self.engine not in engines and getattr(self, name) is not None:
-                option = "--" + name.replace("_", "-")
+                (option,) = options.OPTIONS[name].named(name)
                 raise UsageError(f"{option} belongs to --engine {' or '.join(engines)}")
         if self.engine == "openai" and not self._url:
             raise UsageError(
@@ -96,13 +69,10 @@ class Home:
         if self.engine == "openai":
             complain(f"asking the server at {urlsplit(self._url).hostname}")
             return load_served(self._url, self.model, served_model=self.served_model)
-        memory = options.size(self.memory)
         model = self.model or options.DEFAULT_MODEL
+        how: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        how["memory"] = options.size(self.memory)
         complain(f"loading {model}")
         if self.engine == "ray":
-            return load_ray(
-                model, self.replicas, device=self.device, dtype=self.dtype, memory=memory
-            )
-        return load_engine(
-            model, device=self.device, dtype=self.dtype, memory=memory, spill=self.spill
-        )
+            return load_ray(model, self.replicas, **how)
+        return load_engine(model, spill=self.spill, **how)

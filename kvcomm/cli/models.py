@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import complain, console, print_json, print_table
-from kvcomm.errors import UsageError
+from kvcomm.trace.tables import facts
 
 if TYPE_CHECKING:
     from kvcomm.engine.models import Check
 
 app = typer.Typer(no_args_is_help=True, help="Look at models.")
-Name = Annotated[
-    str, typer.Argument(metavar="M", help="An alias, a folder, a hub id, or random:SHAPE.")
-]
 
 
 @app.command("list")
-def list_models(json: options.Json = False) -> None:
+@options.takes()
+def list_models(*, json: bool = False) -> None:
     """The models that have a name here; any folder or hub id works as well."""
     from kvcomm.engine import models
 
@@ -29,31 +27,27 @@ def list_models(json: options.Json = False) -> None:
     if json:
         print_json({"models": [{**asdict(info), "where": str(info.where)} for info in infos]})
         return
-    print_table(
-        ("model", "kind", "ready", "~where"),
-        ((i.name, i.kind, "yes" if i.ready else "no", str(i.where)) for i in infos),
-    )
+    rows = ((i.name, i.kind, "yes" if i.ready else "no", str(i.where)) for i in infos)
+    print_table(("model", "kind", "ready", "~where"), rows)
 
 
 @app.command("check")
+@options.takes(
+    context=options.Option("N", "Size up prompts of N tokens.", within=options.TOKENS),
+    agents=options.Option("A", "Agents, with --context.", "-n", within=options.AGENTS),
+)
 def check(
-    model: Name,
-    context: Annotated[
-        int | None, options.option("N", "Size up prompts of N tokens.", max=options.MOST_TOKENS)
-    ] = None,
-    agents: Annotated[
-        int,
-        options.option("A", "Agents, with --context.", "--agents", "-n", max=options.MOST_AGENTS),
-    ] = 5,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    json: options.Json = False,
+    model: str,
+    *,
+    context: int | None = None,
+    agents: int = 5,
+    device: str | None = None,
+    dtype: str | None = None,
+    json: bool = False,
 ) -> None:
     """Load a model and check that its KV can be moved and reused; exit 1 when it cannot."""
     from kvcomm.engine.load import check_model
 
-    if context is not None and min(context, agents) < 1:
-        raise UsageError("--context and --agents need 1 at least")
     complain(f"loading {model}")
     report = check_model(model, device=device, dtype=dtype)
     sizes = _sizes(report, context, agents) if context is not None else None
@@ -66,22 +60,16 @@ def check(
 
 
 @app.command("fetch")
-def fetch(model: Name) -> None:
+@options.takes()
+def fetch(model: str) -> None:
     """Prepare a model in the user's cache; a second time does nothing."""
     from kvcomm.engine import models
 
     complain(f"{model} is ready in {models.fetch_model(model)}")
 
 
-def _sizes(report: Check, context: int, agents: int) -> dict[str, int]:
-    """Bytes for `agents` prompts of `context` tokens, whose texts (the task and a message of each
-    agent) make up a prompt: as `MEANING` says."""
-    row = context * report.kv_bytes_per_token
-    offsets = 2 * agents * report.offset_bytes
-    return dict(zip(MEANING, (agents * row, row, offsets, agents * 20 * 2 * row), strict=True))
-
-
-MEANING = {
+# Bytes for agents whose texts (the task and a message of each of them) make up a prompt.
+SIZES = {
     "rows": "rows, all open",
     "base": "base KV of every text, once",
     "offsets": "linear offsets, two kinds of text an agent",
@@ -89,9 +77,12 @@ MEANING = {
 }
 
 
-def _print(report: Check, sizes: dict[str, int] | None) -> None:
-    from kvcomm.trace.tables import facts
+def _sizes(report: Check, context: int, agents: int) -> dict[str, int]:
+    row, offsets = context * report.kv_bytes_per_token, 2 * agents * report.offset_bytes
+    return dict(zip(SIZES, (agents * row, row, offsets, agents * 20 * 2 * row), strict=True))
 
+
+def _print(report: Check, sizes: dict[str, int] | None) -> None:
     rows = [
         ("model", report.model),
         ("reuse", f"yes: {report.reason}" if report.reuse_ok else f"refused: {report.reason}"),
@@ -100,6 +91,6 @@ def _print(report: Check, sizes: dict[str, int] | None) -> None:
         ("context", f"{report.context:,} tokens"),
         ("KV", f"{report.kv_bytes_per_token:,} bytes a token"),
         *((name.replace("_", " "), f"{value:.3g}") for name, value in report.measured.items()),
-        *((MEANING[name], f"{value / 1e6:,.0f} MB") for name, value in (sizes or {}).items()),
+        *((SIZES[name], f"{value / 1e6:,.0f} MB") for name, value in (sizes or {}).items()),
     ]
     console().print(facts(rows))

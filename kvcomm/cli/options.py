@@ -1,4 +1,4 @@
-"""Options that several commands share, and commands that take them by the group."""
+"""Options: what help says of them, what values they take, and commands that take them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -17,165 +18,191 @@ from kvcomm.extras import need
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
 # No context is longer, and no benchmark larger: what is beyond is a slip of the finger.
-MOST_TOKENS, MOST_AGENTS, MOST_TIMES = 10_000_000, 1_000, 100_000
-MODELS = "An alias, a folder, a hub id, or random:SHAPE"
+TOKENS, AGENTS, TIMES = (1, 10_000_000), (1, 1_000), (1, 100_000)
 
 
-def option(metavar: str, help: str, *names: str, shown: str | bool = True, **more: Any) -> Any:
-    """An option of a command; `shown` is what help says for a default that is None."""
-    return typer.Option(*names, metavar=metavar, help=help, show_default=shown, **more)
+@dataclass(frozen=True)
+class Option:
+    """An option under the name of its parameter; without a `metavar` it is a switch.
+
+    `names` are short ones beside it, or long ones in its place, `shown` is what help says for a
+    default of None, `within` are the smallest and the largest number.
+    """
+
+    metavar: str
+    help: str
+    names: str = ""
+    shown: str | bool = True
+    within: tuple[float, float] = (-inf, inf)
+
+    def named(self, name: str) -> list[str]:
+        own = f"--{name.strip('_').replace('_', '-')}"
+        return [*([] if self.names.startswith("--") else [own]), *self.names.split()]
+
+    def declared(self, name: str, argument: bool) -> Any:
+        if argument:
+            return typer.Argument(metavar=self.metavar, help=self.help)
+        names, metavar = self.named(name), self.metavar or None
+        return typer.Option(*names, metavar=metavar, help=self.help, show_default=self.shown)
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UsageError` for a number that makes no sense."""
+        low, high = self.within
+        if isinstance(value, int | float) and not low <= value <= high:
+            most = f", and {high:,} at most" if high < inf else ""
+            raise UsageError(f"{self.named(name)[0]} {value}: write {low:,} at least{most}")
 
 
-Graph = Annotated[
-    str,
-    option(
-        "G", "chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].", "--graph", "-g"
+# Those of several commands; help would print ranges of typer, and squeeze all other words.
+OPTIONS = {
+    "json": Option("", "Print one JSON object on stdout."),
+    "runs": Option("DIR", "Where run folders are."),
+    "seed": Option("S", "Seed of sampling and of random graphs.", within=(-(2**63), 2**63 - 1)),
+    "data": Option("DIR", "Folder with SUITE.jsonl.", shown="KVCOMM_DATA"),
+    # The model, and where it runs.
+    "model": Option("M", "An alias, a folder, a hub id, or random:SHAPE.", "-m"),
+    "device": Option("D", "cpu, cuda, cuda:1, mps."),
+    "dtype": Option("T", "float32, bfloat16, float16."),
+    "engine": Option("E", "local, ray, or openai: a server with that API."),
+    "base_url": Option(
+        "URL",
+        "Where the server of --engine openai is, such as http://localhost:8000/v1.",
+        shown="KVCOMM_BASE_URL",
     ),
-]
-Agents = Annotated[
-    int | None,
-    option("N", "Agents in a ready-made graph.", "--agents", "-n", shown="see graph list"),
-]
-Rounds = Annotated[int | None, option("R", "Rounds of a debate.", shown="2")]
-Layout = Annotated[
-    str | None, option("L", "role-first, or shared-first: the role text behind task and messages.")
-]
-Model = Annotated[str, option("M", f"{MODELS}.", "--model", "-m")]
-Device = Annotated[str | None, option("D", "cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str | None, option("T", "float32, bfloat16, float16.")]
-Reuse = Annotated[str, option("R", "auto, exact, kvcomm or dense.", "--reuse", "-r")]
-Data = Annotated[Path | None, option("DIR", "Folder with SUITE.jsonl.", shown="KVCOMM_DATA")]
-
-
-def _seed(value: int) -> int:
-    """A seed of 64 bits. A range of the option would be printed, and squeeze all other words."""
-    if not -(2**63) <= value < 2**63:
-        raise UsageError(f"--seed {value} has more than 64 bits: use a smaller number")
-    return value
-
-
-Seed = Annotated[int, option("S", "Seed of sampling and of random graphs.", callback=_seed)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+    "served_model": Option("NAME", "Which of the server's models, where it has several."),
+    "replicas": Option(
+        "N", "Copies of the model, for --engine ray.", "", "one a GPU, or one a machine", AGENTS
+    ),
+    "memory": Option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free"),
+    "spill": Option("DIR", "Folder for shared KV that no longer fits in memory."),
+    # The graph.
+    "graph": Option(
+        "G", "chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].", "-g"
+    ),
+    "agents": Option("N", "Agents in a ready-made graph.", "-n", "see graph list"),
+    "rounds": Option("R", "Rounds of a debate.", shown="2"),
+    "layout": Option("L", "role-first, or shared-first: the role text behind task and messages."),
+    "max_tokens": Option("N", "Longest message, in tokens.", "", "256", TOKENS),
+    "temperature": Option("T", "0 is greedy.", shown="0"),
+    # The mode.
+    "reuse": Option("R", "auto, exact, kvcomm or dense.", "-r"),
+    "target": Option(
+        "NATS",
+        "Highest mean divergence from dense that auto may cause.",
+        "--target-divergence",
+        "0.02",
+    ),
+    "rate": Option(
+        "SHARE", "Realigned calls of auto that are compared with dense.", "--audit-rate", "0.1"
+    ),
+    "budget": Option(
+        "SHARE", "The most that auto computes of a realigned text.", "--repair-budget", "0.25"
+    ),
+}
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """The model of a command that needs one in this process."""
 
-    model: Model = DEFAULT_MODEL
-    device: Device = None
-    dtype: Dtype = None
+    model: str = DEFAULT_MODEL
+    device: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
 class TeamOptions:
     """What `build_graph` changes in a graph, beside its number of agents."""
 
-    rounds: Rounds = None
-    max_tokens: Annotated[
-        int | None, option("N", "Longest message, in tokens.", shown="256", max=MOST_TOKENS)
-    ] = None
-    temperature: Annotated[float | None, option("T", "0 is greedy.", shown="0")] = None
-    layout: Layout = None
-    seed: Seed = 0
+    rounds: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    layout: str | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class AutoOptions:
     """The options of the mode `auto`."""
 
-    target: Annotated[
-        float | None,
-        option(
-            "NATS",
-            "Highest mean divergence from dense that auto may cause.",
-            "--target-divergence",
-            shown="0.02",
-        ),
-    ] = None
-    rate: Annotated[
-        float | None,
-        option(
-            "SHARE",
-            "Realigned calls of auto that are compared with dense.",
-            "--audit-rate",
-            shown="0.1",
-        ),
-    ] = None
-    budget: Annotated[
-        float | None,
-        option(
-            "SHARE",
-            "The most that auto computes of a realigned text.",
-            "--repair-budget",
-            shown="0.25",
-        ),
-    ] = None
+    target: float | None = None
+    rate: float | None = None
+    budget: float | None = None
+
+    def quality(self) -> dict[str, Any]:
+        """As `Session` takes them, checked before anything is loaded."""
+        from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
+
+        values: dict[str, Any] = {
+            "target_divergence": TARGET if self.target is None else self.target,
+            "audit_rate": AUDIT_RATE if self.rate is None else self.rate,
+            "repair_budget": REPAIR_BUDGET if self.budget is None else self.budget,
+        }
+        Auto(*values.values())
+        return values
 
 
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the options that a dataclass among its parameters has in place of it.
+Command = Callable[..., None]
 
-    A field is an option if its type is `Annotated`. The dataclass is made, and may raise
-    `UsageError`, before the command begins.
+
+def takes(**own: Option | str) -> Callable[[Command], Command]:
+    """A command whose parameters are options of `OPTIONS` or its `own`; before `*`, arguments.
+
+    A text is a switch's help. A dataclass among the parameters stands for the options that are its
+    fields: it is made, and may raise `UsageError`, before the command begins.
     """
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    options: dict[str, tuple[Any, Any]] = {}  # annotation and default, by name
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            options[name] = hints[name], parameter.default
-            continue
-        kinds = get_type_hints(groups[name], include_extras=True)
-        for field in fields(groups[name]):
-            if get_origin(kinds[field.name]) is Annotated:
-                options[field.name] = kinds[field.name], field.default
+    known = OPTIONS | {n: Option("", o) if isinstance(o, str) else o for n, o in own.items()}
 
-    @wraps(command)
-    def run(**given: Any) -> None:
-        for name, group in groups.items():
-            own = [field.name for field in fields(group) if field.name in given]
-            given[name] = group(**{field: given.pop(field) for field in own})
-        command(**given)
+    def taken(command: Command) -> Command:
+        hints = get_type_hints(command)
+        groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+        found: list[tuple[str, Any, Any, bool]] = []
+        for name, parameter in inspect.signature(command).parameters.items():
+            if name in groups:
+                kinds = get_type_hints(groups[name])
+                found += [(f.name, kinds[f.name], f.default, False) for f in fields(groups[name])]
+            else:
+                argument = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+                found.append((name, hints[name], parameter.default, argument))
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, keyword, default=default, annotation=kind)
-            for name, (kind, default) in options.items()
-        ]
-    )
-    run.__annotations__ = {name: kind for name, (kind, _) in options.items()}
-    return run
+        @wraps(command)
+        def run(**given: Any) -> None:
+            for name, value in given.items():
+                known[name].check(name, value)
+            for name, group in groups.items():
+                given[name] = group(**{f.name: given.pop(f.name) for f in fields(group)})
+            command(**given)
 
+        run.__annotations__ = {
+            name: Annotated[kind, known[name].declared(name, argument)]
+            for name, kind, _, argument in found
+        }
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=run.__annotations__[name],
+                )
+                for name, _, default, _ in found
+            ]
+        )
+        return run
 
-def state_argument(value: str | None) -> Any:
-    """`--state` as `Session` takes it: the user's cache, nothing, or a folder."""
-    if value is None:
-        return "default"
-    return None if value == "none" else Path(value)
-
-
-def check_mode(mode: str) -> str:
-    """A known reuse mode. Raises `UsageError` before anything is loaded."""
-    from kvcomm.reuse.policy import MODES
-
-    if mode not in MODES:
-        raise UsageError(f"reuse mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
-    return mode
+    return taken
 
 
-def quality(target: float | None, rate: float | None, budget: float | None) -> dict[str, Any]:
-    """The options of `auto` as `Session` takes them, checked before anything is loaded."""
-    from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
-
-    values: dict[str, Any] = {
-        "target_divergence": TARGET if target is None else target,
-        "audit_rate": AUDIT_RATE if rate is None else rate,
-        "repair_budget": REPAIR_BUDGET if budget is None else budget,
-    }
-    Auto(*values.values())
-    return values
+def numbers(option: str, text: str) -> list[int]:
+    """Numbers between commas, each once. Raises `UsageError` for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    # Longer ones are none that anybody means, and take long to read.
+    if not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise UsageError(f"{option} {text!r}: write a number, or several: 1,2,4")
+    found = list(dict.fromkeys(map(int, parts)))
+    for number in found:
+        Option("N", "", option, within=AGENTS).check("", number)
+    return found
 
 
 def size(value: str | None, option: str = "--memory") -> int | None:
@@ -193,8 +220,10 @@ def size(value: str | None, option: str = "--memory") -> int | None:
     return found
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path | None) -> None:
     """Raise `UsageError` for a file that nothing can be drawn into, before any work is done."""
+    if path is None:
+        return
     need("matplotlib", "plot")
     from matplotlib.backend_bases import FigureCanvasBase
 

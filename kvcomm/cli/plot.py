@@ -14,12 +14,7 @@ MARKERS = "osD^vPX*<>ph"  # of one evaluation after the other
 
 def plot_ttft(value: dict[str, Any], path: Path) -> None:
     """Time to first token by agent, one line a mode, logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    figure, axes = _figure(1, (7, 4.2))
     for name, mode in value["modes"].items():
         times = [agent["ttft_s"] for agent in mode["agents"]]
         axes.plot(range(1, len(times) + 1), times, marker="o", label=name)
@@ -30,7 +25,6 @@ def plot_ttft(value: dict[str, Any], path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False, ncols=2, fontsize=8)
     axes.set_title(f"{value['model']}, {value['hardware']}", fontsize=8)
-    figure.tight_layout()
     _save(figure, path)
 
 
@@ -40,18 +34,12 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     A mode has its colour in all evaluations, and an evaluation its marker. Agents are numbered in
     the order in which they are called. Modes without a sample are left out.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
     from kvcomm.cli.eval_table import labels_of
 
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(10.5, 3.8), dpi=150, layout="constrained"
-    )
+    figure, (left, right) = _figure(2, (10.5, 3.8))
     times: list[float] = []
     modes = dict.fromkeys(mode for value in values for mode in value["modes"])
     colours = {mode: f"C{number}" for number, mode in enumerate(modes)}
@@ -62,13 +50,8 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
                 continue
             look = {"color": colours[mode], "marker": marker}
             low, high = (abs(edge - found["score"]) for edge in found["ci95"])
-            left.errorbar(
-                100 * found["token_reuse"],
-                100 * found["score"],
-                yerr=[[100 * low], [100 * high]],
-                capsize=3,
-                **look,
-            )
+            reuse, score = 100 * found["token_reuse"], 100 * found["score"]
+            left.errorbar(reuse, score, yerr=[[100 * low], [100 * high]], capsize=3, **look)
             by_agent = list(found["agents"].values())
             times += by_agent
             right.plot(range(1, len(by_agent) + 1), by_agent, **look)
@@ -88,6 +71,16 @@ def plot_eval(values: Sequence[dict[str, Any]], path: Path) -> None:
     ]
     figure.legend(handles=said, loc="outside right upper", frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _figure(columns: int, size: tuple[float, float]) -> Any:
+    """A figure that needs no display, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(1, columns, figsize=size, dpi=150, layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:

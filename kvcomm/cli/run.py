@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand
 
 from kvcomm.cli import options
 from kvcomm.cli.audits import finish
-from kvcomm.cli.home import Home
+from kvcomm.cli.home import MODEL, Home
+from kvcomm.cli.options import Option
 from kvcomm.cli.output import complain, console, print_json, say
+from kvcomm.cli.progress import RunProgress
 from kvcomm.errors import KvcommError, UsageError
+from kvcomm.message import well_formed
+from kvcomm.trace.read import find_run
+from kvcomm.trace.run import CallView
+from kvcomm.trace.show import tokens
+from kvcomm.trace.show_calls import CallTable
+from kvcomm.trace.text import seconds
 
 if TYPE_CHECKING:
     from kvcomm.graphs import AgentGraph
     from kvcomm.runtime.result import Result
     from kvcomm.runtime.stream_events import StreamEvent
-    from kvcomm.session import Session
 
 # No option looks like this: a digit or a blank behind the dash, or several words.
 QUESTION = re.compile(r"-[^A-Za-z-]|-\S*\s")
@@ -43,54 +48,43 @@ class RunCommand(TyperCommand):
             raise
 
 
-@options.grouped
+@options.takes(
+    question=Option("QUESTION", "The task of the agents."),
+    state=Option("DIR|none", "Where learned offsets are kept.", shown="the user's cache"),
+    replay=Option("RUN", "Use the plans of this run's trace again."),
+    out=Option(
+        "DIR", "The run folder. Without one, the newest 100 runs are kept.", "", "runs/TIME-GRAPH"
+    ),
+    extra=Option("NAME=TEXT", "Another input of the graph; may be repeated.", "--input"),
+    model=MODEL,
+)
 def run(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The task of the agents.")],
+    question: str,
     *,
-    graph: options.Graph = "chain",
-    agents: options.Agents = None,
+    graph: str = "chain",
+    agents: int | None = None,
     team: options.TeamOptions,
     home: Home,
-    reuse: options.Reuse = "auto",
+    reuse: str = "auto",
     auto: options.AutoOptions,
-    state: Annotated[
-        str | None,
-        options.option("DIR|none", "Where learned offsets are kept.", shown="the user's cache"),
-    ] = None,
-    replay: Annotated[
-        str | None, options.option("RUN", "Use the plans of this run's trace again.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        options.option(
-            "DIR",
-            "The run folder. Without one, the newest 100 runs are kept.",
-            shown="runs/TIME-GRAPH",
-        ),
-    ] = None,
-    extra: Annotated[
-        list[str] | None,
-        options.option("NAME=TEXT", "Another input of the graph; may be repeated.", "--input"),
-    ] = None,
-    json: options.Json = False,
+    state: Path | None = None,
+    replay: str | None = None,
+    out: Path | None = None,
+    extra: list[str] | None = None,
+    json: bool = False,
 ) -> None:
     """Answer QUESTION with a graph of agents, and say what each call reused."""
     from kvcomm.cli.topologies import build_graph
+    from kvcomm.reuse.policy import policy_for
+    from kvcomm.session import Session
 
     if not question.strip():
         raise UsageError('the task is empty: write it in quotes, kvcomm run "What is 6 * 7?"')
-    options.check_mode(reuse)
+    policy_for(reuse)
     built = build_graph(graph, agents=agents, **vars(team))
     inputs = _inputs(built, question, extra or [])
-    quality = options.quality(**vars(auto))
-    trace = None
-    if replay is not None:
-        from kvcomm.trace.read import find_run
-
-        trace = find_run(replay)
-
-    from kvcomm.cli.progress import RunProgress
-    from kvcomm.session import Session
+    quality = auto.quality()
+    trace = None if replay is None else find_run(replay)
 
     progress = RunProgress()
     with (
@@ -99,7 +93,7 @@ def run(
             loaded,
             reuse=reuse,
             seed=team.seed,
-            state=options.state_argument(state),
+            state=None if state == Path("none") else state or "default",
             runs=options.RUNS,
             listeners=(progress,),
             **quality,
@@ -113,16 +107,7 @@ def run(
             print_json(result.to_json())
         else:
             _print(result)
-        if session.measuring:
-            _finish_measuring(session)
         finish(session)
-
-
-def _finish_measuring(session: Session) -> None:
-    """Let the model be measured to the end, for the next command; Ctrl-C leaves it for later."""
-    complain("the model is measured to the end, for the next run (Ctrl-C: not now)")
-    with suppress(KeyboardInterrupt):
-        session.warm_up()
 
 
 def _last(stream: Iterator[StreamEvent | Result]) -> Result:
@@ -146,8 +131,6 @@ def _last(stream: Iterator[StreamEvent | Result]) -> Result:
 
 def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any]:
     """The graph's inputs by name: QUESTION is `task`, `--input` brings the others."""
-    from kvcomm.message import well_formed
-
     inputs: dict[str, Any] = {"task": well_formed(question)}
     for item in extra:
         name, equals, text = item.partition("=")
@@ -157,27 +140,17 @@ def _inputs(graph: AgentGraph, question: str, extra: list[str]) -> dict[str, Any
     for name in graph.inputs:
         if name not in inputs:
             raise UsageError(f"the graph has an input `{name}`: add --input {name}=TEXT")
-    for name in inputs:
-        if name not in graph.inputs:
-            known = ", ".join(graph.inputs)
-            raise UsageError(f"the graph has no input `{name}`: its inputs are {known}")
+    if unknown := [name for name in inputs if name not in graph.inputs]:
+        known = ", ".join(graph.inputs)
+        raise UsageError(f"the graph has no input `{unknown[0]}`: its inputs are {known}")
     return inputs
 
 
 def _print(result: Result) -> None:
-    from rich.text import Text
-
-    from kvcomm.trace.run import CallView
-    from kvcomm.trace.show import tokens
-    from kvcomm.trace.show_calls import CallTable
-    from kvcomm.trace.text import seconds
-
     views = [CallView(c.node, c.report.attempt, c.steps, c.message, c.report) for c in result.calls]
-    out = console()
-    say(result.answer)
-    out.print()
-    out.print(CallTable(views))
     ahead = sum(call.total("ahead") for call in result.calls)
-    out.print(Text(f"\n{tokens(result.totals, ahead)}, {seconds(result.totals.wall_s)} in all"))
+    spent = f"\n{tokens(result.totals, ahead)}, {seconds(result.totals.wall_s)} in all"
+    say(f"{result.answer}\n")
+    console().print(CallTable(views), spent, sep="\n")
     if result.trace.path:
         say(f"trace: kvcomm trace show {result.trace.path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Look at what was learned, and remove it.")
 DAY_S = 24 * 3600
-Where = Annotated[
-    Path | None, options.option("DIR", "Another folder.", "--state", shown="the user's cache")
-]
+STATE = options.Option("DIR", "Another folder.", shown="the user's cache")
 
 
 @app.command("list")
-def list_state(state: Where = None, json: options.Json = False) -> None:
+@options.takes(state=STATE)
+def list_state(*, state: Path | None = None, json: bool = False) -> None:
     """What was learned, model by model."""
     found = _found(state)
     if json:
@@ -34,39 +33,34 @@ def list_state(state: Where = None, json: options.Json = False) -> None:
     if not found:
         say(f"Nothing was learned yet in {_root(state)}.")
         return
-    rows = []
-    for folder in found:
-        last = max((t.written for t in folder.templates), default=0.0)
-        when = datetime.fromtimestamp(last).strftime("%Y-%m-%d %H:%M") if last else ""
-        library = folder.library.removeprefix("kvcomm ")
-        version = library if folder.usable else f"{library}, unused"
-        count, size = str(len(folder.templates)), megabytes(folder.nbytes)
-        rows.append((folder.model, version, count, size, when))
-    print_table(("model", ">version", ">templates", ">size", ">last learned"), rows)
+    print_table(("model", ">version", ">templates", ">size", ">last learned"), map(_row, found))
     say(f"\n{megabytes(sum(folder.nbytes for folder in found))} in {_root(state)}")
     if any(not folder.usable or folder.rest for folder in found):
         say("Some of it is of no use to this version: kvcomm state prune")
 
 
 @app.command("prune")
+@options.takes(
+    state=STATE,
+    older_than=options.Option(
+        "DAYS", "Also what has learned nothing for so long.", within=(0, math.inf)
+    ),
+    keep=options.Option("SIZE", "Also the oldest, until so much is left."),
+    everything=options.Option("", "Everything.", "--all"),
+    dry_run="Only say what would go.",
+)
 def prune(
-    state: Where = None,
-    older_than: Annotated[
-        float | None,
-        options.option("DAYS", "Also what has learned nothing for so long.", "--older-than", min=0),
-    ] = None,
-    keep: Annotated[
-        str | None, options.option("SIZE", "Also the oldest, until so much is left.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Everything.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    json: options.Json = False,
+    *,
+    state: Path | None = None,
+    older_than: float | None = None,
+    keep: str | None = None,
+    everything: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
 ) -> None:
     """Remove what other versions of kvcomm learned, and files that are damaged."""
     from kvcomm.reuse.state_files import remove, unwanted
 
-    if older_than is not None and not math.isfinite(older_than):
-        raise UsageError(f"--older-than {older_than} is no number of days")
     found = _found(state)
     age = None if older_than is None else older_than * DAY_S
     room = options.size(keep, "--keep")
@@ -77,8 +71,8 @@ def prune(
     except OSError as error:
         raise StateError(f"cannot remove what was learned: {error}") from error
     if json:
-        listed = [str(path) for path in paths]
-        print_json({"files": listed, "bytes": size if dry_run else removed, "removed": not dry_run})
+        gone = {"bytes": size if dry_run else removed, "removed": not dry_run}
+        print_json({"files": [str(path) for path in paths], **gone})
     elif not paths:
         say("Nothing to remove.")
     else:
@@ -99,6 +93,13 @@ def _found(state: Path | None) -> list[Folder]:
     if state is not None and not state.is_dir():
         raise UsageError(f"--state {state}: there is no such folder")
     return folders(_root(state))
+
+
+def _row(folder: Folder) -> list[str]:
+    last = max((t.written for t in folder.templates), default=0.0)
+    when = f"{datetime.fromtimestamp(last):%Y-%m-%d %H:%M}" if last else ""
+    version = folder.library.removeprefix("kvcomm ") + ("" if folder.usable else ", unused")
+    return [folder.model, version, str(len(folder.templates)), megabytes(folder.nbytes), when]
 
 
 def _json(folder: Folder) -> dict[str, object]:

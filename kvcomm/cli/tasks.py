@@ -23,14 +23,12 @@ def tasks() -> None:
 
 
 @app.command("list")
-def list_suites(data: options.Data = None, json: options.Json = False) -> None:
+@options.takes()
+def list_suites(*, data: Path | None = None, json: bool = False) -> None:
     """The suites that `kvcomm eval` takes, and where their rows come from."""
     from kvcomm.tasks import SUITES
 
-    found = [
-        {"name": suite.name, "about": suite.about, "rows": _source(suite, data)}
-        for suite in SUITES.values()
-    ]
+    found = [{"name": s.name, "about": s.about, "rows": _source(s, data)} for s in SUITES.values()]
     if json:
         print_json({"suites": found})
         return

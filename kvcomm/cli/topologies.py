@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from kvcomm.agents import Agent, editor, judge, role
+from kvcomm import graphs
+from kvcomm.agents import Agent, judge, role
 from kvcomm.errors import UsageError
-from kvcomm.graphs import (
-    AgentGraph,
-    chain,
-    debate,
-    fully_connected,
-    layered,
-    random_dag,
-    star,
-    tree,
-)
+from kvcomm.graphs import AgentGraph
 from kvcomm.own_file import Wanted, is_own_file, load_own
 
 GRAPH = Wanted(AgentGraph, "graph", "graph = chain(solver(), editor())")
-
-
 # In some graphs every agent hears every other one.
 MOST = 1000
 
@@ -39,52 +29,48 @@ class Topology:
 def team(count: int, kinds: tuple[str, ...] = ("solver", "critic")) -> list[Agent]:
     """`count` agents who take turns in `kinds`; the last of several is the editor."""
     names = [kinds[i % len(kinds)] for i in range(count)]
-    if count > 1:
-        names[-1] = "editor"
-    return _numbered(names)
+    return _numbered([*names[:-1], "editor"] if count > 1 else names)
 
 
 def _numbered(kinds: list[str]) -> list[Agent]:
     """Agents of these roles under unique names: solver, critic, solver2, …"""
-    seen: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     agents = []
     for kind in kinds:
-        seen[kind] = seen.get(kind, 0) + 1
+        seen[kind] += 1
         agents.append(role(kind, name=kind if seen[kind] == 1 else f"{kind}{seen[kind]}"))
     return agents
 
 
 def _star(count: int, _rounds: int, _seed: int) -> AgentGraph:
     *leaves, hub = team(count, ("solver",))
-    return star(hub, *leaves)
+    return graphs.star(hub, *leaves)
 
 
 def _layered(count: int, _rounds: int, _seed: int) -> AgentGraph:
     """Solvers, then critics who hear them all, then an editor."""
-    workers = count - 1
-    kinds = ["solver"] * (workers - workers // 2) + ["critic"] * (workers // 2)
-    agents = _numbered(kinds)
-    layers = [[a for a in agents if a.name.startswith(kind)] for kind in ("solver", "critic")]
-    return layered(*(layer for layer in layers if layer), [editor()])
+    critics = (count - 1) // 2
+    layers = (["solver"] * (count - 1 - critics), ["critic"] * critics, ["editor"])
+    return graphs.layered(*(_numbered(layer) for layer in layers if layer))
 
 
 def _tree(count: int, _rounds: int, _seed: int) -> AgentGraph:
     """An editor at the root, critics inside, solvers at the leaves."""
     kinds = ["critic" if 2 * i + 1 < count else "solver" for i in range(count)]
-    if count > 1:
-        kinds[0] = "editor"
-    return tree(*_numbered(kinds))
+    return graphs.tree(*_numbered(["editor", *kinds[1:]] if count > 1 else kinds))
 
 
 TOPOLOGIES: dict[str, Topology] = {
-    "chain": Topology("each agent hears the one before it", 3, lambda n, r, s: chain(*team(n))),
+    "chain": Topology(
+        "each agent hears the one before it", 3, lambda n, r, s: graphs.chain(*team(n))
+    ),
     "full": Topology(
-        "each agent hears all agents before it", 3, lambda n, r, s: fully_connected(*team(n))
+        "each agent hears all agents before it", 3, lambda n, r, s: graphs.fully_connected(*team(n))
     ),
     "debate": Topology(
         "all agents answer, hear each other and answer again; a judge decides",
         2,
-        lambda n, r, s: debate(*_numbered(["solver"] * n), rounds=r, judge=judge()),
+        lambda n, r, s: graphs.debate(*_numbered(["solver"] * n), rounds=r, judge=judge()),
     ),
     "star": Topology("an editor hears all the others", 4, _star),
     "layered": Topology("solvers, critics who hear all of them, an editor", 5, _layered),
@@ -92,7 +78,7 @@ TOPOLOGIES: dict[str, Topology] = {
     "random": Topology(
         "each agent hears some of those before it, drawn by --seed",
         5,
-        lambda n, r, s: random_dag(*team(n, ("solver",)), seed=s),
+        lambda n, r, s: graphs.random_dag(*team(n, ("solver",)), seed=s),
     ),
 }
 
@@ -144,19 +130,14 @@ def adjusted(
     graph: AgentGraph, max_tokens: int | None, temperature: float | None, layout: str | None
 ) -> AgentGraph:
     """The graph with these fields of every agent changed, where they are given."""
-    if max_tokens is None and temperature is None and layout is None:
-        return graph
+    sampling = {"max_tokens": max_tokens, "temperature": temperature}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
 
     def adjust(agent: Agent) -> Agent:
-        sampling = agent.sampling
-        if max_tokens is not None:
-            sampling = replace(sampling, max_tokens=max_tokens)
-        if temperature is not None:
-            sampling = replace(sampling, temperature=temperature)
-        fields: dict[str, Any] = {} if layout is None else {"layout": layout}
-        return replace(agent, sampling=sampling, **fields)
+        changed = replace(agent.sampling, **sampling)  # type: ignore[arg-type]
+        return replace(agent, sampling=changed, layout=agent.layout if layout is None else layout)  # type: ignore[arg-type]
 
-    return graph.with_agents(adjust)
+    return graph.with_agents(adjust) if sampling or layout is not None else graph
 
 
 def with_passages(graph: AgentGraph, names: Sequence[str]) -> AgentGraph:

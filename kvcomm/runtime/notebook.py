@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcomm.trace.export.markup import escaped
-from kvcomm.trace.text import number, shorten
+from kvcomm.trace.text import escaped, number, shorten
 
 COLUMNS = ("agent", "prompt", "computed", "prefix", "realigned", "first token", "output", "text")
 # As much of a message as tells which one it is.

@@ -13,50 +13,41 @@ from kvcomm.trace.text import plain, plural, seconds, share, shorten
 LONG = 0.15
 
 
-def warnings(run: TraceRun) -> list[str]:
-    """What was lost, missed or above the target, with the reasons that the run gave."""
-    return list(_warnings(run))
-
-
 def advice(run: TraceRun) -> list[str]:
     """What to change, most valuable first. Nothing where nothing would help."""
     if not run.finished or run.finished.totals.wall_s <= 0:
         return []
     wall_s = run.finished.totals.wall_s
-    return [
-        *_late(run, wall_s),
-        *_rewritten(run),
-        *_learning(run),
-        *_shared(run),
-        *_decoding(run, wall_s),
-    ]
+    whole = (*_rewritten(run), *_learning(run), *_shared(run))
+    return [*_late(run, wall_s), *whole, *_decoding(run, wall_s)]
 
 
-def _warnings(run: TraceRun) -> Iterator[str]:
-    for event in run.of(Restarted):
-        yield shorten(event.error, 100)
+def warnings(run: TraceRun) -> list[str]:
+    """What was lost, missed or above the target, with the reasons that the run gave."""
+    lines = [shorten(event.error, 100) for event in run.of(Restarted)]
     for retry in run.retries:
-        yield f"{retry.node} failed and was tried again: {shorten(retry.error, 100)}"
+        lines.append(f"{retry.node} failed and was tried again: {shorten(retry.error, 100)}")
     for audit in run.audits():
         if audit.error:
-            yield f"{audit.node}: an audit failed: {shorten(audit.error, 100)}"
+            lines.append(f"{audit.node}: an audit failed: {shorten(audit.error, 100)}")
         elif audit.used and audit.divergence is not None and audit.divergence > audit.target:
-            yield (
+            lines.append(
                 f"{audit.node}: divergence {audit.divergence:.4f} is above the target of "
                 f"{audit.target:g} (one call; the promise is about their mean)"
             )
     for view in run.calls:
         for step in view.steps:
             if "planned:" in step.reason:
-                yield f"{view.node}: {{{step.name}}} {plain(step.reason)}"
+                lines.append(f"{view.node}: {{{step.name}}} {plain(step.reason)}")
         if view.message and "no room" in view.message.reason:
-            yield f"{view.node}: its message went without KV: {plain(view.message.reason)}"
+            lines.append(f"{view.node}: its message went without KV: {plain(view.message.reason)}")
     for tool in run.tools:
         for name in tool.cut:
-            yield f"{tool.node}: {name} was cut after {plural(tool.tokens[name], 'token')}"
+            lines.append(f"{tool.node}: {name} was cut after {plural(tool.tokens[name], 'token')}")
     for call in run.done:
         if call.redone_tokens:
-            yield f"{call.node}: {plural(call.redone_tokens, 'token')} computed for nothing"
+            lines.append(f"{call.node}: {plural(call.redone_tokens, 'token')} computed for nothing")
+    return lines
 
 
 def _late(run: TraceRun, wall_s: float) -> Iterator[str]:

@@ -15,17 +15,38 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 VERSION = 2
 
 
-class _Event(BaseModel):
+class _Read(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
+
+class _Event(_Read):
     v: int = VERSION
     t: float = 0.0
+    kind: str = ""
 
 
-class NodeInfo(BaseModel):
+class NodeEvent(_Event):
+    """Something of one attempt at a node."""
+
+    node: str
+    attempt: int
+
+
+class _Call(NodeEvent):
+    agent: str
+    round: int
+    mode: str
+    gate: str
+    prompt_tokens: int
+    output_tokens: int
+    opened_at: float
+    finished_at: float
+    redone_tokens: int = 0
+    phases: dict[str, float] = {}
+
+
+class NodeInfo(_Read):
     """One node of the graph, as the run saw it."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
     agent: str
@@ -36,10 +57,7 @@ class NodeInfo(BaseModel):
 
 
 class RunStarted(_Event):
-    """The first line of every trace.
-
-    `automatic`: the run folder's name was chosen by kvcomm, so that it may go with older ones.
-    """
+    """The first line; `automatic`: kvcomm chose the folder's name, so it may go with older ones."""
 
     kind: Literal["run"] = "run"
     kvcomm: str
@@ -74,35 +92,30 @@ class Profiled(_Event):
     priors: dict[str, float]
 
 
-class NodeStarted(_Event):
+class NodeStarted(NodeEvent):
     """An attempt at a node began."""
 
     kind: Literal["node"] = "node"
-    node: str
-    attempt: int
 
 
 class PromptText(_Event):
-    """The text of segments, special tokens spelled out. Written once, before the first of them."""
+    """The text of segments, special tokens spelled out; before the first step that names it."""
 
     kind: Literal["text"] = "text"
     id: int
     text: str
 
 
-class SegmentStep(_Event):
+class SegmentStep(NodeEvent):
     """How one segment entered the sequence: `computed + prefix + realigned = tokens`.
 
-    `way` is its source. `ahead` counts the tokens that were prefilled before the last input was
-    complete. Of a realigned segment `positions` are the `[start, end)` ranges that were computed,
-    and `corrected` says whether offsets were added to base KV or it was only rotated. That KV is of
-    the kind `base`, and of the prompt of `lender`, where this is not empty. `text` is the id of a
-    `PromptText`: the texts of a call's steps, one behind the other, are its prompt.
+    `ahead` of them were prefilled before the last input was complete. Of a realigned segment
+    `positions` are the `[start, end)` ranges that were computed, `corrected` says whether offsets
+    were added to base KV, which is of the kind `base`, and was read in the prompt of `lender`.
+    `text` is the `PromptText`.
     """
 
     kind: Literal["step"] = "step"
-    node: str
-    attempt: int
     index: int
     segment: Literal["literal", "placeholder"]
     name: str
@@ -132,12 +145,10 @@ class SegmentStep(_Event):
         return "prefix" if self.prefix > self.computed else "computed"
 
 
-class MessageSent(_Event):
-    """A node's message: text, token ids, and the handle of the KV behind it (`None`: text only)."""
+class MessageSent(NodeEvent):
+    """A node's message, and the handle of the KV behind it (`None`: text only)."""
 
     kind: Literal["message"] = "message"
-    node: str
-    attempt: int
     text: str
     tokens: int
     handle: str | None
@@ -154,31 +165,18 @@ class MessageSent(_Event):
         return f"KV behind {self.covered:,} of them, {'exact' if self.exact else 'approximate'}"
 
 
-class CallFinished(_Event):
-    """One finished call. `ready_at`: the last producer's final token was sampled.
+class CallFinished(_Call):
+    """A call that is done. `ready_at`: the last producer's final token was sampled.
 
-    `ahead_s` was spent on prefilling before that, `first_token` is the id that was sampled first.
-    `phases` are seconds spent in the engine for this call: offsets (what is predicted),
-    rotate, fill, forward, first token (from the prompt's last forward on), decode, observe.
-    `gate` says what a learning mode decided for the call as a whole, `offsets` which family of
-    offset models corrected realigned KV.
+    `ahead_s` was spent on prefilling before that, `phases` are seconds in the engine. `gate` says
+    what a learning mode decided for the call as a whole, `offsets` which family corrected its KV.
     """
 
     kind: Literal["call"] = "call"
-    node: str
-    agent: str
-    round: int
-    attempt: int
-    mode: str
-    gate: str
     dense: bool
     exact: bool
-    prompt_tokens: int
-    output_tokens: int
-    opened_at: float
     ready_at: float
     first_token_at: float
-    finished_at: float
     ttft_s: float
     decode_s: float
     ahead_s: float = 0.0
@@ -187,51 +185,26 @@ class CallFinished(_Event):
     offsets: str = ""
     base_tokens: int = 0
     query_tokens: int = 0
-    redone_tokens: int = 0
-    phases: dict[str, float] = {}
-
-    @property
-    def ahead_from(self) -> float:
-        """Where streaming prefill is drawn: at the end of the wait; its place is not recorded."""
-        return max(self.opened_at, self.ready_at - self.ahead_s)
 
 
-class CallInterrupted(_Event):
+class CallInterrupted(_Call):
     """A call that was cancelled under way: with its run, or at its agent's time limit.
 
-    Its `step` events are the segments that its sequence held, `text` what was written so far, as
-    sampled. `ready_at` is None where an input was still missing, `first_token_at` where no token
-    was sampled yet.
+    Its steps are the segments that its sequence held. `ready_at` is None where an input was still
+    missing, `first_token_at` where no token was sampled yet.
     """
 
     kind: Literal["interrupted"] = "interrupted"
-    node: str
-    agent: str
-    round: int
-    attempt: int
-    mode: str
-    gate: str
-    prompt_tokens: int
-    output_tokens: int
     text: str
-    opened_at: float
     ready_at: float | None
     first_token_at: float | None
-    finished_at: float
     stop: Literal["interrupted"] = "interrupted"
-    redone_tokens: int = 0
-    phases: dict[str, float] = {}
 
 
-class ToolFinished(_Event):
-    """A tool returned: its texts by name, and their tokens.
-
-    It waited for its inputs until `ready_at`; `cut` names the texts that were longer than allowed.
-    """
+class ToolFinished(NodeEvent):
+    """A tool returned. Its inputs were there at `ready_at`; `cut` texts were too long."""
 
     kind: Literal["tool"] = "tool"
-    node: str
-    attempt: int
     texts: dict[str, str]
     tokens: dict[str, int]
     cut: list[str] = []
@@ -239,17 +212,14 @@ class ToolFinished(_Event):
     finished_at: float
 
 
-class Audited(_Event):
-    """A call compared with dense behind its answer.
+class Audited(NodeEvent):
+    """A call compared with dense behind its answer; one that failed says why in `error`.
 
-    `used`: the call was realigned at this `level`, and a dense shadow measured it; otherwise it was
-    exact, and the level was probed beside it. Divergences are in nats; `tokens` were computed for
-    the audit, `bound` is what was expected at most. An audit that failed says why in `error`.
+    `used`: it was realigned at this `level`; otherwise it was exact, and the level was tried beside
+    it. Divergences are in nats; `bound` is what was expected at most.
     """
 
     kind: Literal["audit"] = "audit"
-    node: str
-    attempt: int
     level: str
     used: bool
     target: float
@@ -267,21 +237,18 @@ class Audited(_Event):
         return f"{'audit' if self.used else 'probe'} of {self.level}"
 
 
-class Retried(_Event):
+class Retried(NodeEvent):
     """An attempt failed and the node starts again after `wait_s`."""
 
     kind: Literal["retry"] = "retry"
-    node: str
-    attempt: int
     error: str
     wait_s: float
 
 
 class Failed(_Event):
-    """A node failed for good, or the run itself did (`node` is None).
+    """A node failed for good, or the run did (`node` is None).
 
-    `instead` is what the node's readers have: another text in place of its message, or the message,
-    where the node failed behind it. None: the run ends.
+    `instead` is what the node's readers have in place of its message. None: the run ends.
     """
 
     kind: Literal["error"] = "error"
@@ -297,20 +264,17 @@ class Failed(_Event):
 
 
 class Restarted(_Event):
-    """The run was begun again on another replica: nothing before it counts but the `run` event."""
+    """The run began again on another replica: nothing before it counts but the first line."""
 
     kind: Literal["restart"] = "restart"
     error: str
 
 
-class Totals(BaseModel):
+class Totals(_Read):
     """Tokens over all prompts and answers of a run; `extra` is work beside them.
 
-    Those of a run that did not end well count its interrupted calls, too. `queued_s` is how long
-    the run waited for others before it began, beside `wall_s`.
+    Those of a run that did not end well count its interrupted calls, too.
     """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     prompt_tokens: int
     computed_tokens: int
@@ -322,7 +286,7 @@ class Totals(BaseModel):
 
 
 class RunFinished(_Event):
-    """How a run ended, by itself or by Ctrl-C; `calls` finished in it. Only audits come behind."""
+    """How a run ended; `calls` finished in it. Only audits come behind."""
 
     kind: Literal["end"] = "end"
     status: Literal["ok", "failed", "interrupted"]
@@ -331,24 +295,10 @@ class RunFinished(_Event):
     calls: int | None = None
 
 
-Event = Annotated[
-    RunStarted
-    | StateRead
-    | Profiled
-    | NodeStarted
-    | PromptText
-    | SegmentStep
-    | MessageSent
-    | CallFinished
-    | CallInterrupted
-    | ToolFinished
-    | Audited
-    | Retried
-    | Failed
-    | Restarted
-    | RunFinished,
-    Field(discriminator="kind"),
-]
+_OfRun = RunStarted | StateRead | Profiled | PromptText | Failed | Restarted | RunFinished
+_OfNode = NodeStarted | SegmentStep | MessageSent | ToolFinished | Audited | Retried
+_OfCall = CallFinished | CallInterrupted
+Event = Annotated[_OfRun | _OfNode | _OfCall, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Event)
 
 

@@ -13,6 +13,8 @@ in the middle of a line is a lane that passes by.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
 
 Senders = Mapping[str, Sequence[str]]
 # Past this many nodes lanes move together, so that large graphs stay within a terminal.
@@ -27,26 +29,17 @@ def levels(senders: Senders) -> list[list[str]]:
     Senders that are no nodes are ignored. What is left in a cycle forms the last level.
     """
     known = {name: {s for s in heard if s in senders} for name, heard in senders.items()}
-    waits = {name: len(heard) for name, heard in known.items()}
-    readers: dict[str, list[str]] = {name: [] for name in senders}
-    for name, heard in known.items():
-        for sender in heard:
-            readers[sender].append(name)
+    sorter = TopologicalSorter(known)
+    with suppress(CycleError):
+        sorter.prepare()
     place = {name: index for index, name in enumerate(senders)}
     placed: list[list[str]] = []
-    level = [name for name, count in waits.items() if not count]
-    while level:
+    while level := sorted(sorter.get_ready(), key=place.__getitem__):
         placed.append(level)
-        free = []
-        for sender in level:
-            for name in readers[sender]:
-                waits[name] -= 1
-                if not waits[name]:
-                    free.append(name)
-        level = sorted(free, key=place.__getitem__)
-    if left := [name for name, count in waits.items() if count]:
-        placed.append(left)
-    return placed
+        sorter.done(*level)
+        for name in level:
+            del place[name]
+    return [*placed, list(place)] if place else placed
 
 
 def marked(answer: bool, exact: bool, tool: bool) -> str:
@@ -58,12 +51,12 @@ def marked(answer: bool, exact: bool, tool: bool) -> str:
 def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
     """The drawing; `notes` are words behind a node (answer, exact). Of many nodes, the first."""
     by_level = levels(senders)
-    order = [name for level in by_level for name in level][:MOST]
+    everyone = [name for level in by_level for name in level]
+    order = everyone[:MOST]
     step = 3 if len(order) <= ROOMY else 2
     row_of = {name: index for index, name in enumerate(order)}
     column = {name: index * step for index, name in enumerate(order)}
     # A lane whose reader is not drawn goes on to the end.
-    everyone = (name for level in by_level for name in level)
     last = {s: row_of.get(name, MOST) for name in everyone for s in senders[name] if s in column}
     width = max((len(name) for name in order), default=0)
     gutter = len(str(len(by_level)))
@@ -78,10 +71,8 @@ def draw_lanes(senders: Senders, notes: Mapping[str, str] | None = None) -> str:
                 lines.append(" " * (gutter + width + 4) + between)
             number = str(depth) if first else ""
             lanes = _lanes(order[:row], column, last, row, name, frozenset(senders[name]))
-            note = (notes or {}).get(name)
-            lines.append(
-                f"{number:>{gutter}}  {name:<{width}}  {lanes}" + (f"  {note}" if note else "")
-            )
+            note = (notes or {}).get(name, "")
+            lines.append(f"{number:>{gutter}}  {name:<{width}}  {lanes}  {note}")
     if len(senders) > MOST:
         lines.append(f"and {len(senders) - MOST:,} more, {len(by_level):,} levels in all")
     return "\n".join(line.rstrip() for line in lines)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ValidationError
 
@@ -56,14 +56,14 @@ def read_trace(path: Path) -> TraceRun:
     events: list[Event] = []
     skipped = 0
     with _opened(path) as file:
+        started = _first(path, file)
+        file.seek(0)
         for line in _whole_lines(file):
             if (event := read_event(line)) is not None:
                 events.append(event)
             elif line.strip():
                 skipped += 1
-    if not events or not isinstance(events[0], RunStarted):
-        raise _no_run(path)
-    return TraceRun(path, events[0], events, skipped)
+    return TraceRun(path, started, events, skipped)
 
 
 def read_ends(path: Path) -> Ends:
@@ -97,7 +97,7 @@ def _first(path: Path, file: BinaryIO) -> RunStarted:
             if isinstance(event, RunStarted):
                 return event
             break
-    raise _no_run(path)
+    raise TraceError(f"{path} is not a trace: it does not begin with a `run` event")
 
 
 def _last(file: BinaryIO) -> Event | None:
@@ -118,10 +118,7 @@ def _last(file: BinaryIO) -> Event | None:
 
 
 def follow(path: Path, *, wait_s: float = WAIT_S) -> Iterator[Event]:
-    """The events of the file from its beginning, and those that come, up to the end of the run.
-
-    A line counts when it is whole. Lines that are no event are passed over.
-    """
+    """The events of the file from its beginning, and those that come, up to the end of the run."""
     with path.open("rb") as file:
         pending = b""
         while True:
@@ -136,16 +133,10 @@ def follow(path: Path, *, wait_s: float = WAIT_S) -> Iterator[Event]:
             # What is longer than any event is none; its rest is none either.
             pending = pending[:LONGEST]
             for line in lines:
-                if (event := read_event(line)) is None:
-                    continue
-                yield event
-                if event.kind == "end":
-                    return
-
-
-def _no_run(path: Path) -> TraceError:
-    """What is wrong with a file whose first event is not a run's."""
-    return TraceError(f"{path} is not a trace: it does not begin with a `run` event")
+                if (event := read_event(line)) is not None:
+                    yield event
+                    if event.kind == "end":
+                        return
 
 
 @contextmanager
@@ -178,16 +169,12 @@ def read_event(line: bytes) -> Event | None:
     return event if _measured(event) else None
 
 
-def _measured(value: object) -> bool:
+def _measured(value: Any) -> bool:
     """Whether all numbers in an event are of a size that can be reckoned with."""
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    if isinstance(value, float):
-        return -MOST < value < MOST
+    if isinstance(value, int | float):
+        return -MOST < value < MOST if isinstance(value, float) else -(2**63) <= value < 2**63
     if isinstance(value, BaseModel):
-        return all(map(_measured, value.__dict__.values()))
+        value = value.__dict__
     if isinstance(value, dict):
-        return all(map(_measured, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_measured, value))
-    return True
+        value = value.values()
+    return isinstance(value, str) or not isinstance(value, Iterable) or all(map(_measured, value))

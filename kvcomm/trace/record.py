@@ -6,13 +6,13 @@ import logging
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kvcomm.errors import UsageError
 from kvcomm.trace.events import Event, PromptText, Restarted, _Event
-from kvcomm.trace.line_file import LineFile
 
 log = logging.getLogger("kvcomm.run")
 
@@ -40,6 +40,38 @@ def new_run_folder(name: str, out: Path | None = None, root: Path = Path("runs")
             raise UsageError(f"cannot write the run folder {folder}: {error.strerror}") from None
         return folder
     raise UsageError(f"no free run folder under {root}")
+
+
+class LineFile:
+    """Appends lines to `path`, or begins it `anew`; each is written at once. Raises `OSError`."""
+
+    def __init__(self, path: Path, *, anew: bool = False) -> None:
+        self._file = path.open("wb" if anew else "ab", buffering=0)
+
+    def append(self, line: str) -> None:
+        """Write `line` and its end, or nothing of it. Raises `OSError`."""
+        data = line.encode("utf-8", errors="replace") + b"\n"
+        whole = self._file.seek(0, 2)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(whole)
+            raise
+
+    def clear(self) -> None:
+        """Remove all lines. Raises `OSError`."""
+        self._file.truncate(0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more lines."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._file.close()
 
 
 class Recorder:
@@ -82,7 +114,6 @@ class Recorder:
         return event
 
     def append(self, event: _Event) -> None:
-        """Record an event as it is."""
         line = event.model_dump_json()
         self._first = self._first or line
         self._line(line)
@@ -90,7 +121,11 @@ class Recorder:
             try:
                 listener(event)  # type: ignore[arg-type]
             except Exception as error:
-                self._drop(listener, error)
+                self._listeners.remove(listener)
+                name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
+                what = f"{type(error).__name__}: {error}"
+                self.warnings.append(f"the listener {name} raised {what}; it heard nothing more")
+                log.warning("the listener %s raised and hears nothing more", name, exc_info=error)
 
     def _line(self, line: str) -> None:
         if self._file and not self._file.closed:
@@ -108,14 +143,6 @@ class Recorder:
             self._line(self._first)
         self._texts.clear()
         self.write(Restarted, error=why)
-
-    def _drop(self, listener: Listener, error: Exception) -> None:
-        """A listener is broken: say so once, and go on without it."""
-        self._listeners.remove(listener)
-        name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
-        what = f"{type(error).__name__}: {error}"
-        self.warnings.append(f"the listener {name} raised {what}; it heard nothing more")
-        log.warning("the listener %s raised and hears nothing more", name, exc_info=error)
 
     def text(self, key: Hashable, spell: Callable[[], str]) -> int | None:
         """The id of the text that `key` stands for; it is spelled and written when it is new.

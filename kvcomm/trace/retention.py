@@ -68,24 +68,21 @@ class Retention:
         if not _holds_a_trace_alone(self._root / name):
             return False
         if name not in self._automatic:
-            try:
+            with suppress(TraceError):  # a run that has just begun, or none
                 self._automatic[name] = read_start(self._root / name / TRACE_FILE).automatic
-            except TraceError:  # a run that has just begun, or none
-                return False
-        return self._automatic[name]
+        return self._automatic.get(name, False)
 
 
 def _delete(folder: Path) -> bool:
     """Delete the trace of a run that is over, and its folder."""
     trace = folder / TRACE_FILE
-    try:
+    # Another process may be faster, or it may not be deleted.
+    with suppress(TraceError, OSError):
         over = read_ends(trace).finished or time.time() - trace.stat().st_mtime > DEAD_S
         if over and _holds_a_trace_alone(folder):
             trace.unlink()
             folder.rmdir()
             return True
-    except (TraceError, OSError):  # another process was faster, or it may not be deleted
-        return False
     return False
 
 
@@ -93,8 +90,6 @@ def _holds_a_trace_alone(folder: Path) -> bool:
     """Whether this is a folder with a trace file and nothing else, none of them a link."""
     with suppress(OSError):
         if stat.S_ISDIR(folder.lstat().st_mode):
-            found = list(folder.iterdir())
-            return [p.name for p in found] == [TRACE_FILE] and stat.S_ISREG(
-                found[0].lstat().st_mode
-            )
+            found = {path.name: path.lstat().st_mode for path in folder.iterdir()}
+            return list(found) == [TRACE_FILE] and stat.S_ISREG(found[TRACE_FILE])
     return False

@@ -7,31 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from kvcomm.trace.events import (
-    Audited,
-    CallFinished,
-    CallInterrupted,
-    Event,
-    Failed,
-    MessageSent,
-    NodeInfo,
-    NodeStarted,
-    PromptText,
-    Retried,
-    RunFinished,
-    RunStarted,
-    SegmentStep,
-    StateRead,
-    ToolFinished,
-)
+from kvcomm.trace import events as ev
+from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, Event, SegmentStep
 
 # Where a prompt's tokens came from; `ahead` counts some of them again.
 SOURCES = ("computed", "prefix", "realigned")
 COUNTS = (*SOURCES, "ahead")
 # The parts of a call, one behind the other.
 PARTS = ("waits", "ahead", "prefill", "decode")
-OF_CALLS = (NodeStarted, SegmentStep, MessageSent, CallFinished, CallInterrupted, Audited)
-
+NOT_OF_CALLS = (ev.ToolFinished, ev.Retried)
 
 E = TypeVar("E")
 
@@ -54,22 +38,17 @@ class CallView:
     node: str
     attempt: int
     steps: list[SegmentStep] = field(default_factory=list)
-    message: MessageSent | None = None
+    message: ev.MessageSent | None = None
     call: CallFinished | None = None
     interrupted: CallInterrupted | None = None
     audits: list[Audited] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
-        """Take an event of this attempt."""
-        if isinstance(event, SegmentStep):
+        if event.kind in ("message", "call", "interrupted"):
+            setattr(self, event.kind, event)
+        elif event.kind == "step":
             self.steps.append(event)
-        elif isinstance(event, MessageSent):
-            self.message = event
-        elif isinstance(event, CallFinished):
-            self.call = event
-        elif isinstance(event, CallInterrupted):
-            self.interrupted = event
-        elif isinstance(event, Audited):
+        elif event.kind == "audit":
             self.audits.append(event)
 
     @property
@@ -90,10 +69,14 @@ class CallView:
         return self.call.prompt_tokens if self.call else sum(step.tokens for step in self.steps)
 
     @property
+    def ended(self) -> CallFinished | CallInterrupted | None:
+        """How it ended; None where the trace does not say."""
+        return self.call or self.interrupted
+
+    @property
     def output_tokens(self) -> int | None:
         """The tokens that were sampled; None where the trace does not say."""
-        known = self.call or self.interrupted
-        return known.output_tokens if known else None
+        return self.ended.output_tokens if self.ended else None
 
     @property
     def parts(self) -> list[tuple[float, float, str]]:
@@ -101,16 +84,15 @@ class CallView:
 
         An interrupted call is in its last part when it ends. Empty for a call without times.
         """
-        if call := self.call:
-            times = [call.opened_at, call.ahead_from, call.ready_at, call.first_token_at]
-        elif cut := self.interrupted:
-            ready = cut.finished_at if cut.ready_at is None else cut.ready_at
-            first = cut.finished_at if cut.first_token_at is None else cut.first_token_at
-            times = [cut.opened_at, max(cut.opened_at, ready), ready, first]
-        else:
+        if (ended := self.ended) is None:
             return []
-        end = (self.call or self.interrupted).finished_at  # type: ignore[union-attr]
-        return list(zip(times, [*times[1:], end], PARTS, strict=True))
+        begin, end = ended.opened_at, ended.finished_at
+        ready = end if ended.ready_at is None else ended.ready_at
+        first = end if ended.first_token_at is None else ended.first_token_at
+        # Streaming prefill is drawn at the end of the wait: its place is not recorded.
+        ahead = max(begin, ready - (self.call.ahead_s if self.call else 0.0))
+        times = (begin, ahead, ready, first, end)
+        return list(zip(times, times[1:], PARTS, strict=False))
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -129,25 +111,25 @@ class TraceRun:
     """A run as its trace tells it. `finished` is None for a run that was cut off."""
 
     path: Path
-    started: RunStarted
+    started: ev.RunStarted
     events: list[Event]
     skipped: int
 
     def __post_init__(self) -> None:
         views: dict[tuple[str, int], CallView] = {}
         for event in self.events:
-            if isinstance(event, NodeStarted) and self.info(event.node).tool:
-                continue
-            if isinstance(event, OF_CALLS):
+            if isinstance(event, ev.NodeEvent) and not isinstance(event, NOT_OF_CALLS):
+                if event.kind == "node" and self.info(event.node).tool:
+                    continue
                 key = (event.node, event.attempt)
                 views.setdefault(key, CallView(*key)).add(event)
         self.calls = list(views.values())
-        self.tools = self.of(ToolFinished)
-        self.state = self.of(StateRead)
-        self.retries = self.of(Retried)
-        self.errors = self.of(Failed)
-        self.texts = {event.id: event.text for event in self.of(PromptText)}
-        self.finished = next(reversed(self.of(RunFinished)), None)
+        self.tools = self.of(ev.ToolFinished)
+        self.state = self.of(ev.StateRead)
+        self.retries = self.of(ev.Retried)
+        self.errors = self.of(ev.Failed)
+        self.texts = {event.id: event.text for event in self.of(ev.PromptText)}
+        self.finished = next(reversed(self.of(ev.RunFinished)), None)
         if self.finished is not None and (spent := sum(a.tokens for a in self.audits())):
             # What was computed for audits is known only behind the end.
             totals = self.finished.totals
@@ -155,7 +137,6 @@ class TraceRun:
             self.finished = self.finished.model_copy(update={"totals": totals})
 
     def of(self, kind: type[E]) -> list[E]:
-        """The events of one kind, in their order."""
         return [event for event in self.events if isinstance(event, kind)]
 
     def text(self, step: SegmentStep) -> str | None:
@@ -174,22 +155,20 @@ class TraceRun:
             last[view.node] = view
         return list(last.values())
 
-    def info(self, node: str) -> NodeInfo:
+    def info(self, node: str) -> ev.NodeInfo:
         """What the graph says of a node."""
-        return self._infos.get(node) or NodeInfo(name=node, agent=node)
+        return self._infos.get(node) or ev.NodeInfo(name=node, agent=node)
 
-    def retries_of(self, node: str, attempt: int | None = None) -> list[Retried]:
+    def retries_of(self, node: str, attempt: int | None = None) -> list[ev.Retried]:
         """Why an attempt was given up; of a node whose attempts are not told apart, all."""
         return [r for r in self.retries if r.node == node and attempt in (None, r.attempt)]
 
     @property
     def done(self) -> list[CallFinished]:
-        """The calls that finished."""
         return [view.call for view in self.calls if view.call]
 
     @property
     def status(self) -> str:
-        """How the run ended."""
         return self.finished.status if self.finished else "cut off"
 
     @property
@@ -201,7 +180,7 @@ class TraceRun:
         return sorted(bars, key=lambda bar: bar.parts[0][0])
 
     @cached_property
-    def _infos(self) -> dict[str, NodeInfo]:
+    def _infos(self) -> dict[str, ev.NodeInfo]:
         return {info.name: info for info in self.started.nodes}
 
     @cached_property

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.errors import UsageError
@@ -37,48 +36,48 @@ def show_run(
             CallTable(views),
             *(show_call(run, view, prompt=text, whole=text, times=True) for view in views),
         )
-    parts: list[RenderableType] = [
-        show_header(run, text=text),
-        *_section("Graph", show_graph(run)),
-        *_section("Calls", CallTable(run.calls)),
-    ]
-    if run.bars:
-        parts += _section("Timeline", Timeline(run))
-    if len(run.calls) > 1 and (slow := slowest(run)):
-        parts += _section("Slowest", _points(slow))
-    if found := warnings(run):
-        parts += _section("Warnings", _points(found, "yellow"))
-    if found := advice(run):
-        parts += _section("Advice", _points(found))
+    slow = slowest(run) if len(run.calls) > 1 else []
+    sections = {
+        "Graph": show_graph(run),
+        "Calls": CallTable(run.calls),
+        "Timeline": Timeline(run) if run.bars else None,
+        "Slowest": _points(slow) if slow else None,
+        "Warnings": _points(found, "yellow") if (found := warnings(run)) else None,
+        "Advice": _points(found) if (found := advice(run)) else None,
+    }
+    parts: list[RenderableType] = [show_header(run, text=text)]
+    for title, body in sections.items():
+        if body is not None:
+            parts += ["", Text(title, style="bold"), body]
     if segments or text:
         parts += [show_tool(tool, text=text) for tool in run.tools]
         parts += [show_call(run, view, prompt=text, whole=text) for view in run.calls]
-    parts += show_notes(run, sections=segments or text)
+    if lines := troubles(run, sections=segments or text):
+        parts += ["", Text("\n".join(lines), style="red")]
     if not segments and not text and run.calls:
         parts += ["", Text("--segments: where every token came from; --node NODE: one call", "dim")]
     return Group(*parts)
 
 
-def _section(title: str, body: RenderableType) -> list[RenderableType]:
-    return ["", Text(title, style="bold"), body]
-
-
 def _points(lines: Sequence[str], style: str = "") -> RenderableType:
     """Lines behind dashes, wrapped under their own beginning; of many, the first ten."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for line in lines[:10]:
-        grid.add_row(" -", Text(line, style=style))
-    if len(lines) > 10:
-        grid.add_row("", Text(f"and {len(lines) - 10} more", style="dim"))
-    return grid
+    rows = [(" -", line) for line in lines[:10]]
+    rows += [("", f"and {len(lines) - 10} more")] if len(lines) > 10 else []
+    return facts(rows, style="", text=style, padding=1)
 
 
 def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
     """Model, mode, status and totals of a run, its inputs and its answer."""
+    said = {"answer": run.finished.answer} if run.finished and run.finished.answer else {}
+    spell = plain if text else shorten
+    texts = [(name, spell(value)) for name, value in (*run.started.inputs.items(), *said.items())]
+    return facts([*about(run), *texts])
+
+
+def about(run: TraceRun) -> list[tuple[str, str]]:
+    """What ran where, how it ended, and what it took."""
     started = run.started
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("run", f"{run.path.parent.name or run.path}, {started.started}"),
         ("model", f"{started.model} on {started.device}, {started.dtype}"),
         ("mode", f"{started.mode}, seed {started.seed}"),
@@ -93,11 +92,7 @@ def show_header(run: TraceRun, *, text: bool = False) -> RenderableType:
         rows.append(("profile", f"priors {priors}"))
     for read in run.state:
         rows.append(("state", plain(read.reason) + (f" ({read.path})" if read.path else "")))
-    texts = [*started.inputs.items()]
-    if run.finished and run.finished.answer is not None:
-        texts.append(("answer", run.finished.answer))
-    rows += [(name, plain(value) if text else shorten(value)) for name, value in texts]
-    return facts(rows)
+    return rows
 
 
 def status(run: TraceRun) -> str:
@@ -109,37 +104,30 @@ def status(run: TraceRun) -> str:
     total = run.finished.totals
     waited = f", after {seconds(total.queued_s)} in the queue" if total.queued_s >= 0.001 else ""
     cut = sum(1 for view in run.calls if view.interrupted and not view.call)
-    under_way = f", {plural(cut, 'call')} under way" if cut and run.finished.status != "ok" else ""
-    return f"{run.finished.status} in {seconds(total.wall_s)}{under_way}{waited}"
+    under_way = f", {plural(cut, 'call')} under way" if cut and run.status != "ok" else ""
+    return f"{run.status} in {seconds(total.wall_s)}{under_way}{waited}"
 
 
 def totals(run: TraceRun) -> Totals:
     """The run's totals; for a trace that was cut off, those of the calls it holds."""
     if run.finished is not None:
         return run.finished.totals
-    calls = [view for view in run.calls if view.call or view.interrupted]
+    calls = [view for view in run.calls if view.ended]
     prompt = sum(view.prompt_tokens for view in calls)
-    computed = sum(step.computed for view in calls for step in view.steps)
-    last = max((event.t for event in run.events), default=0.0)
-    return Totals(
-        prompt_tokens=prompt,
-        computed_tokens=computed,
-        reused_tokens=prompt - computed,
-        extra={},
-        wall_s=last,
-    )
+    computed = sum(view.tokens["computed"] for view in calls)
+    counts = {"prompt_tokens": prompt, "computed_tokens": computed}
+    last = max(event.t for event in run.events)
+    return Totals(**counts, reused_tokens=prompt - computed, extra={}, wall_s=last)
 
 
 def tokens(total: Totals, ahead: int = 0) -> str:
     """Totals in one line; `ahead` of the computed tokens were so before a prompt's last input."""
-    computed = f"{total.computed_tokens:,} computed"
-    parts = [
-        f"{total.prompt_tokens:,} in prompts",
-        f"{computed} ({ahead:,} of them ahead)" if ahead else computed,
-        f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})",
-    ]
+    early = f" ({ahead:,} of them ahead)" if ahead else ""
     extra = [f"{count:,} {name}" for name, count in total.extra.items() if count]
-    return ", ".join(parts) + (f"; beside them {', '.join(extra)}" if extra else "")
+    return (
+        f"{total.prompt_tokens:,} in prompts, {total.computed_tokens:,} computed{early}, "
+        f"{total.reused_tokens:,} reused ({share(total.reused_tokens, total.prompt_tokens)})"
+    ) + (f"; beside them {', '.join(extra)}" if extra else "")
 
 
 def show_audits(audits: Sequence[Audited]) -> str:
@@ -148,10 +136,9 @@ def show_audits(audits: Sequence[Audited]) -> str:
     used = [a.divergence for a in measured if a.used and a.divergence is not None]
     parts = []
     if used:
-        mean = sum(used) / len(used)
-        verdict = "within" if mean <= measured[0].target else "above"
-        what = plural(len(used), "realigned call")
-        parts.append(f"{what}: mean divergence {mean:.4f}, {verdict} {measured[0].target:g}")
+        mean, target = sum(used) / len(used), measured[0].target
+        where = f"{'within' if mean <= target else 'above'} {target:g}"
+        parts.append(f"{plural(len(used), 'realigned call')}: mean divergence {mean:.4f}, {where}")
     if probes := len(measured) - len(used):
         parts.append(f"{plural(probes, 'probe')} beside exact calls")
     if failed := len(audits) - len(measured):
@@ -161,13 +148,11 @@ def show_audits(audits: Sequence[Audited]) -> str:
 
 def show_graph(run: TraceRun) -> RenderableType:
     """The graph by level, the answer's node marked; one that no screen holds is not drawn."""
-    if len(run.started.nodes) > MOST:
-        return Text(f" {plural(len(run.started.nodes), 'node')}, too many to draw", style="dim")
-    answer = run.started.answer_node
-    notes = {
-        info.name: marked(info.name == answer, info.exact, info.tool) for info in run.started.nodes
-    }
-    drawing = draw_lanes({info.name: info.senders for info in run.started.nodes}, notes)
+    nodes, answer = run.started.nodes, run.started.answer_node
+    if len(nodes) > MOST:
+        return Text(f" {plural(len(nodes), 'node')}, too many to draw", style="dim")
+    notes = {info.name: marked(info.name == answer, info.exact, info.tool) for info in nodes}
+    drawing = draw_lanes({info.name: info.senders for info in nodes}, notes)
     return Padding(Text(drawing, no_wrap=True, overflow="ellipsis"), (0, 0, 0, 1), expand=False)
 
 
@@ -183,19 +168,19 @@ def show_tool(tool: ToolFinished, *, text: bool = False) -> RenderableType:
     return Group("", title, *(Padding(part, (0, 0, 0, 2), expand=False) for part in parts))
 
 
-def show_notes(run: TraceRun, *, sections: bool) -> list[RenderableType]:
-    """What is missing from the trace, and what failed in it, unless a call's section says so."""
-    notes: list[Text] = []
+def troubles(run: TraceRun, *, sections: bool = False) -> list[str]:
+    """What failed, and what is missing from the trace; not what `sections` of calls say."""
     begun = {view.node for view in run.calls} if sections else set()
-    for error in run.errors:
-        if error.node not in begun:
-            where = f"`{error.node}` failed" if error.node else "The run failed"
-            notes.append(Text(f"{where}: {plain(error.said)}", style="red"))
+    lines = [
+        f"{f'`{error.node}`' if error.node else 'The run'} failed: {plain(error.said)}"
+        for error in run.errors
+        if error.node not in begun
+    ]
     if run.finished is None:
-        notes.append(Text("The trace ends before the run did: what is here was written as it was."))
+        lines.append("The trace ends before the run did: what is here was written as it was.")
     if run.skipped:
-        notes.append(Text(f"{plural(run.skipped, 'line')} of the trace could not be read."))
-    return ["", *notes] if notes else []
+        lines.append(f"{plural(run.skipped, 'line')} of the trace could not be read.")
+    return lines
 
 
 def views_of(run: TraceRun, node: str) -> list[CallView]:

@@ -3,62 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from kvcomm.trace.events import Audited, CallFinished, CallInterrupted, SegmentStep
 from kvcomm.trace.run import SOURCES, CallView, TraceRun
+from kvcomm.trace.tables import plain_table, ruled_table
 from kvcomm.trace.text import number, plain, plural, seconds, shorten
 
 # Below this width the gate's words are left to the section of each call.
 WIDE = 120
 # From this width on there is a bar beside the numbers.
 ROOMY, BAR = 96, 12
+COLUMNS = ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out")
 # As many lines as a reader looks through.
 MOST = 500
 # One colour for every source of a token; the words beside them say the same.
 COLOURS = {"computed": "yellow", "prefix": "green", "realigned": "cyan"}
 
 
+@dataclass
 class CallTable:
     """One line a call: prompt tokens and how they were obtained, TTFT, decoding, output tokens.
 
     Where the terminal is wide enough there are bars, and the gate's words.
     """
 
-    def __init__(self, views: Sequence[CallView]) -> None:
-        self._views = views
+    views: Sequence[CallView]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide, roomy = options.max_width >= WIDE, options.max_width >= ROOMY
-        slowest = max((view.call.ttft_s for view in self._views if view.call), default=0.0)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        table.add_column("node", overflow="fold", min_width=6)
-        for name in ("prompt", "comp.", "prefix", "realign", "ahead", "TTFT s", "decode s", "out"):
-            table.add_column(name, justify="right", no_wrap=True)
-        if roomy:
-            table.add_column("TTFT", no_wrap=True)
-        if wide:
-            table.add_column("gate", overflow="fold")
-        for view in self._views[:MOST]:
+        slowest = max((view.call.ttft_s for view in self.views if view.call), default=0.0)
+        more = [*(["TTFT"] if roomy else []), *(["~gate"] if wide else [])]
+        table = ruled_table("~node", *(f">{name}" for name in COLUMNS), *more)
+        for view in self.views[:MOST]:
             call, out = view.call, view.output_tokens
+            bar = "▓" * max(round(BAR * call.ttft_s / slowest), 1) if call and slowest > 0 else ""
             table.add_row(
-                Text(_title(view)),
+                Text(view.title),
                 f"{view.prompt_tokens:,}",
                 *(f"{count:,}" for count in view.tokens.values()),
                 number(call.ttft_s) if call else "–",
                 number(call.decode_s) if call else "–",
                 "–" if out is None else f"{out:,}",
-                *([_bar(view, slowest)] if roomy else []),
+                *([bar] if roomy else []),
                 *([Text(plain(view.how))] if wide else []),
             )
         yield table
-        if len(self._views) > MOST:
-            yield Text(f" and {len(self._views) - MOST:,} more", style="dim")
+        if len(self.views) > MOST:
+            yield Text(f" and {len(self.views) - MOST:,} more", style="dim")
 
 
 def show_call(
@@ -68,14 +64,11 @@ def show_call(
 
     `prompt` adds what was read, `times` the engine's phases; `whole` leaves the message uncut.
     """
-    title = Text(_title(view), style="bold")
+    title = Text(view.title, style="bold")
     if senders := run.info(view.node).senders:
         title.append(f"  hears {', '.join(senders)}", style="not bold")
-    parts: list[RenderableType] = []
-    if view.call:
-        parts.append(Text(plain(view.how)))
-    elif view.interrupted and view.interrupted.gate:
-        parts.append(Text(plain(view.interrupted.gate)))
+    gate = view.how if view.call else view.interrupted.gate if view.interrupted else ""
+    parts: list[RenderableType] = [Text(plain(gate))] if gate else []
     if view.steps:
         parts.append(_segments(view.steps, run.counts))
     if view.call and times:
@@ -100,21 +93,18 @@ def show_audit(audit: Audited) -> str:
     if audit.divergence is None:
         return f"{audit.what} failed: {plain(audit.error)}"
     bound = "" if audit.bound is None else f" (bound {audit.bound:.4f}, target {audit.target:g})"
+    first, agreement = audit.first_divergence or 0, audit.top1_agreement or 0
     return (
-        f"{audit.what}: divergence {audit.divergence:.4f}{bound}, at the first token "
-        f"{audit.first_divergence:.4f}, top-1 agreement {audit.top1_agreement:.0%}, "
-        f"{'same' if audit.same_text else 'another'} text"
+        f"{audit.what}: divergence {audit.divergence:.4f}{bound}, at the first token {first:.4f}, "
+        f"top-1 agreement {agreement:.0%}, {'same' if audit.same_text else 'another'} text"
     )
 
 
 def _segments(steps: Sequence[SegmentStep], columns: Sequence[str]) -> RenderableType:
     """Segments in prompt order; `columns` are the counts worth a column beside the tokens."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    table.add_column("segment", overflow="fold", min_width=9)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("reason", overflow="fold", ratio=1)
+    right = (f">{name}" for name in ("tokens", *columns))
+    table = plain_table("~segment", *right, "~reason", padding=(0, 1), header_style="dim")
+    table.columns[0].min_width, table.columns[-1].ratio = 9, 1
     for step in steps:
         counts = (f"{getattr(step, column):,}" for column in columns)
         table.add_row(Text(step.label), f"{step.tokens:,}", *counts, Text(plain(step.reason)))
@@ -151,7 +141,6 @@ def _said(text: str, whole: bool) -> RenderableType:
 
 
 def _interrupted(cut: CallInterrupted) -> str:
-    """How far a call had come."""
     if cut.ready_at is None:
         where = "while it waited for its inputs"
     elif cut.first_token_at is None:
@@ -161,37 +150,33 @@ def _interrupted(cut: CallInterrupted) -> str:
     return f"interrupted {where}, at {seconds(cut.finished_at)}"
 
 
-def _title(view: CallView) -> str:
-    return view.node if view.attempt == 1 else f"{view.node} (attempt {view.attempt})"
-
-
-def _bar(view: CallView, slowest: float) -> str:
-    """The time to first token beside that of the slowest call."""
-    if view.call is None or slowest <= 0:
-        return ""
-    return "▓" * max(round(BAR * view.call.ttft_s / slowest), 1)
-
-
 def _times(call: CallFinished) -> str:
-    moments = (
+    lines = [
         f"row opened at {seconds(call.opened_at)}, inputs complete at {seconds(call.ready_at)}, "
         f"first token at {seconds(call.first_token_at)}, done at {seconds(call.finished_at)} "
-        f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})"
-    )
-    phases = ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items())
-    base = f"{call.base_tokens:,} base tokens computed standalone" if call.base_tokens else ""
+        f"({'at a stop' if call.stop == 'stop' else 'at the token limit'})",
+        ", ".join(f"{name} {seconds(value)}" for name, value in call.phases.items()),
+    ]
+    if call.base_tokens:
+        lines.append(f"{call.base_tokens:,} base tokens computed standalone")
     if call.query_tokens:
-        base += f"\n{call.query_tokens:,} tokens computed first to see what they attend to"
-    again = f"{call.redone_tokens:,} tokens computed again after the row was dropped"
-    return "\n".join(filter(None, [moments, phases, base, again if call.redone_tokens else ""]))
+        lines.append(f"{call.query_tokens:,} tokens computed first to see what they attend to")
+    if call.redone_tokens:
+        lines.append(f"{call.redone_tokens:,} tokens computed again after the row was dropped")
+    return "\n".join(filter(None, lines))
+
+
+def retries(run: TraceRun, node: str, attempt: int | None = None) -> list[str]:
+    """Why an attempt was given up; of a tool, all of them."""
+    return [
+        f"attempt {retry.attempt} failed: {plain(retry.error)}; tried again after "
+        f"{seconds(retry.wait_s)}"
+        for retry in run.retries_of(node, attempt)
+    ]
 
 
 def _trouble(run: TraceRun, view: CallView) -> list[str]:
-    lines = [
-        f"attempt {retry.attempt} failed: {plain(retry.error)}; tried again after "
-        f"{seconds(retry.wait_s)}"
-        for retry in run.retries_of(view.node, view.attempt)
-    ]
+    lines = retries(run, view.node, view.attempt)
     last = run.attempts.get(view.node) == view.attempt
     lines += [f"failed: {plain(e.said)}" for e in run.errors if e.node == view.node and last]
     if not lines and not view.call and not view.interrupted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -24,9 +25,19 @@ def plain_table(*columns: str, **look: Any) -> Table:
     return table
 
 
-def facts(rows: Iterable[tuple[str, str]], style: str = "bold", text: str = "") -> Table:
+def ruled_table(*columns: str, **look: Any) -> Table:
+    """The same, denser, with a line below the heads and room in the first column."""
+    known = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = plain_table(*columns, **known | look)
+    table.columns[0].min_width = 6
+    return table
+
+
+def facts(
+    rows: Iterable[tuple[str, str]], style: str = "bold", text: str = "", padding: int = 2
+) -> Table:
     """Names and what they are, which is wrapped under its own beginning."""
-    grid = Table.grid(padding=(0, 2))
+    grid = Table.grid(padding=(0, padding))
     grid.add_column(style=style, no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable
 
@@ -17,6 +18,11 @@ MOST = 20
 def plain(text: str) -> str:
     """`text` without control characters: what a model wrote must not steer the terminal."""
     return STEERING.sub("�", text.replace("\r\n", "\n").replace("\t", "    "))
+
+
+def escaped(text: str) -> str:
+    """`text` for an element of a page or a quoted attribute, without control characters."""
+    return html.escape(plain(text), quote=True)
 
 
 def shorten(text: str, limit: int = 240) -> str:

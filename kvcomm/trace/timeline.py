@@ -13,7 +13,6 @@ MARKS = {"waits": "·", "ahead": "░", "prefill": "▓", "decode": "█", "tool
 LEGEND = "· waits  ░ fills its row ahead  ▓ prefills  █ decodes"
 # A name may take so much of a line.
 NAME = 16
-# As many lines as a reader looks through.
 MOST = 500
 
 
@@ -77,6 +76,7 @@ def slowest(run: TraceRun, count: int = 3) -> list[str]:
 
 
 def _phases(call: CallFinished) -> str:
-    spent = {name: value for name, value in call.phases.items() if name != "decode"}
-    first = sorted(spent.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{name} {seconds(value)}" for name, value in first) or "no phases recorded"
+    spent = sorted((-value, name) for name, value in call.phases.items() if name != "decode")
+    return (
+        ", ".join(f"{name} {seconds(-value)}" for value, name in spent[:2]) or "no phases recorded"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import ClassVar
 
 from rich.console import Group, RenderableType
@@ -15,7 +15,7 @@ from textual.widgets import Footer, Input, Static, TabbedContent, TabPane, Tree
 from textual.widgets.tree import TreeNode
 
 from kvcomm.trace.events import Event, SegmentStep
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.run import CallView, TraceRun
 from kvcomm.trace.show import show_header, show_run, show_tool
 from kvcomm.trace.show_calls import COLOURS, show_audit, show_call, show_prompt
@@ -61,7 +61,6 @@ class Viewer(App[None]):
         self._hits: list[Subject] = []
 
     def compose(self) -> ComposeResult:
-        """The tree, the tabs, the line to search in, and the keys."""
         with Horizontal():
             yield self._tree()
             with TabbedContent(initial="prompt"):
@@ -81,8 +80,7 @@ class Viewer(App[None]):
         for round_, views in sorted(rounds.items()):
             parent = tree.root.add(f"round {round_}", expand=True) if len(rounds) > 1 else tree.root
             if len(views) <= MANY:
-                for view in views:
-                    parent.add_leaf(_label(view), data=view)
+                _add_calls(parent, views)
                 continue
             for start in range(0, len(views), MANY):
                 some = views[start : start + MANY]
@@ -95,32 +93,24 @@ class Viewer(App[None]):
     def on_tree_node_expanded(self, event: Tree.NodeExpanded[Subject]) -> None:
         """A group of calls is opened: only now it gets its leaves."""
         if isinstance(event.node.data, list) and not event.node.children:
-            for view in event.node.data:
-                event.node.add_leaf(_label(view), data=view)
+            _add_calls(event.node, event.node.data)
 
     def on_mount(self) -> None:
-        """Begin with the run as a whole."""
         self.query_one(Tree).focus()
         self._show(self.trace)
 
     def on_tree_node_highlighted(self, event: Tree.NodeHighlighted[Subject]) -> None:
-        """The cursor is on another call."""
         if event.node.data is not None and not isinstance(event.node.data, list):
             self._show(event.node.data)
 
     def action_tab(self, name: str) -> None:
-        """Show a tab."""
         self.query_one(TabbedContent).active = name
 
     def action_search(self) -> None:
-        """Open the line to search in."""
-        line = self.query_one(Input)
-        line.add_class("open")
+        line = self.query_one(Input).add_class("open").focus()
         line.value = ""
-        line.focus()
 
     def action_close_search(self) -> None:
-        """Close it again."""
         self.query_one(Input).remove_class("open")
         self.query_one(Tree).focus()
 
@@ -140,24 +130,19 @@ class Viewer(App[None]):
             self._hits.append(hit)
             tree = self.query_one(Tree)
             # The leaf may not be there yet: its group was never opened.
-            tree.move_cursor(next((node for node in _nodes(tree) if node.data is hit), None))
+            tree.move_cursor(next((node for node in _nodes(tree.root) if node.data is hit), None))
             self._show(hit)
 
     def on_tabbed_content_tab_activated(self) -> None:
-        """Another tab is in front."""
         self._show(self.subject)
 
     def _show(self, subject: Subject) -> None:
         """Fill the tab in front; the others wait until they are."""
         self.subject = subject
         tab = self.query_one(TabbedContent).active
-        bodies: dict[str, Callable[[Subject], RenderableType]] = {
-            "prompt": self._prompt,
-            "timeline": lambda _: Timeline(self.trace),
-            "audits": self._audits,
-            "events": self._events,
-        }
-        self.query_one(f"#{tab}-body", Static).update(bodies[tab](subject))
+        body = {"prompt": self._prompt, "audits": self._audits, "events": self._events}.get(tab)
+        shown = body(subject) if body else Timeline(self.trace)
+        self.query_one(f"#{tab}-body", Static).update(shown)
 
     def _prompt(self, subject: Subject) -> RenderableType:
         if isinstance(subject, CallView):
@@ -183,12 +168,9 @@ class Viewer(App[None]):
         if not isinstance(subject, TraceRun):
             node = subject.node if isinstance(subject, CallView) else subject
             events = [event for event in events if getattr(event, "node", None) == node]
-        lines = [
-            Text(f"{event.t:9.3f}  {event.kind:<8}{_said(event)}") for event in events[:EVENTS]
-        ]
-        if len(events) > EVENTS:
-            lines.append(Text(f"and {len(events) - EVENTS:,} more", style="dim"))
-        return Group(*lines)
+        lines = [f"{event.t:9.3f}  {event.kind:<8}{_said(event)}" for event in events[:EVENTS]]
+        lines += [f"and {len(events) - EVENTS:,} more"] if len(events) > EVENTS else []
+        return Text("\n".join(lines))
 
 
 def source_bar(step: SegmentStep) -> Text:
@@ -216,17 +198,17 @@ def _holds(view: CallView, words: str, texts: set[int]) -> bool:
     return any(step.text in texts for step in view.steps) or words in "\0".join(said).lower()
 
 
-def _label(view: CallView) -> Text:
-    note = f"{number(view.call.ttft_s)} s" if view.call else view.how
-    return Text.assemble(shorten(view.title, 20), (f"  {note}", "dim"))
+def _add_calls(parent: TreeNode[Subject], views: list[CallView]) -> None:
+    for view in views:
+        note = f"{number(view.call.ttft_s)} s" if view.call else view.how
+        label = Text.assemble(shorten(view.title, 20), (f"  {note}", "dim"))
+        parent.add_leaf(label, data=view)
 
 
-def _nodes(tree: Tree[Subject]) -> Iterator[TreeNode[Subject]]:
-    pending = [tree.root]
-    while pending:
-        node = pending.pop()
-        yield node
-        pending += node.children
+def _nodes(node: TreeNode[Subject]) -> Iterator[TreeNode[Subject]]:
+    yield node
+    for child in node.children:
+        yield from _nodes(child)
 
 
 def _said(event: Event) -> str:

@@ -77,19 +77,16 @@ def test_throughput_and_memory(cli) -> None:
     [
         ("fidelity --methods magic", "method 'magic' is unknown"),
         ("fidelity --suite magic", "suite 'magic' is unknown"),
-        ("fidelity --held-out 0", "--held-out at least 1"),
-        (
-            "fidelity --held-out 100 --methods rotate",
-            "120 are wanted: lower --warmup or --held-out",
-        ),
+        ("fidelity --held-out 0", "--held-out 0: write 1 at least"),
+        ("fidelity --held-out 100 --methods rotate", "120 are wanted: lower --warmup or --held-out"),
         ("fidelity --target-divergence -1", "target_divergence -1.0 is negative"),
         ("fidelity --model random:mamba-tiny", "cannot reuse KV"),
         ("ttft --modes magic", "mode 'magic' is unknown"),
         ("ttft --graph star", "the workload is full or debate"),
-        ("ttft --output 1", "--output 2"),
+        ("ttft --output 1", "--output 1: write 2 at least"),
         ("ttft --preset magic", "there is `paper`"),
         ("ttft --model random:mamba-tiny", "cannot reuse KV"),
-        ("throughput --rows 1,x", "write numbers such as 1,2,4"),
+        ("throughput --rows 1,x", "write a number, or several: 1,2,4"),
         ("memory --model no-such-model", "model 'no-such-model' is unknown"),
     ],
 )

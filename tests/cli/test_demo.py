@@ -193,4 +193,4 @@ def test_a_reader_sees_every_question_a_table_and_where_the_traces_are(cli) -> N
     assert "1/4  mayor, dense: " in ended.err
     ended = cli("demo", "--limit", "0")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == "error: --limit 0: the demo needs at least 1 question\n"
+    assert ended.err == "error: --limit 0: write 1 at least\n"

@@ -31,9 +31,9 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split("\n") == [
-        "solver: attempt 1 failed: too slow; tries again in 1.00 s",
-        "solver: 1 token in 0.50 s, first after 0.25 s",
-        "editor: failed: no room",
+        "solver failed: too slow; tries again in 1.00 s",
+        "solver done: 1 token in 0.50 s, the first after 0.25 s",
+        "editor failed: no room",
         "chain  1/12  rolls: 1.50 s",
         "",
     ]
@@ -42,7 +42,8 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
 def test_a_terminal_shows_nodes_and_bars(monkeypatch, capsys) -> None:
     file = io.StringIO()
     monkeypatch.setattr(
-        "kvcomm.cli.progress.err_console", lambda: Console(file=file, force_terminal=True, width=80)
+        "kvcomm.cli.progress.console",
+        lambda stderr: Console(file=file, force_terminal=True, width=80),
     )
     with RunProgress() as progress:
         play(progress)

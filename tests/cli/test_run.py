@@ -31,7 +31,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(cli) -> None:
     assert value["calls"][-1]["text"].strip() == value["answer"]
     assert value["totals"]["output_tokens"] == sum(c["output_tokens"] for c in value["calls"])
     assert Path(value["trace"], "trace.jsonl").is_file()
-    assert "critic: 6 tokens in" in ended.err
+    assert "critic done: 6 tokens in" in ended.err
     ahead = sum(segment["ahead"] for call in value["calls"] for segment in call["segments"])
     assert ahead
     text = cli("run", "What is 6 * 7?", *MODEL, "--reuse", "exact", "--out", "here").out

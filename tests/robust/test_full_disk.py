@@ -10,7 +10,7 @@ import pytest
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import StateError
 from kvcomm.trace import read_trace
-from kvcomm.trace.line_file import LineFile
+from kvcomm.trace.record import LineFile
 from tests.runtime.support import GRAPH, TASK, session
 from tests.support import python
 
@@ -25,7 +25,7 @@ def limited(limit: int, *argv: str) -> subprocess.CompletedProcess[str]:
 
 LINES = """
 import sys; from pathlib import Path
-from kvcomm.trace.line_file import LineFile
+from kvcomm.trace.record import LineFile
 file = LineFile(Path(sys.argv[1]))
 try:
     for _ in range(20): file.append("x" * 29)

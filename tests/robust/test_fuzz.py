@@ -27,7 +27,7 @@ from kvcomm.tasks.scoring.math_answer import readings
 from kvcomm.tasks.scoring.qa import short_answer
 from kvcomm.trace.diff import show_diff
 from kvcomm.trace.export import FORMATS
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.read import read_event, read_trace
 from kvcomm.trace.show import show_run
 from tests.codecs import smol_codec, straddling_codec

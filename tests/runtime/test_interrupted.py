@@ -22,7 +22,7 @@ from kvcomm.trace import TraceRun, read_trace
 from kvcomm.trace.advice import advice, warnings
 from kvcomm.trace.diff import show_diff
 from kvcomm.trace.export import FORMATS
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.show import show_run
 from kvcomm.trace.timeline import Timeline
 from tests.runtime.support import ENDLESS, TASK, Events, agent, forever, session

@@ -11,7 +11,7 @@ import pytest
 from kvcomm.errors import UsageError
 from kvcomm.trace import TraceRun
 from kvcomm.trace.diff import pairs, show_diff
-from kvcomm.trace.lines import event_line
+from kvcomm.trace.log import event_line
 from kvcomm.trace.read import follow, read_trace
 from tests.trace import traces
 
@@ -78,8 +78,8 @@ def test_the_first_token_where_texts_part(
 def test_a_run_that_was_cut_off_has_fewer_calls(one: TraceRun, tmp_path: Path) -> None:
     other = traces.cut_off(tmp_path / "cut")
     found = {pair.node: pair for pair in pairs(one, other)}
-    assert found["solver"].second is not None
-    assert found["critic"].second is None
+    assert found["solver"].views[1] is not None
+    assert found["critic"].views[1] is None
     assert "→ –" in traces.shown(show_diff(one, other))
 
 

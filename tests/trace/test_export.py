@@ -285,7 +285,7 @@ def test_html_is_one_page_that_loads_nothing(run: TraceRun, tmp_path: Path) -> N
 
 def test_html_shows_prompts_by_source(tmp_path: Path) -> None:
     text = page(traces.whole(tmp_path / "run"))
-    assert "attempt 1 failed: took longer than its timeout of 2 s; the next one" in text
+    assert "attempt 1 failed: took longer than its timeout of 2 s; tried again" in text
     *_, prompt = re.findall(r'<pre class="prompt">(.*?)</pre>', text, re.DOTALL)
     segment = r'<span class="(\w+)" data-name="([^"]+)" title="([^"]+)">([^<]*)</span>'
     assert re.findall(segment, prompt) == [

@@ -81,7 +81,7 @@ def test_a_prompt_is_marked_by_its_sources(whole: TraceRun) -> None:
 def test_retries_and_a_trace_that_was_cut_off(whole: TraceRun, tmp_path: Path) -> None:
     text = words(shown(whole, segments=True))
     assert "attempt 1 failed: took longer than its timeout of 2 s; tried again after 0.50 s" in text
-    assert "editor (attempt 2) hears critic" in text
+    assert "editor #2 hears critic" in text
     assert "1 call under way" not in text
     cut = traces.cut_off(tmp_path)
     text = words(shown(cut, segments=True))

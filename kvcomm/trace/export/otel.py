@@ -59,7 +59,6 @@ class _Spans:
 
     def __init__(self, run: TraceRun) -> None:
         self._run = run
-        self._where = str(run.path.resolve())
         self._start = _nanoseconds(run.started.started)
         self._trace = self._id("trace", size=16)
         self._root = self._id("run")
@@ -74,29 +73,21 @@ class _Spans:
 
     def request(self) -> Json:
         """All spans, as a collector takes them."""
-        started = self._run.started
-        resource = {
-            "service.name": "kvcomm",
-            "service.version": started.kvcomm,
-            "kvcomm.device": started.device,
-            "kvcomm.dtype": started.dtype,
-        }
-        spans = [
-            self._run_span(),
-            *map(self._call_span, self._run.calls),
-            *map(self._tool_span, self._run.tools),
-        ]
+        run, started = self._run, self._run.started
+        about = {"service.name": "kvcomm", "service.version": started.kvcomm}
+        about |= _own({"device": started.device, "dtype": started.dtype})
+        calls, tools = map(self._call_span, run.calls), map(self._tool_span, run.tools)
+        spans = [self._run_span(), *calls, *tools]
         scope = {"scope": {"name": "kvcomm.trace", "version": started.kvcomm}, "spans": spans}
-        about = {"attributes": _attributes(resource)}
-        return {"resourceSpans": [{"resource": about, "scopeSpans": [scope]}]}
+        resource = {"attributes": _attributes(about)}
+        return {"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]}
 
     def _run_span(self) -> Json:
         run, graph = self._run, self._run.started.graph
         facts: Json = {
             OPERATION: "invoke_workflow",
             "gen_ai.workflow.name": graph,
-            "kvcomm.mode": run.started.mode,
-            "kvcomm.status": run.status,
+            **_own({"mode": run.started.mode, "status": run.status}),
             **self._model,
         }
         if run.finished:
@@ -106,56 +97,54 @@ class _Spans:
             self._event("error", error.t, {"error": error.error, "node": error.node or ""})
             for error in run.errors
         ]
-        name = f"invoke_workflow {graph}"
-        span = self._span(self._root, name, (0.0, self._end), facts, events, parent="")
-        bad = {"code": ERROR, "message": run.status}
-        return {**span, "status": {"code": OK} if run.status == "ok" else bad}
+        status = {"code": OK} if run.status == "ok" else {"code": ERROR, "message": run.status}
+        name, times, ids = f"invoke_workflow {graph}", (0.0, self._end), {"spanId": self._root}
+        span = self._span(name, ids, times, facts, events)
+        return {**span, "kind": INTERNAL, "status": status}
 
     def _call_span(self, view: CallView) -> Json:
-        agent, counts = self._run.info(view.node).agent, view.tokens
+        agent, counts, ended = self._run.info(view.node).agent, view.tokens, view.ended
         facts: Json = {
             OPERATION: "chat",
             "gen_ai.agent.name": agent,
             **self._model,
             INPUT_TOKENS: view.prompt_tokens,
             CACHED_TOKENS: counts["prefix"] + counts["realigned"],
-            "kvcomm.node": view.node,
-            "kvcomm.attempt": view.attempt,
-            **_own(counts),
+            **_own({"node": view.node, "attempt": view.attempt, **counts}),
         }
         events = self._retries(view.node, view.attempt)
         for audit in view.audits:
             fields = audit.model_dump(exclude={"v", "t", "kind", "node", "attempt"})
             events.append(self._event("audit" if audit.used else "probe", audit.t, fields))
+        times = self._began.get((view.node, view.attempt), self._end), self._failed_at(view)
+        if ended:
+            times = ended.opened_at, ended.finished_at
+            facts["gen_ai.usage.output_tokens"] = ended.output_tokens
+            facts["gen_ai.response.finish_reasons"] = [ended.stop]
         if call := view.call:
             times = min(call.opened_at, call.ready_at), call.finished_at
             facts |= _own({name: getattr(call, name) for name in OWN_FIELDS})
             events.append(self._event("inputs complete", call.ready_at, {}))
             events.append(self._event("first token", call.first_token_at, {}))
-        elif cut := view.interrupted:
-            times = cut.opened_at, cut.finished_at
         else:
-            times = self._began.get((view.node, view.attempt), self._end), self._failed_at(view)
-        if ended := view.call or view.interrupted:
-            facts["gen_ai.usage.output_tokens"] = ended.output_tokens
-            facts["gen_ai.response.finish_reasons"] = [ended.stop]
-        if not view.call:
             facts["error.type"] = "_OTHER"
-        span_id = self._id(view.node, str(view.attempt))
-        span = self._span(span_id, f"chat {agent}", times, facts, events, kind=CLIENT)
-        return span if view.call else {**span, "status": {"code": ERROR, "message": view.how}}
+        ids = self._child(view.node, view.attempt)
+        span = self._span(f"chat {agent}", ids, times, facts, events)
+        status = {} if view.call else {"code": ERROR, "message": view.how}
+        return {**span, "kind": CLIENT, "status": status}
 
     def _tool_span(self, tool: ToolFinished) -> Json:
+        tokens = {f"tokens.{name}": count for name, count in tool.tokens.items()}
         facts = {
             OPERATION: "execute_tool",
             "gen_ai.tool.name": tool.node,
-            "kvcomm.attempt": tool.attempt,
-            **_own({f"tokens.{name}": count for name, count in tool.tokens.items()}),
+            **_own({"attempt": tool.attempt, **tokens}),
         }
-        span_id, times = self._id(tool.node, str(tool.attempt)), (tool.ready_at, tool.finished_at)
+        ids, times = self._child(tool.node, tool.attempt), (tool.ready_at, tool.finished_at)
         # Failed attempts of a tool are kept with the one that returned.
         retries = self._retries(tool.node)
-        return self._span(span_id, f"execute_tool {tool.node}", times, facts, retries)
+        span = self._span(f"execute_tool {tool.node}", ids, times, facts, retries)
+        return {**span, "kind": INTERNAL, "status": {}}
 
     def _retries(self, node: str, attempt: int | None = None) -> list[Json]:
         return [
@@ -165,36 +154,27 @@ class _Spans:
 
     def _failed_at(self, view: CallView) -> float:
         """When an attempt without a call was given up, or the trace broke off."""
-        retries = [event.t for event in self._run.retries_of(view.node, view.attempt)]
-        errors = [error.t for error in self._run.errors if error.node == view.node]
-        return next(iter([*retries, *errors]), self._end)
+        retries = self._run.retries_of(view.node, view.attempt)
+        errors = [error for error in self._run.errors if error.node == view.node]
+        return next((event.t for event in (*retries, *errors)), self._end)
 
     def _span(
-        self,
-        span_id: str,
-        name: str,
-        times: tuple[float, float],
-        facts: Json,
-        events: list[Json],
-        *,
-        parent: str | None = None,
-        kind: int = INTERNAL,
+        self, name: str, ids: Json, times: tuple[float, float], facts: Json, events: list[Json]
     ) -> Json:
-        """One span; without a `parent` of its own it is a child of the run's."""
         begin, end = times
-        above = self._root if parent is None else parent
         return {
             "traceId": self._trace,
-            "spanId": span_id,
-            **({"parentSpanId": above} if above else {}),
+            **ids,
             "name": name,
-            "kind": kind,
             "startTimeUnixNano": self._at(begin),
             "endTimeUnixNano": self._at(max(begin, end)),
             "attributes": _attributes(facts),
             "events": sorted(events, key=lambda event: int(event["timeUnixNano"])),
-            "status": {},
         }
+
+    def _child(self, node: str, attempt: int) -> Json:
+        """The ids of an attempt, a child of the run."""
+        return {"spanId": self._id(node, str(attempt)), "parentSpanId": self._root}
 
     def _event(self, name: str, at: float, fields: Mapping[str, Any]) -> Json:
         known = _own({key: value for key, value in fields.items() if value is not None})
@@ -204,7 +184,7 @@ class _Spans:
         return str(self._start + round(1e9 * seconds))
 
     def _id(self, *parts: str, size: int = 8) -> str:
-        text = "\0".join((self._where, *parts))
+        text = "\0".join((str(self._run.path.resolve()), *parts))
         return hashlib.sha256(text.encode()).hexdigest()[: 2 * size]
 
 
@@ -219,15 +199,11 @@ def _attributes(values: Mapping[str, Any]) -> list[Json]:
 
 def _value(value: Any) -> Json:
     """An `AnyValue`; 64-bit integers are strings in the JSON of protocol buffers."""
-    if isinstance(value, bool):
-        return {"boolValue": value}
-    if isinstance(value, int):
-        return {"intValue": str(value)}
-    if isinstance(value, float):
-        return {"doubleValue": value}
     if isinstance(value, list):
         return {"arrayValue": {"values": [_value(item) for item in value]}}
-    return {"stringValue": str(value)}
+    if isinstance(value, bool | float):
+        return {"boolValue" if isinstance(value, bool) else "doubleValue": value}
+    return {"intValue" if isinstance(value, int) else "stringValue": str(value)}
 
 
 def _nanoseconds(started: str) -> int:

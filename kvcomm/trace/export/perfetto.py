@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvcomm.trace.events import Failed, Retried
 from kvcomm.trace.run import CallView, TraceRun
 
 Slice = dict[str, Any]
@@ -43,33 +44,30 @@ def _events(run: TraceRun) -> Iterator[Slice]:
     for audit in run.audits():
         fields = audit.model_dump(exclude={"v", "t", "kind", "node"})
         yield _instant(audit.what, threads[audit.node], audit.t, fields)
-    for retry in run.retries:
-        fields = retry.model_dump(include={"attempt", "error", "wait_s"})
-        yield _instant("retry", threads[retry.node], retry.t, fields)
-    for error in run.errors:
-        tid = 0 if error.node is None else threads[error.node]
-        yield _instant("error", tid, error.t, {"error": error.error})
+    failures: list[Retried | Failed] = [*run.retries, *run.errors]
+    for event in failures:
+        fields = event.model_dump(include={"attempt", "error", "wait_s"})
+        yield _instant(event.kind, threads[event.node] if event.node else 0, event.t, fields)
     yield from _flows(run, threads)
 
 
 def _call(view: CallView, tid: int) -> Iterator[Slice]:
-    call = view.call or view.interrupted
+    call = view.ended
     if call is None:
         return
     counts = view.tokens
     ahead = {"tokens": counts.pop("ahead")}
-    args = {"agent": call.agent, "attempt": call.attempt, "gate": call.gate}
+    args = call.model_dump(include={"agent", "attempt", "gate"})
     args |= {"tokens": view.prompt_tokens, **counts}
-    decoded = {"tokens": call.output_tokens, "stop": call.stop}
-    waits, work, prefill, decode = view.parts
-    if waits[0] < prefill[0]:
-        yield _slice("waits", tid, waits[0], prefill[0], args)
+    (waits, *_), work, prefill, decode = view.parts
+    if waits < prefill[0]:
+        yield _slice("waits", tid, waits, prefill[0], args)
         if work[0] < work[1]:
-            yield _slice("ahead", tid, work[0], work[1], ahead)
-    if view.call or prefill[0] < call.finished_at:
-        yield _slice("prefill", tid, prefill[0], prefill[1], args)
-    if view.call or decode[0] < call.finished_at:
-        yield _slice("decode", tid, decode[0], decode[1], decoded)
+            yield _slice("ahead", tid, *work[:2], ahead)
+    decoded = {"tokens": call.output_tokens, "stop": call.stop}
+    for (begin, end, name), known in ((prefill, args), (decode, decoded)):
+        if view.call or begin < call.finished_at:
+            yield _slice(name, tid, begin, end, known)
 
 
 def _flows(run: TraceRun, threads: dict[str, int]) -> Iterator[Slice]:

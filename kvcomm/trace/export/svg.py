@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvcomm.trace.events import NodeInfo, RunStarted, SegmentStep
-from kvcomm.trace.export.markup import escaped
 from kvcomm.trace.lanes import levels, marked
 from kvcomm.trace.run import SOURCES, TimelineBar, TraceRun
-from kvcomm.trace.text import number
+from kvcomm.trace.text import escaped, number
 
 # Sizes of the graph, in units of the drawing.
 BOX_W, BOX_H, GAP_X, GAP_Y = 132, 44, 28, 44

@@ -26,12 +26,8 @@ COLUMNS = {
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def rows(run: TraceRun) -> list[dict[str, Cell]]:
-    """Every attempt in the order of the trace. What one that never finished lacks is None."""
-    return [_row(run, view) for view in run.calls]
-
-
 def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
+    """An attempt; what one that never finished lacks is None."""
     info = run.info(view.node)
     known: dict[str, Cell] = {
         "node": view.node,
@@ -43,8 +39,7 @@ def _row(run: TraceRun, view: CallView) -> dict[str, Cell]:
         **view.tokens,
         "divergence": view.divergence,
     }
-    ended = view.call or view.interrupted
-    return {name: known[name] if name in known else getattr(ended, name, None) for name in COLUMNS}
+    return {name: known.get(name, getattr(view.ended, name, None)) for name in COLUMNS}
 
 
 def write_csv(run: TraceRun, path: Path) -> None:
@@ -52,8 +47,8 @@ def write_csv(run: TraceRun, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(COLUMNS))
         writer.writeheader()
-        for row in rows(run):
-            writer.writerow({name: _safe(cell) for name, cell in row.items()})
+        for view in run.calls:
+            writer.writerow({name: _safe(cell) for name, cell in _row(run, view).items()})
 
 
 def _safe(cell: Cell) -> Cell:
@@ -71,11 +66,10 @@ def write_parquet(run: TraceRun, path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema(
-        [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
-    )
+    kinds = [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()]
+    rows = [_row(run, view) for view in run.calls]
     try:
-        table = pyarrow.Table.from_pylist(rows(run), schema=schema)
+        table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(kinds))
     except OverflowError:
         raise TraceError(f"{run.path} counts more tokens than Parquet can hold") from None
     parquet.write_table(table, path)
