@@ -130,21 +130,20 @@ class Agent(Care):
             for name in named
             if name not in ("messages", "history")
         }
-        taken = set(bound.values())
-        messages = [s for s in senders if s.name not in taken]
-        history = [s for s in messages if s.own and "history" in named]
-        messages = [s for s in messages if not (s.own and "history" in named)]
+        rest = [s for s in senders if s.name not in bound.values()]
+        history = [s for s in rest if s.own and "history" in named]
+        messages = [s for s in rest if s not in history]
         if messages and "messages" not in named:
             raise GraphError(self._no_place(messages[0]))
+        blocks = {
+            "messages": _blocks([(s.title, s.name) for s in messages]),
+            "history": _blocks([("You wrote before:", s.name) for s in history]),
+        }
 
         def bind(piece: Piece) -> Sequence[Piece]:
             if isinstance(piece, Text):
                 return [piece]
-            if piece.name == "messages":
-                return _blocks([(s.title, s.name) for s in messages])
-            if piece.name == "history":
-                return _blocks([("You wrote before:", s.name) for s in history])
-            return [Hole(bound[piece.name])]
+            return blocks[piece.name] if piece.name in blocks else [Hole(bound[piece.name])]
 
         role, ask = [bind(piece) for piece in system], [bind(piece) for piece in prompt]
         if self.layout == "shared-first":
@@ -176,14 +175,12 @@ class Agent(Care):
         )
 
     def _no_place(self, sender: Sender) -> str:
+        what, place = f"a message from `{sender.node}`", sender.output or sender.agent
         if sender.own:
-            return (
-                f"agent `{self.name}` receives its own earlier message, but its prompt has no "
-                "place for it: add `{history}` or `{messages}`"
-            )
+            what, place = "its own earlier message", "history"
         return (
-            f"agent `{self.name}` receives a message from `{sender.node}`, but its prompt has no "
-            f"place for it: add `{{{sender.output or sender.agent}}}` or `{{messages}}`"
+            f"agent `{self.name}` receives {what}, but its prompt has no place for it: "
+            f"add `{{{place}}}` or `{{messages}}`"
         )
 
     def template(
@@ -227,16 +224,14 @@ def _tidy(parts: Iterable[Sequence[Piece]]) -> tuple[Piece, ...]:
     for part in parts:
         gap = gap or not part
         for piece in part:
-            if isinstance(piece, Hole):
-                tidy.append(piece)
-            else:
+            if isinstance(piece, Text):
                 start, left = not tidy, ""
                 if tidy and isinstance(tidy[-1], Text):
                     left = tidy[-1].text
                     tidy.pop()
-                text = _close(left, piece.text, start) if gap else left + piece.text
-                if text:
-                    tidy.append(Text(text))
+                piece = Text(_close(left, piece.text, start) if gap else left + piece.text)
+            if piece != Text(""):
+                tidy.append(piece)
             gap = False
     if gap and tidy and isinstance(tidy[-1], Text):
         tidy[-1] = Text(tidy[-1].text.rstrip("\n"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from kvcomm.errors import UsageError
 
-ON_ERROR = ("fail", "skip", "fallback")
+OnError = Literal["fail", "skip", "fallback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Care:
     timeout_s: float | None = None
     retries: int = 0
     backoff_s: float = 0.2
-    on_error: Literal["fail", "skip", "fallback"] = "fail"
+    on_error: OnError = "fail"
     fallback: str = ""
 
     def check_care(self, who: str) -> None:
@@ -32,8 +32,8 @@ class Care:
             raise UsageError(f"{who}: retries and backoff_s must not be negative")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise UsageError(f"{who}: timeout_s must be positive, or None for no limit")
-        if self.on_error not in ON_ERROR:
-            raise UsageError(f"{who}: on_error {self.on_error!r} is none of {', '.join(ON_ERROR)}")
+        if self.on_error not in (known := get_args(OnError)):
+            raise UsageError(f"{who}: on_error {self.on_error!r} is none of {', '.join(known)}")
         if (self.on_error == "fallback") != bool(self.fallback.strip()):
             raise UsageError(f'{who}: on_error="fallback" and a text `fallback` go together')
 

@@ -54,9 +54,7 @@ def show(
     if json:
         print_json(graph_json(built))
     elif mermaid:
-        from kvcomm.graphs.draw import mermaid as mermaid_text
-
-        say(mermaid_text(built))
+        say(built.mermaid())
     else:
         _print(built)
 
@@ -112,13 +110,12 @@ def _print(graph: AgentGraph) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from kvcomm.graphs.draw import draw
     from kvcomm.trace.text import plural
 
     out = console()
     inputs = ", ".join(graph.inputs)
     out.print(f"{graph.name}: {plural(len(graph.nodes), 'node')}, inputs {inputs}\n")
-    out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
+    out.print(Text(str(graph), no_wrap=True, overflow="ellipsis"))
     for name in graph.order[:MOST]:
         node = graph.nodes[name]
         if isinstance(node.agent, Tool):

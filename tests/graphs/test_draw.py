@@ -8,7 +8,6 @@ import pytest
 
 from kvcomm.agents import critic, editor, judge, solver
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, random_dag, star
-from kvcomm.graphs.draw import draw, mermaid
 from kvcomm.trace.lanes import ROOMY
 
 
@@ -44,11 +43,11 @@ GRAPHS = [
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{len(g.nodes)}")
 def test_every_edge_is_drawn_and_nothing_else(graph: AgentGraph) -> None:
-    assert edges_in(draw(graph)) == set(graph.edges)
+    assert edges_in(str(graph)) == set(graph.edges)
 
 
 def test_a_chain_looks_like_this() -> None:
-    assert draw(chain(solver(), critic(), judge())) == "\n".join(
+    assert str(chain(solver(), critic(), judge())) == "\n".join(
         [
             "1  solver  ●",
             "           │",
@@ -62,18 +61,18 @@ def test_a_chain_looks_like_this() -> None:
 def test_a_lane_that_passes_by_is_not_joined() -> None:
     agents = [solver("a"), solver("b"), critic("c"), editor("d")]
     graph = AgentGraph(agents, [("a", "d"), ("b", "c"), ("c", "d")])
-    c = next(line for line in draw(graph).split("\n") if " c " in line)
+    c = next(line for line in str(graph).split("\n") if " c " in line)
     assert c == "2  c  │  └─▶●"
 
 
 def test_levels_are_numbered_once() -> None:
-    lines = draw(debate(*solvers(2), judge=judge())).split("\n")
+    lines = str(debate(*solvers(2), judge=judge())).split("\n")
     assert [line[0] for line in lines if line[0] != " "] == ["1", "2", "3"]
 
 
 def test_mermaid_escapes_names_and_marks_the_answer() -> None:
     graph = debate(*solvers(2), judge=judge("end"))
-    assert mermaid(graph).split("\n") == [
+    assert graph.mermaid().split("\n") == [
         "flowchart TD",
         '    n0["s0@1"]',
         '    n1["s1@1"]',
@@ -91,18 +90,17 @@ def test_mermaid_escapes_names_and_marks_the_answer() -> None:
 
 def test_mermaid_has_signs_of_its_own_only() -> None:
     name = '"]<img onerror=x>&#35;`'
-    lines = mermaid(AgentGraph({name: solver("a")})).split("\n")
+    lines = AgentGraph({name: solver("a")}).mermaid().split("\n")
     label = lines[1].removeprefix('    n0(["').removesuffix('"])')
     assert not set(label) & set('"<>&`')
     spelled = re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label)
     assert spelled == name
 
 
-def test_a_graph_draws_itself() -> None:
+def test_notebooks_show_both_drawings() -> None:
     graph = chain(solver(), critic())
-    assert str(graph) == draw(graph)
     bundle = graph._repr_mimebundle_(include=None, exclude=None)
     assert bundle == {
-        "text/plain": draw(graph),
-        "text/markdown": f"```mermaid\n{mermaid(graph)}\n```",
+        "text/plain": str(graph),
+        "text/markdown": f"```mermaid\n{graph.mermaid()}\n```",
     }
