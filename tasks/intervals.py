@@ -104,8 +104,7 @@ def of_ratio(pairs: Sequence[tuple[float, float]]) -> Interval | None:
         return None
     first, second = np.asarray(pairs, dtype=float).T
     return _percentiles(
-        len(pairs),
-        lambda drawn: np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1),
+        len(pairs), lambda drawn: np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1)
     )
 
 

@@ -24,6 +24,7 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 TRACES = "traces"
 STATE = "state"
+Key = tuple[str, int, str]  # a task's id, which repeat of it, a mode
 # What another command with the same `out` may have otherwise.
 FACTS = {"agent_count", "baselines", "conditions", "now"}
 
@@ -112,7 +113,7 @@ class Sample(BaseModel, frozen=True):
     trace: str = ""
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> Key:
         """What makes a sample one: it is done once."""
         return (self.task, self.repeat, self.mode)
 
@@ -145,9 +146,11 @@ class Log:
             self._write(config)
             return config
         before = read_config(self.folder)
-        old, new = before.model_dump(exclude=FACTS), config.model_dump(exclude=FACTS)
+        new = config.model_dump(exclude=FACTS)
         changed = [
-            f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]
+            f"{name} was {was!r}, is {new[name]!r}"
+            for name, was in before.model_dump(exclude=FACTS).items()
+            if was != new[name]
         ]
         if changed:
             raise UsageError(
@@ -172,7 +175,7 @@ class Log:
         beside.replace(path)
 
     @property
-    def done(self) -> set[tuple[str, int, str]]:
+    def done(self) -> set[Key]:
         """The keys of the samples that need not be done again."""
         return {sample.key for sample in self.samples}
 
@@ -247,7 +250,7 @@ def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
     if mend and len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    samples: dict[tuple[str, int, str], Sample] = {}
+    samples: dict[Key, Sample] = {}
     for number, line in enumerate(whole.split(b"\n"), 1):
         if not line.strip():
             continue

@@ -26,7 +26,7 @@ class Hub:
     """A data set on the hub: its id, configuration and split."""
 
     id: str
-    split: str
+    split: str = "test"
     config: str | None = None
 
 
@@ -106,17 +106,9 @@ def read_text(path: Path) -> str:
 
 
 def row_id(row: Mapping[str, Any], *fields: str, name: str) -> str:
-    """The first id that a row gives in `fields`, else `name`."""
-    found = (given_id(row.get(field), "") for field in fields)
-    return next(filter(None, found), name)
-
-
-def given_id(value: object, name: str) -> str:
-    """An id as text; `name` for null and for a blank one, as if it were not there.
-
-    Raises `ValueError` for what is neither text nor number.
-    """
-    return name if _missing(value) else as_text(value, "id").strip() or name
+    """The first id, a text or a number, that a row gives in `fields`; else, or if blank, `name`."""
+    given = (as_text(row[f], "id").strip() for f in fields if not _missing(row.get(f)))
+    return next(filter(None, given), name)
 
 
 def text_of(row: Mapping[str, Any], field: str) -> str:

@@ -159,10 +159,7 @@ NUMBERS = _rules(
 )
 DECIMAL_COMMA = _rules((r"(?<![\d.,])(\d+),(\d+)(?![\d.,])", r"\1.\2"))
 WORDS_OF_NUMBERS = _rules(
-    (
-        r"(?<![A-Za-z\d.])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d+)(?![\d.])",
-        r"\1\\cdot 10^{\2\3}",
-    ),
+    (r"(?<![A-Za-z\d.])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d+)(?![\d.])", r"\1\\cdot 10^{\2\3}"),
     (rf"(?i:(\d)\s*({'|'.join(MANY)})\b)", _scaled),
     (r"\s*\b(?:percent(?:age)?|per cent|pct)\b", r"\\%"),
     (r"(?i:\b(?:negative|minus)\s+)(?=[\d\\.])", "-"),

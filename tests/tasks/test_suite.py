@@ -282,7 +282,7 @@ def test_a_users_python_file_with_a_mark(tmp_path: Path) -> None:
     write(tmp_path, "mine", OWN)
     (tmp_path / "mine.py").write_bytes(
         f"{MARK}from pathlib import Path\r\n"
-        "from kvcomm.tasks.own import suite_of_lines\r\n"
+        "from kvcomm.tasks.suites import suite_of_lines\r\n"
         "suite = suite_of_lines(Path(__file__).with_suffix('.jsonl'))\r\n".encode()
     )
     assert load_suite(str(tmp_path / "mine.py"))[1][0].target == "2"
