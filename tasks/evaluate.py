@@ -215,14 +215,15 @@ class Evaluation:
             trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{_slug(mode)}"
             folder = self.log.folder / trace
         inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
-        seed = self.plan.seed + repeat
         outcome: dict[str, Any] = {"value": 0.0, "correct": False, "reason": "the run failed"}
         for tries in range(1, 2 + self.plan.retries):
+            outcome["tries"] = tries
             if folder:  # a trace of a run that was killed, or that failed, makes way
                 (folder / TRACE_FILE).unlink(missing_ok=True)
             try:
-                session, graph = self._sessions[mode], self.plan.graph
-                result = await session.arun(graph, out=folder, seed=seed, **inputs)
+                result = await self._sessions[mode].arun(
+                    self.plan.graph, out=folder, seed=self.plan.seed + repeat, **inputs
+                )
                 score = await self._score(task, result.answer)
             except ContextOverflow as error:
                 outcome["error"] = str(error)
@@ -232,22 +233,13 @@ class Evaluation:
                 outcome["error"] = str(error) if isinstance(error, KvcommError) else repr(error)
                 continue
             else:
-                chosen = await self._chosen(task, result, score)
+                calls, chosen = [*map(_row, result.calls)], await self._chosen(task, result, score)
+                outcome = asdict(score) | {"answer": result.answer, "tries": tries}
+                outcome |= {"calls": calls, "chosen": chosen}
                 self._behind[key_of(item)] = result.audits
-                calls = [_row(call) for call in result.calls]
-                told = {"answer": result.answer, "calls": calls, "chosen": chosen}
-                outcome = asdict(score) | told
             break
-        return Sample(
-            task=task.id,
-            repeat=repeat,
-            mode=mode,
-            warmup=warmup,
-            **outcome,
-            tries=tries,
-            wall_s=time.monotonic() - began,
-            trace=trace,
-        )
+        names = {"task": task.id, "repeat": repeat, "mode": mode, "warmup": warmup}
+        return Sample(**names, **outcome, wall_s=time.monotonic() - began, trace=trace)
 
     async def _score(self, task: Task, answer: str) -> Score:
         return await asyncio.to_thread(self.plan.suite.grade, task, answer, self._graders)
