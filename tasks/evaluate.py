@@ -238,8 +238,8 @@ class Evaluation:
                 outcome |= {"calls": calls, "chosen": chosen}
                 self._behind[key_of(item)] = result.audits
             break
-        names = {"task": task.id, "repeat": repeat, "mode": mode, "warmup": warmup}
-        return Sample(**names, **outcome, wall_s=time.monotonic() - began, trace=trace)
+        outcome |= {"task": task.id, "repeat": repeat, "mode": mode, "warmup": warmup}
+        return Sample(**outcome, wall_s=time.monotonic() - began, trace=trace)
 
     async def _score(self, task: Task, answer: str) -> Score:
         return await asyncio.to_thread(self.plan.suite.grade, task, answer, self._graders)

@@ -131,7 +131,14 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             before = self._begun(config)
             self.samples = read_samples(folder / SAMPLES, mend=True)
-            self.config = self._continued(before, config)
+            # The day is that of `before`; conditions are those of all that is done or left.
+            everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
+            new = config.conditions if len(self.samples) < everything else ()
+            conditions = tuple(dict.fromkeys((*before.conditions, *new)))
+            update = {"conditions": conditions, "now": before.now}
+            self.config = config.model_copy(update=update)
+            if self.config != before:
+                self._write(self.config)
             self._file = LineFile(folder / SAMPLES)
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
@@ -157,16 +164,6 @@ class Log:
                 f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
             )
         return before
-
-    def _continued(self, before: Config, config: Config) -> Config:
-        """`config` with the day of `before`, and the conditions of all that is done or left."""
-        everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
-        left = len(self.samples) < everything
-        conditions = dict.fromkeys((*before.conditions, *(config.conditions if left else ())))
-        after = config.model_copy(update={"conditions": tuple(conditions), "now": before.now})
-        if after != before:
-            self._write(after)
-        return after
 
     def _write(self, config: Config) -> None:
         path = self.folder / CONFIG

@@ -78,7 +78,7 @@ def passages_of(folder: Path) -> tuple[str, ...]:
         for part in (*paragraphs(text), ""):
             gathered += [part] if part else []
             if gathered and (not part or len(" ".join(gathered).split()) >= WORDS):
-                found.append(f"{path.stem}\n" + "\n".join(gathered))
+                found.append("\n".join([path.stem, *gathered]))
                 gathered = []
     if not found:
         raise UsageError(f"{folder} holds no text: put .txt or .md files there")
@@ -104,9 +104,7 @@ def _index(passages: tuple[str, ...]) -> tuple[Any, Any]:
     import bm25s
 
     tokenizer = bm25s.tokenization.Tokenizer(lower=False, splitter=words_of, stopwords=None)
-    ids = tokenizer.tokenize(
-        list(passages), update_vocab=True, show_progress=False, return_as="tuple"
-    )
+    ids = tokenizer.tokenize(list(passages), show_progress=False, return_as="tuple")
     index = bm25s.BM25()
     index.index(ids, show_progress=False)
     return index, lambda *args, **options: tokenizer.tokenize(*args, return_as="ids", **options)

@@ -44,10 +44,11 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
 
     The folder may stand in `KVCOMM_DATA`. Raises `UsageError` when there are none.
     """
+    file = f"{name}.jsonl"
     place = data_folder(folder)
-    path = place / f"{name}.jsonl" if place else None
+    path = place / file if place else None
     if shipped and not (path and path.exists()):
-        path = DATA / f"{name}.jsonl"
+        path = DATA / file
     if path and (path.exists() or hub is None):
         return read_rows(path)
     if hub and has("datasets"):
@@ -55,7 +56,7 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
     sought = f"{path} is not there" if path else f"no folder is given ({FOLDER} is not set)"
     from_hub = f', or pip install "kvcomm[hf]" to load {hub.id} from the hub' if hub else ""
     raise UsageError(
-        f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{name}.jsonl{from_hub}"
+        f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{file}{from_hub}"
     )
 
 
