@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvcomm.bench.report import Findings
+from kvcomm.bench import Findings
 from kvcomm.bench.workload import Workload, decoded
 from kvcomm.engine.base import Engine
 from kvcomm.engine.clock import done_at
@@ -86,34 +86,34 @@ class Mode:
         passes = [one for one in self.passes if self._counts(one)] or self.passes
         audits = [audit.divergence for one in passes for audit in one.audits if audit.used]
         measured = [divergence for divergence in audits if divergence is not None]
+        pairs = zip(self._said(), dense._said(), strict=True) if dense else ()
+        same = statistics.fmean(one == other for one, other in pairs) if dense else None
         return {
             "agents": [self._agent(c) for c in zip(*(one.calls for one in passes), strict=True)],
             "end_to_end_s": statistics.median(one.end_to_end_s for one in passes),
             "state_bytes": self.state_bytes,
             "samples": len(passes),
             "divergence": statistics.fmean(measured) if measured else None,
-            "as_dense": self._as(dense) if dense else None,
+            "as_dense": same,
         }
 
     def _agent(self, calls: Sequence[Call]) -> dict[str, Any]:
-        reports = [call.report for call in calls]
+        def median(name: str) -> float:
+            return float(statistics.median(getattr(call.report, name) for call in calls))
+
         return {
             "agent": calls[0].node,
-            "prompt_tokens": round(statistics.median(r.prompt_tokens for r in reports)),
+            "prompt_tokens": round(median("prompt_tokens")),
             "computed_tokens": round(statistics.median(c.total("computed") for c in calls)),
-            "base_tokens": round(statistics.median(r.base_tokens for r in reports)),
-            "ahead_s": statistics.median(r.ahead_s for r in reports),
+            "base_tokens": round(median("base_tokens")),
+            "ahead_s": median("ahead_s"),
             "decode_budget_s": self.budgets[calls[0].node],
-            "ttft_s": statistics.median(r.ttft_s for r in reports),
-            "gate": reports[-1].gate,
+            "ttft_s": median("ttft_s"),
+            "gate": calls[-1].report.gate,
         }
 
-    def _as(self, dense: Mode) -> float:
-        mine, true = (
-            [(call.report.first_token, call.text) for one in mode.passes for call in one.calls]
-            for mode in (self, dense)
-        )
-        return statistics.fmean(one == other for one, other in zip(mine, true, strict=True))
+    def _said(self) -> list[tuple[int | None, str]]:
+        return [(call.report.first_token, call.text) for one in self.passes for call in one.calls]
 
 
 class Ttft:
