@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from kvcomm.agents.care import Care
 from kvcomm.errors import GraphError, TemplateError, UsageError
 from kvcomm.message import strip_thinking
 from kvcomm.prompt import (
@@ -22,6 +21,7 @@ from kvcomm.prompt import (
 )
 from kvcomm.sampling import Sampling
 
+OnError = Literal["fail", "skip", "fallback"]
 NAME = re.compile(r"[A-Za-z_][\w-]*\Z")
 RESERVED = frozenset({"task", "messages", "history"})
 SHARED_SYSTEM = "You are one of several agents who work on a task together."
@@ -57,6 +57,38 @@ class Sender:
     def title(self) -> str:
         """The line that says whose text it is."""
         return f"{self.output}:" if self.output else f"{self.agent} wrote:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How long a call may take, how often it is tried again, and what is done in the end.
+
+    `timeout_s` counts from a call's last input. A call that failed is tried again `retries` times,
+    `backoff_s` later, then after twice as long, and so on. When it has failed for good, `on_error`
+    says what happens: "fail" ends the run, "skip" tells the readers that there is no answer, and
+    "fallback" hands them the text `fallback` instead. The answer of a graph cannot be skipped.
+    """
+
+    timeout_s: float | None = None
+    retries: int = 0
+    backoff_s: float = 0.2
+    on_error: OnError = "fail"
+    fallback: str = ""
+
+    def check_care(self, who: str) -> None:
+        """Raise `UsageError` for values out of range; `who` begins the message."""
+        if self.retries < 0 or not 0 <= self.backoff_s < float("inf"):
+            raise UsageError(f"{who}: retries and backoff_s must not be negative")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise UsageError(f"{who}: timeout_s must be positive, or None for no limit")
+        if self.on_error not in (known := get_args(OnError)):
+            raise UsageError(f"{who}: on_error {self.on_error!r} is none of {', '.join(known)}")
+        if (self.on_error == "fallback") != bool(self.fallback.strip()):
+            raise UsageError(f'{who}: on_error="fallback" and a text `fallback` go together')
+
+    def instead(self, node: str) -> str:
+        """What a node's readers are told when it has failed for good."""
+        return self.fallback if self.on_error == "fallback" else f"({node} gave no answer.)"
 
 
 @dataclass(frozen=True)

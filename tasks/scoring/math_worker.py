@@ -212,17 +212,13 @@ def _close(known: Any, value: Any) -> bool:
         share = ROUNDED if (known + value).atoms(sp.Float) and not ends else EXACT
         # 9 % is equal to 9 as well as to 0.09.
         pairs = ((known, value), (get_pct_val(known, known), get_pct_val(value, value)))
-        return any(_difference(*pair) <= share for pair in pairs)
+        return any(
+            abs(one - other).evalf() <= share * max(abs(one.evalf()), abs(other.evalf()))
+            for one, other in ((one.doit(), other.doit()) for one, other in pairs)
+        )
     except Exception:
         # What has no number (infinity, an integral) is left to math-verify.
         return True
-
-
-def _difference(one: Any, other: Any) -> Any:
-    """The difference of two numbers as a share of the larger one."""
-    one, other = one.doit(), other.doit()
-    larger = max(abs(one.evalf()), abs(other.evalf()))
-    return abs(one - other).evalf() / larger if larger else 0
 
 
 def main() -> None:
