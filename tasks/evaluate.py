@@ -150,13 +150,10 @@ class Evaluation:
                 await self._save()
         finally:
             self.log.close()
-        done = {sample.key: sample for sample in self.log.samples}
-        return [done[key_of(item)] for item in self.plan.work()]
+        return [self.log.done[key_of(item)] for item in self.plan.work()]
 
     def _left(self, items: Sequence[Item]) -> list[Item]:
-        """The items that are not in the log."""
-        done = self.log.done
-        return [item for item in items if key_of(item) not in done]
+        return [item for item in items if key_of(item) not in self.log.done]
 
     async def _each(
         self, items: Sequence[Item], keep: Callable[[Sample], None], warmup: bool = False

@@ -130,10 +130,10 @@ class Log:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             before = self._begun(config)
-            self.samples = read_samples(folder / SAMPLES, mend=True)
+            self.done = {sample.key: sample for sample in read_samples(folder / SAMPLES, mend=True)}
             # The day is that of `before`; conditions are those of all that is done or left.
             everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
-            new = config.conditions if len(self.samples) < everything else ()
+            new = config.conditions if len(self.done) < everything else ()
             conditions = tuple(dict.fromkeys((*before.conditions, *new)))
             update = {"conditions": conditions, "now": before.now}
             self.config = config.model_copy(update=update)
@@ -153,15 +153,12 @@ class Log:
             self._write(config)
             return config
         before = read_config(self.folder)
-        new = config.model_dump(exclude=FACTS)
-        changed = [
-            f"{name} was {was!r}, is {new[name]!r}"
-            for name, was in before.model_dump(exclude=FACTS).items()
-            if was != new[name]
-        ]
+        old, new = (one.model_dump(exclude=FACTS) for one in (before, config))
+        differ = [name for name in old if old[name] != new[name]]
+        changed = "; ".join(f"{name} was {old[name]!r}, is {new[name]!r}" for name in differ)
         if changed:
             raise UsageError(
-                f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
+                f"{self.folder} is of another evaluation ({changed}): use another --out"
             )
         return before
 
@@ -172,9 +169,9 @@ class Log:
         beside.replace(path)
 
     @property
-    def done(self) -> set[Key]:
-        """The keys of the samples that need not be done again."""
-        return {sample.key for sample in self.samples}
+    def samples(self) -> list[Sample]:
+        """All of `done`, the samples that need not be done again."""
+        return list(self.done.values())
 
     def append(self, sample: Sample) -> None:
         """Keep a sample: one whole line, written through; of two of one key the later counts.
@@ -185,11 +182,11 @@ class Log:
             self._file.append(sample.model_dump_json())
         except OSError as error:
             raise KvcommError(
-                f"cannot write to {self.folder}: {error.strerror or error}; {len(self.samples)} "
+                f"cannot write to {self.folder}: {error.strerror or error}; {len(self.done)} "
                 "samples are safe: make room and run the same command again with "
                 f"--out {self.folder}, and it goes on"
             ) from None
-        self.samples = [other for other in self.samples if other.key != sample.key] + [sample]
+        self.done[sample.key] = sample
 
     def close(self) -> None:
         """Close the file."""

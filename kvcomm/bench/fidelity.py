@@ -121,11 +121,9 @@ class Fidelity:
     auto: Auto | None = None
     on_call: Callable[[int, int], None] = lambda done, of: None
     found: list[Method] = field(init=False)
-    wanted: int = field(init=False)
     seen: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.wanted = self.warmup + self.held_out
         self.found = [
             Method(name, policy, "" if policy.options.realigns else f"fidelity-{name}")
             for name, policy in self.methods.items()
@@ -138,10 +136,11 @@ class Fidelity:
 
         Raises `UsageError` when they do not yield `warmup + held_out` of them.
         """
+        wanted = self.warmup + self.held_out
         if self.auto:
             self.auto.priors = await measure(self.engine, self.auto.levels)
         for inputs in questions:
-            if self.seen >= self.wanted:
+            if self.seen >= wanted:
                 break
             answered: list[tuple[Answered, list[Handle]]] = []
 
@@ -157,14 +156,15 @@ class Fidelity:
             await run.run(Recorder(None))
             read: set[str] = set()  # inputs that an earlier call of the question has read
             for call, handles in answered:
-                await self._look(call, read)
+                if self.seen < wanted:
+                    await self._look(call, read)
                 read |= set(call.spec.template.names) - call.spec.messages
                 for handle in handles:
                     self.engine.release(handle)
-        if self.seen < self.wanted:
+        if self.seen < wanted:
             raise UsageError(
                 f"{len(questions)} questions gave {self.seen} calls with a message or a passage, "
-                f"{self.wanted} are wanted: lower --warmup or --held-out"
+                f"{wanted} are wanted: lower --warmup or --held-out"
             )
         for method in self.found:
             if family := method.policy.options.offsets:
@@ -173,8 +173,7 @@ class Fidelity:
 
     async def _look(self, call: Answered, read: set[str]) -> None:
         """Learn from one dense call, or measure every method on it."""
-        names = set(call.spec.template.names)
-        if self.seen >= self.wanted or not names & (self.passages | call.spec.messages):
+        if not (self.passages | call.spec.messages) & set(call.spec.template.names):
             return
         warm = self.seen < self.warmup
         mine = [method for method in self.found if method.audits is None]
@@ -194,7 +193,7 @@ class Fidelity:
                 found = await self._auto(call, read, self.auto, method.audits)
                 method.calls += [] if warm else [found]
         self.seen += 1
-        self.on_call(self.seen, self.wanted)
+        self.on_call(self.seen, self.warmup + self.held_out)
 
     def _variant(self, call: Answered, method: Method) -> Variant:
         options, space = method.policy.options, method.namespace

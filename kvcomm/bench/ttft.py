@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
 from kvcomm.bench import Findings
@@ -116,6 +116,7 @@ class Mode:
         return [(call.report.first_token, call.text) for one in self.passes for call in one.calls]
 
 
+@dataclass
 class Ttft:
     """Runs the workload in every mode, sample by sample; the mode that begins changes.
 
@@ -123,28 +124,27 @@ class Ttft:
     model by transformers' own `generate`.
     """
 
-    def __init__(
-        self,
-        engine: LocalEngine,
-        workload: Workload,
-        *,
-        modes: Sequence[str] = tuple(MODES),
-        decode: bool = False,
-        on_step: Callable[[str], None] = lambda what: None,
-    ) -> None:
-        self.engine = engine
-        self.workload = workload
-        self.decode = decode
-        self._on_step = on_step
-        self.modes: list[Mode] = []
+    engine: LocalEngine
+    workload: Workload
+    _: KW_ONLY
+    modes: InitVar[Sequence[str]] = tuple(MODES)
+    decode: bool = False
+    on_step: Callable[[str], None] = lambda what: None
+    found: list[Mode] = field(default_factory=list, init=False)
+
+    def __post_init__(self, modes: Sequence[str]) -> None:
         for name in modes:
-            graph = workload.build(engine.codec, shared_first=name == "shared-first")
-            self.modes.append(Mode(name, graph, not decode, Auto() if "auto" in name else None))
+            graph = self.workload.build(self.engine.codec, shared_first=name == "shared-first")
+            auto = Auto() if "auto" in name else None
+            self.found.append(Mode(name, graph, not self.decode, auto))
 
     async def run(self, samples: int) -> list[Mode]:
         """Warm what learns, then `samples` passes of each mode, in turns."""
-        step_s = await self._decode_step()
-        for mode in self.modes:
+        # One decoding step of one row, at the length of half a prompt.
+        answers = self.workload.answers(self.engine.codec, self.found[0].graph, 0)
+        times = await decoded(self.engine, next(iter(answers.values())), 8)
+        step_s = statistics.median([b - a for a, b in itertools.pairwise(times)] or [0.0])
+        for mode in self.found:
             levels = [name for level in mode.graph.levels() for name in level]
             for at, name in enumerate(levels):
                 before = at if self.workload.graph == "full" else mode.graph.nodes[name].round - 1
@@ -152,20 +152,14 @@ class Ttft:
             if mode.auto is not None:
                 mode.auto.priors = await measure(self.engine, mode.auto.levels)
         with self.engine.plain() as plain:
-            for mode in self.modes:
+            for mode in self.found:
                 for number in range(WARM.get(mode.name, 0)):
                     await self._pass(mode, -1 - number, plain)
             for sample in range(samples):
-                turn = sample % len(self.modes)
-                for mode in (*self.modes[turn:], *self.modes[:turn]):
+                turn = sample % len(self.found)
+                for mode in (*self.found[turn:], *self.found[:turn]):
                     mode.passes.append(await self._pass(mode, sample, plain))
-        return self.modes
-
-    async def _decode_step(self) -> float:
-        """Seconds of one decoding step of one row, at the length of half a prompt."""
-        answers = self.workload.answers(self.engine.codec, self.modes[0].graph, 0)
-        times = await decoded(self.engine, next(iter(answers.values())), 8)
-        return statistics.median([b - a for a, b in itertools.pairwise(times)] or [0.0])
+        return self.found
 
     async def _pass(self, mode: Mode, sample: int, plain: Engine) -> Pass:
         began = done_at(self.engine.device)
@@ -190,7 +184,7 @@ class Ttft:
         if not keeps:
             self.engine.forget(space)
         what = f"sample {sample + 1}" if sample >= 0 else f"warm-up {-sample}"
-        self._on_step(f"{mode.name}, {what}: {done_at(self.engine.device) - began:.1f} s")
+        self.on_step(f"{mode.name}, {what}: {done_at(self.engine.device) - began:.1f} s")
         return Pass(calls, run.answered_at - run.started, tuple(audits))
 
     async def _behind(self, run: GraphRun, auto: Auto | None) -> list[Audited]:
@@ -218,13 +212,11 @@ class Ttft:
 
     def report(self) -> Findings:
         """All modes that were run, beside `dense` where it was."""
-        dense = next((mode for mode in self.modes if mode.name == "dense"), None)
-        found = {mode.name: mode.to_json(dense) for mode in self.modes}
-        value = {
-            "peak_bytes": peak_memory(self.engine.network.device),
-            "workload": vars(self.workload) | {"decode": self.decode},
-            "modes": found,
-        }
+        dense = next((mode for mode in self.found if mode.name == "dense"), None)
+        found = {mode.name: mode.to_json(dense) for mode in self.found}
+        workload = vars(self.workload) | {"decode": self.decode}
+        peak = peak_memory(self.engine.network.device)
+        value = {"peak_bytes": peak, "workload": workload, "modes": found}
         rows = [(name, *_row(mode, found.get("dense"))) for name, mode in found.items()]
         return Findings(value, COLUMNS, rows, (LEGEND,))
 
