@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 
 from kvcomm.errors import UsageError
@@ -39,9 +40,7 @@ def score_code(
     if why := fault(program):  # what is not whole could swallow the tests
         return right_or_wrong(False, code, f"failed: {why}")
     ran = sandbox.run(f"{program}\n\n{tests}\n\ncheck({entry_point})\n", limits)
-    if ran.finished:
-        return right_or_wrong(True, code, "passed")
-    return right_or_wrong(False, code, f"failed: {ran.reason}")
+    return right_or_wrong(ran.finished, code, "passed" if ran.finished else f"failed: {ran.reason}")
 
 
 def examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
@@ -49,13 +48,11 @@ def examples(prompt: str, entry_point: str) -> list[tuple[str, str]]:
     pattern = re.compile(r"^[ \t]*>>>[ \t]*(.+)\n[ \t]*(?!>>>)(\S.*)$", re.MULTILINE)
     found = []
     for call, wanted in pattern.findall(prompt):
-        try:
+        with suppress(SyntaxError, ValueError):
             ast.parse(call, mode="eval")
             ast.literal_eval(wanted.strip())
-        except (SyntaxError, ValueError):
-            continue
-        if f"{entry_point}(" in call:
-            found.append((call.strip(), wanted.strip()))
+            if f"{entry_point}(" in call:
+                found.append((call.strip(), wanted.strip()))
     return found
 
 
@@ -155,24 +152,16 @@ def _best(found: Sequence[Stretch], name: str) -> tuple[int, int]:
 
 def _kind(stretch: Stretch, name: str) -> int:
     if name in bound(stretch.code):
-        defined = [
-            any(not _says_nothing(inner) for inner in node.body)
-            for node in parse(stretch.code).body
-            if isinstance(node, DEFINITION) and node.name == name
-        ]
-        if not defined:
+        nodes = [node for node in parse(stretch.code).body if isinstance(node, DEFINITION)]
+        statements = [node.body for node in nodes if node.name == name]
+        if not statements:
             return BOUND
-        return FUNCTION if any(defined) else OTHER
+        # What only fills a place, as a docstring, `...` and `pass` do, defines nothing.
+        says = [s.value if isinstance(s, ast.Expr) else s for body in statements for s in body]
+        return OTHER if all(isinstance(one, ast.Constant | ast.Pass) for one in says) else FUNCTION
     if not stretch.alone:
         return NOTHING
     return BODY if fault(stretch.code) else OTHER
-
-
-def _says_nothing(statement: ast.stmt) -> bool:
-    """Whether it only fills a place, as a docstring, `...` and `pass` do."""
-    if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Constant)
-    return isinstance(statement, ast.Pass)
 
 
 def _helpers(found: Sequence[Stretch], code: str, name: str) -> list[str]:
@@ -211,8 +200,7 @@ def _as_body(code: str, indent: str) -> str:
 
     Lines that have it already stay as they are, those of strings too.
     """
-    match = INDENT.match(code)
-    own = match[0] if match else ""
+    own = match[0] if (match := INDENT.match(code)) else ""
     if own == indent:
         return code
     lines = code.split("\n")
@@ -241,8 +229,7 @@ def _futures_first(source: str) -> str:
         statements = parse(source).body
     except BROKEN:
         return source
-    first: list[str] = []
-    lines = source.split("\n")
+    first, lines = list[str](), source.split("\n")
     for statement in statements:
         if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
             span = slice(statement.lineno - 1, statement.end_lineno)
