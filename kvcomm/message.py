@@ -154,11 +154,8 @@ def _boundary(
         return len(prefix) if text.startswith(prefix) else None
 
     # A character of several tokens may show from the first of them on: its last is further on.
-    if forward:
-        counts = range(near, len(ids) + 1)
-    else:
-        counts = range(min(near + CHARACTER, len(ids)), -1, -1)
-    for count in counts:
+    back = range(min(near + CHARACTER, len(ids)), -1, -1)
+    for count in range(near, len(ids) + 1) if forward else back:
         length = spelled(count)
         if length is not None and (length >= chars if forward else length <= chars):
             while count < len(ids) and spelled(count + 1) == length:

@@ -94,11 +94,6 @@ class Exchange:
     texts: Mapping[str, tuple[int, ...]]
     answer: tuple[int, ...]
 
-    def turns(self, ask: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-        """The user's turn and the assistant's."""
-        asked: list[Part] = [Filled(self.texts[p.name]) if isinstance(p, Hole) else p for p in ask]
-        return asked, [Filled(self.answer)]
-
 
 def parse_template(source: str) -> tuple[Piece, ...]:
     """Split `source` into text and holes; `{{` and `}}` are braces.
@@ -218,7 +213,10 @@ def compile_template(
     """
     role, ask = _split_control(codec, system), _split_control(codec, user)
     answer = [SEAM, *_split_control(codec, [Text(begins)])] if begins else []
-    turns = [exchange.turns(ask) for exchange in earlier]
+    turns: list[tuple[list[Part], list[Part]]] = [
+        ([Filled(e.texts[p.name]) if isinstance(p, Hole) else p for p in ask], [Filled(e.answer)])
+        for e in earlier
+    ]
     wrap = codec.chat if chat else codec.completion
     before = [(_marked(asked), _marked(answered)) for asked, answered in turns]
     text = wrap(_marked(role), _marked(ask), before) + _marked(answer)

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import sys
+from contextlib import suppress
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from itertools import product
@@ -37,8 +38,7 @@ POINTS = (sp.Rational(137, 100), sp.Rational(219, 80), sp.Rational(-173, 90))
 
 def judged(text: str, gold: str) -> dict[str, Any]:
     """Whether the answer in a text is the gold one, and how it was read."""
-    found = readings(text)
-    if not found:
+    if not (found := readings(text)):
         return {"extracted": "", "correct": False, "reason": "no answer found"}
     # Where the gold answer is a list, a comma is none of a number.
     comma = not re.search(r"\d,\d", gold)
@@ -88,12 +88,10 @@ def parsed(text: str, *, comma: bool = False, prose: bool = True) -> Any:
     if latex is None:
         return None
     latex = normalize_latex(latex, NORMAL)
-    try:
-        return latex2sympy(
-            latex, is_real=not should_treat_as_complex(latex), normalization_config=None
-        )
-    except Exception:
-        return None
+    with suppress(Exception):
+        real = not should_treat_as_complex(latex)
+        return latex2sympy(latex, is_real=real, normalization_config=None)
+    return None
 
 
 def shown(text: str, comma: bool) -> str:
@@ -117,10 +115,9 @@ def _in_bases(one: tuple[str, int], other: tuple[str, int]) -> bool:
     """Whether two numbers are equal; one without a base is taken to have the other's."""
     if not one[1] or not other[1]:
         return one[0].lstrip("0") == other[0].lstrip("0")
-    try:
+    with suppress(ValueError):
         return int(*one) == int(*other)
-    except ValueError:
-        return False
+    return False
 
 
 def near(known: Any, value: Any) -> bool:
@@ -144,7 +141,7 @@ def near(known: Any, value: Any) -> bool:
     if both(sp.FiniteSet):
         return all(any(near(a, b) for b in value.args) for a in known.args)
     if both(sp.Tuple, sp.Set) and type(known) is type(value):
-        return all(near(*pair) for pair in zip(known.args, value.args, strict=False))
+        return all(map(near, known.args, value.args))
     if not both(sp.Expr):
         return True
     names = sorted(known.free_symbols | value.free_symbols, key=str)

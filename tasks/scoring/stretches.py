@@ -57,7 +57,6 @@ class Stretch:
 def stretches(text: str) -> tuple[list[Stretch], list[str]]:
     """All code of a text, in order; and what begins like code and is broken."""
     reader = _Reader(text)
-    reader.read()
     return reader.found, reader.broken
 
 
@@ -74,9 +73,6 @@ class _Reader:
         self.found: list[Stretch] = []
         self.broken: list[str] = []
         self._left = 20 * len(text) + 10_000
-
-    def read(self) -> None:
-        """Fill `found` and `broken`."""
         at, follows = 0, False
         while at < len(self.lines):
             if self._blank(at):
