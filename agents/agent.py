@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
-from kvcomm.agents.care import Care
 from kvcomm.errors import GraphError, TemplateError, UsageError
 from kvcomm.message import strip_thinking
 from kvcomm.prompt import (
@@ -22,6 +21,7 @@ from kvcomm.prompt import (
 )
 from kvcomm.sampling import Sampling
 
+OnError = Literal["fail", "skip", "fallback"]
 NAME = re.compile(r"[A-Za-z_][\w-]*\Z")
 RESERVED = frozenset({"task", "messages", "history"})
 SHARED_SYSTEM = "You are one of several agents who work on a task together."
@@ -57,6 +57,38 @@ class Sender:
     def title(self) -> str:
         """The line that says whose text it is."""
         return f"{self.output}:" if self.output else f"{self.agent} wrote:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How long a call may take, how often it is tried again, and what is done in the end.
+
+    `timeout_s` counts from a call's last input. A call that failed is tried again `retries` times,
+    `backoff_s` later, then after twice as long, and so on. When it has failed for good, `on_error`
+    says what happens: "fail" ends the run, "skip" tells the readers that there is no answer, and
+    "fallback" hands them the text `fallback` instead. The answer of a graph cannot be skipped.
+    """
+
+    timeout_s: float | None = None
+    retries: int = 0
+    backoff_s: float = 0.2
+    on_error: OnError = "fail"
+    fallback: str = ""
+
+    def check_care(self, who: str) -> None:
+        """Raise `UsageError` for values out of range; `who` begins the message."""
+        if self.retries < 0 or not 0 <= self.backoff_s < float("inf"):
+            raise UsageError(f"{who}: retries and backoff_s must not be negative")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise UsageError(f"{who}: timeout_s must be positive, or None for no limit")
+        if self.on_error not in (known := get_args(OnError)):
+            raise UsageError(f"{who}: on_error {self.on_error!r} is none of {', '.join(known)}")
+        if (self.on_error == "fallback") != bool(self.fallback.strip()):
+            raise UsageError(f'{who}: on_error="fallback" and a text `fallback` go together')
+
+    def instead(self, node: str) -> str:
+        """What a node's readers are told when it has failed for good."""
+        return self.fallback if self.on_error == "fallback" else f"({node} gave no answer.)"
 
 
 @dataclass(frozen=True)
@@ -130,21 +162,20 @@ class Agent(Care):
             for name in named
             if name not in ("messages", "history")
         }
-        taken = set(bound.values())
-        messages = [s for s in senders if s.name not in taken]
-        history = [s for s in messages if s.own and "history" in named]
-        messages = [s for s in messages if not (s.own and "history" in named)]
+        rest = [s for s in senders if s.name not in bound.values()]
+        history = [s for s in rest if s.own and "history" in named]
+        messages = [s for s in rest if s not in history]
         if messages and "messages" not in named:
             raise GraphError(self._no_place(messages[0]))
+        blocks = {
+            "messages": _blocks([(s.title, s.name) for s in messages]),
+            "history": _blocks([("You wrote before:", s.name) for s in history]),
+        }
 
         def bind(piece: Piece) -> Sequence[Piece]:
             if isinstance(piece, Text):
                 return [piece]
-            if piece.name == "messages":
-                return _blocks([(s.title, s.name) for s in messages])
-            if piece.name == "history":
-                return _blocks([("You wrote before:", s.name) for s in history])
-            return [Hole(bound[piece.name])]
+            return blocks[piece.name] if piece.name in blocks else [Hole(bound[piece.name])]
 
         role, ask = [bind(piece) for piece in system], [bind(piece) for piece in prompt]
         if self.layout == "shared-first":
@@ -176,14 +207,12 @@ class Agent(Care):
         )
 
     def _no_place(self, sender: Sender) -> str:
+        what, place = f"a message from `{sender.node}`", sender.output or sender.agent
         if sender.own:
-            return (
-                f"agent `{self.name}` receives its own earlier message, but its prompt has no "
-                "place for it: add `{history}` or `{messages}`"
-            )
+            what, place = "its own earlier message", "history"
         return (
-            f"agent `{self.name}` receives a message from `{sender.node}`, but its prompt has no "
-            f"place for it: add `{{{sender.output or sender.agent}}}` or `{{messages}}`"
+            f"agent `{self.name}` receives {what}, but its prompt has no place for it: "
+            f"add `{{{place}}}` or `{{messages}}`"
         )
 
     def template(
@@ -227,16 +256,14 @@ def _tidy(parts: Iterable[Sequence[Piece]]) -> tuple[Piece, ...]:
     for part in parts:
         gap = gap or not part
         for piece in part:
-            if isinstance(piece, Hole):
-                tidy.append(piece)
-            else:
+            if isinstance(piece, Text):
                 start, left = not tidy, ""
                 if tidy and isinstance(tidy[-1], Text):
                     left = tidy[-1].text
                     tidy.pop()
-                text = _close(left, piece.text, start) if gap else left + piece.text
-                if text:
-                    tidy.append(Text(text))
+                piece = Text(_close(left, piece.text, start) if gap else left + piece.text)
+            if piece != Text(""):
+                tidy.append(piece)
             gap = False
     if gap and tidy and isinstance(tidy[-1], Text):
         tidy[-1] = Text(tidy[-1].text.rstrip("\n"))

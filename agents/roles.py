@@ -16,75 +16,56 @@ from kvcomm.sampling import Sampling
 Role = Callable[..., Agent]
 
 
-def _make(name: str, system: str, ask: str, fields: dict[str, Any]) -> Agent:
-    max_tokens = fields.pop("max_tokens", None)
-    if max_tokens is not None:
-        sampling = fields.get("sampling", Sampling())
-        fields["sampling"] = replace(sampling, max_tokens=max_tokens)
+def _role(kind: str, about: str, system: str, ask: str, **usual: Any) -> Role:
     prompt = "{task}\n\n{history}\n\n{messages}\n\n" + ask
-    return Agent(**{"name": name, "system": system, "prompt": prompt, **fields})
+
+    def make(name: str = kind, *, max_tokens: int | None = None, **fields: Any) -> Agent:
+        if max_tokens is not None:
+            fields["sampling"] = replace(fields.get("sampling", Sampling()), max_tokens=max_tokens)
+        return Agent(**{"name": name, "system": system, "prompt": prompt, **usual, **fields})
+
+    make.__name__ = make.__qualname__ = kind
+    make.__doc__ = about
+    return make
 
 
-def solver(name: str = "solver", **fields: Any) -> Agent:
-    """Works the task out step by step; in a debate it answers again after reading the others."""
-    return _make(
-        name,
-        "You solve problems carefully. Work step by step and state the result.",
-        "Solve the task and end with the answer.",
-        fields,
-    )
-
-
-def critic(name: str = "critic", **fields: Any) -> Agent:
-    """Looks for mistakes in what others wrote."""
-    return _make(
-        name,
-        "You check the work of others. Point out mistakes and correct them.",
-        "Check the work above, step by step, and give the correct result.",
-        fields,
-    )
-
-
-def programmer(name: str = "programmer", **fields: Any) -> Agent:
-    """Writes Python code."""
-    return _make(
-        name,
-        "You write correct and simple Python code.",
-        "Write the complete Python code that solves the task, and nothing else.",
-        fields,
-    )
-
-
-def judge(name: str = "judge", **fields: Any) -> Agent:
-    """Decides between answers; `exact` by default: approximation hurts judges most."""
-    return _make(
-        name,
-        "You judge the answers of others and decide which is right.",
-        "Decide which answer is right and give the final answer.",
-        {"exact": True, **fields},
-    )
-
-
-def retriever(name: str = "retriever", **fields: Any) -> Agent:
-    """Picks from given material what bears on the task."""
-    return _make(
-        name,
-        "You find the facts that bear on a question in the material you are given.",
-        "Quote the facts from the material that help with the task. Do not answer it.",
-        fields,
-    )
-
-
-def editor(name: str = "editor", **fields: Any) -> Agent:
-    """Writes the final answer from what others found."""
-    return _make(
-        name,
-        "You write the final answer from the work of others, short and clear.",
-        "Write the final answer.",
-        fields,
-    )
-
-
+solver = _role(
+    "solver",
+    "Works the task out step by step; in a debate it answers again after reading the others.",
+    "You solve problems carefully. Work step by step and state the result.",
+    "Solve the task and end with the answer.",
+)
+critic = _role(
+    "critic",
+    "Looks for mistakes in what others wrote.",
+    "You check the work of others. Point out mistakes and correct them.",
+    "Check the work above, step by step, and give the correct result.",
+)
+programmer = _role(
+    "programmer",
+    "Writes Python code.",
+    "You write correct and simple Python code.",
+    "Write the complete Python code that solves the task, and nothing else.",
+)
+judge = _role(
+    "judge",
+    "Decides between answers; `exact` by default: approximation hurts judges most.",
+    "You judge the answers of others and decide which is right.",
+    "Decide which answer is right and give the final answer.",
+    exact=True,
+)
+retriever = _role(
+    "retriever",
+    "Picks from given material what bears on the task.",
+    "You find the facts that bear on a question in the material you are given.",
+    "Quote the facts from the material that help with the task. Do not answer it.",
+)
+editor = _role(
+    "editor",
+    "Writes the final answer from what others found.",
+    "You write the final answer from the work of others, short and clear.",
+    "Write the final answer.",
+)
 ROLES: dict[str, Role] = {
     make.__name__: make for make in (solver, critic, programmer, judge, retriever, editor)
 }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvcomm.agents.agent import check_name
-from kvcomm.agents.care import Care
+from kvcomm.agents.agent import Care, check_name
 from kvcomm.errors import KvcommError, UsageError
 from kvcomm.message import well_formed
 

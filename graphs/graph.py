@@ -1,4 +1,4 @@
-"""An immutable, validated DAG of agents over `networkx.DiGraph`."""
+"""An immutable, validated DAG of agents over `networkx.DiGraph`, and its drawings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ import networkx as nx
 from kvcomm.agents import Agent, Tool
 from kvcomm.agents.agent import Sender
 from kvcomm.errors import GraphError
-from kvcomm.graphs.draw import draw, mermaid
-from kvcomm.graphs.structure import (
-    checked_answer,
-    checked_edges,
-    digraph,
-    neighbours,
-    topological,
-)
 from kvcomm.prompt import Codec, Exchange, Template
+from kvcomm.trace.lanes import draw_lanes, marked
+from kvcomm.trace.text import MOST, listed
 
 Said = Mapping[str, tuple[int, ...]]
+Agents = Mapping[str, Agent | Tool]
+# What mermaid would not take for text, in its own way of writing characters.
+ENTITIES = str.maketrans({sign: f"#{ord(sign)};" for sign in '"<>&#`'})
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,34 @@ class Node:
         return outputs or (self.name,)
 
 
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class AgentGraph:
     """Who hears whom, checked when it is built and unchanged afterwards.
 
     `agents` is a list (each node is named after its agent) or a mapping from node name to agent;
     tools stand among them. An edge `(a, b)` hands a's message to b. The order of `agents` is the
-    order of messages in a prompt. `answer` names the node whose message is the result; by default
-    the only last node. `inputs` are the texts a run brings. `rounds` maps nodes to debate rounds
-    (default 1).
+    order of messages in a prompt; `order` is a topological one. `answer` names the node whose
+    message is the result; by default the only last node. `inputs` are the texts a run brings.
+    `rounds` maps nodes to debate rounds (default 1). `conversation` is the name of the one that
+    the graph goes on with, if it does.
 
     Raises `GraphError` for no agents, duplicate or unknown names, a cycle, several last nodes
     and no `answer`, and for placeholders and messages that do not match.
     """
 
+    name: str
+    inputs: tuple[str, ...]
+    answer: str
+    edges: tuple[tuple[str, str], ...]
+    order: tuple[str, ...]
+    conversation: str
+    _nodes: dict[str, Node]
+    _shape: nx.DiGraph[str]
+    _earlier: tuple[Said, ...]
+
     def __init__(
         self,
-        agents: Iterable[Agent | Tool] | Mapping[str, Agent | Tool],
+        agents: Iterable[Agent | Tool] | Agents,
         edges: Iterable[tuple[str, str]] = (),
         *,
         answer: str | None = None,
@@ -75,88 +84,38 @@ class AgentGraph:
             if isinstance(agents, Mapping)
             else [(name_of(agent), agent) for agent in agents]
         )
-        for _, agent in named:
-            name_of(agent)
-        self._name = name
-        self._inputs = tuple(inputs)
-        rounds = rounds or {}
-        twice = [key for key, count in Counter(key for key, _ in named).items() if count > 1]
-        if twice:
-            raise GraphError(f"two nodes are called `{twice[0]}`: give one of them another name")
-        if not named:
-            raise GraphError("a graph needs at least one agent")
-        for key, _ in named:
-            if not isinstance(key, str) or not key.strip() or not key.isprintable():
-                raise GraphError(f"a node cannot be called {key!r}: use printable characters")
-        _check_inputs(self._inputs, named)
-        self._agents = dict(named)
-        self._edges = checked_edges(self._agents, edges)
-        self._order = topological(self._agents, self._edges)
-        senders, self._successors = neighbours(self._agents, self._edges)
-        self._nodes = {
-            node: Node(
-                node,
-                agent,
-                rounds.get(node, 1),
-                tuple(
-                    sender
-                    for source in senders[node]
-                    for sender in _sent(source, self._agents[source], agent)
-                ),
-            )
-            for node, agent in self._agents.items()
-        }
-        self._answer = checked_answer(answer, self._order, self._successors, self._agents)
-        self._earlier: tuple[Said, ...] = ()
-        self._conversation = ""
-        for item in self._nodes.values():
+        inputs = tuple(inputs)
+        _check_nodes(inputs, named)
+        members, edges = dict(named), tuple(dict.fromkeys((a, b) for a, b in edges))
+        shape = _digraph(members, edges)
+        place = {node: index for index, node in enumerate(members)}
+        nodes = {}
+        for node, agent in members.items():
+            heard = sorted(shape.predecessors(node), key=place.__getitem__)
+            senders = tuple(sender for one in heard for sender in _sent(one, members[one], agent))
+            nodes[node] = Node(node, agent, (rounds or {}).get(node, 1), senders)
+        order = tuple(nx.lexicographical_topological_sort(shape, key=place.__getitem__))
+        vars(self).update(name=name, inputs=inputs, edges=edges, order=order, conversation="")
+        vars(self).update(answer=_answer(answer, shape, members, order))
+        vars(self).update(_nodes=nodes, _shape=shape, _earlier=())
+        for item in nodes.values():
             if isinstance(item.agent, Agent):
-                item.agent.resolve(item.senders, self._inputs)
-
-    @property
-    def name(self) -> str:
-        """What the graph is called in traces and tables."""
-        return self._name
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The texts a run brings."""
-        return self._inputs
-
-    @property
-    def answer(self) -> str:
-        """The node whose message is the result."""
-        return self._answer
+                item.agent.resolve(item.senders, inputs)
 
     @property
     def nodes(self) -> Mapping[str, Node]:
         """Nodes by name, in the order they were given."""
         return MappingProxyType(self._nodes)
 
-    @property
-    def edges(self) -> tuple[tuple[str, str], ...]:
-        """Edges, in the order they were given."""
-        return self._edges
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """Node names in topological order."""
-        return self._order
-
     def levels(self) -> list[list[str]]:
         """Nodes by distance from the start: those of one level may run at once."""
-        depth: dict[str, int] = {}
-        levels: list[list[str]] = []
-        for node in self._order:
-            depth[node] = max((depth[name] + 1 for name in self._nodes[node].hears), default=0)
-            if depth[node] == len(levels):
-                levels.append([])
-            levels[depth[node]].append(node)
-        return levels
+        place = {node: index for index, node in enumerate(self.order)}
+        levels = nx.topological_generations(self._shape)
+        return [sorted(level, key=place.__getitem__) for level in levels]
 
     def successors(self, node: str) -> list[str]:
         """Nodes that hear `node`."""
-        return list(self._successors[node])
+        return list(self._shape.successors(node))
 
     def with_agents(
         self, change: Callable[[Agent], Agent], inputs: Iterable[str] | None = None
@@ -182,13 +141,8 @@ class AgentGraph:
         assistant's. `conversation` names it; a graph without a name of that kind does not go on.
         """
         going_on = copy.copy(self)
-        going_on._earlier, going_on._conversation = tuple(earlier), conversation
+        vars(going_on).update(_earlier=tuple(earlier), conversation=conversation)
         return going_on
-
-    @property
-    def conversation(self) -> str:
-        """The name of the conversation that the graph goes on with, if it does."""
-        return self._conversation
 
     def template(self, node: str, codec: Codec) -> Template:
         """The token-level template of `node`. Raises `GraphError` for a tool: it has none."""
@@ -203,10 +157,10 @@ class AgentGraph:
         known: dict[object, Template] = {}
         templates: dict[str, Template] = {}
         for name, node in self._nodes.items():
-            if isinstance(node.agent, Tool):
+            if isinstance(agent := node.agent, Tool):
                 continue
-            agent, said = node.agent, tuple(turn[name] for turn in self._earlier)
-            prompt = (agent.resolve(node.senders, self._inputs), agent.begins, agent.chat, said)
+            said = tuple(turn[name] for turn in self._earlier)
+            prompt = (agent.resolve(node.senders, self.inputs), agent.begins, agent.chat, said)
             if prompt not in known:
                 known[prompt] = self.template(name, codec)
             templates[name] = known[prompt]
@@ -214,10 +168,10 @@ class AgentGraph:
 
     def to_networkx(self) -> nx.DiGraph[str]:
         """A `networkx.DiGraph` whose nodes carry `agent` and `round`; a copy."""
-        graph = digraph(self._agents, self._edges)
+        graph = self._shape.copy()
         for node in self._nodes.values():
             graph.nodes[node.name].update(agent=node.agent, round=node.round)
-        graph.graph.update(name=self.name, answer=self._answer, inputs=self._inputs)
+        graph.graph.update(name=self.name, answer=self.answer, inputs=self.inputs)
         return graph
 
     @classmethod
@@ -233,8 +187,7 @@ class AgentGraph:
         if not graph.is_directed() or graph.is_multigraph():
             raise GraphError("an agent graph is made from a networkx.DiGraph: edges have one way")
         agents: dict[str, Agent | Tool] = {}
-        for node, data in graph.nodes(data=True):
-            agent = data.get("agent")
+        for node, agent in graph.nodes(data="agent"):
             if not isinstance(agent, Agent | Tool):
                 raise GraphError(
                     f"networkx node {node!r} carries no agent: add_node({node!r}, agent=Agent(...))"
@@ -254,14 +207,31 @@ class AgentGraph:
         )
 
     def __repr__(self) -> str:
-        return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self._answer!r})"
+        return f"AgentGraph({self.name!r}, {len(self._nodes)} nodes, answer={self.answer!r})"
 
     def __str__(self) -> str:
-        return draw(self)
+        """One lane a node, grouped by topological level; the nodes of a level may run at once."""
+        senders = {name: node.hears for name, node in self.nodes.items()}
+        notes = {
+            name: marked(name == self.answer, node.agent.exact, isinstance(node.agent, Tool))
+            for name, node in self.nodes.items()
+        }
+        return draw_lanes(senders, notes)
+
+    def mermaid(self) -> str:
+        """The graph as a mermaid flowchart: text only, to be pasted where mermaid is rendered."""
+        # Mermaid ids may hold neither `@` nor keywords such as `end`, so nodes are numbered.
+        ids = {name: f"n{index}" for index, name in enumerate(self.nodes)}
+        lines = ["flowchart TD"]
+        for name in self.nodes:
+            opening, closing = ("([", "])") if name == self.answer else ("[", "]")
+            lines.append(f'    {ids[name]}{opening}"{name.translate(ENTITIES)}"{closing}')
+        lines += [f"    {ids[source]} --> {ids[target]}" for source, target in self.edges]
+        return "\n".join(lines)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         """What notebooks show: a mermaid drawing where they can, else characters."""
-        return {"text/plain": str(self), "text/markdown": f"```mermaid\n{mermaid(self)}\n```"}
+        return {"text/plain": str(self), "text/markdown": f"```mermaid\n{self.mermaid()}\n```"}
 
 
 def name_of(agent: Agent | Tool) -> str:
@@ -285,9 +255,18 @@ def _sent(node: str, source: Agent | Tool, reader: Agent | Tool) -> list[Sender]
     return [Sender(node, source.name, own=source.name == reader.name)]
 
 
-def _check_inputs(inputs: Sequence[str], named: Sequence[tuple[str, Agent | Tool]]) -> None:
-    """A placeholder means one thing: an input, or a message."""
-    taken = Counter(inputs) + Counter(node for node, _ in named)
+def _check_nodes(inputs: Sequence[str], named: Sequence[tuple[str, Agent | Tool]]) -> None:
+    """Nodes have names, each its own; and a placeholder means one thing: an input, or a message."""
+    if not named:
+        raise GraphError("a graph needs at least one agent")
+    nodes = Counter(node for node, _ in named)
+    for node, agent in named:
+        name_of(agent)
+        if nodes[node] > 1:
+            raise GraphError(f"two nodes are called `{node}`: give one of them another name")
+        if not isinstance(node, str) or not node.strip() or not node.isprintable():
+            raise GraphError(f"a node cannot be called {node!r}: use printable characters")
+    taken = nodes + Counter(inputs)
     for _, agent in named:
         for output in agent.outputs if isinstance(agent, Tool) else ():
             if output in taken:
@@ -301,3 +280,43 @@ def _check_inputs(inputs: Sequence[str], named: Sequence[tuple[str, Agent | Tool
             raise GraphError(f"an input cannot be called `{name}`: `{{{name}}}` means messages")
         if any(name in (node, agent.name) for node, agent in named):
             raise GraphError(f"node `{name}` has the name of an input: rename one of them")
+
+
+def _digraph(agents: Agents, edges: Sequence[tuple[str, str]]) -> nx.DiGraph[str]:
+    """Nodes and edges. Raises `GraphError` for an end that is no node, and for a cycle."""
+    for edge in edges:
+        for end in edge:
+            if end not in agents:
+                raise GraphError(
+                    f"edge `{edge[0]}` → `{edge[1]}` names `{end}`, which is no node: "
+                    f"{listed(agents)}"
+                )
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(agents)
+    graph.add_edges_from(edges)
+    if not nx.is_directed_acyclic_graph(graph):
+        cycle = [edge[0] for edge in nx.find_cycle(graph)]
+        shown = [f"`{node}`" for node in cycle[:MOST]]
+        if len(cycle) > MOST:
+            shown.append(f"{len(cycle) - MOST:,} more")
+        raise GraphError(
+            f"the graph has a cycle: {' → '.join(shown)} → `{cycle[0]}`; unroll rounds "
+            "into nodes of their own (as `debate` does)"
+        )
+    return graph
+
+
+def _answer(
+    answer: str | None, shape: nx.DiGraph[str], agents: Agents, order: Sequence[str]
+) -> str:
+    """The node that answers. Raises `GraphError` where it is not clear, or cannot be."""
+    if answer is None:
+        last = [node for node in order if not shape.out_degree(node)]
+        if len(last) > 1:
+            raise GraphError(f"the graph ends in {listed(last)}: say which one is the `answer`")
+        answer = last[0]
+    if answer not in agents:
+        raise GraphError(f"the answer node `{answer}` is not in the graph")
+    if isinstance(agents[answer], Tool):
+        raise GraphError(f"the answer node `{answer}` is a tool: let an agent have the last word")
+    return answer

@@ -81,9 +81,8 @@ class Background:
         """Cancel a coroutine that was started, or all, and wait for the clean-up."""
 
         def cancelled(me: asyncio.Task[Any] | None) -> list[asyncio.Task[Any]]:
-            tasks = [task for task in asyncio.all_tasks(self._loop) if task is not me]
-            if coroutine is not None:
-                tasks = [task for task in tasks if task.get_coro() is coroutine]
+            others = asyncio.all_tasks(self._loop) - {me}
+            tasks = [task for task in others if coroutine in (None, task.get_coro())]
             for task in tasks:
                 task.cancel()
             return tasks

@@ -71,11 +71,14 @@ class TextCodec(Protocol):
     """The part of a codec that messages need."""
 
     @property
-    def special_ids(self) -> frozenset[int]: ...
+    def special_ids(self) -> frozenset[int]:
+        """Ids that carry structure (turn markers, end of text), never plain text."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens spelled out."""
 
 
 def strip_thinking(text: str) -> str:
@@ -118,9 +121,19 @@ def outgoing(
     last, ends = _boundary(codec, generated, text, end, forward=False)
     if last <= first:
         return Outgoing(kept, tuple(codec.encode(kept)), ())
-    sent = _keep(codec, generated, first, last, text[at:starts], text[ends:end], kept)
-    spans = (replace(span, source=span.source - len(begins)) for span in sent.spans)
-    return replace(sent, spans=tuple(spans))
+    ids = codec.encode(text[at:starts]) if starts > at else []
+    spans: list[Span] = []
+    for source, token in enumerate(generated[first:last], first - len(begins)):
+        if token in codec.special_ids:
+            ids += codec.encode(codec.decode([token]))
+            continue
+        if spans and spans[-1].source + spans[-1].length == source:
+            spans[-1] = replace(spans[-1], length=spans[-1].length + 1)
+        else:
+            spans.append(Span(len(ids), source, 1))
+        ids.append(token)
+    ids += codec.encode(text[ends:end]) if end > ends else []
+    return Outgoing(kept, tuple(ids), tuple(spans))
 
 
 def _boundary(
@@ -141,40 +154,11 @@ def _boundary(
         return len(prefix) if text.startswith(prefix) else None
 
     # A character of several tokens may show from the first of them on: its last is further on.
-    if forward:
-        counts = range(near, len(ids) + 1)
-    else:
-        counts = range(min(near + CHARACTER, len(ids)), -1, -1)
-    for count in counts:
+    back = range(min(near + CHARACTER, len(ids)), -1, -1)
+    for count in range(near, len(ids) + 1) if forward else back:
         length = spelled(count)
         if length is not None and (length >= chars if forward else length <= chars):
             while count < len(ids) and spelled(count + 1) == length:
                 count += 1
             return count, length
     raise AssertionError("no tokens and all tokens are boundaries")
-
-
-def _keep(
-    codec: TextCodec,
-    generated: Sequence[int],
-    first: int,
-    last: int,
-    head: str,
-    tail: str,
-    text: str,
-) -> Outgoing:
-    """Ids `first:last` as sampled, special tokens encoded as plain text, edges encoded again."""
-    ids: list[int] = codec.encode(head) if head else []
-    spans: list[Span] = []
-    for source in range(first, last):
-        token = generated[source]
-        if token in codec.special_ids:
-            ids += codec.encode(codec.decode([token]))
-        elif spans and spans[-1].source + spans[-1].length == source:
-            spans[-1] = Span(spans[-1].start, spans[-1].source, spans[-1].length + 1)
-            ids.append(token)
-        else:
-            spans.append(Span(len(ids), source, 1))
-            ids.append(token)
-    ids += codec.encode(tail) if tail else []
-    return Outgoing(text, tuple(ids), tuple(spans))

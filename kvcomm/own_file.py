@@ -46,7 +46,37 @@ def load_own(spec: str, wanted: Wanted[T]) -> T:
     """
     path, name = own_path(spec, wanted.noun)
     module = _imported(path, wanted.noun)
-    return _named(path, module, name, wanted) if name else _only(path, module, wanted)
+    noun, kind = wanted.noun, wanted.kind.__name__
+    known = {key: value for key, value in vars(module).items() if wanted.has(value)}
+    if name:
+        found = getattr(module, name, None)
+        if callable(found) and not wanted.has(found):
+            try:
+                found = found()
+            except (Exception, SystemExit) as error:
+                raise _broken(path, noun, error) from None
+        if wanted.has(found):
+            return found
+        if hasattr(module, name):
+            raise UsageError(
+                f"`{name}` of {path} is no {kind} but {type(found).__name__}: name a {noun}, or a "
+                "function without arguments that returns one"
+            )
+        here = f"it has {listed(known)}" if known else f"it holds no {noun}"
+        raise UsageError(f"{path} has no `{name}`: {here}")
+    distinct = list({id(found): found for found in known.values()}.values())
+    if not distinct:
+        article = "an" if kind[0] in "AEIOU" else "a"
+        raise UsageError(
+            f"{path} holds no {noun}: assign {article} {kind} to a module-level name, for example "
+            f"`{wanted.example}`, or name a function with FILE.py:NAME"
+        )
+    if len(distinct) > 1:
+        count = f"{len(distinct)} {noun.removesuffix('y')}{'ies' if noun.endswith('y') else 's'}"
+        raise UsageError(
+            f"{path} holds {count}: say which, {path}:NAME with one of {listed(known)}"
+        )
+    return distinct[0]
 
 
 def own_path(spec: str, noun: str) -> tuple[Path, str]:
@@ -87,55 +117,12 @@ def _imported(path: Path, noun: str) -> ModuleType:
 
 def _broken(path: Path, noun: str, error: BaseException) -> UsageError:
     """Where in the user's file it went wrong, and what Python or kvcomm says of it."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == path.resolve()
-    ]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [one.lineno for one in frames if Path(one.filename).resolve() == path.resolve()]
+    line, what = lines[-1] if lines else None, str(error)
+    if isinstance(error, SyntaxError):
+        line, what = error.lineno, error.msg
     where = f"{path}, line {line}" if line else str(path)
-    what = error.msg if isinstance(error, SyntaxError) else str(error)
     if not isinstance(error, KvcommError):
         what = f"{type(error).__name__}: {what}" if what else type(error).__name__
     return UsageError(f"{noun} file does not import: {where}: {shorten(what, 400)}")
-
-
-def _named(path: Path, module: ModuleType, name: str, wanted: Wanted[T]) -> T:
-    found = getattr(module, name, None)
-    if callable(found) and not wanted.has(found):
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            raise _broken(path, wanted.noun, error) from None
-    if wanted.has(found):
-        return found
-    if not hasattr(module, name):
-        known = _all(module, wanted)
-        here = f"it has {listed(known)}" if known else f"it holds no {wanted.noun}"
-        raise UsageError(f"{path} has no `{name}`: {here}")
-    raise UsageError(
-        f"`{name}` of {path} is no {wanted.kind.__name__} but {type(found).__name__}: name a "
-        f"{wanted.noun}, or a function without arguments that returns one"
-    )
-
-
-def _only(path: Path, module: ModuleType, wanted: Wanted[T]) -> T:
-    known = _all(module, wanted)
-    distinct = {id(found): found for found in known.values()}
-    if len(distinct) == 1:
-        return next(iter(distinct.values()))
-    noun, kind = wanted.noun, wanted.kind.__name__
-    if not distinct:
-        article = "an" if kind[0] in "AEIOU" else "a"
-        raise UsageError(
-            f"{path} holds no {noun}: assign {article} {kind} to a module-level name, for example "
-            f"`{wanted.example}`, or name a function with FILE.py:NAME"
-        )
-    plural = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
-    raise UsageError(
-        f"{path} holds {len(distinct)} {plural}: say which, {path}:NAME with one of {listed(known)}"
-    )
-
-
-def _all(module: ModuleType, wanted: Wanted[T]) -> dict[str, T]:
-    return {key: value for key, value in vars(module).items() if wanted.has(value)}

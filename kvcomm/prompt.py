@@ -17,7 +17,7 @@ from typing import Literal as Kind
 from typing import Protocol
 
 from kvcomm.errors import TemplateError
-from kvcomm.message import Handle, well_formed
+from kvcomm.message import Handle, TextCodec, well_formed
 
 # Doubled braces, a hole, or a brace that is neither.
 BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w@-]*)\}|[{}]")
@@ -30,12 +30,8 @@ LEAD = "x"
 Turns = tuple[str, str]
 
 
-class Codec(Protocol):
+class Codec(TextCodec, Protocol):
     """What a prompt needs of a tokenizer. Implemented by `kvcomm.engine.tokens`."""
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that carry structure (turn markers, end of text), never plain text."""
 
     @property
     def control(self) -> re.Pattern[str]:
@@ -48,14 +44,8 @@ class Codec(Protocol):
     def at(self, now: datetime) -> Codec:
         """The codec as of `now`, for chat templates that write the day or the time."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text: special tokens spelled in it stay text, nothing is added."""
-
     def encode_structured(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of text whose special tokens are structure."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens spelled out."""
 
     def chat(self, system: str, user: str, earlier: Sequence[Turns] = ()) -> str:
         """One system and one user turn, and the header of the assistant's turn.
@@ -104,11 +94,6 @@ class Exchange:
     texts: Mapping[str, tuple[int, ...]]
     answer: tuple[int, ...]
 
-    def turns(self, ask: Sequence[Part]) -> tuple[list[Part], list[Part]]:
-        """The user's turn and the assistant's."""
-        asked: list[Part] = [Filled(self.texts[p.name]) if isinstance(p, Hole) else p for p in ask]
-        return asked, [Filled(self.answer)]
-
 
 def parse_template(source: str) -> tuple[Piece, ...]:
     """Split `source` into text and holes; `{{` and `}}` are braces.
@@ -116,31 +101,23 @@ def parse_template(source: str) -> tuple[Piece, ...]:
     Raises `TemplateError` for a brace that is neither a hole nor doubled.
     """
     pieces: list[Piece] = []
-    text: list[str] = []
-    at = 0
-
-    def close() -> None:
-        if joined := "".join(text):
-            pieces.append(Text(joined))
-        text.clear()
-
+    text, at = "", 0
     for found in BRACES.finditer(source):
-        text.append(source[at : found.start()])
+        text += source[at : found.start()]
         at = found.end()
         if found[1]:
-            close()
-            pieces.append(Hole(found[1]))
+            pieces += [Text(text), Hole(found[1])] if text else [Hole(found[1])]
+            text = ""
         elif len(found[0]) == 2:
-            text.append(found[0][0])
+            text += found[0][0]
         else:
             around = source[max(0, at - 13) : at + 19]
             raise TemplateError(
                 f"single brace in a prompt template near {around!r}: write `{{{{` and `}}}}` for "
                 "braces, `{name}` for a placeholder"
             )
-    text.append(source[at:])
-    close()
-    return tuple(pieces)
+    text += source[at:]
+    return (*pieces, Text(text)) if text else tuple(pieces)
 
 
 @dataclass(frozen=True)
@@ -191,15 +168,13 @@ class Template:
         self, texts: Mapping[str, tuple[int, ...]], handles: Mapping[str, Handle] | None = None
     ) -> list[Segment]:
         """The segments of one prompt, empty literals left out."""
-        segments: list[Segment] = []
-        for slot in self.slots():
-            if isinstance(slot, Segment):
-                segments.append(slot)
-            else:
-                handle = (handles or {}).get(slot)
-                index = len(segments)
-                segments.append(Segment("placeholder", slot, texts[slot], handle, index=index))
-        return segments
+        handles = handles or {}
+        return [
+            slot
+            if isinstance(slot, Segment)
+            else Segment("placeholder", slot, texts[slot], handles.get(slot), index=index)
+            for index, slot in enumerate(self.slots())
+        ]
 
     def slots(self) -> list[Segment | str]:
         """Literals as segments and placeholders as names, in prompt order."""
@@ -238,7 +213,10 @@ def compile_template(
     """
     role, ask = _split_control(codec, system), _split_control(codec, user)
     answer = [SEAM, *_split_control(codec, [Text(begins)])] if begins else []
-    turns = [exchange.turns(ask) for exchange in earlier]
+    turns: list[tuple[list[Part], list[Part]]] = [
+        ([Filled(e.texts[p.name]) if isinstance(p, Hole) else p for p in ask], [Filled(e.answer)])
+        for e in earlier
+    ]
     wrap = codec.chat if chat else codec.completion
     before = [(_marked(asked), _marked(answered)) for asked, answered in turns]
     text = wrap(_marked(role), _marked(ask), before) + _marked(answer)
@@ -308,13 +286,9 @@ def _cut(
     if not inside:
         return tuple(codec.encode(text[start:end])) if end > start else ()
     first, last = inside[0], inside[-1]
-    head = text[start : offsets[first][0]]
-    tail = text[offsets[last][1] : end]
-    return (
-        *(codec.encode(head) if head else ()),
-        *ids[first : last + 1],
-        *(codec.encode(tail) if tail else ()),
-    )
+    head, tail = text[start : offsets[first][0]], text[offsets[last][1] : end]
+    around = [codec.encode(part) if part else [] for part in (head, tail)]
+    return (*around[0], *ids[first : last + 1], *around[1])
 
 
 def spelled(codec: Codec, ids: Sequence[int], *, opening: bool) -> str:
@@ -329,7 +303,5 @@ def spelled(codec: Codec, ids: Sequence[int], *, opening: bool) -> str:
 
 def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
     """Length of the common prefix of two sequences."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from kvcomm.engine.base import Engine
 from kvcomm.errors import ContextOverflow, KvcommError, StateError, UsageError
 from kvcomm.graphs import AgentGraph, Node
 from kvcomm.reuse.policy import Anchors, Kvcomm, Policy
-from kvcomm.runtime.result import Result
+from kvcomm.runtime.result import Call, Result
 from kvcomm.session import Session
 from kvcomm.tasks.graders import Graders
 from kvcomm.tasks.methods import OwnPolicy
-from kvcomm.tasks.record import STATE, TRACES, CallRow, Conditions, Config, Log, Sample
+from kvcomm.tasks.record import STATE, TRACES, CallRow, Conditions, Config, Key, Log, Sample
 from kvcomm.tasks.scoring import Score
 from kvcomm.tasks.suite import Suite
 from kvcomm.tasks.task import Task
@@ -33,6 +34,11 @@ from kvcomm.trace.events import Audited
 from kvcomm.trace.record import TRACE_FILE
 
 Item = tuple[Task, int, str]  # a task, which repeat of it, a mode
+
+
+def key_of(item: Item) -> Key:
+    """What the sample of an item is known by."""
+    return item[0].id, *item[1:]
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,12 @@ class EvalPlan:
 
     def warming(self) -> list[Item]:
         """Every sample of the warm-up, the modes of a task beside each other."""
-        return [(task, 0, mode) for task in self.warmup for mode in self.modes]
+        return list(product(self.warmup, (0,), self.modes))
 
     def work(self) -> list[Item]:
         """Every sample, the modes of a task beside each other."""
-        return [
-            (task, repeat, mode)
-            for repeat in range(self.repeats)
-            for task in self.tasks
-            for mode in self.modes
-        ]
+        each = product(range(self.repeats), self.tasks, self.modes)
+        return [(task, repeat, mode) for repeat, task, mode in each]
 
 
 class Evaluation:
@@ -115,26 +117,18 @@ class Evaluation:
         self.plan = plan
         self._graders = graders
         self._on_sample = on_sample
-        made = _config(engine, plan, quality, now or datetime.now())
-        self.log = Log(out, made)
+        self.log = Log(out, _config(engine, plan, quality, now or datetime.now()))
         self.config = self.log.config
-        self._sessions = {
-            mode: Session(
-                engine,
-                reuse=plan.policy(mode),
-                seed=plan.seed,
-                state=out / STATE,
-                runs=None,
-                # Modes beside each other must not live on what another one has computed.
-                namespace=mode if len(plan.modes) > 1 else "",
-                **quality,
-            )
-            for mode in plan.modes
-        }
-        for session in self._sessions.values():
+        self._sessions = {}
+        for mode in plan.modes:
+            # Modes beside each other must not live on what another one has computed.
+            space = mode if len(plan.modes) > 1 else ""
+            kept: dict[str, Any] = {"seed": plan.seed, "state": out / STATE, "runs": None}
+            session = Session(engine, reuse=plan.policy(mode), namespace=space, **kept, **quality)
             session.now = self.config.now or session.now
+            self._sessions[mode] = session
         self.warnings: dict[str, str] = {}
-        self._behind: dict[tuple[str, int, str], list[Audited]] = {}
+        self._behind: dict[Key, list[Audited]] = {}
 
     async def run(self) -> list[Sample]:
         """Do what is left, and return all samples in the order of the plan."""
@@ -147,18 +141,19 @@ class Evaluation:
             try:
                 await self._each(self._left(self.plan.work()), self.log.append)
                 await self._drain()
-                self._audited()
+                for sample in self.log.samples:
+                    audits = self._behind.get(sample.key, ())
+                    used = [audit.divergence for audit in audits if audit.used]
+                    if found := [divergence for divergence in used if divergence is not None]:
+                        self.log.append(sample.model_copy(update={"audits": found}))
             finally:
                 await self._save()
         finally:
             self.log.close()
-        found = {sample.key: sample for sample in self.log.samples}
-        return [found[task.id, repeat, mode] for task, repeat, mode in self.plan.work()]
+        return [self.log.done[key_of(item)] for item in self.plan.work()]
 
     def _left(self, items: Sequence[Item]) -> list[Item]:
-        """The items that are not in the log."""
-        done = self.log.done
-        return [item for item in items if (item[0].id, item[1], item[2]) not in done]
+        return [item for item in items if key_of(item) not in self.log.done]
 
     async def _each(
         self, items: Sequence[Item], keep: Callable[[Sample], None], warmup: bool = False
@@ -167,8 +162,8 @@ class Evaluation:
         pending = iter(items)
 
         async def worker() -> None:
-            for task, repeat, mode in pending:
-                sample = await self._sample(task, repeat, mode, warmup)
+            for item in pending:
+                sample = await self._sample(item, warmup)
                 keep(sample)
                 self._on_sample(sample)
 
@@ -176,8 +171,8 @@ class Evaluation:
         try:
             await asyncio.gather(*workers)
         finally:
-            for task_ in workers:
-                task_.cancel()
+            for one in workers:
+                one.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _warm_up(self) -> None:
@@ -202,13 +197,6 @@ class Evaluation:
         for session in self._sessions.values():
             await session.adrain()
 
-    def _audited(self) -> None:
-        """Keep what audits of samples have found."""
-        for sample in self.log.samples:
-            used = [audit.divergence for audit in self._behind.get(sample.key, ()) if audit.used]
-            if found := [divergence for divergence in used if divergence is not None]:
-                self.log.append(sample.model_copy(update={"audits": found}))
-
     async def _save(self) -> None:
         for session in self._sessions.values():
             try:
@@ -216,45 +204,39 @@ class Evaluation:
             except StateError as error:  # the samples are worth more
                 self.warnings[session.mode] = str(error)
 
-    async def _sample(self, task: Task, repeat: int, mode: str, warmup: bool) -> Sample:
+    async def _sample(self, item: Item, warmup: bool) -> Sample:
         """One task, once; a failure is a sample too."""
-        began = time.monotonic()
-        kept = self.plan.traced(task, repeat)
-        trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{_slug(mode)}" if kept else ""
+        task, repeat, mode = item
+        began, trace, folder = time.monotonic(), "", None
+        if self.plan.traced(task, repeat):
+            trace = f"{TRACES}/{_slug(task.id)}-{repeat}-{_slug(mode)}"
+            folder = self.log.folder / trace
         inputs: Any = task.inputs_for(self.plan.graph.inputs, self.plan.suite.ask)
-        seed = self.plan.seed + repeat
         outcome: dict[str, Any] = {"value": 0.0, "correct": False, "reason": "the run failed"}
-        tries, done = 0, False
-        while not done and tries <= self.plan.retries:
-            tries += 1
-            folder = self.log.folder / trace if kept else None
+        for tries in range(1, 2 + self.plan.retries):
+            outcome["tries"] = tries
             if folder:  # a trace of a run that was killed, or that failed, makes way
                 (folder / TRACE_FILE).unlink(missing_ok=True)
             try:
-                session, graph = self._sessions[mode], self.plan.graph
-                result = await session.arun(graph, out=folder, seed=seed, **inputs)
+                result = await self._sessions[mode].arun(
+                    self.plan.graph, out=folder, seed=self.plan.seed + repeat, **inputs
+                )
                 score = await self._score(task, result.answer)
             except ContextOverflow as error:
-                outcome["error"], done = str(error), True
+                outcome["error"] = str(error)
             except UsageError:
                 raise  # the next sample would fail as well
             except Exception as error:
                 outcome["error"] = str(error) if isinstance(error, KvcommError) else repr(error)
+                continue
             else:
-                chosen = await self._chosen(task, result, score)
-                self._behind[task.id, repeat, mode] = result.audits
-                outcome = {**asdict(score), **_told(result), "chosen": chosen}
-                done = True
-        return Sample(
-            task=task.id,
-            repeat=repeat,
-            mode=mode,
-            warmup=warmup,
-            **outcome,
-            tries=tries,
-            wall_s=time.monotonic() - began,
-            trace=trace,
-        )
+                calls, chosen = [*map(_row, result.calls)], await self._chosen(task, result, score)
+                outcome = asdict(score) | {"answer": result.answer, "tries": tries}
+                outcome |= {"calls": calls, "chosen": chosen}
+                self._behind[key_of(item)] = result.audits
+            break
+        outcome |= {"task": task.id, "repeat": repeat, "mode": mode, "warmup": warmup}
+        return Sample(**outcome, wall_s=time.monotonic() - began, trace=trace)
 
     async def _score(self, task: Task, answer: str) -> Score:
         return await asyncio.to_thread(self.plan.suite.grade, task, answer, self._graders)
@@ -272,20 +254,17 @@ class Evaluation:
         return chosen
 
 
-def _told(result: Result) -> dict[str, Any]:
-    """What a sample keeps of a run."""
-    calls = [
-        CallRow(
-            node=call.report.node,
-            prompt_tokens=call.report.prompt_tokens,
-            computed_tokens=call.total("computed"),
-            realigned_tokens=call.total("realigned"),
-            output_tokens=call.report.output_tokens,
-            ttft_s=call.report.ttft_s,
-        )
-        for call in result.calls
-    ]
-    return {"answer": result.answer, "calls": calls}
+def _row(call: Call) -> CallRow:
+    """What a sample keeps of a call."""
+    report = call.report
+    return CallRow(
+        node=report.node,
+        prompt_tokens=report.prompt_tokens,
+        computed_tokens=call.total("computed"),
+        realigned_tokens=call.total("realigned"),
+        output_tokens=report.output_tokens,
+        ttft_s=report.ttft_s,
+    )
 
 
 def _config(engine: Engine, plan: EvalPlan, quality: Mapping[str, Any], now: datetime) -> Config:
@@ -302,7 +281,6 @@ def _config(engine: Engine, plan: EvalPlan, quality: Mapping[str, Any], now: dat
 
     nodes = plan.graph.nodes
     members = [member(name, node) for name, node in nodes.items()]
-    agents = {node.agent.name for node in nodes.values() if isinstance(node.agent, Agent)}
     conditions = Conditions(
         device=engine.device,
         dtype=engine.dtype,
@@ -330,7 +308,7 @@ def _config(engine: Engine, plan: EvalPlan, quality: Mapping[str, Any], now: dat
         policies={name: own.digest for name, own in plan.own.items()},
         warmup=len(plan.warmup),
         warmup_digest=asked(plan.warmup) if plan.warmup else "",
-        agent_count=len(agents),
+        agent_count=len({n.agent.name for n in nodes.values() if isinstance(n.agent, Agent)}),
         baselines=tuple(plan.baselines),
         conditions=(conditions,),
         **quality,

@@ -1,7 +1,4 @@
-"""What scoring needs beside the answer: a process for mathematics, a sandbox for code.
-
-And the ways to score that suites choose from.
-"""
+"""The ways to score that suites choose from, and what they need: a process, a sandbox."""
 
 from __future__ import annotations
 
@@ -39,10 +36,9 @@ class Graders:
 
     def ready(self, grade: Grade) -> None:
         """Find what `grade` will need. Raises `UsageError` where it is not there."""
-        if grade is by_math:
-            _ = self.math
-        elif grade is by_tests:
-            _ = self.sandbox
+        needs: dict[Grade, str] = {by_math: "math", by_tests: "sandbox"}
+        if grade in needs:
+            getattr(self, needs[grade])
 
     def close(self) -> None:
         """End the processes."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 Interval = tuple[float, float]
 
 RESAMPLES = 10_000
-Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
+Z = NormalDist().inv_cdf(0.975)
 CHUNK = 500  # resamples at a time, so that memory stays small
 
 
@@ -40,23 +41,20 @@ def newcombe(both: int, first: int, second: int, neither: int) -> Interval:
     count = both + first + second + neither
     if not count:
         return (-1.0, 1.0)
-    mine, theirs = (both + first) / count, (both + second) / count
-    low, high = wilson(both + first, count)
-    other_low, other_high = wilson(both + second, count)
-    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    mine, theirs = both + first, both + second
+    low, high = (end - mine / count for end in wilson(mine, count))
+    other_low, other_high = (end - theirs / count for end in wilson(theirs, count))
+    margins = mine * (count - mine) * theirs * (count - theirs)
     product: float = both * neither - first * second
     if product > 0:
         product = max(product - count / 2, 0)
     phi = product / math.sqrt(margins) if margins else 0.0
 
     def reach(a: float, b: float) -> float:
-        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+        return math.sqrt(max(0.0, a * a + b * b - 2 * phi * abs(a * b)))
 
-    difference = mine - theirs
-    return (
-        difference - reach(mine - low, other_high - theirs),
-        difference + reach(high - mine, theirs - other_low),
-    )
+    difference = (mine - theirs) / count
+    return (difference - reach(low, other_high), difference + reach(high, other_low))
 
 
 def of_mean(values: Sequence[float], least: float = 0.0, most: float = 1.0) -> Interval:
@@ -89,9 +87,7 @@ def of_difference(pairs: Sequence[tuple[float, float]]) -> Interval:
     Newcombe's where every value is 0 or 1, else the paired bootstrap.
     """
     if all(value in (0, 1) for pair in pairs for value in pair):
-        counted = [(bool(a), bool(b)) for a, b in pairs]
-        kinds = ((True, True), (True, False), (False, True), (False, False))
-        return newcombe(*(counted.count(kind) for kind in kinds))
+        return newcombe(*map(list(pairs).count, ((1, 1), (1, 0), (0, 1), (0, 0))))
     return of_mean([a - b for a, b in pairs], -1.0, 1.0)
 
 
@@ -104,8 +100,7 @@ def of_ratio(pairs: Sequence[tuple[float, float]]) -> Interval | None:
         return None
     first, second = np.asarray(pairs, dtype=float).T
     return _percentiles(
-        len(pairs),
-        lambda drawn: np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1),
+        len(pairs), lambda drawn: np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1)
     )
 
 

@@ -31,18 +31,13 @@ def own_policy(spec: str) -> OwnPolicy:
     The file may bring an offset model: it puts it into `FAMILIES`. Raises `UsageError` for a file
     without a policy, for one that takes the name of a mode, and for an unknown family.
     """
+    from kvcomm.reuse.offsets import FAMILIES
+    from kvcomm.reuse.offsets.base import split_family
+
     path, _ = own_path(spec, POLICY.noun)
     policy = load_own(spec, POLICY)
     if policy.name in MODES:
         raise UsageError(f"the policy of {spec} is called {policy.name!r}, as a mode is: rename it")
-    _check_family(policy, spec)
-    return OwnPolicy(policy, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-
-
-def _check_family(policy: Policy, spec: str) -> None:
-    from kvcomm.reuse.offsets import FAMILIES
-    from kvcomm.reuse.offsets.base import split_family
-
     family = split_family(policy.options.offsets)[0]
     if family and family not in FAMILIES:
         raise UsageError(
@@ -50,6 +45,7 @@ def _check_family(policy: Policy, spec: str) -> None:
             f"{', '.join(FAMILIES)}: let the file add its own, FAMILIES[{family!r}] = MyModel "
             "(from kvcomm.reuse.offsets import FAMILIES)"
         )
+    return OwnPolicy(policy, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
 def chosen(names: Iterable[str]) -> tuple[list[str], dict[str, OwnPolicy]]:

@@ -24,6 +24,7 @@ SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
 TRACES = "traces"
 STATE = "state"
+Key = tuple[str, int, str]  # a task's id, which repeat of it, a mode
 # What another command with the same `out` may have otherwise.
 FACTS = {"agent_count", "baselines", "conditions", "now"}
 
@@ -112,7 +113,7 @@ class Sample(BaseModel, frozen=True):
     trace: str = ""
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> Key:
         """What makes a sample one: it is done once."""
         return (self.task, self.repeat, self.mode)
 
@@ -129,8 +130,15 @@ class Log:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             before = self._begun(config)
-            self.samples = read_samples(folder / SAMPLES, mend=True)
-            self.config = self._continued(before, config)
+            self.done = {sample.key: sample for sample in read_samples(folder / SAMPLES, mend=True)}
+            # The day is that of `before`; conditions are those of all that is done or left.
+            everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
+            new = config.conditions if len(self.done) < everything else ()
+            conditions = tuple(dict.fromkeys((*before.conditions, *new)))
+            update = {"conditions": conditions, "now": before.now}
+            self.config = config.model_copy(update=update)
+            if self.config != before:
+                self._write(self.config)
             self._file = LineFile(folder / SAMPLES)
         except OSError as error:
             raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
@@ -145,25 +153,14 @@ class Log:
             self._write(config)
             return config
         before = read_config(self.folder)
-        old, new = before.model_dump(exclude=FACTS), config.model_dump(exclude=FACTS)
-        changed = [
-            f"{name} was {old[name]!r}, is {new[name]!r}" for name in old if old[name] != new[name]
-        ]
+        old, new = (one.model_dump(exclude=FACTS) for one in (before, config))
+        differ = [name for name in old if old[name] != new[name]]
+        changed = "; ".join(f"{name} was {old[name]!r}, is {new[name]!r}" for name in differ)
         if changed:
             raise UsageError(
-                f"{self.folder} is of another evaluation ({'; '.join(changed)}): use another --out"
+                f"{self.folder} is of another evaluation ({changed}): use another --out"
             )
         return before
-
-    def _continued(self, before: Config, config: Config) -> Config:
-        """`config` with the day of `before`, and the conditions of all that is done or left."""
-        everything = (config.tasks * config.repeats + config.warmup) * len(config.modes)
-        left = len(self.samples) < everything
-        conditions = dict.fromkeys((*before.conditions, *(config.conditions if left else ())))
-        after = config.model_copy(update={"conditions": tuple(conditions), "now": before.now})
-        if after != before:
-            self._write(after)
-        return after
 
     def _write(self, config: Config) -> None:
         path = self.folder / CONFIG
@@ -172,9 +169,9 @@ class Log:
         beside.replace(path)
 
     @property
-    def done(self) -> set[tuple[str, int, str]]:
-        """The keys of the samples that need not be done again."""
-        return {sample.key for sample in self.samples}
+    def samples(self) -> list[Sample]:
+        """All of `done`, the samples that need not be done again."""
+        return list(self.done.values())
 
     def append(self, sample: Sample) -> None:
         """Keep a sample: one whole line, written through; of two of one key the later counts.
@@ -185,11 +182,11 @@ class Log:
             self._file.append(sample.model_dump_json())
         except OSError as error:
             raise KvcommError(
-                f"cannot write to {self.folder}: {error.strerror or error}; {len(self.samples)} "
+                f"cannot write to {self.folder}: {error.strerror or error}; {len(self.done)} "
                 "samples are safe: make room and run the same command again with "
                 f"--out {self.folder}, and it goes on"
             ) from None
-        self.samples = [other for other in self.samples if other.key != sample.key] + [sample]
+        self.done[sample.key] = sample
 
     def close(self) -> None:
         """Close the file."""
@@ -247,7 +244,7 @@ def read_samples(path: Path, *, mend: bool = False) -> list[Sample]:
     if mend and len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    samples: dict[tuple[str, int, str], Sample] = {}
+    samples: dict[Key, Sample] = {}
     for number, line in enumerate(whole.split(b"\n"), 1):
         if not line.strip():
             continue

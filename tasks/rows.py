@@ -26,7 +26,7 @@ class Hub:
     """A data set on the hub: its id, configuration and split."""
 
     id: str
-    split: str
+    split: str = "test"
     config: str | None = None
 
 
@@ -44,10 +44,11 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
 
     The folder may stand in `KVCOMM_DATA`. Raises `UsageError` when there are none.
     """
+    file = f"{name}.jsonl"
     place = data_folder(folder)
-    path = place / f"{name}.jsonl" if place else None
+    path = place / file if place else None
     if shipped and not (path and path.exists()):
-        path = DATA / f"{name}.jsonl"
+        path = DATA / file
     if path and (path.exists() or hub is None):
         return read_rows(path)
     if hub and has("datasets"):
@@ -55,7 +56,7 @@ def rows_of(name: str, hub: Hub | None, shipped: bool, folder: Path | None) -> l
     sought = f"{path} is not there" if path else f"no folder is given ({FOLDER} is not set)"
     from_hub = f', or pip install "kvcomm[hf]" to load {hub.id} from the hub' if hub else ""
     raise UsageError(
-        f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{name}.jsonl{from_hub}"
+        f"{name} needs its rows, and {sought}: pass --data DIR with DIR/{file}{from_hub}"
     )
 
 
@@ -106,17 +107,9 @@ def read_text(path: Path) -> str:
 
 
 def row_id(row: Mapping[str, Any], *fields: str, name: str) -> str:
-    """The first id that a row gives in `fields`, else `name`."""
-    found = (given_id(row.get(field), "") for field in fields)
-    return next(filter(None, found), name)
-
-
-def given_id(value: object, name: str) -> str:
-    """An id as text; `name` for null and for a blank one, as if it were not there.
-
-    Raises `ValueError` for what is neither text nor number.
-    """
-    return name if _missing(value) else as_text(value, "id").strip() or name
+    """The first id, a text or a number, that a row gives in `fields`; else, or if blank, `name`."""
+    given = (as_text(row[f], "id").strip() for f in fields if not _missing(row.get(f)))
+    return next(filter(None, given), name)
 
 
 def text_of(row: Mapping[str, Any], field: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.tasks.graders import Grade, Graders
-from kvcomm.tasks.rows import Hub, given_id, read_rows, rows_of
+from kvcomm.tasks.rows import Hub, read_rows, row_id, rows_of
 from kvcomm.tasks.task import Task, passage_names
 
 Read = Callable[[Mapping[str, Any], str], Task]
@@ -47,19 +47,20 @@ class Suite:
     def tasks(self, folder: Path | None = None) -> list[Task]:
         """The suite's tasks. Raises `UsageError` for rows that are missing or not the suite's."""
         tasks: dict[str, Task] = {}
-        rows = read_rows(self.path) if self.path else None
-        for row in rows_of(self.name, self.hub, self.shipped, folder) if rows is None else rows:
+        for row in (
+            read_rows(self.path)
+            if self.path
+            else rows_of(self.name, self.hub, self.shipped, folder)
+        ):
             name = f"{self.name}-{row.number}"
             try:
                 task = self.read(row.value, name)
-                task = replace(task, id=given_id(task.id, name), row=row.value)
+                task = replace(task, id=row_id(vars(task), "id", name=name), row=row.value)
             except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 what = f"it lacks {error}" if isinstance(error, KeyError) else error
                 raise UsageError(f"{row.where} is no row of {self.name}: {what}") from None
             if not isinstance(task.input, str) or not task.input.strip():
-                raise UsageError(
-                    f"{row.where} is no row of {self.name}: its text is empty, or none"
-                )
+                raise UsageError(f"{row.where} is no row of {self.name}: its text is empty")
             if task.id in tasks:
                 raise UsageError(f"{row.where}: id {task.id!r} is already taken")
             if len(task.passages) == self.passages:

@@ -22,14 +22,14 @@ def whole_summary(config: Config, samples: Sequence[Sample], out: Path) -> dict[
     by_mode = {mode: [s for s in samples if s.mode == mode] for mode in config.modes}
     modes = {mode: summary_of(found, config.seed) for mode, found in by_mode.items()}
     first, *others = config.modes
-    baselines = config.baselines or others
-    compared = config.modes if config.baselines else (first,)
-    comparisons = [
-        {"first": mode, **comparison(*pairs)}
-        for mode in compared
-        for other in baselines
-        if mode not in baselines and (pairs := _paired(by_mode[mode], by_mode[other]))
-    ]
+    comparisons = []
+    for mode in config.modes if config.baselines else (first,):
+        for other in config.baselines or others:
+            done = {sample.key[:2]: sample for sample in by_mode[other]}
+            both = [sample for sample in by_mode[mode] if sample.key[:2] in done]
+            if both and mode not in (config.baselines or others):
+                found = comparison(both, [done[sample.key[:2]] for sample in both])
+                comparisons.append({"first": mode, **found})
     return {
         "suite": config.suite,
         "graph": config.graph,
@@ -47,15 +47,6 @@ def whole_summary(config: Config, samples: Sequence[Sample], out: Path) -> dict[
         "complete": len(samples) == config.tasks * config.repeats * len(config.modes),
         "out": str(out),
     }
-
-
-def _paired(
-    mine: Sequence[Sample], other: Sequence[Sample]
-) -> tuple[list[Sample], list[Sample]] | None:
-    """The samples that both modes have done, in one order; None where there are none."""
-    done = {sample.key[:2]: sample for sample in other}
-    both = [sample for sample in mine if sample.key[:2] in done]
-    return (both, [done[sample.key[:2]] for sample in both]) if both else None
 
 
 def _groups(samples: Sequence[Sample], name: str) -> dict[Any, list[Sample]]:
@@ -79,6 +70,7 @@ def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
         node: _agent([call for call in calls if call.node == node])
         for node in dict.fromkeys(call.node for call in calls)
     }
+    last = [sample.calls[-1].ttft_s for sample in samples if sample.calls]
     audits = [value for sample in samples for value in sample.audits]
     names = dict.fromkeys(name for sample in samples for name in sample.metrics)
     return {
@@ -89,7 +81,7 @@ def summary_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, Any]:
         **_pass(samples),
         "token_reuse": _token_reuse(calls),
         "call_reuse": _call_reuse(calls),
-        "ttft_s": _ttft(samples),
+        "ttft_s": statistics.median(last) if last else None,
         "agents": {node: found["ttft_s"] for node, found in by_agent.items()},
         "by_agent": by_agent,
         "repeats": _repeats(samples, seed),
@@ -120,12 +112,9 @@ def _repeats(samples: Sequence[Sample], seed: int) -> dict[str, Any] | None:
     means = {n: _mean([s.value for s in g]) for n, g in groups.items() if len(g) == whole}
     if len(means) < 2:
         return None
-    return {
-        "seeds": [seed + n for n in means],
-        "scores": list(means.values()),
-        "mean": _mean(list(means.values())),
-        "sd": statistics.stdev(means.values()),
-    }
+    scores = list(means.values())
+    spread = {"mean": _mean(scores), "sd": statistics.stdev(scores)}
+    return {"seeds": [seed + n for n in means], "scores": scores, **spread}
 
 
 def _by_task(samples: Sequence[Sample]) -> list[float]:
@@ -154,10 +143,14 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
     """
     pairs = list(zip(samples, other, strict=True))
     assert all(a.key[:2] == b.key[:2] for a, b in pairs)
-    judged = [(a.chosen, b.chosen) for a, b in pairs if a.chosen or b.chosen]
+    judged = [float(a.chosen == b.chosen) for a, b in pairs if a.chosen or b.chosen]
     scores = zip(_by_task(samples), _by_task(other), strict=True)
     times = [(b.calls[-1].ttft_s, a.calls[-1].ttft_s) for a, b in pairs if a.calls and b.calls]
-    timed = bool(times) and all(min(pair) > 0 for pair in times)
+    ratio, interval = None, None
+    if times and all(min(pair) > 0 for pair in times):
+        theirs, mine = zip(*times, strict=True)
+        ratio = float(statistics.median(theirs) / statistics.median(mine))
+        interval = of_ratio(times)
     return {
         "mode": other[0].mode,
         "score": _mean([b.value for b in other]),
@@ -169,32 +162,18 @@ def comparison(samples: Sequence[Sample], other: Sequence[Sample]) -> dict[str, 
         ),
         "consistency": {
             "answer": _mean([float(_same(a, b)) for a, b in pairs]),
-            "judge": _mean([float(a == b) for a, b in judged]) if judged else None,
+            "judge": _mean(judged) if judged else None,
         },
-        "ttft_ratio": _ratio(times) if timed else None,
+        "ttft_ratio": ratio,
         "token_reuse": _token_reuse(_calls(other)),
         "samples": len(pairs),
-        "ttft_ratio_ci95": of_ratio(times) if timed else None,
+        "ttft_ratio_ci95": interval,
     }
 
 
 def _same(a: Sample, b: Sample) -> bool:
     """Whether both read as the same answer; texts decide where nothing could be read."""
-    if a.extracted or b.extracted:
-        return a.extracted == b.extracted
-    return a.answer == b.answer
-
-
-def _ratio(times: Sequence[tuple[float, float]]) -> float:
-    """The second mode's median time over the first's."""
-    theirs, mine = zip(*times, strict=True)
-    return float(statistics.median(theirs) / statistics.median(mine))
-
-
-def _ttft(samples: Sequence[Sample]) -> float | None:
-    """The median time to the answering agent's first token."""
-    last = [sample.calls[-1].ttft_s for sample in samples if sample.calls]
-    return statistics.median(last) if last else None
+    return a.extracted == b.extracted and (bool(a.extracted) or a.answer == b.answer)
 
 
 def _calls(samples: Sequence[Sample]) -> list[CallRow]:

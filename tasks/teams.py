@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,21 @@ def answer_team(graders: Graders) -> AgentGraph:
 
 
 def _solvers(name: str, last: Agent) -> AgentGraph:
-    members = (solver("solver1"), solver("solver2"), critic(), last)
-    edges = [("solver1", "critic"), ("solver2", "critic")]
-    edges += [(member.name, last.name) for member in members[:3]]
-    return AgentGraph(members, edges, name=name)
+    pair = ("solver1", "solver2")
+    edges = [(one, reader) for reader in ("critic", "judge") for one in pair]
+    edges.append(("critic", "judge"))
+    return AgentGraph([*map(solver, pair), critic(), last], edges, name=name)
 
 
 def code_team(graders: Graders) -> AgentGraph:
     """Two programmers, a tester who runs the task's own examples on their code, a reviewer."""
+    names = ("programmer1", "programmer2")
 
     def test(texts: Mapping[str, str]) -> str:
-        reports = [
+        return "\n".join(
             f"{name}: {public_report(graders.sandbox, texts[name], texts['task'])}"
-            for name in ("programmer1", "programmer2")
-        ]
-        return "\n".join(reports)
+            for name in names
+        )
 
     reviewer = Agent(
         "reviewer",
@@ -65,13 +66,10 @@ def code_team(graders: Graders) -> AgentGraph:
         sampling=BLOCK,
         exact=True,
     )
-    first, second = (
-        programmer(name, begins=OPENED, sampling=BLOCK) for name in ("programmer1", "programmer2")
-    )
-    members = (first, second, Tool("tester", test), reviewer)
-    edges = [(member.name, "tester") for member in members[:2]]
-    edges += [(member.name, "reviewer") for member in members[:3]]
-    return AgentGraph(members, edges, name="code")
+    first, second = (programmer(name, begins=OPENED, sampling=BLOCK) for name in names)
+    edges = [(name, reader) for reader in ("tester", "reviewer") for name in names]
+    edges.append(("tester", "reviewer"))
+    return AgentGraph([first, second, Tool("tester", test), reviewer], edges, name="code")
 
 
 def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> AgentGraph:
@@ -85,46 +83,27 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     passages = "\n\n".join(f"{{{name}}}" for name in reversed(search.outputs))
     asked = f"{passages}\n\nQuestion: {{question}}\n"
     first, second = "reader1", "reader2"
-    members = (
-        search,
-        Agent(first, prompt=_explained() + asked, begins="Facts:", chat=False, sampling=PARAGRAPH),
-        Agent(second, prompt=_answered() + asked, begins="Answer:", chat=False, sampling=LINE),
-        Agent(
-            "judge",
-            prompt=_judged(first, second) + "Question: {question}\n\n{messages}\n\n",
-            begins="Final answer:",
-            chat=False,
-            sampling=LINE,
-            exact=True,
-        ),
-    )
-    edges = [("retriever", first), ("retriever", second), (first, "judge"), (second, "judge")]
-    return AgentGraph(
-        members, edges, name="rag", inputs=("question",) if folder else ("question", "corpus")
-    )
-
-
-def _answered() -> str:
-    """Passages, question and answer of each example."""
-    return "".join(f"{_asked(one)}Answer: {one['answer']}\n\n" for one in WORKED)
-
-
-def _explained() -> str:
-    """Passages, question, facts and answer of each example."""
     form = "{asked}Facts: {facts}\nAnswer: {answer}\n\n"
-    return "".join(form.format(asked=_asked(one), **one) for one in WORKED)
-
-
-def _judged(first: str, second: str) -> str:
-    """Each question with what two readers wrote, and the final answer.
-
-    The first reader writes facts and may be misled; the second is right.
-    """
+    explained = "".join(form.format(asked=_asked(one), **one) for one in WORKED)
+    answered = "".join(f"{_asked(one)}Answer: {one['answer']}\n\n" for one in WORKED)
+    # Each question with what two readers wrote: the first may be misled, the second is right.
     form = (
         f"Question: {{question}}\n\n{first} wrote:\nFacts: {{misled}}\nAnswer: {{wrong}}\n\n"
         f"{second} wrote:\nAnswer: {{answer}}\n\nFinal answer: {{answer}}\n\n\n"
     )
-    return "".join(form.format(**one) for one in WORKED)
+    judged = "".join(form.format(**one) for one in WORKED)
+    paragraph: dict[str, Any] = {"chat": False, "sampling": PARAGRAPH}
+    line: dict[str, Any] = {"chat": False, "sampling": LINE}
+    ask = judged + "Question: {question}\n\n{messages}\n\n"
+    members = (
+        search,
+        Agent(first, prompt=explained + asked, begins="Facts:", **paragraph),
+        Agent(second, prompt=answered + asked, begins="Answer:", **line),
+        Agent("judge", prompt=ask, begins="Final answer:", exact=True, **line),
+    )
+    edges = [*product(("retriever",), (first, second)), *product((first, second), ("judge",))]
+    inputs = ("question",) if folder else ("question", "corpus")
+    return AgentGraph(members, edges, name="rag", inputs=inputs)
 
 
 def _asked(one: dict[str, Any]) -> str:

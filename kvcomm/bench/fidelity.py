@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvcomm.bench.report import Findings
+from kvcomm.bench import Findings
 from kvcomm.engine.base import Compared, Divergence, Variant
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.check import kv_shape
 from kvcomm.errors import UsageError
 from kvcomm.graphs import AgentGraph
+from kvcomm.message import Handle
 from kvcomm.reuse.auto import Auto
 from kvcomm.reuse.policy import Dense, Exact, Kvcomm, Policy, ReuseOptions
 from kvcomm.reuse.recipe import LINEAR, METHODS, Realign
@@ -36,7 +37,15 @@ MEASURED = 2
 # The graphs run so, and the prompts that teach are computed so: with base KV of all texts alone.
 PLAIN = Dense("reference", ReuseOptions(publishes=True))
 TEACHER = Dense("reference", ReuseOptions(bases="alone", literals=True))
-COLUMNS = ("method", "median", "mean", "first", "top-1", "same text", "computed", "state")
+COLUMNS = {
+    "median": "{divergence[median]:.4f}",
+    "mean": "{divergence[mean]:.4f}",
+    "first": "{first_divergence[mean]:.4f}",
+    "top-1": "{top1_agreement:.3f}",
+    "same text": "{same_text_32:.0%}",
+    "computed": "{computed_fraction:.1%}",
+    "state": "{megabytes:,.0f} MB",
+}
 LEGEND = (
     "mean KL(dense ‖ method) in nats over 24 tokens of dense's greedy answer, and at its first "
     "token; top-1: tokens on which both agree; same text: answers with the same first 32 tokens; "
@@ -86,10 +95,9 @@ class Method:
             "rotated_only": sum(call.rotated_only for call in self.calls),
         }
         if self.audits is not None:
-            audits = self.audits
-            used = [a.divergence for a in audits if a.used and a.divergence is not None]
+            used = [a.divergence for a in self.audits if a.used and a.divergence is not None]
             mean = statistics.fmean(used) if used else None
-            probes = sum(not audit.used for audit in audits)
+            probes = sum(not audit.used for audit in self.audits)
             value["choices"] = dict(Counter(call.decision for call in self.calls))
             value["audits"] = {"used": len(used), "mean": mean, "probes": probes}
         return value
@@ -113,11 +121,9 @@ class Fidelity:
     auto: Auto | None = None
     on_call: Callable[[int, int], None] = lambda done, of: None
     found: list[Method] = field(init=False)
-    wanted: int = field(init=False)
     seen: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.wanted = self.warmup + self.held_out
         self.found = [
             Method(name, policy, "" if policy.options.realigns else f"fidelity-{name}")
             for name, policy in self.methods.items()
@@ -130,34 +136,35 @@ class Fidelity:
 
         Raises `UsageError` when they do not yield `warmup + held_out` of them.
         """
+        wanted = self.warmup + self.held_out
         if self.auto:
             self.auto.priors = await measure(self.engine, self.auto.levels)
         for inputs in questions:
-            if self.seen >= self.wanted:
+            if self.seen >= wanted:
                 break
-            answered: list[Answered] = []
+            answered: list[tuple[Answered, list[Handle]]] = []
 
-            def keep(call: Answered, answered: list[Answered] = answered) -> None:
-                answered.append(call)
-                for segment in call.segments:
-                    if segment.handle is not None:
-                        self.engine.retain(segment.handle)
+            def keep(call: Answered, answered: list[Any] = answered) -> None:
+                handles = [segment.handle for segment in call.segments if segment.handle]
+                answered.append((call, handles))
+                for handle in handles:
+                    self.engine.retain(handle)
 
             spec = RunSpec(self.graph, PLAIN, inputs, namespace=AUTO_SPACE, shares=True)
             run = GraphRun(self.engine, spec)
             run.on_answered = keep
             await run.run(Recorder(None))
             read: set[str] = set()  # inputs that an earlier call of the question has read
-            for call in answered:
-                await self._look(call, read)
+            for call, handles in answered:
+                if self.seen < wanted:
+                    await self._look(call, read)
                 read |= set(call.spec.template.names) - call.spec.messages
-                for segment in call.segments:
-                    if segment.handle is not None:
-                        self.engine.release(segment.handle)
-        if self.seen < self.wanted:
+                for handle in handles:
+                    self.engine.release(handle)
+        if self.seen < wanted:
             raise UsageError(
                 f"{len(questions)} questions gave {self.seen} calls with a message or a passage, "
-                f"{self.wanted} are wanted: lower --warmup or --held-out"
+                f"{wanted} are wanted: lower --warmup or --held-out"
             )
         for method in self.found:
             if family := method.policy.options.offsets:
@@ -166,8 +173,7 @@ class Fidelity:
 
     async def _look(self, call: Answered, read: set[str]) -> None:
         """Learn from one dense call, or measure every method on it."""
-        names = set(call.spec.template.names)
-        if self.seen >= self.wanted or not names & (self.passages | call.spec.messages):
+        if not (self.passages | call.spec.messages) & set(call.spec.template.names):
             return
         warm = self.seen < self.warmup
         mine = [method for method in self.found if method.audits is None]
@@ -176,12 +182,9 @@ class Fidelity:
             families = sorted({method.policy.options.offsets for method in mine} - {""})
             await self.engine.evaluate(plain, call.segments, [], reference=TEACHER, learn=families)
         elif mine:
+            variants = [self._variant(call, method) for method in mine]
             evaluation = await self.engine.evaluate(
-                plain,
-                call.segments,
-                [self._variant(call, method) for method in mine],
-                reference=PLAIN,
-                distinct=False,
+                plain, call.segments, variants, reference=PLAIN, distinct=False
             )
             for method, compared in zip(mine, evaluation.variants, strict=True):
                 method.calls.append(self._measured(method.policy, compared))
@@ -190,15 +193,14 @@ class Fidelity:
                 found = await self._auto(call, read, self.auto, method.audits)
                 method.calls += [] if warm else [found]
         self.seen += 1
-        self.on_call(self.seen, self.wanted)
+        self.on_call(self.seen, self.warmup + self.held_out)
 
     def _variant(self, call: Answered, method: Method) -> Variant:
         options, space = method.policy.options, method.namespace
         # A method must not find what another one has just computed.
         options = replace(options, feeds_prefix=bool(space))
         spec = replace(call.spec, reuse=options, namespace=space, shares=False)
-        layers = MEASURED if measures(method.policy) else 0
-        return Variant(method.policy, call=spec, measured=layers)
+        return Variant(method.policy, call=spec, measured=MEASURED * measures(method.policy))
 
     def _measured(self, policy: Policy, compared: Compared) -> MethodCall:
         assert compared.divergence is not None
@@ -224,13 +226,11 @@ class Fidelity:
         choice = chosen(auto, self.engine, call.spec, messages, inputs, frozenset(read), self.seen)
         options = replace(choice.policy.options, reads_prefix=True, feeds_prefix=True)
         spec = replace(call.spec, reuse=options)
+        # What is not measured behind the answer teaches at once.
+        learn = [] if choice.measured or choice.used else [LINEAR.offsets]
+        variants = [Variant(choice.policy, call=spec)]
         evaluation = await self.engine.evaluate(
-            spec,
-            call.segments,
-            [Variant(choice.policy, call=spec)],
-            # What is not measured behind the answer teaches at once.
-            learn=[] if choice.measured or choice.used else [LINEAR.offsets],
-            distinct=False,
+            spec, call.segments, variants, learn=learn, distinct=False
         )
         (compared,) = evaluation.variants
         found = self._measured(choice.policy, compared)
@@ -248,9 +248,12 @@ class Fidelity:
         """All methods on the held-out calls of this graph over this suite."""
         found = {method.name: method.to_json() for method in self.found}
         value = {"suite": suite, "graph": graph, "calls": self.held_out, "methods": found}
+        rows = []
+        for name, one in found.items():
+            cells = {**one, "megabytes": one["state_bytes"] / 1e6}
+            rows.append((name, *(form.format(**cells) for form in COLUMNS.values())))
         notes = [_choices(found["auto"])] if "auto" in found else []
-        rows = [(name, *_row(method)) for name, method in found.items()]
-        return Findings(value, COLUMNS, rows, [*notes, LEGEND])
+        return Findings(value, ("method", *COLUMNS), rows, [*notes, LEGEND])
 
 
 def measures(policy: Policy) -> bool:
@@ -264,18 +267,6 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
         "median": statistics.median(values),
         "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
     }
-
-
-def _row(found: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"{found['divergence']['median']:.4f}",
-        f"{found['divergence']['mean']:.4f}",
-        f"{found['first_divergence']['mean']:.4f}",
-        f"{found['top1_agreement']:.3f}",
-        f"{found['same_text_32']:.0%}",
-        f"{found['computed_fraction']:.1%}",
-        f"{found['state_bytes'] / 1e6:,.0f} MB",
-    )
 
 
 def _choices(found: dict[str, Any]) -> str:

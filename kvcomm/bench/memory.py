@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvcomm.bench.report import Findings
+from kvcomm.bench import Findings
 from kvcomm.errors import KvcommError, UsageError
 
 RUN = "import sys; from kvcomm.cli import main; main(sys.argv[1:])"

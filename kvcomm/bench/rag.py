@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvcomm.agents import Agent
+from kvcomm.bench import Findings
 from kvcomm.bench.fidelity import MEASURED, TEACHER, measures
-from kvcomm.bench.report import Findings
 from kvcomm.engine.base import SAME_TEXT, Answer, CallSpec, Extended
 from kvcomm.engine.local import LocalEngine
 from kvcomm.engine.local.check import kv_shape

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from kvcomm.agents import critic, editor, solver
-from kvcomm.bench.report import Findings
+from kvcomm.bench import Findings
 from kvcomm.bench.workload import decoded, ids_of
 from kvcomm.engine.base import Engine
 from kvcomm.engine.clock import done_at
@@ -48,21 +48,18 @@ async def throughput(
         on_step(f"{count} graphs in flight: {flights[count]:.2f} graphs/s")
     table = [("generate, one row", f"{generate:.1f} tokens", "1.00×", "")]
     for count, rate in rates.items():
-        row = plural(count, "row"), f"{rate:.1f} tokens", f"{rate / generate:.2f}×"
-        table.append((*row, _to_one(rates, count)))
+        one = f"{rate / rates[1]:.2f}×" if 1 in rates else ""
+        times = f"{rate / generate:.2f}×"
+        table.append((plural(count, "row"), f"{rate:.1f} tokens", times, one))
     for count, rate in flights.items():
-        row = f"{plural(count, 'graph')} in flight", f"{rate:.2f} graphs", ""
-        table.append((*row, _to_one(flights, count)))
+        one = f"{rate / flights[1]:.2f}×" if 1 in flights else ""
+        table.append((f"{plural(count, 'graph')} in flight", f"{rate:.2f} graphs", "", one))
     value = {
         "decode": [{"rows": count, "tokens_per_s": rate} for count, rate in rates.items()],
         "generate_tokens_per_s": generate,
         "graphs": [{"concurrent": count, "graphs_per_s": rate} for count, rate in flights.items()],
     }
     return Findings(value, ("what", "a second", "to generate", "to one"), table)
-
-
-def _to_one(rates: Mapping[int, float], count: int) -> str:
-    return f"{rates[count] / rates[1]:.2f}×" if 1 in rates else ""
 
 
 async def _tokens_a_second(engine: Engine, rows: int, prompt: int, tokens: int) -> float:

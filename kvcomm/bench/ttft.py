@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
-from kvcomm.bench.report import Findings
+from kvcomm.bench import Findings
 from kvcomm.bench.workload import Workload, decoded
 from kvcomm.engine.base import Engine
 from kvcomm.engine.clock import done_at
@@ -86,36 +86,37 @@ class Mode:
         passes = [one for one in self.passes if self._counts(one)] or self.passes
         audits = [audit.divergence for one in passes for audit in one.audits if audit.used]
         measured = [divergence for divergence in audits if divergence is not None]
+        pairs = zip(self._said(), dense._said(), strict=True) if dense else ()
+        same = statistics.fmean(one == other for one, other in pairs) if dense else None
         return {
             "agents": [self._agent(c) for c in zip(*(one.calls for one in passes), strict=True)],
             "end_to_end_s": statistics.median(one.end_to_end_s for one in passes),
             "state_bytes": self.state_bytes,
             "samples": len(passes),
             "divergence": statistics.fmean(measured) if measured else None,
-            "as_dense": self._as(dense) if dense else None,
+            "as_dense": same,
         }
 
     def _agent(self, calls: Sequence[Call]) -> dict[str, Any]:
-        reports = [call.report for call in calls]
+        def median(name: str) -> float:
+            return float(statistics.median(getattr(call.report, name) for call in calls))
+
         return {
             "agent": calls[0].node,
-            "prompt_tokens": round(statistics.median(r.prompt_tokens for r in reports)),
+            "prompt_tokens": round(median("prompt_tokens")),
             "computed_tokens": round(statistics.median(c.total("computed") for c in calls)),
-            "base_tokens": round(statistics.median(r.base_tokens for r in reports)),
-            "ahead_s": statistics.median(r.ahead_s for r in reports),
+            "base_tokens": round(median("base_tokens")),
+            "ahead_s": median("ahead_s"),
             "decode_budget_s": self.budgets[calls[0].node],
-            "ttft_s": statistics.median(r.ttft_s for r in reports),
-            "gate": reports[-1].gate,
+            "ttft_s": median("ttft_s"),
+            "gate": calls[-1].report.gate,
         }
 
-    def _as(self, dense: Mode) -> float:
-        mine, true = (
-            [(call.report.first_token, call.text) for one in mode.passes for call in one.calls]
-            for mode in (self, dense)
-        )
-        return statistics.fmean(one == other for one, other in zip(mine, true, strict=True))
+    def _said(self) -> list[tuple[int | None, str]]:
+        return [(call.report.first_token, call.text) for one in self.passes for call in one.calls]
 
 
+@dataclass
 class Ttft:
     """Runs the workload in every mode, sample by sample; the mode that begins changes.
 
@@ -123,28 +124,27 @@ class Ttft:
     model by transformers' own `generate`.
     """
 
-    def __init__(
-        self,
-        engine: LocalEngine,
-        workload: Workload,
-        *,
-        modes: Sequence[str] = tuple(MODES),
-        decode: bool = False,
-        on_step: Callable[[str], None] = lambda what: None,
-    ) -> None:
-        self.engine = engine
-        self.workload = workload
-        self.decode = decode
-        self._on_step = on_step
-        self.modes: list[Mode] = []
+    engine: LocalEngine
+    workload: Workload
+    _: KW_ONLY
+    modes: InitVar[Sequence[str]] = tuple(MODES)
+    decode: bool = False
+    on_step: Callable[[str], None] = lambda what: None
+    found: list[Mode] = field(default_factory=list, init=False)
+
+    def __post_init__(self, modes: Sequence[str]) -> None:
         for name in modes:
-            graph = workload.build(engine.codec, shared_first=name == "shared-first")
-            self.modes.append(Mode(name, graph, not decode, Auto() if "auto" in name else None))
+            graph = self.workload.build(self.engine.codec, shared_first=name == "shared-first")
+            auto = Auto() if "auto" in name else None
+            self.found.append(Mode(name, graph, not self.decode, auto))
 
     async def run(self, samples: int) -> list[Mode]:
         """Warm what learns, then `samples` passes of each mode, in turns."""
-        step_s = await self._decode_step()
-        for mode in self.modes:
+        # One decoding step of one row, at the length of half a prompt.
+        answers = self.workload.answers(self.engine.codec, self.found[0].graph, 0)
+        times = await decoded(self.engine, next(iter(answers.values())), 8)
+        step_s = statistics.median([b - a for a, b in itertools.pairwise(times)] or [0.0])
+        for mode in self.found:
             levels = [name for level in mode.graph.levels() for name in level]
             for at, name in enumerate(levels):
                 before = at if self.workload.graph == "full" else mode.graph.nodes[name].round - 1
@@ -152,20 +152,14 @@ class Ttft:
             if mode.auto is not None:
                 mode.auto.priors = await measure(self.engine, mode.auto.levels)
         with self.engine.plain() as plain:
-            for mode in self.modes:
+            for mode in self.found:
                 for number in range(WARM.get(mode.name, 0)):
                     await self._pass(mode, -1 - number, plain)
             for sample in range(samples):
-                turn = sample % len(self.modes)
-                for mode in (*self.modes[turn:], *self.modes[:turn]):
+                turn = sample % len(self.found)
+                for mode in (*self.found[turn:], *self.found[:turn]):
                     mode.passes.append(await self._pass(mode, sample, plain))
-        return self.modes
-
-    async def _decode_step(self) -> float:
-        """Seconds of one decoding step of one row, at the length of half a prompt."""
-        answers = self.workload.answers(self.engine.codec, self.modes[0].graph, 0)
-        times = await decoded(self.engine, next(iter(answers.values())), 8)
-        return statistics.median([b - a for a, b in itertools.pairwise(times)] or [0.0])
+        return self.found
 
     async def _pass(self, mode: Mode, sample: int, plain: Engine) -> Pass:
         began = done_at(self.engine.device)
@@ -190,7 +184,7 @@ class Ttft:
         if not keeps:
             self.engine.forget(space)
         what = f"sample {sample + 1}" if sample >= 0 else f"warm-up {-sample}"
-        self._on_step(f"{mode.name}, {what}: {done_at(self.engine.device) - began:.1f} s")
+        self.on_step(f"{mode.name}, {what}: {done_at(self.engine.device) - began:.1f} s")
         return Pass(calls, run.answered_at - run.started, tuple(audits))
 
     async def _behind(self, run: GraphRun, auto: Auto | None) -> list[Audited]:
@@ -218,13 +212,11 @@ class Ttft:
 
     def report(self) -> Findings:
         """All modes that were run, beside `dense` where it was."""
-        dense = next((mode for mode in self.modes if mode.name == "dense"), None)
-        found = {mode.name: mode.to_json(dense) for mode in self.modes}
-        value = {
-            "peak_bytes": peak_memory(self.engine.network.device),
-            "workload": vars(self.workload) | {"decode": self.decode},
-            "modes": found,
-        }
+        dense = next((mode for mode in self.found if mode.name == "dense"), None)
+        found = {mode.name: mode.to_json(dense) for mode in self.found}
+        workload = vars(self.workload) | {"decode": self.decode}
+        peak = peak_memory(self.engine.network.device)
+        value = {"peak_bytes": peak, "workload": workload, "modes": found}
         rows = [(name, *_row(mode, found.get("dense"))) for name, mode in found.items()]
         return Findings(value, COLUMNS, rows, (LEGEND,))
 

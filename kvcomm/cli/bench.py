@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from kvcomm.bench.report import Findings, chosen
+from kvcomm.bench import Findings, chosen
 from kvcomm.cli import options
 from kvcomm.cli.options import Option, numbers
 from kvcomm.cli.output import complain, console, print_json, print_table

@@ -56,13 +56,12 @@ def show(
 ) -> None:
     """Who hears whom, and the prompt of each node with its placeholders bound."""
     from kvcomm.cli.topologies import build_graph
-    from kvcomm.graphs.draw import mermaid
 
     built = build_graph(graph, agents=agents, rounds=rounds, seed=seed, layout=layout)
     if json:
         print_json(graph_json(built))
     elif as_mermaid:
-        say(mermaid(built))
+        say(built.mermaid())
     else:
         _print(built)
 
@@ -104,12 +103,10 @@ def _turns(graph: AgentGraph, node: Node, agent: Agent) -> dict[str, str]:
 
 
 def _print(graph: AgentGraph) -> None:
-    from kvcomm.graphs.draw import draw
-
     out = console()
     inputs = ", ".join(graph.inputs)
     out.print(f"{graph.name}: {plural(len(graph.nodes), 'node')}, inputs {inputs}\n")
-    out.print(Text(draw(graph), no_wrap=True, overflow="ellipsis"))
+    out.print(Text(str(graph), no_wrap=True, overflow="ellipsis"))
     for name in graph.order[:MOST]:
         node = graph.nodes[name]
         agent = node.agent

@@ -101,10 +101,11 @@ class Executor:
 
         def answered(call: Answered) -> None:
             choice = call.choice
-            if self.audits is not None and choice is not None:
-                if choice.measured or call.unread:
-                    recorder.hold()
-                    self.audits.add(Audit(call, choice, recorder, audited))
+            if self.audits is None or choice is None:
+                return
+            if choice.measured or call.unread:
+                recorder.hold()
+                self.audits.add(Audit(call, choice, recorder, audited))
 
         run.on_answered = answered
         began = time.perf_counter()

@@ -141,10 +141,8 @@ BACK = 80
 def score_choice(text: str, gold: str, choices: Sequence[str]) -> Score:
     """Whether the letter that the text chooses is `gold`."""
     letter = chosen_letter(text, choices)
-    if letter is None:
-        return right_or_wrong(False, "", "no answer found")
-    correct = letter == gold
-    return right_or_wrong(correct, letter, "equal" if correct else f"it is {gold}")
+    why = "equal" if letter == gold else f"it is {gold}" if letter else "no answer found"
+    return right_or_wrong(letter == gold, letter or "", why)
 
 
 def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
@@ -159,9 +157,9 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     body, box = (_readable(part, tuple(choices)) for part in (text, last_box(text) or ""))
     claims = list(_claims(body))
     lines = [undecorated(line) for line in body.split("\n")]
-    for claim in chain(claims, [undecorated(box)]):
-        if letter := _first(claim):
-            return letter
+    for said in chain(claims, [undecorated(box)]):
+        if found := LONE.match(said) or TEXT.match(said) or FIRST.match(said):
+            return _letter(found)
     alone = [_letter(found) for line in lines if (found := LONE.match(line))]
     if alone:
         return alone[-1]
@@ -218,12 +216,6 @@ def _claims(text: str) -> Iterator[str]:
         end = mark.start()
 
 
-def _first(said: str) -> str | None:
-    """The letter, or that of the text, that begins what is announced as the answer."""
-    found = LONE.match(said) or TEXT.match(said) or FIRST.match(said)
-    return _letter(found) if found else None
-
-
 def _listed(lines: Sequence[str]) -> set[str]:
     """The letters that begin lines: "B. eight", "B because", "B eight" where this is its text.
 
@@ -231,13 +223,11 @@ def _listed(lines: Sequence[str]) -> set[str]:
     """
     letters, right = set(), set()
     for line in lines:
-        if found := LISTED.match(line):
-            letter = _letter(found)
-        elif found := ITS_TEXT.match(line):
-            letter = found[1].upper()
-            if TEXTS[LETTERS.index(letter)] != found[2]:
-                continue
-        else:
+        found = LISTED.match(line) or ITS_TEXT.match(line)
+        if not found:
+            continue
+        letter = (found[1] or found[2]).upper()
+        if found.re is ITS_TEXT and TEXTS[LETTERS.index(letter)] != found[2]:
             continue
         if CORRECT.match(line, found.end()):
             right.add(letter)

@@ -56,8 +56,7 @@ def boxes(text: str) -> list[Delimited]:
 
 def last_box(text: str) -> str | None:
     """What stands in the last box."""
-    found = boxes(text)
-    return found[-1].text if found else None
+    return found[-1].text if (found := boxes(text)) else None
 
 
 def answer_lines(text: str) -> str:
@@ -80,17 +79,16 @@ def unwrapped(text: str) -> str:
 
 def undecorated(text: str) -> str:
     """Without quotes, emphasis and a final full stop around it."""
-    return _layer_by_layer(_without_one, text)
 
+    def without_one(text: str) -> str:
+        text = text.strip().strip('*_`"“”„‘’‚«»‹›「」『』').strip()
+        text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
+        return text[:-1] if text.endswith((".", "。")) and not text.endswith("..") else text
 
-def _without_one(text: str) -> str:
-    text = text.strip().strip('*_`"“”„‘’‚«»‹›「」『』').strip()
-    text = text[1:-1] if len(text) > 1 and text[0] == text[-1] == "'" else text
-    return text[:-1] if text.endswith((".", "。")) and not text.endswith("..") else text
+    return _layer_by_layer(without_one, text)
 
 
 def _layer_by_layer(without_one: Callable[[str], str], text: str) -> str:
-    """What is left when no further layer comes off."""
     for _ in range(LAYERS):
         before, text = text, without_one(text)
         if text == before:

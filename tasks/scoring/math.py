@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import select
-import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 from kvcomm.extras import need
@@ -32,7 +32,7 @@ class MathScorer:
         need("math_verify", "tasks")
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen[bytes] | None = None
         self._end: Callable[[], object] | None = None
 
     def score(self, text: str, gold: str) -> Score:
@@ -52,43 +52,19 @@ class MathScorer:
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
         with self._lock:
             try:
-                process = self._started()
-                assert process.stdin
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-                return self._read(process, self._timeout_s)
+                if self._process is None or self._process.poll() is not None:
+                    self._kill()
+                    self._process = Popen(WORKER, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
+                    # Also when the scorer is collected, and when Python exits.
+                    self._end = weakref.finalize(self, _end, self._process)
+                    # The first comparison loads everything and has more time.
+                    _exchange(self._process, {"gold": "1", "text": "2"}, START_S)
+                return _exchange(self._process, request, self._timeout_s)
             except BaseException as error:
                 self._kill()
                 if isinstance(error, (OSError, ValueError)) and not isinstance(error, TimeoutError):
                     return {"error": f"the process that compares failed: {error}"}
                 raise
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        """The process, warm: the first comparison loads everything and has more time."""
-        if self._process is None or self._process.poll() is not None:
-            self._kill()
-            self._process = subprocess.Popen(
-                WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            # Also when the scorer is collected, and when Python exits.
-            self._end = weakref.finalize(self, _end, self._process)
-            assert self._process.stdin
-            self._process.stdin.write(b'{"gold": "1", "text": "2"}\n')
-            self._process.stdin.flush()
-            self._read(self._process, START_S)
-        return self._process
-
-    @staticmethod
-    def _read(process: subprocess.Popen[bytes], timeout_s: float) -> dict[str, Any]:
-        assert process.stdout
-        ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-        if not ready:
-            raise TimeoutError
-        line = process.stdout.readline()
-        if not line:
-            raise BrokenPipeError("it sent nothing")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
 
     def _kill(self) -> None:
         if self._end is not None:
@@ -107,11 +83,22 @@ class MathScorer:
         self.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _exchange(process: Popen[bytes], request: dict[str, str], timeout_s: float) -> dict[str, Any]:
+    """What a process answers. Raises `OSError`, and `TimeoutError` for an answer that is late."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    process.stdin.flush()
+    if not select.select([process.stdout], [], [], timeout_s)[0]:
+        raise TimeoutError
+    if not (line := process.stdout.readline()):
+        raise BrokenPipeError("it sent nothing")
+    reply: dict[str, Any] = json.loads(line)
+    return reply
+
+
+def _end(process: Popen[bytes]) -> None:
     process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        # What could not be written is flushed once more, to nobody.
-        with contextlib.suppress(OSError):
-            if pipe:
-                pipe.close()
+    # What could not be written is flushed once more, to nobody.
+    with contextlib.suppress(OSError), process:
+        pass

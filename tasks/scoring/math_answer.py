@@ -222,7 +222,9 @@ def _last_number(line: str) -> str:
     for n in range(len(tokens) - 1, -1, -1):
         token = tokens[n][0]
         named = LETTERED.match(token.lstrip("(*_\"'")) and not LATEX.search(token)
-        if not NUMBER.search(token) or named or _is_unit(undecorated(token)):
+        # A unit may have a digit: m^2.
+        unit = len(bare := undecorated(token)) < UNIT and without_unit(f"1 {bare}") == "1"
+        if not NUMBER.search(token) or named or unit:
             continue
         first = last = n
         while first and _belongs(tokens[first - 1][0], tokens[first][0]):
@@ -243,11 +245,6 @@ def _belongs(left: str, right: str) -> bool:
         return True
     if re.search(r"(?<![\d/.])\d+$", left) and re.match(r"\d+/\d+(?!\d)", right):
         return True
-    if not (OPERAND.fullmatch(left) and OPERAND.fullmatch(right)):
+    if not OPERAND.fullmatch(left) or not OPERAND.fullmatch(right):
         return False
     return bool(OPERATOR_LAST.search(left) or OPERATOR_FIRST.match(right))
-
-
-def _is_unit(token: str) -> bool:
-    """Whether a token is a unit with a digit: m^2."""
-    return len(token) < UNIT and without_unit(f"1 {token}") == "1"

@@ -141,29 +141,24 @@ def _mixed(found: Match) -> str:
     return rf"\frac{{{whole * under + over}}}{{{under}}}" if over < under else found[0]
 
 
-def _scaled(found: Match) -> str:
-    return rf"{found[1]}\cdot 10^{{{MANY[found[2].lower()]}}}"
-
-
-def _ungrouped(found: Match) -> str:
-    return re.sub(r"[,' _]", "", found[0])
-
-
 # Ways to write a number, and the same with digits and a point only.
 NUMBERS = _rules(
     (r"(?<=\d)(\.\d*?)(\d{1,6}?)\2{2,}(?:\.{3}|\\[lc]?dots)", r"\1\\overline{\2}"),
     (r"\\dot\{?(\d)\}?(\d*)\\dot\{?(\d)\}?", r"\\overline{\1\2\3}"),
     (rf"(\d*)\.(\d*?){PERIOD}", _repeating),
     (r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])", lambda m: m[0].translate(AMERICAN)),
-    (r"(?<![\d.,({\[])[1-9]\d{0,2}(?:([,' _])\d{3})(?:\1\d{3})*(?![\d/])", _ungrouped),
+    (
+        r"(?<![\d.,({\[])[1-9]\d{0,2}(?:([,' _])\d{3})(?:\1\d{3})*(?![\d/])",
+        lambda m: re.sub(r"[,' _]", "", m[0]),
+    ),
 )
 DECIMAL_COMMA = _rules((r"(?<![\d.,])(\d+),(\d+)(?![\d.,])", r"\1.\2"))
 WORDS_OF_NUMBERS = _rules(
+    (r"(?<![A-Za-z\d.])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d+)(?![\d.])", r"\1\\cdot 10^{\2\3}"),
     (
-        r"(?<![A-Za-z\d.])(\d+\.?\d*|\.\d+)[eE](?:\+|(-))?0*(\d+)(?![\d.])",
-        r"\1\\cdot 10^{\2\3}",
+        rf"(?i:(\d)\s*({'|'.join(MANY)})\b)",
+        lambda m: rf"{m[1]}\cdot 10^{{{MANY[m[2].lower()]}}}",
     ),
-    (rf"(?i:(\d)\s*({'|'.join(MANY)})\b)", _scaled),
     (r"\s*\b(?:percent(?:age)?|per cent|pct)\b", r"\\%"),
     (r"(?i:\b(?:negative|minus)\s+)(?=[\d\\.])", "-"),
     (r"(\d)\s*\^?\{?\s*(?:st|nd|rd|th)\b\s*\}?", r"\1"),

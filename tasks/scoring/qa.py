@@ -80,9 +80,8 @@ def score_qa(text: str, accepted: Sequence[str]) -> Score:
     answer = short_answer(text)
     em = max(float(bool(answer) and normalised(answer) == normalised(gold)) for gold in accepted)
     best = max(f1(answer, gold) for gold in accepted)
-    reason = "equal" if em else ("some words in common" if best else "other words")
-    if not answer:
-        reason = "no answer found"
+    reason = "equal" if em else "some words in common" if best else "other words"
+    reason = reason if answer else "no answer found"
     return Score(em, bool(em), answer, reason, {"em": em, "f1": best})
 
 
@@ -93,12 +92,9 @@ def short_answer(text: str) -> str:
     from passage 3") is none, and neither is its source in parentheses part of one.
     """
     text = untagged(text)
-    within = None
-    for at_head, claim in _claims(text):
-        if at_head:
-            return _bare(claim)
-        within = within or claim
-    found = within or last_box(text)
+    claims = list(_claims(text))
+    found = next((said for at_head, said in claims if at_head), None)
+    found = found or next((said for _, said in claims), None) or last_box(text)
     if found is None:
         lines = [line for line in text.split("\n") if line.strip()]
         plain = [line for line in lines if not WITHIN.search(line)]

@@ -112,15 +112,14 @@ class Sandbox:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        out, err = (_beginning(stream, limits.output_bytes + WORD) for stream in streams)
+        for stream in streams:
+            stream.seek(0)
+        size = limits.output_bytes + WORD
+        out, err = (stream.read(size).decode(errors="replace") for stream in streams)
         finished = word in out and not limit
         said = [line.strip() for line in err.split("\n") if line.strip()]
-        reason = f"left in the middle, exit {process.returncode}"
-        if finished:
-            reason = "finished"
-        elif limit or said:
-            reason = limit or said[-1][:200]
-        return Ran(finished, out.replace(word, "").rstrip("\n"), reason)
+        why = limit or (said or [f"left in the middle, exit {process.returncode}"])[-1][:200]
+        return Ran(finished, out.replace(word, "").rstrip("\n"), "finished" if finished else why)
 
 
 def bwrap_command(program: Path, settings: str, megabytes: int) -> list[str]:
@@ -165,8 +164,7 @@ def _watch(
     deadline, ended = time.monotonic() + limits.seconds, False
     while not ended and (left := deadline - time.monotonic()) > 0:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(min(TICK, left))
-            ended = True
+            ended = process.wait(min(TICK, left)) is not None
         if any(os.fstat(s.fileno()).st_size > limits.output_bytes + WORD for s in streams):
             return f"more than {limits.output_bytes >> 10} KiB of output"
         if work and (excess := _excess(work, limits.file_mb)):
@@ -191,11 +189,6 @@ def _excess(folder: Path, megabytes: int) -> str:
     return ""
 
 
-def _beginning(stream: IO[bytes], size: int) -> str:
-    stream.seek(0)
-    return stream.read(size).decode(errors="replace")
-
-
 def _remove(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
@@ -208,10 +201,10 @@ def _remove(folder: Path) -> None:
 def failures() -> Mapping[Level, str]:
     """Why each level does not work here, "" where it does: each is tried, not only looked for."""
     found: dict[Level, str] = {"bwrap": "it is not installed", "landlock": ""}
-    levels: list[Level] = [level for level in found if level != "bwrap" or shutil.which("bwrap")]
-    for level in levels:
-        ran = Sandbox(level).run("print('it works')")
-        found[level] = "" if ran.finished else ran.reason
+    for level in found:
+        if level != "bwrap" or shutil.which("bwrap"):
+            ran = Sandbox(level).run("print('it works')")
+            found[level] = "" if ran.finished else ran.reason
     return found
 
 

@@ -78,7 +78,10 @@ def test_throughput_and_memory(cli) -> None:
         ("fidelity --methods magic", "method 'magic' is unknown"),
         ("fidelity --suite magic", "suite 'magic' is unknown"),
         ("fidelity --held-out 0", "--held-out 0: write 1 at least"),
-        ("fidelity --held-out 100 --methods rotate", "120 are wanted: lower --warmup or --held-out"),
+        (
+            "fidelity --held-out 100 --methods rotate",
+            "120 are wanted: lower --warmup or --held-out",
+        ),
         ("fidelity --target-divergence -1", "target_divergence -1.0 is negative"),
         ("fidelity --model random:mamba-tiny", "cannot reuse KV"),
         ("ttft --modes magic", "mode 'magic' is unknown"),

@@ -6,7 +6,6 @@ import pytest
 
 from kvcomm.agents import critic, editor, judge, solver
 from kvcomm.graphs import AgentGraph, chain, debate, fully_connected, random_dag, star
-from kvcomm.graphs.draw import draw, mermaid
 from kvcomm.trace.lanes import ROOMY
 
 
@@ -42,11 +41,11 @@ GRAPHS = [
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=lambda g: f"{g.name}-{len(g.nodes)}")
 def test_every_edge_is_drawn_and_nothing_else(graph: AgentGraph) -> None:
-    assert edges_in(draw(graph)) == set(graph.edges)
+    assert edges_in(str(graph)) == set(graph.edges)
 
 
 def test_a_chain_looks_like_this() -> None:
-    assert draw(chain(solver(), critic(), judge())) == "\n".join(
+    assert str(chain(solver(), critic(), judge())) == "\n".join(
         [
             "1  solver  ●",
             "           │",
@@ -58,7 +57,7 @@ def test_a_chain_looks_like_this() -> None:
 
 
 def test_mermaid_has_every_edge_and_marks_the_answer() -> None:
-    lines = mermaid(debate(*solvers(2), judge=judge("end"))).split("\n")
+    lines = debate(*solvers(2), judge=judge("end")).mermaid().split("\n")
     nodes = ['n0["s0@1"]', 'n1["s1@1"]', 'n2["s0@2"]', 'n3["s1@2"]', 'n4(["end"])']
     edges = [f"n{a} --> n{b}" for a, b in ((0, 2), (1, 2), (0, 3), (1, 3), (2, 4), (3, 4))]
     assert [line.strip() for line in lines] == ["flowchart TD", *nodes, *edges]
@@ -66,18 +65,17 @@ def test_mermaid_has_every_edge_and_marks_the_answer() -> None:
 
 def test_mermaid_has_signs_of_its_own_only() -> None:
     name = '"]<img onerror=x>&#35;`'
-    lines = mermaid(AgentGraph({name: solver("a")})).split("\n")
+    lines = AgentGraph({name: solver("a")}).mermaid().split("\n")
     label = lines[1].removeprefix('    n0(["').removesuffix('"])')
     assert not set(label) & set('"<>&`')
     spelled = re.sub(r"#(\d+);", lambda found: chr(int(found[1])), label)
     assert spelled == name
 
 
-def test_a_graph_draws_itself() -> None:
+def test_notebooks_show_both_drawings() -> None:
     graph = chain(solver(), critic())
-    assert str(graph) == draw(graph)
     bundle = graph._repr_mimebundle_(include=None, exclude=None)
     assert bundle == {
-        "text/plain": draw(graph),
-        "text/markdown": f"```mermaid\n{mermaid(graph)}\n```",
+        "text/plain": str(graph),
+        "text/markdown": f"```mermaid\n{graph.mermaid()}\n```",
     }

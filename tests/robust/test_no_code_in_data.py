@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = {
     "tasks/scoring/launch.py",
     "kvcomm/own_file.py",
-    "tasks/scoring/parsing.py",
+    "tasks/scoring/stretches.py",
     "kvcomm/engine/ray.py",
     "kvcomm/engine/replica.py",
 }

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcomm.tasks.words import words_of
+from kvcomm.tasks.retrieval import words_of
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,17 @@ from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
 from kvcomm.tasks.scoring import stretches
-from kvcomm.tasks.scoring.code import examples, pass_at_k, public_report, score_code
-from kvcomm.tasks.scoring.parsing import fault, parse
-from kvcomm.tasks.scoring.program import complete, extract_code
+from kvcomm.tasks.scoring.code import (
+    complete,
+    examples,
+    extract_code,
+    pass_at_k,
+    public_report,
+    score_code,
+)
 from kvcomm.tasks.scoring.sandbox import Limits, Sandbox, find_sandbox
 from kvcomm.tasks.scoring.score import Score
+from kvcomm.tasks.scoring.stretches import fault, parse
 from tests.tasks.real import ANSWERS, cases, read_lines
 
 TESTS = """
