@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from kvcomm.background import NOTICE_S, Background
+from kvcomm.background import Background
 from kvcomm.engine.base import Engine, Replicated
 from kvcomm.engine.models import cache_dir
-from kvcomm.errors import ReuseRefused, RunCancelled, UsageError
+from kvcomm.errors import ReuseRefused, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
@@ -34,6 +33,7 @@ from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session_state import SessionState
 from kvcomm.runtime.stream_events import RunStart, StreamEvent
+from kvcomm.runtime.twins import steps, waits
 from kvcomm.trace.events import Event
 from kvcomm.trace.log import RunLog
 from kvcomm.trace.record import Listener, Recorder, new_run_folder
@@ -41,16 +41,6 @@ from kvcomm.trace.retention import KEPT, Retention
 
 # A folder, "default" for that of the user's cache, or None.
 State = Path | str | None
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What one run is given beside its inputs."""
-
-    out: Path | None
-    replay: Path | None
-    seed: int | None
-    timeout_s: float | None
 
 
 class Session(AbstractContextManager["Session"]):
@@ -63,8 +53,10 @@ class Session(AbstractContextManager["Session"]):
     wait in the order in which they came. `listeners` are called with every trace event; one that
     raises hears nothing more of its run, and a warning says so. Runs of a session share what it
     learns. It is saved behind their answers, once a minute at most, and by `save` and `close`.
-    `namespace` keeps KV of sessions on one engine apart. Chat templates that write the day are told
-    `now`, in all runs: an attribute, by default the time when the session was made.
+    `run`, `stream`, `warm_up` and `drain` are `arun` and so on for callers that wait, also in a
+    thread that runs an event loop of its own (a notebook). `namespace` keeps KV of sessions on one
+    engine apart. Chat templates that write the day are told `now`, in all runs: an attribute, by
+    default the time when the session was made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -138,8 +130,9 @@ class Session(AbstractContextManager["Session"]):
         self._measuring: Future[None] | None = None
         self._opening = threading.Lock()
 
-    def run(
+    async def arun(
         self,
+        /,
         graph: AgentGraph,
         task: str | None = None,
         *,
@@ -157,16 +150,13 @@ class Session(AbstractContextManager["Session"]):
         the time limit of the whole run, with its wait for others (`max_runs`).
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
         agent fails, `RunTimeout` at the time limit, `RunCancelled` when the session is closed
-        meanwhile. Works in a thread that runs an event loop of its own (a notebook).
+        meanwhile. Cancelling it cancels the run.
         """
-        options = _Options(out, replay, seed, timeout_s)
-        try:
-            return self._loop().run(self._start(graph, task, inputs, options))
-        except CancelledError:
-            raise RunCancelled from None
+        return await self._start(graph, task, inputs, out, replay, seed, timeout_s)
 
-    async def arun(
+    async def astream(
         self,
+        /,
         graph: AgentGraph,
         task: str | None = None,
         *,
@@ -175,70 +165,16 @@ class Session(AbstractContextManager["Session"]):
         seed: int | None = None,
         timeout_s: float | None = None,
         **inputs: str,
-    ) -> Result:
-        """`run`, asynchronous. Cancelling it cancels the run."""
-        options = _Options(out, replay, seed, timeout_s)
-        return await self._start(graph, task, inputs, options)
-
-    def stream(
-        self,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> Iterator[StreamEvent | Result]:
+    ) -> AsyncGenerator[StreamEvent | Result, None]:
         """Run `graph`: text as its nodes write it (`Delta`), what happens beside, and the `Result`.
 
         Leaving the iteration early, or closing it, cancels the run and waits until it is over.
         """
-        options = _Options(out, replay, seed, timeout_s)
-        items: queue.Queue[StreamEvent | Result | BaseException] = queue.Queue()
-
-        async def produce() -> None:
-            try:
-                items.put(await self._start(graph, task, inputs, options, items.put))
-            except BaseException as error:
-                items.put(error)
-
-        background, running = self._loop(), produce()
-        background.start(running)
-        try:
-            while True:
-                try:
-                    item = items.get(timeout=NOTICE_S)
-                except queue.Empty:
-                    continue
-                if isinstance(item, asyncio.CancelledError):
-                    raise RunCancelled
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Result):
-                    return
-        finally:
-            background.cancel(running)
-
-    async def astream(
-        self,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> AsyncIterator[StreamEvent | Result]:
-        """`stream`, asynchronous. Leaving the iteration early cancels the run."""
-        options = _Options(out, replay, seed, timeout_s)
         items: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
         put = items.put_nowait
-        task_ = asyncio.create_task(self._start(graph, task, inputs, options, put))
-        task_.add_done_callback(lambda _: items.put_nowait(None))
+        running = self._start(graph, task, inputs, out, replay, seed, timeout_s, put)
+        task_ = asyncio.create_task(running)
+        task_.add_done_callback(lambda _: put(None))
         try:
             while (item := await items.get()) is not None:
                 yield item
@@ -246,6 +182,9 @@ class Session(AbstractContextManager["Session"]):
         finally:
             task_.cancel()
             await asyncio.gather(task_, return_exceptions=True)
+
+    run = waits(arun)
+    stream = steps(astream)
 
     def chat(self, graph: AgentGraph) -> Chat:
         """A new conversation with `graph`: its turns are run one after another."""
@@ -256,21 +195,24 @@ class Session(AbstractContextManager["Session"]):
         graph: AgentGraph,
         task: str | None,
         inputs: Mapping[str, str],
-        options: _Options,
+        out: Path | None,
+        replay: Path | None,
+        seed: int | None,
+        timeout_s: float | None,
         put: Callable[[StreamEvent], None] | None = None,
     ) -> Result:
         """Check what is asked for, and run it when its turn comes; `put` takes a stream's items."""
-        plans, now = replayed(options.replay, graph) if options.replay else ({}, None)
+        plans, now = replayed(replay, graph) if replay else ({}, None)
         able = self.engine.capabilities
         if plans and not able.reuse:
             raise ReuseRefused(
                 f"{self.engine.model} cannot reuse KV: {able.reason}; run it without a replay"
             )
         given = _inputs(graph, task, inputs)
-        seed = self.seed if options.seed is None else options.seed
+        seed = self.seed if seed is None else seed
         if not -(2**63) <= seed < 2**63:
             raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
-        deadline, asked = Deadline(options.timeout_s), time.perf_counter()
+        deadline, asked = Deadline(timeout_s), time.perf_counter()
         await self._admission.enter(deadline)
         try:
             queued_s = time.perf_counter() - asked
@@ -286,10 +228,10 @@ class Session(AbstractContextManager["Session"]):
                 plans,
                 learned,
                 unmeasured=measures and not self._learned.informed,
-                automatic=options.out is None,
+                automatic=out is None,
                 queued_s=queued_s,
             )
-            result = await self._recorded(request, options.out, deadline, put)
+            result = await self._recorded(request, out, deadline, put)
         finally:
             self._admission.leave()
         # Only computed calls teach.
@@ -344,32 +286,27 @@ class Session(AbstractContextManager["Session"]):
         """Whether the model is being measured behind the answers."""
         return self._measuring is not None and not self._measuring.done()
 
-    def warm_up(self) -> None:
+    async def awarm_up(self) -> None:
         """Do now what the first runs would have to wait for, or do without.
 
         Reads what earlier sessions learned, and measures how well the model can reuse KV (`auto`,
         where it is not known: some 40 forwards over up to 1,100 tokens). Raises `StateError` for
         another model's state, and `KvcommError` where there is no room to measure.
         """
-        self._loop().run(self.awarm_up())
-
-    async def awarm_up(self) -> None:
-        """`warm_up`, asynchronous."""
         await self._learned.read()
         await self._learned.measure()
 
-    def drain(self) -> None:
+    async def adrain(self) -> None:
         """Wait until what goes on behind the answers is done: audits, and learning from them.
 
         `close` does so, too, and the end of a `with` block.
         """
-        self._loop().run(self.adrain())
-
-    async def adrain(self) -> None:
-        """`drain`, asynchronous."""
         if self._audits is not None:
             await self._audits.drain()
         await self.engine.drain()
+
+    warm_up = waits(awarm_up)
+    drain = waits(adrain)
 
     @property
     def auditing(self) -> int:

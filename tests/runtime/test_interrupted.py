@@ -16,7 +16,7 @@ from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain, fully_connected
-from kvcomm.session import Session, _Options
+from kvcomm.session import Session
 from kvcomm.trace import TraceRun, read_trace
 from kvcomm.trace.advice import advice, warnings
 from kvcomm.trace.diff import pairs, show_diff
@@ -43,8 +43,7 @@ async def cancelled_at(
             if len(said) == pieces:
                 run.cancel()
 
-    options = _Options(folder, None, None, None)
-    run = asyncio.create_task(active._start(graph, TASK, {}, options, put))
+    run = asyncio.create_task(active._start(graph, TASK, {}, folder, None, None, None, put))
     with pytest.raises(asyncio.CancelledError):
         await run
     return read_trace(folder / "trace.jsonl"), "".join(said)

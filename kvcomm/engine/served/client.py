@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from kvcomm.engine.served.refusal import Busy, refused
-from kvcomm.errors import ModelError, ServerError
+from kvcomm.errors import ContextOverflow, ModelError, ServerError
 
 CONNECT_S = 5.0
 # Between two pieces of an answer: a server with a long queue says nothing for a while.
@@ -20,8 +22,23 @@ READ_S = 300.0
 # Waits before a request is sent again, and the longest one that a server may ask for.
 WAITS = (0.25, 0.5, 1.0, 2.0)
 LONGEST_S = 30.0
+AGAIN = (408, 425, 429, 500, 502, 503, 504)
+# How servers say that a prompt is too long.
+TOO_LONG = re.compile(r"context length|max_model_len|maximum context|longer than|too long", re.I)
 
 Json = Mapping[str, Any]
+
+
+class Busy(ServerError):
+    """The server may answer later: `after` seconds from now, if it says so."""
+
+    def __init__(self, message: str, after: float) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Unwanted(ModelError):
+    """The server does not take a request as it is; without some of its fields it might."""
 
 
 def address(base_url: str) -> str:
@@ -66,7 +83,7 @@ class Client:
         """The pieces of a completion as they come.
 
         Until the first piece, whatever may pass is tried again. Raises `ServerError` for a server
-        that fails for good or in the middle, and what `refused` says of other answers.
+        that fails for good or in the middle, and what `_check` says of other answers.
         """
         for wait in (*WAITS, None):
             begun = False
@@ -98,9 +115,32 @@ class Client:
         return self._read(response.text)
 
     async def _check(self, response: httpx.Response) -> None:
-        if response.status_code != 200:
-            await response.aread()
-            raise refused(response, self.base_url, self._key)
+        """Raise what a refusal means, in words that say what to do."""
+        status = response.status_code
+        if status == 200:
+            return
+        await response.aread()
+        told, server = self._told(response.text), f"the server at {self.base_url}"
+        if status in AGAIN:
+            after = response.headers.get("retry-after", "")
+            seconds = float(after) if after.isdecimal() else 0.0  # else a date, or nothing
+            raise Busy(f"{server} answered {status}: {told}", seconds)
+        if status in (401, 403):  # some servers repeat the key
+            refuses = "refuses the key in OPENAI_API_KEY"
+            raise ModelError(
+                f"{server} {refuses if self._key else 'wants a key: set OPENAI_API_KEY'}"
+            )
+        if status == 404:
+            raise ModelError(
+                f"{server} answered 404: {told}; is the address right (it mostly ends in /v1), and "
+                "the name of the model (--served-model)?"
+            )
+        if status in (400, 413, 422) and TOO_LONG.search(told):
+            raise ContextOverflow(
+                f"{server} says that the prompt and its answer are too long: {told}; "
+                "shorten the inputs or lower max_tokens"
+            )
+        raise Unwanted(f"{server} refused a request ({status}): {told}")
 
     def _read(self, text: str) -> Json:
         try:
@@ -111,12 +151,22 @@ class Client:
             raise ServerError(
                 f"{self.base_url} does not answer as an OpenAI-compatible server: {text[:80]!r}"
             )
-        if error := found.get("error"):
-            told = str(error.get("message", error) if isinstance(error, dict) else error)
-            if self._key:
-                told = told.replace(self._key, "***")
-            raise ServerError(f"the server at {self.base_url} failed: {told[:300]}")
+        if found.get("error"):
+            raise ServerError(f"the server at {self.base_url} failed: {self._told(text)}")
         return found
+
+    def _told(self, text: str) -> str:
+        """The words in an error's body, cut to a line, without the key."""
+        try:
+            found = json.loads(text)
+            for name in ("error", "message", "detail"):
+                if isinstance(found, dict) and name in found:
+                    found = found[name]
+            text = found if isinstance(found, str) else json.dumps(found)
+        except ValueError:
+            pass
+        said = " ".join(text.split())[:300] or "no reason given"
+        return said.replace(self._key, "***") if self._key else said
 
     def _what(self, error: Exception) -> str:
         if isinstance(error, Busy):
@@ -130,3 +180,40 @@ class Client:
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
+
+
+class Gate:
+    """At most `limit` requests at once, and half of that ahead of their inputs.
+
+    Real ones wait in turn, those ahead take what is left. All methods belong to one event loop.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._free = asyncio.Semaphore(limit)
+        self._most_ahead = max(limit // 2, 1)
+        self._urgent: set[object] = set()  # those without a first token yet
+        self.ahead = 0
+
+    @asynccontextmanager
+    async def ready(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a place; what comes with it is to be called at the first token."""
+        request = object()
+        self._urgent.add(request)
+        try:
+            async with self._free:
+                yield partial(self._urgent.discard, request)
+        finally:
+            self._urgent.discard(request)
+
+    @asynccontextmanager
+    async def spare(self) -> AsyncIterator[bool]:
+        """A place that nobody waits for, while nobody waits for a first token; else False."""
+        if self._urgent or self._free.locked() or self.ahead >= self._most_ahead:
+            yield False
+            return
+        self.ahead += 1
+        try:
+            async with self._free:
+                yield True
+        finally:
+            self.ahead -= 1

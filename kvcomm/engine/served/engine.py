@@ -16,13 +16,9 @@ from kvcomm.background import Background
 from kvcomm.engine.base import Answer, CallSpec, Capabilities, Extended, Token
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.collected import CollectedSequence, WithoutKV
-from kvcomm.engine.served.abilities import Abilities, cached
-from kvcomm.engine.served.answer import Reading
-from kvcomm.engine.served.client import Client
-from kvcomm.engine.served.gate import Gate
-from kvcomm.engine.served.usage import ServedUsage
+from kvcomm.engine.served.client import Client, Gate
+from kvcomm.engine.served.protocol import Abilities, Reading, ServedUsage, cached
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.engine.usage import Arrival
 from kvcomm.errors import KvcommError, ServerError
 from kvcomm.prompt import Segment, common_prefix
 from kvcomm.reuse.policy import Policy
@@ -169,12 +165,6 @@ class ServedSequence(CollectedSequence):
         self._tokens: asyncio.Queue[Token | None] = asyncio.Queue()
         self._prompt: tuple[int, ...] = ()
         self._asked = 0.0
-        self._done = False
-
-    @property
-    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
-        """How the prompt came together, once it is answered."""
-        return (self._usage.arrivals, self._usage.again) if self._done else None
 
     async def extend(
         self,
@@ -209,7 +199,7 @@ class ServedSequence(CollectedSequence):
                 return  # nothing depends on it, and the next piece is a new attempt
             if found is None:
                 await asyncio.sleep(PAUSE_S)
-            elif not self._done:
+            elif self.arrivals is None:
                 self.phases.add("forward", time.perf_counter() - began)
                 at, cached = found
                 # Meanwhile the end may have been taken back.
@@ -248,15 +238,18 @@ class ServedSequence(CollectedSequence):
             raise ServerError("the engine was closed in the middle of an answer") from None
         self.phases.add("first token", first - self._asked)
         self.phases.add("decode", last - first)
-        self._usage.add(first, len(self._prompt), cached)
-        self._done = True
+        self._end(first, cached)
 
     async def stop(self, kept: int) -> None:
         """End the answer here, and its request: what the server's cache held stays unknown."""
         assert self._answering is not None
         self._answering.cancel()
-        self._usage.add(time.perf_counter(), len(self._prompt), None)
-        self._done = True
+        self._end(time.perf_counter(), None)
+
+    def _end(self, at: float, cached: int | None) -> None:
+        """The prompt was computed at the clock `at`: how it came together is known."""
+        self._usage.add(at, len(self._prompt), cached)
+        self.arrivals = self._usage.arrivals, self._usage.again
 
     async def close(self) -> None:
         """End its requests."""

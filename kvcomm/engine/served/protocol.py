@@ -1,15 +1,54 @@
-"""From the pieces of a streamed completion to tokens."""
+"""What a server does beyond the standard, and what its answers mean: tokens, and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from kvcomm.engine.base import Token
-from kvcomm.engine.served.abilities import cached
 from kvcomm.engine.served.client import Json
+from kvcomm.engine.usage import Arrival, cut_back
 from kvcomm.errors import ServerError
 from kvcomm.prompt import Codec
 from kvcomm.sampling import Sampling
+
+# With what option servers do.
+TOLD = "vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report"
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """`token_ids`: answers come as ids. `salt`: prefixes can be kept apart. `counts`: the server
+    says how much of a prompt its prefix cache held.
+    """
+
+    token_ids: bool
+    salt: bool
+    counts: bool
+
+    def fields(self, salt: str) -> dict[str, Any]:
+        """The fields of a request that need them."""
+        ids = {"return_token_ids": True} if self.token_ids else {}
+        return ids | ({"cache_salt": salt} if self.salt else {})
+
+    @property
+    def lacks(self) -> str:
+        """What it cannot do and what follows from that; empty when it can do everything."""
+        lacks = {
+            "it gives no token ids, so answers are encoded again": not self.token_ids,
+            "it refuses cache_salt, so modes and namespaces share its prefix cache": not self.salt,
+            f"it does not say what its prefix cache held ({TOLD})": not self.counts,
+        }
+        return "; ".join(said for said, lacking in lacks.items() if lacking)
+
+
+def cached(piece: Json) -> int | None:
+    """The tokens of the prompt that the prefix cache held; None where nothing is said."""
+    found: Any = piece
+    for name in ("usage", "prompt_tokens_details", "cached_tokens"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found if isinstance(found, int) else None
 
 
 class Reading:
@@ -78,3 +117,35 @@ class Reading:
         if self._held:
             yield self._held
         yield Token(min(self._stop, default=0), at, "stop")
+
+
+class ServedUsage:
+    """What a server computed of one growing prompt, when, and what its cache held already.
+
+    `again` tokens were computed once more.
+    """
+
+    def __init__(self) -> None:
+        self.arrivals: list[Arrival] = []
+        self.again = 0
+
+    @property
+    def sent(self) -> int:
+        """Tokens of the prompt that were in a request."""
+        return sum(arrival.tokens for arrival in self.arrivals)
+
+    def add(self, at: float, tokens: int, cached: int | None) -> None:
+        """The server is done with the first `tokens`, of which its cache held `cached`.
+
+        What it has not kept from an earlier request, it has computed again.
+        """
+        sent = self.sent
+        new = max(tokens - sent, 0)
+        if cached is not None:
+            self.again += max(min(sent, tokens) - cached, 0)
+        prefix = min(max((cached or 0) - sent, 0), new)
+        self.arrivals.append(Arrival(at, new, new - prefix))
+
+    def truncate(self, length: int) -> None:
+        """The prompt has lost what stood behind `length`."""
+        self.again += cut_back(self.arrivals, max(self.sent - length, 0))
