@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -28,12 +27,12 @@ from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audits import AuditQueue
 from kvcomm.runtime.chat import Chat
 from kvcomm.runtime.execute import Executor, RunRequest
-from kvcomm.runtime.remote import RemoteExecutor, RemoteSession
+from kvcomm.runtime.remote import RemoteExecutor
 from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session_state import SessionState
-from kvcomm.runtime.stream_events import RunStart, StreamEvent
-from kvcomm.runtime.twins import steps, waits
+from kvcomm.runtime.stream_events import RunStart
+from kvcomm.runtime.twins import LISTENER, Put, steps, streams, waits
 from kvcomm.trace.events import Event
 from kvcomm.trace.log import RunLog
 from kvcomm.trace.record import Listener, Recorder, new_run_folder
@@ -53,10 +52,12 @@ class Session(AbstractContextManager["Session"]):
     wait in the order in which they came. `listeners` are called with every trace event; one that
     raises hears nothing more of its run, and a warning says so. Runs of a session share what it
     learns. It is saved behind their answers, once a minute at most, and by `save` and `close`.
-    `run`, `stream`, `warm_up` and `drain` are `arun` and so on for callers that wait, also in a
-    thread that runs an event loop of its own (a notebook). `namespace` keeps KV of sessions on one
-    engine apart. Chat templates that write the day are told `now`, in all runs: an attribute, by
-    default the time when the session was made.
+    `arun` is for callers with an event loop. `astream` does the same, and yields text as nodes
+    write it (`Delta`), what happens beside, and the `Result`; leaving it early cancels the run and
+    waits until it is over. `run`, `stream`, `warm_up` and `drain` are the same for callers that
+    wait, also in a thread that runs an event loop of its own (a notebook). `namespace` keeps KV of
+    sessions on one engine apart. Chat templates that write the day are told `now`, in all runs: an
+    attribute, by default the time when the session was made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -104,7 +105,7 @@ class Session(AbstractContextManager["Session"]):
         self._learned = SessionState(engine, folder, namespace, self.auto)
         self._audits: AuditQueue | None = None
         self._audited = True
-        self._remote: RemoteExecutor | None = None
+        executed = (engine, self.mode, self.policy, namespace, self.auto)
         if isinstance(engine, Replicated):
             make = partial(
                 type(self),
@@ -116,16 +117,11 @@ class Session(AbstractContextManager["Session"]):
                 audit_rate=audit_rate,
                 repair_budget=repair_budget,
             )
-            learns = self.policy.options.realigns or self.auto is not None
-            name = secrets.token_hex(8)
-            self._remote = RemoteExecutor(
-                engine, RemoteSession(name, make, namespace, self.auto, learns)
-            )
-        elif self.auto is not None:
-            self._audits = AuditQueue(engine, self.auto, self._learned.changed)
-        self._executor = Executor(
-            engine, self.mode, self.policy, namespace, self.auto, self._audits
-        )
+            self._executor: Executor = RemoteExecutor(*executed, make=make)
+        else:
+            if self.auto is not None:
+                self._audits = AuditQueue(engine, self.auto, self._learned.changed)
+            self._executor = Executor(*executed, self._audits)
         self._background: Background | None = None
         self._measuring: Future[None] | None = None
         self._opening = threading.Lock()
@@ -152,56 +148,8 @@ class Session(AbstractContextManager["Session"]):
         agent fails, `RunTimeout` at the time limit, `RunCancelled` when the session is closed
         meanwhile. Cancelling it cancels the run.
         """
-        return await self._start(graph, task, inputs, out, replay, seed, timeout_s)
-
-    async def astream(
-        self,
-        /,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> AsyncGenerator[StreamEvent | Result, None]:
-        """Run `graph`: text as its nodes write it (`Delta`), what happens beside, and the `Result`.
-
-        Leaving the iteration early, or closing it, cancels the run and waits until it is over.
-        """
-        items: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-        put = items.put_nowait
-        running = self._start(graph, task, inputs, out, replay, seed, timeout_s, put)
-        task_ = asyncio.create_task(running)
-        task_.add_done_callback(lambda _: put(None))
-        try:
-            while (item := await items.get()) is not None:
-                yield item
-            yield await task_
-        finally:
-            task_.cancel()
-            await asyncio.gather(task_, return_exceptions=True)
-
-    run = waits(arun)
-    stream = steps(astream)
-
-    def chat(self, graph: AgentGraph) -> Chat:
-        """A new conversation with `graph`: its turns are run one after another."""
-        return Chat(self, graph)
-
-    async def _start(
-        self,
-        graph: AgentGraph,
-        task: str | None,
-        inputs: Mapping[str, str],
-        out: Path | None,
-        replay: Path | None,
-        seed: int | None,
-        timeout_s: float | None,
-        put: Callable[[StreamEvent], None] | None = None,
-    ) -> Result:
-        """Check what is asked for, and run it when its turn comes; `put` takes a stream's items."""
+        put = LISTENER.get()
+        LISTENER.set(None)  # runs that its tools begin are no part of the stream
         plans, now = replayed(replay, graph) if replay else ({}, None)
         able = self.engine.capabilities
         if plans and not able.reuse:
@@ -243,12 +191,16 @@ class Session(AbstractContextManager["Session"]):
             result = replace(result, warnings=(*result.warnings, self._learned.failed))
         return result
 
+    astream = streams(arun)
+    run = waits(arun)
+    stream = steps(astream)
+
+    def chat(self, graph: AgentGraph) -> Chat:
+        """A new conversation with `graph`: its turns are run one after another."""
+        return Chat(self, graph)
+
     async def _recorded(
-        self,
-        request: RunRequest,
-        out: Path | None,
-        deadline: Deadline,
-        put: Callable[[StreamEvent], None] | None,
+        self, request: RunRequest, out: Path | None, deadline: Deadline, put: Put | None
     ) -> Result:
         """Run, with a trace in a folder of its own, if one is wanted."""
         graph, folder = request.graph, None
@@ -260,9 +212,6 @@ class Session(AbstractContextManager["Session"]):
         name = folder.name if folder else secrets.token_hex(4)
         if put:
             put(RunStart(name, folder))
-        if self._remote is not None:
-            recorder = Recorder(folder, [RunLog(name), *self._listeners])
-            return await self._remote.execute(request, recorder, deadline, put)
         recorder = Recorder(folder, [RunLog(name), *streamer, *self._listeners])
         return await self._executor.execute(run, request, recorder, deadline)
 
@@ -272,7 +221,7 @@ class Session(AbstractContextManager["Session"]):
         listener: Listener,
         on_close: Callable[[], object],
         deadline: Deadline,
-        put: Callable[[StreamEvent], None] | None,
+        put: Put | None,
     ) -> Result:
         """Run as a replica does: all events go to `listener`, and `on_close` is called behind the
         last one. See `runtime/remote.py`.
@@ -341,7 +290,7 @@ class Session(AbstractContextManager["Session"]):
         if self._audits is not None:
             finish = self._audits.close if self._audited else self._audits.abandon
             finish()
-        elif self._remote is not None and self.auto is not None and self._audited:
+        elif self.auto is not None and self._audited:  # on replicas
             with closing(Background()) as there:
                 there.run(self.engine.drain())
         self._learned.close()

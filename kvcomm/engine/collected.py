@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import (
-    SAME_TEXT,
     Answer,
     CallSpec,
     Capabilities,
@@ -18,14 +17,13 @@ from kvcomm.engine.base import (
     Phases,
     ShadowEvaluation,
     Token,
-    Variant,
 )
 from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Predictability, SegmentFacts
-from kvcomm.reuse.policy import SHADOW, Policy
+from kvcomm.reuse.policy import Policy
 
 
 class WithoutKV:
@@ -43,17 +41,7 @@ class WithoutKV:
     def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
         return {}
 
-    async def evaluate(
-        self,
-        call: CallSpec,
-        segments: Sequence[Segment],
-        variants: Sequence[Variant],
-        *,
-        reference: Policy = SHADOW,
-        learn: Sequence[str] = (),
-        distinct: bool = True,
-        tokens: int = SAME_TEXT,
-    ) -> ShadowEvaluation:
+    async def evaluate(self, *_: Any, **__: Any) -> ShadowEvaluation:
         """Refused: the session never plans reuse on such an engine."""
         raise KvcommError(f"{self.model} cannot reuse KV")
 

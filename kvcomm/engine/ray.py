@@ -26,7 +26,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from kvcomm.background import Background
-from kvcomm.engine.base import CallSpec, Capabilities, LearnedState
+from kvcomm.engine.base import Capabilities, LearnedState
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.local.memory import free_memory
 from kvcomm.engine.replica import About, ReplicaHost, Statistics, Task, TaskEnd
@@ -34,7 +34,6 @@ from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError, ModelError, ReplicaLost, UsageError
 from kvcomm.own_file import own_modules
 from kvcomm.reuse.offsets import FAMILIES, Offsets
-from kvcomm.reuse.plan import Predictability
 from kvcomm.reuse.state import check_folder, copy_state, load_state, save_state
 
 T = TypeVar("T")
@@ -103,7 +102,7 @@ class Replica:
 
 
 class RayEngine(Bounded):
-    """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated`.
+    """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated` for the contract.
 
     `memory` is the budget of each replica, `end` ends what was started for this engine. Sums add
     up, so the `total` of what replicas learned is what one engine would have learned.
@@ -139,10 +138,9 @@ class RayEngine(Bounded):
         return Offsets(dict(FAMILIES), lambda: self._limit)
 
     async def place(self, key: str = "", *, stay: bool = False) -> Replica:
-        """The replica with the fewest tasks, for one more.
+        """The replica with the fewest tasks; of several, the one that had the `key` last.
 
-        Of several it is the one that had a task of this `key` last, and that one anyhow if it is to
-        `stay` there. Raises `KvcommError` when all are lost and none comes back.
+        Raises `KvcommError` when all are lost and none comes back.
         """
         began = time.monotonic()
         while not (up := [replica for replica in self.replicas if replica.look()]):
@@ -158,12 +156,11 @@ class RayEngine(Bounded):
         if stay and last in up:
             up = [last]
         chosen = self._last[key] = min(up, key=lambda r: (r.tasks, r is not last, r.placed))
-        while len(self._last) > REMEMBERED:
+        if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
         return chosen
 
     def pickled(self, task: Task, parts: Mapping[str, Any]) -> bytes:
-        """A task as it is sent. Raises `UsageError` that names which of its `parts` cannot be."""
         for module in own_modules:
             cloudpickle.register_pickle_by_value(module)
         for name, part in {**parts, "the run": task}.items():
@@ -184,10 +181,6 @@ class RayEngine(Bounded):
         *,
         learns: bool = False,
     ) -> Any:
-        """Run a task on a replica, hand on what it emits, and return what it returns.
-
-        Raises what it raises, and `ReplicaLost`. Cancelled, it waits for the task's last items.
-        """
         if replica.about is None:
             raise replica.lost()
         name, life = secrets.token_hex(8), replica.about.life
@@ -287,16 +280,10 @@ class RayEngine(Bounded):
 
         return await self._behind(save())
 
-    def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
-        """Replicas know: each chooses for the runs that it executes."""
-        return {}
-
     def hear(self, name: str, heard: Callable[[Any], None]) -> None:
-        """Call `heard` with what replicas tell of `name` behind the answers, up to None."""
         self._heard[name] = heard
 
     def unhear(self, name: str) -> None:
-        """Nothing more is wanted of `name`: call with None, if that has not come yet."""
         if (heard := self._heard.pop(name, None)) is not None:
             heard(None)
 
@@ -356,29 +343,24 @@ def build_replicas(
         options = {"max_restarts": -1, "max_concurrency": CONCURRENT, **share}
         actor = ray.remote(ReplicaHost).options(scheduling_strategy="SPREAD", **options)
         made += [Replica(i, actor.remote(load)) for i in range(count)]
-        found = _about(made)
+        found = ray.get([replica.actor.about.remote() for replica in made])
         if len({about.engine["fingerprint"] for about in found}) > 1:
             model = found[0].engine["model"]
             raise ModelError(f"{model} is not the same model on all machines of the cluster")
         for replica, about in zip(made, found, strict=True):
             replica.about = about
         return RayEngine(made, found[0], memory, end)
-    except BaseException:
+    except BaseException as error:
         for replica in made:
             ray.kill(replica.actor)
         end()
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            raise (cause if isinstance(cause, KvcommError) else ModelError(str(cause))) from None
+        if isinstance(error, RayActorError):
+            lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+            raise ModelError(f"a replica did not start: {lines[-1]}") from None
         raise
-
-
-def _about(replicas: list[Replica]) -> list[About]:
-    try:
-        return ray.get([replica.actor.about.remote() for replica in replicas])  # type: ignore[no-any-return]
-    except RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, KvcommError) else ModelError(str(cause))) from None
-    except RayActorError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"a replica did not start: {lines[-1] if lines else error!r}") from None
 
 
 def _start(address: str | None) -> Callable[[], None]:
@@ -399,14 +381,13 @@ def _start(address: str | None) -> Callable[[], None]:
             **here,
         )
     except Exception as error:  # Ray raises anything
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        advice = "its logs are in /tmp/ray/session_latest/logs"
+        why = (str(error).strip().splitlines() or [repr(error)])[0]
+        what = f"at this machine ({why}): its logs are in /tmp/ray/session_latest/logs"
         if address:
             advice = "start a cluster with `ray start --head`, or leave out the address"
-        raise ModelError(
-            f"Ray did not start at {address or 'this machine'} ({first}): {advice}"
-        ) from None
-    return lambda: ray.shutdown()
+            what = f"at {address} ({why}): {advice}"
+        raise ModelError(f"Ray did not start {what}") from None
+    return ray.shutdown  # type: ignore[no-any-return]
 
 
 def _shares(replicas: int | None, device: str | None) -> tuple[int, dict[str, float]]:

@@ -66,12 +66,10 @@ class ReplicaHost:
 
     def session(self, name: str, make: Callable[[Any], Any]) -> Any:
         """The session of this name, made on the engine where it is new."""
-        if name not in self._sessions:
-            self._sessions[name] = make(self.engine)
-        self._sessions.move_to_end(name)
-        while len(self._sessions) > SESSIONS:
+        found = self._sessions[name] = self._sessions.pop(name, None) or make(self.engine)
+        if len(self._sessions) > SESSIONS:
             self._sessions.popitem(last=False)
-        return self._sessions[name]
+        return found
 
     async def run(
         self, name: str, life: str, task: bytes, *news: Statistics

@@ -14,12 +14,15 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from kvcomm.engine.chat_template import Turn, rendered, tells_time
 from kvcomm.errors import TemplateError
 from kvcomm.message import well_formed
 from kvcomm.prompt import Turns
 
+Turn = dict[str, str]
+# The function that chat templates ask for the day.
+CLOCK = "strftime_now"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -68,7 +71,7 @@ class TokenizerCodec:
     @property
     def undated(self) -> Self:
         """The codec as of a day that is always the same; itself if no prompt depends on the day."""
-        if self.now == ANY_DAY or not tells_time(self.tokenizer):
+        if self.now == ANY_DAY or not self.tells_time:
             return self
         return self.at(ANY_DAY)
 
@@ -170,8 +173,33 @@ class TokenizerCodec:
                 return self._apply([_turn("system", ""), *turns])
             raise
 
+    @property
+    def tells_time(self) -> bool:
+        """Whether the chat template may write the day or the time."""
+        return CLOCK in str(self.tokenizer.chat_template)
+
     def _apply(self, turns: Sequence[Turn]) -> str:
-        return rendered(self.tokenizer, turns, self.now)
+        """The text of a chat that ends with the header of the assistant's turn.
+
+        Templates that write the day ask a function for it that transformers gives them and no
+        option replaces: these are rendered here, with a clock that stands still. Raises
+        `TemplateError` for one that cannot be rendered, whatever it raises.
+        """
+        options = {"add_generation_prompt": True, "tools": None, "documents": None}
+        try:
+            if not self.tells_time:
+                return str(
+                    self.tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+                )
+            template = _compile_jinja_template(self.tokenizer.get_chat_template())
+            names = {**self.tokenizer.special_tokens_map, CLOCK: self.now.strftime}
+            return str(template.render(messages=list(turns), **options, **names))
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TemplateError(
+                f"the model's chat template cannot be rendered ({what:.300}): use another "
+                "--model, or correct the chat_template in the folder of this one"
+            ) from None
 
 
 def _headed(system: str, user: str, earlier: Sequence[Turns]) -> tuple[str, list[Turns]]:

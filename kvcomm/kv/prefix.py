@@ -52,7 +52,6 @@ class PrefixCache:
     def __init__(self, budget: Callable[[], int], whole: float = 1.0) -> None:
         self._budget = budget
         self._whole = whole
-        self.nbytes = 0  # of all buffers that no sequence holds
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
 
     def insert(
@@ -90,7 +89,6 @@ class PrefixCache:
             if entry.nbytes > self._budget():
                 return
             self._entries[key] = entry
-            self.nbytes += entry.nbytes
         self._entries.move_to_end(key)
         entry.ids = list(ids)
         self.trim()
@@ -116,20 +114,17 @@ class PrefixCache:
         if not keep:
             self._drop(entry)
             return
-        self.nbytes -= entry.nbytes
         if entry.continues:
             self._supersede(entry)
             buffer.shrink(len(entry.ids))
         entry.held = False
-        self.nbytes += entry.nbytes
         self.trim()
 
     def _supersede(self, longer: _Entry) -> None:
         """Drop the earlier turns of a conversation whose latest sequence has ended."""
         for entry in list(self._entries.values()):
-            other = entry.continues and not entry.held and entry is not longer
-            inside = other and entry.namespace == longer.namespace
-            if inside and longer.ids[: len(entry.ids)] == entry.ids:
+            over = entry.continues and not entry.held and entry.namespace == longer.namespace
+            if over and entry is not longer and longer.ids[: len(entry.ids)] == entry.ids:
                 self._drop(entry)
 
     def trim(self) -> None:
@@ -155,13 +150,17 @@ class PrefixCache:
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry.buffer)]
-        self.nbytes -= entry.nbytes
 
     def clear(self, namespace: str | None = None) -> None:
         """Forget everything, or everything of one namespace."""
         for entry in list(self._entries.values()):
             if namespace is None or entry.namespace == namespace:
                 self._drop(entry)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers that no sequence holds."""
+        return sum(entry.nbytes for entry in list(self._entries.values()))
 
     def __len__(self) -> int:
         return len(self._entries)

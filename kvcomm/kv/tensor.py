@@ -66,14 +66,6 @@ class KV:
                 f"KV of shapes {tuple(self.keys.shape)} and {tuple(other.keys.shape)} differ"
             )
 
-    @staticmethod
-    def concat(pieces: Sequence[KV]) -> KV:
-        """Pieces one after another along the token axis."""
-        return KV(
-            torch.cat([piece.keys for piece in pieces], dim=2),
-            torch.cat([piece.values for piece in pieces], dim=2),
-        )
-
     def to(self, device: torch.device) -> KV:
         """The same on another device."""
         return KV(self.keys.to(device), self.values.to(device))

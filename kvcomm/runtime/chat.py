@@ -24,11 +24,11 @@ from kvcomm.runtime.twins import steps, waits
 class Runs(Protocol):
     """A session, as far as a conversation needs it: see `kvcomm.session.Session`."""
 
+    async def arun(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
+
     def astream(
         self, graph: AgentGraph, task: str | None = None, **options: Any
     ) -> AsyncGenerator[StreamEvent | Result, None]: ...
-
-    async def arun(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
 
     def _loop(self) -> Background: ...
 
@@ -72,23 +72,14 @@ class Chat:
         return result
 
     async def astream(
-        self,
-        /,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
+        self, /, task: str | None = None, **options: Any
     ) -> AsyncGenerator[StreamEvent | Result, None]:
-        """The next turn: `Session.stream`, behind the earlier turns.
+        """The next turn as `Session.astream` yields it, with the options of `arun`.
 
         Leaving the iteration early cancels the turn.
         """
         with self._turn() as graph:
-            stream = self._session.astream(
-                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
-            )
+            stream = self._session.astream(graph, task, replay=None, **options)
             async with aclosing(stream) as items:
                 async for item in items:
                     if isinstance(item, Result):

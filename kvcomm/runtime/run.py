@@ -60,10 +60,7 @@ class GraphRun:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        spec: RunSpec,
-        on_token: Callable[[str, int], None] | None = None,
+        self, engine: Engine, spec: RunSpec, on_token: Callable[[str, int], None] | None = None
     ) -> None:
         graph = spec.graph
         self.spec = spec
@@ -124,10 +121,6 @@ class GraphRun:
         self.answered_at = time.perf_counter()
 
     async def _node(self, node: Node) -> None:
-        await self._attempts(node)
-        self._release(node)
-
-    async def _attempts(self, node: Node) -> None:
         for number in range(1, node.agent.retries + 2):
             try:
                 async with asyncio.timeout(None) as deadline:
@@ -148,7 +141,7 @@ class GraphRun:
                 again = number <= node.agent.retries and not isinstance(failure, UsageError)
                 if not again or any(stream.sealed for stream in streams):
                     self._give_up(node, number, failure)
-                    return
+                    break
                 for stream in streams:
                     stream.restart()
                 wait = node.agent.backoff_s * 2 ** (number - 1)
@@ -159,7 +152,8 @@ class GraphRun:
                 self.warnings.append(f"`{node.name}` failed and was tried again: {error}")
                 await asyncio.sleep(wait)
             else:
-                return
+                break
+        self._release(node)
 
     def _give_up(self, node: Node, number: int, failure: Exception) -> None:
         """A node has failed for good: its readers get something else, or the run fails."""
@@ -190,11 +184,6 @@ class GraphRun:
             Failed, node=node.name, error=_text(failure), instead=instead
         )
         self.warnings.append(f"`{node.name}` failed: {event.said}")
-
-    @property
-    def answered(self) -> bool:
-        """Whether every node has spoken, so that only audits are left."""
-        return all(stream.message is not None for stream in self._streams.values())
 
     @property
     def answer(self) -> str:
@@ -278,17 +267,9 @@ class GraphRun:
         """The most tokens of what may be realigned: messages, and what others read before."""
         node = plan.node.name
         before = self._graph.order[: self._graph.order.index(node)]
-        read = {
-            name
-            for other in before
-            if other in self._templates
-            for name in self._templates[other].names
-        }
-        sizes = {
-            name: len(self._inputs[name])
-            for name in plan.template.names
-            if name in self._inputs and name in read
-        }
+        templates = [self._templates[other] for other in before if other in self._templates]
+        read = {name for template in templates for name in template.names} & self._inputs.keys()
+        sizes = {name: len(self._inputs[name]) for name in plan.template.names if name in read}
         return sizes | {n: stream.most for n, stream in plan.streams.items() if stream.spoken}
 
     def _begins(self, node: Node) -> float:

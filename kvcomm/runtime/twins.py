@@ -1,4 +1,4 @@
-"""Synchronous twins of asynchronous methods, on a background event loop that their object has."""
+"""Twins of an asynchronous method: one that streams, and those for callers that wait."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import queue
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from contextlib import aclosing
+from contextvars import ContextVar, copy_context
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kvcomm.background import NOTICE_S, Background
 from kvcomm.errors import RunCancelled
+from kvcomm.runtime.stream_events import StreamEvent
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Put = Callable[[StreamEvent], None]
+# Who takes what the run that begins here streams.
+LISTENER: ContextVar[Put | None] = ContextVar("kvcomm_stream", default=None)
 
 
 class _Looped(Protocol):
@@ -22,6 +27,31 @@ class _Looped(Protocol):
 
 
 S = TypeVar("S", bound=_Looped)
+
+
+def streams(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], AsyncGenerator[StreamEvent | T, None]]:
+    """The method that yields what runs in `method` stream, and last what it returns."""
+
+    @wraps(method)
+    async def twin(
+        self: S, /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[StreamEvent | T, None]:
+        items: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+        context = copy_context()
+        context.run(LISTENER.set, items.put_nowait)
+        running = asyncio.create_task(method(self, *args, **kwargs), context=context)
+        running.add_done_callback(lambda _: items.put_nowait(None))
+        try:
+            while (item := await items.get()) is not None:
+                yield item
+            yield await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    return twin
 
 
 def waits(
@@ -46,13 +76,13 @@ def steps(
 
     @wraps(method)
     def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        items: queue.Queue[tuple[T] | BaseException | None] = queue.Queue()
+        items: queue.Queue[T | BaseException | None] = queue.Queue()
 
         async def produce() -> None:
             try:
                 async with aclosing(method(self, *args, **kwargs)) as found:
                     async for item in found:
-                        items.put((item,))
+                        items.put(item)
                 items.put(None)
             except BaseException as error:
                 items.put(error)
@@ -71,7 +101,7 @@ def steps(
                     raise RunCancelled
                 if isinstance(item, BaseException):
                     raise item
-                yield item[0]
+                yield item
         finally:
             background.cancel(running)
 

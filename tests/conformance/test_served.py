@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.served.client import Gate
 from kvcomm.engine.served.engine import BLOCK, GROWTH
-from kvcomm.engine.served.protocol import ServedUsage
+from kvcomm.engine.served.protocol import Gate, ServedUsage
 from kvcomm.errors import ContextOverflow, ModelError, ServerError
 from kvcomm.graphs import chain
 from kvcomm.sampling import Sampling

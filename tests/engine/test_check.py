@@ -58,8 +58,7 @@ SMALL = {
 def checked(kind: str, **fields: object) -> check.SelfCheck:
     config = AutoConfig.for_model(kind, **{**SMALL, **fields})
     torch.manual_seed(0)
-    found, _ = check.self_check(AutoModelForCausalLM.from_config(config).eval())
-    return found
+    return check.self_check(AutoModelForCausalLM.from_config(config).eval())
 
 
 @pytest.mark.parametrize(
@@ -107,8 +106,8 @@ def test_every_form_of_rotary_embedding_is_measured(
     kind: str, fields: dict[str, object], interleaved: bool
 ) -> None:
     found = checked(kind, **fields)
-    assert found.ok, found.reason
-    assert found.interleaved is interleaved
+    assert found.rope, found.reason
+    assert found.rope.interleaved is interleaved
 
 
 def test_a_model_whose_keys_move_wrongly_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,13 +208,3 @@ def test_layers_without_rotary_embedding() -> None:
 def test_a_model_without_rotary_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match="no rotary embedding"):
         Rope.from_model(model_like(llama(), None))
-
-
-def test_copies_of_a_rope() -> None:
-    rope = rope_of(per_layer=True)
-    assert rope.with_interleaved(True).interleaved
-    assert rope.compact() is rope
-    assert rope_of(none=None).compact().inv_freq.shape == (1, 4)
-    same = Rope(rope.inv_freq[:1].repeat(3, 1), torch.ones(3), interleaved=True).compact()
-    assert (same.inv_freq.shape, same.interleaved) == ((1, 4), True)
-    assert torch.equal(rope.to(torch.device("cpu")).inv_freq, rope.inv_freq)

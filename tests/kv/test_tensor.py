@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.kv import KV, KVBuffer
-from tests.reuse.kvs import equal, random_kv
+from tests.reuse.kvs import equal, joined, random_kv
 
 pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
     lambda sizes: [random_kv(size, seed) for seed, size in enumerate(sizes)]
@@ -19,8 +19,8 @@ pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
 
 
 @given(pieces)
-def test_a_concatenation_is_cut_into_its_pieces(pieces: list[KV]) -> None:
-    whole = KV.concat(pieces)
+def test_kv_is_cut_into_its_pieces(pieces: list[KV]) -> None:
+    whole = joined(pieces)
     assert len(whole) == sum(map(len, pieces))
     start = 0
     for piece in pieces:

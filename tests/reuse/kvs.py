@@ -22,6 +22,12 @@ def random_kv(
     return KV(both[0].to(dtype), both[1].to(dtype))
 
 
+def joined(pieces: list[KV]) -> KV:
+    """Pieces one after another along the token axis."""
+    keys, values = ([getattr(kv, name) for kv in pieces] for name in ("keys", "values"))
+    return KV(torch.cat(keys, dim=2), torch.cat(values, dim=2))
+
+
 def save_all(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> int:
     """Save all that was learned in no namespace, as for the first time."""
     return save_state(folder, model, fingerprint, copy_state(offsets, "", {}))

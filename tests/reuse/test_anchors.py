@@ -12,7 +12,7 @@ from kvcomm.reuse.offsets import FAMILIES, AnchorPool, OffsetModel, Offsets
 from kvcomm.reuse.offsets.anchors import CAPACITY, GAMMA, OLDEST
 from kvcomm.reuse.policy import Anchors
 from tests.reuse import anchor_reference as reference
-from tests.reuse.kvs import equal, random_kv
+from tests.reuse.kvs import equal, joined, random_kv
 from tests.reuse.offsets_conformance import OffsetModelContract
 
 LITERAL = 3
@@ -66,7 +66,7 @@ def test_the_entropy_test(distance: float, gamma: float) -> None:
 
 def test_the_entropy_is_over_values_and_the_first_tokens_only() -> None:
     base = random_kv(4, 9)
-    longer = [KV.concat([random_kv(4, 40 + i), random_kv(5, 50 + i)]) for i in range(3)]
+    longer = [joined([random_kv(4, 40 + i), random_kv(5, 50 + i)]) for i in range(3)]
     other_keys = [
         KV(random_kv(4, 60 + i).keys, kv.slice(0, 4).values) for i, kv in enumerate(longer)
     ]

@@ -16,6 +16,7 @@ from kvcomm.engine.load import load_engine
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import AgentGraph, chain, fully_connected
+from kvcomm.runtime.twins import LISTENER
 from kvcomm.session import Session
 from kvcomm.trace import TraceRun, read_trace
 from kvcomm.trace.advice import advice, warnings
@@ -43,7 +44,8 @@ async def cancelled_at(
             if len(said) == pieces:
                 run.cancel()
 
-    run = asyncio.create_task(active._start(graph, TASK, {}, folder, None, None, None, put))
+    LISTENER.set(put)
+    run = asyncio.create_task(active.arun(graph, TASK, out=folder))
     with pytest.raises(asyncio.CancelledError):
         await run
     return read_trace(folder / "trace.jsonl"), "".join(said)

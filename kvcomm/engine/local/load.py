@@ -31,19 +31,9 @@ from kvcomm.reuse.offsets.linear import state_bytes
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def build_engine(
-    name: str, device: str | None, dtype: str | None, memory: int | None, spill: Path | None
-) -> Engine:
-    """See `kvcomm.engine.load.load_engine`."""
-    if memory is not None and memory <= 0:
-        raise UsageError(f"a budget of {memory} bytes holds nothing: use --memory 4GB, say")
-    engine, _ = _load(name, device, dtype, memory, spill)
-    return engine
-
-
 def check(name: str, device: str | None, dtype: str | None) -> Check:
     """See `kvcomm.engine.load.check_model`."""
-    engine, verdict = _load(name, device, dtype)
+    engine, verdict = build_engine(name, device, dtype)
     engine.close()
     config = engine.config  # type: ignore[attr-defined]
     try:
@@ -52,27 +42,23 @@ def check(name: str, device: str | None, dtype: str | None) -> Check:
         offsets = state_bytes(layers, heads, dim)
     except AttributeError:  # a model without attention heads
         layers, per_token, offsets = config.get_text_config().num_hidden_layers, 0, 0
-    measured = {"key_error": verdict.key_error, "compose_error": verdict.compose_error}
-    return Check(
-        engine.model,
-        verdict.ok,
-        verdict.reason,
-        {key: value for key, value in measured.items() if value is not None},
-        engine.max_context,
-        layers,
-        per_token,
-        offsets,
-        "flash kernel" if verdict.flash else "scaled dot product" if verdict.ok else "its own",
-    )
+    errors = {"key_error": verdict.key_error, "compose_error": verdict.compose_error}
+    measured = {name: error for name, error in errors.items() if error is not None}
+    way = "flash kernel" if verdict.flash else "scaled dot product" if verdict.ok else "its own"
+    sizes = (engine.max_context, layers, per_token, offsets)
+    return Check(engine.model, verdict.ok, verdict.reason, measured, *sizes, way)
 
 
-def _load(
+def build_engine(
     name: str,
     device: str | None,
     dtype: str | None,
     memory: int | None = None,
     spill: Path | None = None,
 ) -> tuple[Engine, SelfCheck]:
+    """See `kvcomm.engine.load.load_engine`."""
+    if memory is not None and memory <= 0:
+        raise UsageError(f"a budget of {memory} bytes holds nothing: use --memory 4GB, say")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     place = _device(device)
@@ -96,7 +82,7 @@ def _load(
     check_chat(codec)
     if place.type == "cpu" and kind == torch.float32:
         use_onednn(model)
-    verdict, rope = self_check(model)
+    verdict = self_check(model)
     named: dict[str, Any] = {
         "name": name,
         "fingerprint": fingerprint(model, tokenizer),
@@ -104,11 +90,11 @@ def _load(
         "stop": stop_ids(model, tokenizer),
     }
     engine: Engine
-    if rope is None:
+    if verdict.rope is None:
         engine = DenseEngine(model, codec, **named, reason=verdict.reason)
     else:
         engine = LocalEngine(
-            model, codec, rope, **named, memory=memory, spill=spill, flash=verdict.flash
+            model, codec, verdict.rope, **named, memory=memory, spill=spill, flash=verdict.flash
         )
     release_unused(place)
     return engine, verdict

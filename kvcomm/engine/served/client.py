@@ -6,9 +6,7 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -180,40 +178,3 @@ class Client:
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
-
-
-class Gate:
-    """At most `limit` requests at once, and half of that ahead of their inputs.
-
-    Real ones wait in turn, those ahead take what is left. All methods belong to one event loop.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._free = asyncio.Semaphore(limit)
-        self._most_ahead = max(limit // 2, 1)
-        self._urgent: set[object] = set()  # those without a first token yet
-        self.ahead = 0
-
-    @asynccontextmanager
-    async def ready(self) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a place; what comes with it is to be called at the first token."""
-        request = object()
-        self._urgent.add(request)
-        try:
-            async with self._free:
-                yield partial(self._urgent.discard, request)
-        finally:
-            self._urgent.discard(request)
-
-    @asynccontextmanager
-    async def spare(self) -> AsyncIterator[bool]:
-        """A place that nobody waits for, while nobody waits for a first token; else False."""
-        if self._urgent or self._free.locked() or self.ahead >= self._most_ahead:
-            yield False
-            return
-        self.ahead += 1
-        try:
-            async with self._free:
-                yield True
-        finally:
-            self.ahead -= 1

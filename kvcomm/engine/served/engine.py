@@ -9,15 +9,15 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvcomm.background import Background
 from kvcomm.engine.base import Answer, CallSpec, Capabilities, Extended, Token
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.collected import CollectedSequence, WithoutKV
-from kvcomm.engine.served.client import Client, Gate
-from kvcomm.engine.served.protocol import Abilities, Reading, ServedUsage, cached
+from kvcomm.engine.served.client import Client
+from kvcomm.engine.served.protocol import Abilities, Gate, Reading, ServedUsage, cached
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError, ServerError
 from kvcomm.prompt import Segment, common_prefix
@@ -31,6 +31,7 @@ BLOCK, GROWTH = 16, 64
 PAUSE_S = 0.02
 
 
+@dataclass(eq=False, repr=False)
 class ServedEngine(WithoutKV, Bounded):
     """Sends prompts as token ids and streams answers; made by `load_served`.
 
@@ -39,37 +40,26 @@ class ServedEngine(WithoutKV, Bounded):
     of their own, so neither profits from what the other has computed.
     """
 
-    dtype = weights = ""
+    client: Client
+    background: Background
+    codec: TokenizerCodec
+    abilities: Abilities
+    model: str
+    fingerprint: str
+    max_context: int
+    stop: frozenset[int]
+    dtype: str = ""
+    weights: str = ""
 
-    def __init__(
-        self,
-        client: Client,
-        background: Background,
-        codec: TokenizerCodec,
-        abilities: Abilities,
-        *,
-        model: str,
-        fingerprint: str,
-        max_context: int,
-        stop: frozenset[int],
-    ) -> None:
-        self.model = model
-        self.device = client.base_url
-        self.fingerprint = fingerprint
-        self.max_context = max_context
-        self.stop = stop
-        self.codec = codec
-        self.abilities = abilities
+    def __post_init__(self) -> None:
+        self.device = self.client.base_url
         reason = "its KV stays on the server, which reuses equal prefixes"
-        lacks = f"; {abilities.lacks}" if abilities.lacks else ""
+        lacks = f"; {self.abilities.lacks}" if self.abilities.lacks else ""
         self.capabilities = Capabilities(reuse=False, exact=True, reason=reason + lacks)
-        self._client = client
-        self._background = background
         self._gate = Gate(PARALLEL)
         self._secret = secrets.token_hex(8)
 
     def open(self, call: CallSpec) -> ServedSequence:
-        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return ServedSequence(self, call)
 
@@ -90,10 +80,10 @@ class ServedEngine(WithoutKV, Bounded):
             async with self._gate.spare() as free:
                 if not free:
                     return None
-                answer = await self._client.complete(body)
+                answer = await self.client.complete(body)
                 return time.perf_counter(), cached(answer)
 
-        return self._background.start(ask())
+        return self.background.start(ask())
 
     def answer(
         self, ids: Sequence[int], salt: str, asked: Answer, emit: Callable[[Token], None]
@@ -117,10 +107,7 @@ class ServedEngine(WithoutKV, Bounded):
         reading = Reading(self.codec, sampling, stop, self.abilities.token_ids)
 
         async def read() -> int | None:
-            async with (
-                self._gate.ready() as begun,
-                aclosing(self._client.stream(body)) as pieces,
-            ):
+            async with self._gate.ready() as begun, aclosing(self.client.stream(body)) as pieces:
                 async for piece in pieces:
                     begun()
                     for token in reading.feed(piece, time.perf_counter()):
@@ -131,19 +118,17 @@ class ServedEngine(WithoutKV, Bounded):
                 raise ServerError(f"the server at {self.device} ended an answer in the middle")
             return reading.cached
 
-        return self._background.start(read())
+        return self.background.start(read())
 
     def _body(self, ids: Sequence[int], salt: str) -> dict[str, Any]:
         return {"model": self.model, "prompt": list(ids), **self.abilities.fields(salt)}
 
     async def drain(self) -> None:
-        """Wait until nothing is computed ahead."""
         while self._gate.ahead:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
-        """End all requests."""
-        shut(self._background, self._client)
+        shut(self.background, self.client)
 
 
 class ServedSequence(CollectedSequence):
@@ -174,7 +159,6 @@ class ServedSequence(CollectedSequence):
         last: Answer | None = None,
         settle: bool = True,
     ) -> Extended:
-        """Append the segments' ids; the server gets them at once if they are worth it."""
         done = await super().extend(segments, policy, last=last)
         reads = self._call.reuse.reads_prefix
         if last is not None:
@@ -217,12 +201,10 @@ class ServedSequence(CollectedSequence):
         self._answering.add_done_callback(lambda _: emit(None))
 
     async def truncate(self, length: int) -> None:
-        """Forget ids from `length` on."""
         await super().truncate(length)
         self._usage.truncate(length)
 
     async def answer(self) -> AsyncGenerator[Token, None]:
-        """The answer's tokens as they come."""
         assert self._answering is not None
         first = last = 0.0
         while (token := await self._tokens.get()) is not None:
@@ -252,7 +234,6 @@ class ServedSequence(CollectedSequence):
         self.arrivals = self._usage.arrivals, self._usage.again
 
     async def close(self) -> None:
-        """End its requests."""
         if self._answering is not None:
             self._answering.cancel()
         if self._ahead is not None:

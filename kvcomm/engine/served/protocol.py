@@ -1,9 +1,12 @@
-"""What a server does beyond the standard, and what its answers mean: tokens, and counts."""
+"""What a server does beyond the standard, how much at once, and what its answers mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from kvcomm.engine.base import Token
@@ -41,6 +44,43 @@ class Abilities:
             f"it does not say what its prefix cache held ({TOLD})": not self.counts,
         }
         return "; ".join(said for said, lacking in lacks.items() if lacking)
+
+
+class Gate:
+    """At most `limit` requests at once, and half of that ahead of their inputs.
+
+    Real ones wait in turn, those ahead take what is left. All methods belong to one event loop.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._free = asyncio.Semaphore(limit)
+        self._most_ahead = max(limit // 2, 1)
+        self._urgent: set[object] = set()  # those without a first token yet
+        self.ahead = 0
+
+    @asynccontextmanager
+    async def ready(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a place; what comes with it is to be called at the first token."""
+        request = object()
+        self._urgent.add(request)
+        try:
+            async with self._free:
+                yield partial(self._urgent.discard, request)
+        finally:
+            self._urgent.discard(request)
+
+    @asynccontextmanager
+    async def spare(self) -> AsyncIterator[bool]:
+        """A place that nobody waits for, while nobody waits for a first token; else False."""
+        if self._urgent or self._free.locked() or self.ahead >= self._most_ahead:
+            yield False
+            return
+        self.ahead += 1
+        try:
+            async with self._free:
+                yield True
+        finally:
+            self.ahead -= 1
 
 
 def cached(piece: Json) -> int | None:
@@ -99,10 +139,8 @@ class Reading:
         if self._held:
             yield self._held
             self._held = None
-        if token in self._stop:
-            yield Token(token, at, "stop")
-        elif self.ended:
-            yield Token(token, at, "length")
+        if self.ended:
+            yield Token(token, at, "stop" if token in self._stop else "length")
         elif self._token_ids:
             yield Token(token, at)
         else:
@@ -112,7 +150,7 @@ class Reading:
         """The server has ended where no token told so."""
         self.ended = True
         if self._held and reason == "length":
-            yield Token(self._held.id, self._held.at, "length")
+            yield replace(self._held, last="length")
             return
         if self._held:
             yield self._held
