@@ -35,7 +35,7 @@ from kvcomm.runtime.stream_events import RunStart
 from kvcomm.runtime.twins import LISTENER, Put, steps, streams, waits
 from kvcomm.trace.events import Event
 from kvcomm.trace.log import RunLog
-from kvcomm.trace.record import Listener, Recorder, new_run_folder
+from kvcomm.trace.record import Recorder, new_run_folder
 from kvcomm.trace.retention import KEPT, Retention
 
 # A folder, "default" for that of the user's cache, or None.
@@ -117,11 +117,11 @@ class Session(AbstractContextManager["Session"]):
                 audit_rate=audit_rate,
                 repair_budget=repair_budget,
             )
-            self._executor: Executor = RemoteExecutor(*executed, make=make)
+            self.executor: Executor = RemoteExecutor(*executed, make=make)
         else:
             if self.auto is not None:
                 self._audits = AuditQueue(engine, self.auto, self._learned.changed)
-            self._executor = Executor(*executed, self._audits)
+            self.executor = Executor(*executed, self._audits)
         self._background: Background | None = None
         self._measuring: Future[None] | None = None
         self._opening = threading.Lock()
@@ -204,7 +204,7 @@ class Session(AbstractContextManager["Session"]):
     ) -> Result:
         """Run, with a trace in a folder of its own, if one is wanted."""
         graph, folder = request.graph, None
-        run, streamer = self._executor.prepare(request, put)  # what cannot run leaves no folder
+        run, streamer = self.executor.prepare(request, put)  # what cannot run leaves no folder
         if out is not None or self._runs is not None:
             if self._retention is not None and out is None:
                 await apart(self._retention.tidy)
@@ -213,22 +213,7 @@ class Session(AbstractContextManager["Session"]):
         if put:
             put(RunStart(name, folder))
         recorder = Recorder(folder, [RunLog(name), *streamer, *self._listeners])
-        return await self._executor.execute(run, request, recorder, deadline)
-
-    async def execute(
-        self,
-        request: RunRequest,
-        listener: Listener,
-        on_close: Callable[[], object],
-        deadline: Deadline,
-        put: Put | None,
-    ) -> Result:
-        """Run as a replica does: all events go to `listener`, and `on_close` is called behind the
-        last one. See `runtime/remote.py`.
-        """
-        run, streamer = self._executor.prepare(request, put)
-        recorder = Recorder(None, [*streamer, listener], texts=True, on_close=on_close)
-        return await self._executor.execute(run, request, recorder, deadline)
+        return await self.executor.execute(run, request, recorder, deadline)
 
     @property
     def measuring(self) -> bool:

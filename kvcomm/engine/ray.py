@@ -17,6 +17,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,7 @@ QUIET = {
 }
 
 
+@dataclass(eq=False)
 class Replica:
     """One actor as the driver sees it: `about` is None while it is down.
 
@@ -61,14 +63,13 @@ class Replica:
     again.
     """
 
-    def __init__(self, index: int, actor: Any) -> None:
-        self.index = index
-        self.actor = actor
-        self.about: About | None = None
-        self.dead = False
-        self.tasks = 0
-        self.placed = 0
-        self._back: Future[About] | None = None
+    index: int
+    actor: Any
+    about: About | None = None
+    dead: bool = False
+    tasks: int = 0
+    placed: int = 0
+    _back: Future[About] | None = None
 
     async def ask(self, operation: str, *args: Any) -> Any:
         """What an operation of the actor returns. Raises `ReplicaLost` when it is gone."""

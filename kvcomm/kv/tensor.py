@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcomm.kv.files import checksum
-
 
 @dataclass(frozen=True, eq=False)
 class KV:
@@ -69,10 +67,6 @@ class KV:
     def to(self, device: torch.device) -> KV:
         """The same on another device."""
         return KV(self.keys.to(device), self.values.to(device))
-
-    def checksum(self) -> str:
-        """A number for all the bits: it changes with any of them."""
-        return checksum((self.keys, self.values))
 
 
 class KVBuffer:

@@ -116,8 +116,10 @@ class RemoteRun:
 
         closed = partial(host.tell, self.name, None)
         deadline, put = Deadline(*self.times), emit if self.streams else None
-        result: Result = await session.execute(self.request, heard, closed, deadline, put)
-        return replace(result, audits=[])
+        executor: Executor = session.executor
+        run, streamers = executor.prepare(self.request, put)
+        recorder = Recorder(None, [*streamers, heard], texts=True, on_close=closed)
+        return replace(await executor.execute(run, self.request, recorder, deadline), audits=[])
 
 
 class _Back:

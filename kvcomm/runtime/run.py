@@ -82,7 +82,7 @@ class GraphRun:
             if name in spec.inputs
         }
         self._streams = {
-            name: _stream(node, name, self._templates.get(node.name))
+            name: _stream(node, self._templates.get(node.name))
             for node in graph.nodes.values()
             for name in node.texts
         }
@@ -288,14 +288,14 @@ class GraphRun:
                 self._engine.release(message.handle)
 
 
-def _stream(node: Node, name: str, template: Template | None) -> MessageStream:
+def _stream(node: Node, template: Template | None) -> MessageStream:
     """The stream of one of a node's texts."""
     if isinstance(node.agent, Tool):
-        return MessageStream(name, node.agent.max_tokens, followable=False, spoken=False)
+        return MessageStream(node.agent.max_tokens, followable=False, spoken=False)
     # Unfinished text of an agent with a post-processing of its own is hardly its message.
     followable = node.agent.post is strip_thinking
     begun = template.begun if template and node.agent.keep_begins else 0
-    return MessageStream(name, begun + node.agent.sampling.max_tokens, followable)
+    return MessageStream(begun + node.agent.sampling.max_tokens, followable)
 
 
 def _early(graph: AgentGraph) -> frozenset[str]:

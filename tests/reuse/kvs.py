@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.kv.files import checksum
 from kvcomm.reuse.offsets import Offsets
 from kvcomm.reuse.state import copy_state, save_state
 
@@ -20,6 +21,11 @@ def random_kv(
     generator = torch.Generator().manual_seed(seed)
     both = torch.randn(2, LAYERS, heads, tokens, DIM, generator=generator, dtype=torch.float64)
     return KV(both[0].to(dtype), both[1].to(dtype))
+
+
+def checksum_of(kv: KV) -> str:
+    """A number for all the bits."""
+    return checksum((kv.keys, kv.values))
 
 
 def joined(pieces: list[KV]) -> KV:

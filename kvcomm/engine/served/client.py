@@ -68,15 +68,6 @@ class Client:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
-    async def models(self) -> list[Json]:
-        """What the server says of its models."""
-        found = await self._once("GET", "models", None)
-        return [entry for entry in found.get("data") or () if isinstance(entry, dict)]
-
-    async def complete(self, body: Json) -> Json:
-        """A completion in one piece, asked for once."""
-        return await self._once("POST", "completions", body)
-
     async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
         """The pieces of a completion as they come.
 
@@ -104,9 +95,10 @@ class Client:
                 asked = error.after if isinstance(error, Busy) else 0.0
                 await asyncio.sleep(min(max(wait * random.uniform(1, 1.5), asked), LONGEST_S))
 
-    async def _once(self, method: str, path: str, body: Json | None) -> Json:
+    async def ask(self, path: str, body: Json | None = None) -> Json:
+        """What the server answers in one piece, asked once: GET, or POST of a body."""
         try:
-            response = await self._http.request(method, path, json=body)
+            response = await self._http.request("POST" if body else "GET", path, json=body)
             await self._check(response)
         except (httpx.TransportError, Busy) as error:
             raise ServerError(self._what(error)) from None

@@ -56,7 +56,7 @@ class ServedEngine(WithoutKV, Bounded):
         reason = "its KV stays on the server, which reuses equal prefixes"
         lacks = f"; {self.abilities.lacks}" if self.abilities.lacks else ""
         self.capabilities = Capabilities(reuse=False, exact=True, reason=reason + lacks)
-        self._gate = Gate(PARALLEL)
+        self.gate = Gate(PARALLEL)
         self._secret = secrets.token_hex(8)
 
     def open(self, call: CallSpec) -> ServedSequence:
@@ -69,62 +69,8 @@ class ServedEngine(WithoutKV, Bounded):
             return secrets.token_hex(16)
         return hashlib.sha256(f"{self._secret} {call.namespace}".encode()).hexdigest()[:32]
 
-    def prefill(self, ids: Sequence[int], salt: str) -> Future[tuple[float, int | None] | None]:
-        """Have the server compute a prompt ahead: the clock when it was done, and its prefix.
-
-        None while other requests need the server. Raises `KvcommError` when it fails.
-        """
-        body = self._body(ids, salt) | {"max_tokens": 1, "temperature": 0.0}
-
-        async def ask() -> tuple[float, int | None] | None:
-            async with self._gate.spare() as free:
-                if not free:
-                    return None
-                answer = await self.client.complete(body)
-                return time.perf_counter(), cached(answer)
-
-        return self.background.start(ask())
-
-    def answer(
-        self, ids: Sequence[int], salt: str, asked: Answer, emit: Callable[[Token], None]
-    ) -> Future[int | None]:
-        """Stream an answer to `emit`, which is called on another thread; returns its prefix.
-
-        Raises what `Client.stream` raises. Cancelling the future ends the request.
-        """
-        sampling = asked.sampling
-        body = self._body(ids, salt) | {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": asked.seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if sampling.stop_token_ids:
-            body["stop_token_ids"] = list(sampling.stop_token_ids)
-        stop = self.stop | frozenset(sampling.stop_token_ids)
-        reading = Reading(self.codec, sampling, stop, self.abilities.token_ids)
-
-        async def read() -> int | None:
-            async with self._gate.ready() as begun, aclosing(self.client.stream(body)) as pieces:
-                async for piece in pieces:
-                    begun()
-                    for token in reading.feed(piece, time.perf_counter()):
-                        emit(token)
-                    if reading.ended and not reading.finished:
-                        break  # a stop token that the server does not know
-            if not reading.ended:
-                raise ServerError(f"the server at {self.device} ended an answer in the middle")
-            return reading.cached
-
-        return self.background.start(read())
-
-    def _body(self, ids: Sequence[int], salt: str) -> dict[str, Any]:
-        return {"model": self.model, "prompt": list(ids), **self.abilities.fields(salt)}
-
     async def drain(self) -> None:
-        while self._gate.ahead:
+        while self.gate.ahead:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
@@ -171,6 +117,10 @@ class ServedSequence(CollectedSequence):
         reason = "computed by the server" + (f"; {lacks}" if lacks else "")
         return done._replace(segments=[replace(piece, reason=reason) for piece in done.segments])
 
+    def _body(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
+        fields = self._engine.abilities.fields(self._salt)
+        return {"model": self._engine.model, "prompt": list(ids), **fields, **more}
+
     async def _work_ahead(self) -> None:
         while self._answering is None:
             known = self.length // BLOCK * BLOCK
@@ -178,16 +128,30 @@ class ServedSequence(CollectedSequence):
                 return
             began, ids = time.perf_counter(), tuple(self._ids[:known])
             try:
-                found = await asyncio.wrap_future(self._engine.prefill(ids, self._salt))
+                found = await asyncio.wrap_future(
+                    self._engine.background.start(self._prefilled(ids))
+                )
             except KvcommError:
                 return  # nothing depends on it, and the next piece is a new attempt
             if found is None:
                 await asyncio.sleep(PAUSE_S)
             elif self.arrivals is None:
                 self.phases.add("forward", time.perf_counter() - began)
-                at, cached = found
+                at, held = found
                 # Meanwhile the end may have been taken back.
-                self._usage.add(at, common_prefix(ids, self._ids), cached)
+                self._usage.add(at, common_prefix(ids, self._ids), held)
+
+    async def _prefilled(self, ids: Sequence[int]) -> tuple[float, int | None] | None:
+        """The clock when the server had computed a prompt ahead, and what its cache held of it.
+
+        None while other requests need the server. Runs on the engine's loop.
+        """
+        async with self._engine.gate.spare() as free:
+            if not free:
+                return None
+            body = self._body(ids, max_tokens=1, temperature=0.0)
+            answer = await self._engine.client.ask("completions", body)
+            return time.perf_counter(), cached(answer)
 
     def _ask(self, answer: Answer) -> None:
         self._prompt, self._asked = tuple(self._ids), time.perf_counter()
@@ -197,8 +161,38 @@ class ServedSequence(CollectedSequence):
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 running.call_soon_threadsafe(tokens.put_nowait, token)
 
-        self._answering = self._engine.answer(self._prompt, self._salt, answer, emit)
+        self._answering = self._engine.background.start(self._answered(answer, emit))
         self._answering.add_done_callback(lambda _: emit(None))
+
+    async def _answered(self, asked: Answer, emit: Callable[[Token], None]) -> int | None:
+        """Stream the answer to `emit`; returns what the server's cache held of the prompt.
+
+        Runs on the engine's loop. Raises what `Client.stream` raises.
+        """
+        engine, sampling = self._engine, asked.sampling
+        body = self._body(
+            self._prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=asked.seed,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        if sampling.stop_token_ids:
+            body["stop_token_ids"] = list(sampling.stop_token_ids)
+        stop = engine.stop | frozenset(sampling.stop_token_ids)
+        reading = Reading(engine.codec, sampling.max_tokens, stop, engine.abilities.token_ids)
+        async with engine.gate.ready() as begun, aclosing(engine.client.stream(body)) as pieces:
+            async for piece in pieces:
+                begun()
+                for token in reading.feed(piece, time.perf_counter()):
+                    emit(token)
+                if reading.ended and not reading.finished:
+                    break  # a stop token that the server does not know
+        if not reading.ended:
+            raise ServerError(f"the server at {engine.device} ended an answer in the middle")
+        return reading.cached
 
     async def truncate(self, length: int) -> None:
         await super().truncate(length)

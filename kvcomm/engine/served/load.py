@@ -35,7 +35,7 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
     background = Background("kvcomm-served")
     try:
         try:
-            entry = _chosen(background.run(client.models()), served_model, client.base_url)
+            entry = _chosen(background.run(client.ask("models")), served_model, client.base_url)
         except ServerError as error:
             start = model if model and not model.startswith(RANDOM) else "MODEL"
             raise ModelError(
@@ -63,8 +63,9 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         raise
 
 
-def _chosen(models: Sequence[Json], wanted: str | None, where: str) -> Json:
+def _chosen(told: Json, wanted: str | None, where: str) -> Json:
     """What the server says of the model that is meant. Raises `ModelError`."""
+    models = [entry for entry in told.get("data") or () if isinstance(entry, dict)]
     names = [str(entry.get("id")) for entry in models]
     if wanted in names:
         return models[names.index(wanted)]
@@ -123,7 +124,7 @@ async def find_out(
 
     async def ask(prompt: object, able: Abilities) -> Json:
         body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0}
-        return await client.complete(body | able.fields(salt))
+        return await client.ask("completions", body | able.fields(salt))
 
     for token_ids, with_salt in product((True, False), repeat=2):
         able = Abilities(token_ids, with_salt, counts=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from kvcomm.engine.served.client import Json
 from kvcomm.engine.usage import Arrival, cut_back
 from kvcomm.errors import ServerError
 from kvcomm.prompt import Codec
-from kvcomm.sampling import Sampling
 
 # With what option servers do.
 TOLD = "vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report"
@@ -91,26 +90,24 @@ def cached(piece: Json) -> int | None:
     return found if isinstance(found, int) else None
 
 
+@dataclass
 class Reading:
-    """Reads one answer. `stop` ends it, as does the server.
+    """Reads one answer of at most `limit` tokens. `stop` ends it, as does the server.
 
     A server that gives no ids has its texts encoded piece by piece: a piece is mostly a token, and
     what agents hear has the same text in any case. One token is held back then, because only the
     piece behind it says whether it was the last.
     """
 
-    def __init__(
-        self, codec: Codec, sampling: Sampling, stop: frozenset[int], token_ids: bool
-    ) -> None:
-        self._codec = codec
-        self._limit = sampling.max_tokens
-        self._stop = stop
-        self._token_ids = token_ids
-        self._held: Token | None = None
-        self._count = 0
-        self.ended = False  # the last token is out
-        self.finished = False  # the server writes no more
-        self.cached: int | None = None
+    codec: Codec
+    limit: int
+    stop: frozenset[int]
+    token_ids: bool
+    ended: bool = False  # the last token is out
+    finished: bool = False  # the server writes no more
+    cached: int | None = None
+    _held: Token | None = None
+    _count: int = 0
 
     def feed(self, piece: Json, at: float) -> Iterator[Token]:
         """The tokens of a piece that came at the clock `at`."""
@@ -128,20 +125,20 @@ class Reading:
                     yield from self._end(reason, at)
 
     def _ids(self, choice: Json) -> list[int]:
-        if self._token_ids:
+        if self.token_ids:
             return list(choice.get("token_ids") or ())
         text = choice.get("text")
-        return self._codec.encode(text) if isinstance(text, str) and text else []
+        return self.codec.encode(text) if isinstance(text, str) and text else []
 
     def _token(self, token: int, at: float) -> Iterator[Token]:
         self._count += 1
-        self.ended = token in self._stop or self._count >= self._limit
+        self.ended = token in self.stop or self._count >= self.limit
         if self._held:
             yield self._held
             self._held = None
         if self.ended:
-            yield Token(token, at, "stop" if token in self._stop else "length")
-        elif self._token_ids:
+            yield Token(token, at, "stop" if token in self.stop else "length")
+        elif self.token_ids:
             yield Token(token, at)
         else:
             self._held = Token(token, at)
@@ -154,18 +151,18 @@ class Reading:
             return
         if self._held:
             yield self._held
-        yield Token(min(self._stop, default=0), at, "stop")
+        yield Token(min(self.stop, default=0), at, "stop")
 
 
+@dataclass
 class ServedUsage:
     """What a server computed of one growing prompt, when, and what its cache held already.
 
     `again` tokens were computed once more.
     """
 
-    def __init__(self) -> None:
-        self.arrivals: list[Arrival] = []
-        self.again = 0
+    arrivals: list[Arrival] = field(default_factory=list)
+    again: int = 0
 
     @property
     def sent(self) -> int:
