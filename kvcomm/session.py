@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import queue
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from kvcomm.background import NOTICE_S, Background
+from kvcomm.background import Background
 from kvcomm.engine.base import Engine, Replicated
 from kvcomm.engine.models import cache_dir
-from kvcomm.errors import ReuseRefused, RunCancelled, UsageError
+from kvcomm.errors import ReuseRefused, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.message import well_formed
 from kvcomm.reuse.auto import AUDIT_RATE, REPAIR_BUDGET, TARGET, Auto
@@ -29,28 +27,19 @@ from kvcomm.runtime.apart import apart
 from kvcomm.runtime.audits import AuditQueue
 from kvcomm.runtime.chat import Chat
 from kvcomm.runtime.execute import Executor, RunRequest
-from kvcomm.runtime.remote import RemoteExecutor, RemoteSession
+from kvcomm.runtime.remote import RemoteExecutor
 from kvcomm.runtime.replay import replayed
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.session_state import SessionState
-from kvcomm.runtime.stream_events import RunStart, StreamEvent
+from kvcomm.runtime.stream_events import RunStart
+from kvcomm.runtime.twins import LISTENER, Put, steps, streams, waits
 from kvcomm.trace.events import Event
 from kvcomm.trace.log import RunLog
-from kvcomm.trace.record import Listener, Recorder, new_run_folder
+from kvcomm.trace.record import Recorder, new_run_folder
 from kvcomm.trace.retention import KEPT, Retention
 
 # A folder, "default" for that of the user's cache, or None.
 State = Path | str | None
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What one run is given beside its inputs."""
-
-    out: Path | None
-    replay: Path | None
-    seed: int | None
-    timeout_s: float | None
 
 
 class Session(AbstractContextManager["Session"]):
@@ -63,8 +52,12 @@ class Session(AbstractContextManager["Session"]):
     wait in the order in which they came. `listeners` are called with every trace event; one that
     raises hears nothing more of its run, and a warning says so. Runs of a session share what it
     learns. It is saved behind their answers, once a minute at most, and by `save` and `close`.
-    `namespace` keeps KV of sessions on one engine apart. Chat templates that write the day are told
-    `now`, in all runs: an attribute, by default the time when the session was made.
+    `arun` is for callers with an event loop. `astream` does the same, and yields text as nodes
+    write it (`Delta`), what happens beside, and the `Result`; leaving it early cancels the run and
+    waits until it is over. `run`, `stream`, `warm_up` and `drain` are the same for callers that
+    wait, also in a thread that runs an event loop of its own (a notebook). `namespace` keeps KV of
+    sessions on one engine apart. Chat templates that write the day are told `now`, in all runs: an
+    attribute, by default the time when the session was made.
 
     For "auto": `target_divergence` is the mean divergence from dense, in nats, that realigned calls
     keep below (0 is exact), `audit_rate` the share of them that is audited once they are known,
@@ -112,7 +105,7 @@ class Session(AbstractContextManager["Session"]):
         self._learned = SessionState(engine, folder, namespace, self.auto)
         self._audits: AuditQueue | None = None
         self._audited = True
-        self._remote: RemoteExecutor | None = None
+        executed = (engine, self.mode, self.policy, namespace, self.auto)
         if isinstance(engine, Replicated):
             make = partial(
                 type(self),
@@ -124,22 +117,18 @@ class Session(AbstractContextManager["Session"]):
                 audit_rate=audit_rate,
                 repair_budget=repair_budget,
             )
-            learns = self.policy.options.realigns or self.auto is not None
-            name = secrets.token_hex(8)
-            self._remote = RemoteExecutor(
-                engine, RemoteSession(name, make, namespace, self.auto, learns)
-            )
-        elif self.auto is not None:
-            self._audits = AuditQueue(engine, self.auto, self._learned.changed)
-        self._executor = Executor(
-            engine, self.mode, self.policy, namespace, self.auto, self._audits
-        )
+            self.executor: Executor = RemoteExecutor(*executed, make=make)
+        else:
+            if self.auto is not None:
+                self._audits = AuditQueue(engine, self.auto, self._learned.changed)
+            self.executor = Executor(*executed, self._audits)
         self._background: Background | None = None
         self._measuring: Future[None] | None = None
         self._opening = threading.Lock()
 
-    def run(
+    async def arun(
         self,
+        /,
         graph: AgentGraph,
         task: str | None = None,
         *,
@@ -157,120 +146,21 @@ class Session(AbstractContextManager["Session"]):
         the time limit of the whole run, with its wait for others (`max_runs`).
         Raises `UsageError` for missing inputs or a prompt beyond the context, `NodeFailed` when an
         agent fails, `RunTimeout` at the time limit, `RunCancelled` when the session is closed
-        meanwhile. Works in a thread that runs an event loop of its own (a notebook).
+        meanwhile. Cancelling it cancels the run.
         """
-        options = _Options(out, replay, seed, timeout_s)
-        try:
-            return self._loop().run(self._start(graph, task, inputs, options))
-        except CancelledError:
-            raise RunCancelled from None
-
-    async def arun(
-        self,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> Result:
-        """`run`, asynchronous. Cancelling it cancels the run."""
-        options = _Options(out, replay, seed, timeout_s)
-        return await self._start(graph, task, inputs, options)
-
-    def stream(
-        self,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> Iterator[StreamEvent | Result]:
-        """Run `graph`: text as its nodes write it (`Delta`), what happens beside, and the `Result`.
-
-        Leaving the iteration early, or closing it, cancels the run and waits until it is over.
-        """
-        options = _Options(out, replay, seed, timeout_s)
-        items: queue.Queue[StreamEvent | Result | BaseException] = queue.Queue()
-
-        async def produce() -> None:
-            try:
-                items.put(await self._start(graph, task, inputs, options, items.put))
-            except BaseException as error:
-                items.put(error)
-
-        background, running = self._loop(), produce()
-        background.start(running)
-        try:
-            while True:
-                try:
-                    item = items.get(timeout=NOTICE_S)
-                except queue.Empty:
-                    continue
-                if isinstance(item, asyncio.CancelledError):
-                    raise RunCancelled
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if isinstance(item, Result):
-                    return
-        finally:
-            background.cancel(running)
-
-    async def astream(
-        self,
-        graph: AgentGraph,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        replay: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> AsyncIterator[StreamEvent | Result]:
-        """`stream`, asynchronous. Leaving the iteration early cancels the run."""
-        options = _Options(out, replay, seed, timeout_s)
-        items: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-        put = items.put_nowait
-        task_ = asyncio.create_task(self._start(graph, task, inputs, options, put))
-        task_.add_done_callback(lambda _: items.put_nowait(None))
-        try:
-            while (item := await items.get()) is not None:
-                yield item
-            yield await task_
-        finally:
-            task_.cancel()
-            await asyncio.gather(task_, return_exceptions=True)
-
-    def chat(self, graph: AgentGraph) -> Chat:
-        """A new conversation with `graph`: its turns are run one after another."""
-        return Chat(self, graph)
-
-    async def _start(
-        self,
-        graph: AgentGraph,
-        task: str | None,
-        inputs: Mapping[str, str],
-        options: _Options,
-        put: Callable[[StreamEvent], None] | None = None,
-    ) -> Result:
-        """Check what is asked for, and run it when its turn comes; `put` takes a stream's items."""
-        plans, now = replayed(options.replay, graph) if options.replay else ({}, None)
+        put = LISTENER.get()
+        LISTENER.set(None)  # runs that its tools begin are no part of the stream
+        plans, now = replayed(replay, graph) if replay else ({}, None)
         able = self.engine.capabilities
         if plans and not able.reuse:
             raise ReuseRefused(
                 f"{self.engine.model} cannot reuse KV: {able.reason}; run it without a replay"
             )
         given = _inputs(graph, task, inputs)
-        seed = self.seed if options.seed is None else options.seed
+        seed = self.seed if seed is None else seed
         if not -(2**63) <= seed < 2**63:
             raise UsageError(f"the seed {seed} has more than 64 bits: use a smaller one")
-        deadline, asked = Deadline(options.timeout_s), time.perf_counter()
+        deadline, asked = Deadline(timeout_s), time.perf_counter()
         await self._admission.enter(deadline)
         try:
             queued_s = time.perf_counter() - asked
@@ -286,10 +176,10 @@ class Session(AbstractContextManager["Session"]):
                 plans,
                 learned,
                 unmeasured=measures and not self._learned.informed,
-                automatic=options.out is None,
+                automatic=out is None,
                 queued_s=queued_s,
             )
-            result = await self._recorded(request, options.out, deadline, put)
+            result = await self._recorded(request, out, deadline, put)
         finally:
             self._admission.leave()
         # Only computed calls teach.
@@ -301,16 +191,20 @@ class Session(AbstractContextManager["Session"]):
             result = replace(result, warnings=(*result.warnings, self._learned.failed))
         return result
 
+    astream = streams(arun)
+    run = waits(arun)
+    stream = steps(astream)
+
+    def chat(self, graph: AgentGraph) -> Chat:
+        """A new conversation with `graph`: its turns are run one after another."""
+        return Chat(self, graph)
+
     async def _recorded(
-        self,
-        request: RunRequest,
-        out: Path | None,
-        deadline: Deadline,
-        put: Callable[[StreamEvent], None] | None,
+        self, request: RunRequest, out: Path | None, deadline: Deadline, put: Put | None
     ) -> Result:
         """Run, with a trace in a folder of its own, if one is wanted."""
         graph, folder = request.graph, None
-        run, streamer = self._executor.prepare(request, put)  # what cannot run leaves no folder
+        run, streamer = self.executor.prepare(request, put)  # what cannot run leaves no folder
         if out is not None or self._runs is not None:
             if self._retention is not None and out is None:
                 await apart(self._retention.tidy)
@@ -318,58 +212,35 @@ class Session(AbstractContextManager["Session"]):
         name = folder.name if folder else secrets.token_hex(4)
         if put:
             put(RunStart(name, folder))
-        if self._remote is not None:
-            recorder = Recorder(folder, [RunLog(name), *self._listeners])
-            return await self._remote.execute(request, recorder, deadline, put)
         recorder = Recorder(folder, [RunLog(name), *streamer, *self._listeners])
-        return await self._executor.execute(run, request, recorder, deadline)
-
-    async def execute(
-        self,
-        request: RunRequest,
-        listener: Listener,
-        on_close: Callable[[], object],
-        deadline: Deadline,
-        put: Callable[[StreamEvent], None] | None,
-    ) -> Result:
-        """Run as a replica does: all events go to `listener`, and `on_close` is called behind the
-        last one. See `runtime/remote.py`.
-        """
-        run, streamer = self._executor.prepare(request, put)
-        recorder = Recorder(None, [*streamer, listener], texts=True, on_close=on_close)
-        return await self._executor.execute(run, request, recorder, deadline)
+        return await self.executor.execute(run, request, recorder, deadline)
 
     @property
     def measuring(self) -> bool:
         """Whether the model is being measured behind the answers."""
         return self._measuring is not None and not self._measuring.done()
 
-    def warm_up(self) -> None:
+    async def awarm_up(self) -> None:
         """Do now what the first runs would have to wait for, or do without.
 
         Reads what earlier sessions learned, and measures how well the model can reuse KV (`auto`,
         where it is not known: some 40 forwards over up to 1,100 tokens). Raises `StateError` for
         another model's state, and `KvcommError` where there is no room to measure.
         """
-        self._loop().run(self.awarm_up())
-
-    async def awarm_up(self) -> None:
-        """`warm_up`, asynchronous."""
         await self._learned.read()
         await self._learned.measure()
 
-    def drain(self) -> None:
+    async def adrain(self) -> None:
         """Wait until what goes on behind the answers is done: audits, and learning from them.
 
         `close` does so, too, and the end of a `with` block.
         """
-        self._loop().run(self.adrain())
-
-    async def adrain(self) -> None:
-        """`drain`, asynchronous."""
         if self._audits is not None:
             await self._audits.drain()
         await self.engine.drain()
+
+    warm_up = waits(awarm_up)
+    drain = waits(adrain)
 
     @property
     def auditing(self) -> int:
@@ -404,7 +275,7 @@ class Session(AbstractContextManager["Session"]):
         if self._audits is not None:
             finish = self._audits.close if self._audited else self._audits.abandon
             finish()
-        elif self._remote is not None and self.auto is not None and self._audited:
+        elif self.auto is not None and self._audited:  # on replicas
             with closing(Background()) as there:
                 there.run(self.engine.drain())
         self._learned.close()

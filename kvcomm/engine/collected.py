@@ -6,10 +6,9 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from kvcomm.engine.base import (
-    SAME_TEXT,
     Answer,
     CallSpec,
     Capabilities,
@@ -18,14 +17,13 @@ from kvcomm.engine.base import (
     Phases,
     ShadowEvaluation,
     Token,
-    Variant,
 )
 from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.errors import KvcommError
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import BaseKind, Predictability, SegmentFacts
-from kvcomm.reuse.policy import SHADOW, Policy
+from kvcomm.reuse.policy import Policy
 
 
 class WithoutKV:
@@ -35,54 +33,32 @@ class WithoutKV:
     capabilities: Capabilities
 
     def retain(self, handle: Handle) -> bool:
-        """There is no KV."""
         return False
 
     def release(self, handle: Handle) -> None:
-        """There is no KV."""
+        pass
 
     def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
-        """Nothing is known."""
         return {}
 
     def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
-        """There are none."""
         return {}
 
-    async def evaluate(
-        self,
-        call: CallSpec,
-        segments: Sequence[Segment],
-        variants: Sequence[Variant],
-        *,
-        reference: Policy = SHADOW,
-        learn: Sequence[str] = (),
-        distinct: bool = True,
-        tokens: int = SAME_TEXT,
-    ) -> ShadowEvaluation:
+    async def evaluate(self, *_: Any, **__: Any) -> ShadowEvaluation:
         """Refused: the session never plans reuse on such an engine."""
         raise KvcommError(f"{self.model} cannot reuse KV")
 
     async def state_bytes(self, offsets: str, namespace: str = "") -> int:
-        """Nothing is learned."""
         return 0
 
     async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
-        """Nothing is learned without reuse."""
         return LearnedState(None, 0, 0, self.capabilities.reason)
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
-        """Nothing is learned without reuse."""
         return 0
 
     async def drain(self) -> None:
-        """Nothing is computed ahead."""
-
-
-class _Engine(Protocol):
-    model: str
-
-    def check(self, call: CallSpec) -> None: ...
+        pass
 
 
 class CollectedSequence:
@@ -90,8 +66,9 @@ class CollectedSequence:
 
     exact = True
     moment = None
+    arrivals: tuple[Sequence[Arrival], int] | None = None
 
-    def __init__(self, engine: _Engine, call: CallSpec) -> None:
+    def __init__(self, engine: Any, call: CallSpec) -> None:
         self.phases = Phases()
         self._engine = engine
         self._call = call
@@ -100,13 +77,7 @@ class CollectedSequence:
 
     @property
     def length(self) -> int:
-        """Tokens collected."""
         return len(self._ids)
-
-    @property
-    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
-        """As `extend` said."""
-        return None
 
     async def extend(
         self,
@@ -116,7 +87,6 @@ class CollectedSequence:
         last: Answer | None = None,
         settle: bool = True,
     ) -> Extended:
-        """Append the segments' ids."""
         if policy.options.realigns:
             raise KvcommError(f"{self._engine.model} cannot reuse KV")
         rest = sum(len(segment.rest) for segment in segments)
@@ -129,44 +99,28 @@ class CollectedSequence:
         for segment, planned in zip(segments, plan.segments, strict=True):
             self._ids += segment.rest
             tokens = len(segment.rest)
-            usage.append(
-                SegmentUsage(
-                    segment.index,
-                    segment.kind,
-                    segment.name,
-                    segment.rest,
-                    tokens,
-                    0,
-                    0,
-                    "compute",
-                    planned.reason,
-                    arrivals=(Arrival(now, tokens, tokens),),
-                )
-            )
+            piece = (segment.index, segment.kind, segment.name, segment.rest, tokens, 0, 0)
+            arrivals = (Arrival(now, tokens, tokens),)
+            usage.append(SegmentUsage(*piece, "compute", planned.reason, arrivals=arrivals))
         return Extended(usage, plan.decision, plan.dense)
 
     async def truncate(self, length: int) -> None:
-        """Forget ids from `length` on."""
         del self._ids[length:]
 
     def answer(self) -> AsyncGenerator[Token, None]:
-        """The answer's tokens."""
         raise NotImplementedError
 
     async def stop(self, kept: int) -> None:
-        """End the answer here."""
         await self.close()
 
     async def publish(self, message: Outgoing, readers: int) -> Handle | None:
-        """Messages travel as text: there is no KV to hand out."""
-        return None
+        return None  # messages travel as text
 
     async def finish(self, segments: Sequence[Segment] = (), offsets: str = "") -> None:
-        """Nothing is cached or learned here."""
+        pass
 
     def set_priority(self, priority: int) -> None:
-        """Calls run in the order in which they are asked."""
+        pass  # calls run in the order in which they are asked
 
     async def close(self) -> None:
-        """Stop answering."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers.generation.streamers import BaseStreamer
@@ -33,33 +33,21 @@ class DenseEngine(WithoutKV, LoadedEngine):
         model: Any,
         codec: TokenizerCodec,
         *,
-        name: str,
-        fingerprint: str,
-        max_context: int,
-        stop: frozenset[int],
         reason: str,
         attention: str | None = None,
+        **named: Any,
     ) -> None:
-        super().__init__(
-            model,
-            codec,
-            Capabilities(reuse=False, exact=False, reason=reason),
-            name=name,
-            fingerprint=fingerprint,
-            max_context=max_context,
-            stop=stop,
-        )
+        able = Capabilities(reuse=False, exact=False, reason=reason)
+        super().__init__(model, codec, able, **named)
         self.attention = attention
         # One thread: `generate` draws from the global random state, which each call seeds.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="kvcomm-dense")
 
     def open(self, call: CallSpec) -> DenseSequence:
-        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return DenseSequence(self, call)
 
     def close(self) -> None:
-        """Stop the worker."""
         self.worker.shutdown(cancel_futures=True)
 
 
@@ -132,7 +120,6 @@ class DenseSequence(CollectedSequence):
             self._engine.network.set_attn_implementation(attention)
 
     async def close(self) -> None:
-        """Stop generating at the next token."""
         self._closed = True
 
 
@@ -147,15 +134,11 @@ class _Emitter(BaseStreamer):  # type: ignore[misc]
 
     def put(self, value: torch.Tensor) -> None:
         self._seen += 1
-        if self._seen == 0:
-            return
-        token = int(value.reshape(-1)[0])
-        if token in self._stop:
-            self._emit(Token(token, time.perf_counter(), "stop"))
-        elif self._seen >= self._limit:
-            self._emit(Token(token, time.perf_counter(), "length"))
-        else:
-            self._emit(Token(token, time.perf_counter()))
+        if self._seen:
+            token = int(value.reshape(-1)[0])
+            at_limit: Literal["length"] | None = "length" if self._seen >= self._limit else None
+            last = "stop" if token in self._stop else at_limit
+            self._emit(Token(token, time.perf_counter(), last))
 
     def end(self) -> None:
         pass

@@ -35,7 +35,7 @@ def load_engine(
         return load_ray(name, replicas, device=device, dtype=dtype, memory=memory)
     from kvcomm.engine.local.load import build_engine
 
-    return build_engine(name, device, dtype, memory, spill)
+    return build_engine(name, device, dtype, memory, spill)[0]
 
 
 def load_served(base_url: str, model: str | None = None, *, served_model: str | None = None) -> Any:

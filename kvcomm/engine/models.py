@@ -74,12 +74,9 @@ def list_models() -> list[ModelInfo]:
     """The names that need no path and no hub."""
     from kvcomm.engine.shapes import SHAPES
 
-    infos = []
-    for name in ALIASES:
-        folder = _converted(name)
-        infos.append(ModelInfo(name, "embedded", str(folder), (folder / "config.json").exists()))
-    return infos + [
-        ModelInfo(RANDOM + shape, "random", "seeded random weights", True) for shape in SHAPES
+    return [
+        *(ModelInfo(n, "embedded", str(_converted(n)), _is_model(_converted(n))) for n in ALIASES),
+        *(ModelInfo(RANDOM + n, "random", "seeded random weights", True) for n in SHAPES),
     ]
 
 
@@ -90,14 +87,12 @@ def fetch_model(name: str) -> Path:
     """
     if name not in ALIASES:
         raise ModelError(f"{name!r} cannot be fetched: choose one of {', '.join(ALIASES)}")
-    folder = _converted(name)
-    if (folder / "config.json").exists():
-        return folder
-    entry = ALIASES[name]
-    gguf = _gguf(entry)
-    if gguf is None:
-        raise ModelError(f"{name} is not installed: `{entry.install}`")
-    _convert(gguf, folder)
+    folder, entry = _converted(name), ALIASES[name]
+    if not _is_model(folder):
+        gguf = _gguf(entry)
+        if gguf is None:
+            raise ModelError(f"{name} is not installed: `{entry.install}`")
+        _convert(gguf, folder)
     return folder
 
 
@@ -126,12 +121,12 @@ def _processor() -> str:
 def locate(name: str) -> str:
     """A folder or hub id for a model name that is not random. Raises `ModelError`."""
     if name in ALIASES:
-        if _gguf(ALIASES[name]) is None and not (_converted(name) / "config.json").exists():
+        if _gguf(ALIASES[name]) is None and not _is_model(_converted(name)):
             return ALIASES[name].hub
         return str(fetch_model(name))
     path = Path(name).expanduser()
     if name and path.is_dir():
-        if not (path / "config.json").exists():
+        if not _is_model(path):
             raise ModelError(f"{name} holds no config.json: it is not a transformers model folder")
         return str(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -140,6 +135,10 @@ def locate(name: str) -> str:
         f"model {name!r} is unknown: use {', '.join(ALIASES)}, `random:SHAPE`, a local folder or "
         "a hub id such as `Qwen/Qwen2.5-7B-Instruct` (`kvcomm models list`)"
     )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").exists()
 
 
 def _converted(name: str) -> Path:
@@ -169,10 +168,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     logging.disable_progress_bar()
     source, file = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(
-        source,
-        gguf_file=file,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
+        source, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -187,7 +183,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         unfinished.rename(folder)
     except OSError:
         # Another process may have finished the same conversion first.
-        if not (folder / "config.json").exists():
+        if not _is_model(folder):
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -195,8 +191,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def weights_of(model: Any) -> str:
     """Names a model's weights, in float32 or bfloat16, whatever the version of transformers."""
-    digest = hashlib.sha256(_samples(model, rounded=True))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(_samples(model, rounded=True)).hexdigest()[:16]
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:

@@ -11,11 +11,13 @@ import logging
 import math
 import os
 import secrets
+import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +27,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from kvcomm.background import Background
-from kvcomm.engine.base import CallSpec, Capabilities, LearnedState
+from kvcomm.engine.base import Capabilities, LearnedState
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.local.memory import free_memory
 from kvcomm.engine.replica import About, ReplicaHost, Statistics, Task, TaskEnd
@@ -33,11 +35,10 @@ from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError, ModelError, ReplicaLost, UsageError
 from kvcomm.own_file import own_modules
 from kvcomm.reuse.offsets import FAMILIES, Offsets
-from kvcomm.reuse.plan import Predictability
 from kvcomm.reuse.state import check_folder, copy_state, load_state, save_state
 
 T = TypeVar("T")
-# Calls of an actor that wait (for the next items of a run) hold a place each.
+# Every run that goes on holds a place of its actor.
 CONCURRENT = 10_000
 # How often replicas that are down are looked for, and how long, where none is up.
 LOOK_S = 0.2
@@ -54,6 +55,7 @@ QUIET = {
 }
 
 
+@dataclass(eq=False)
 class Replica:
     """One actor as the driver sees it: `about` is None while it is down.
 
@@ -61,18 +63,20 @@ class Replica:
     again.
     """
 
-    def __init__(self, index: int, actor: Any) -> None:
-        self.index = index
-        self.actor = actor
-        self.about: About | None = None
-        self.dead = False
-        self.tasks = 0
-        self.placed = 0
-        self._back: Future[About] | None = None
+    index: int
+    actor: Any
+    about: About | None = None
+    dead: bool = False
+    tasks: int = 0
+    placed: int = 0
+    _back: Future[About] | None = None
 
     async def ask(self, operation: str, *args: Any) -> Any:
         """What an operation of the actor returns. Raises `ReplicaLost` when it is gone."""
-        ref = getattr(self.actor, operation).remote(*args)
+        return await self.found(getattr(self.actor, operation).remote(*args))
+
+    async def found(self, ref: Any) -> Any:
+        """The value of a reference. Raises `ReplicaLost` when the replica is gone."""
         try:
             # Shielded: Ray sets the results of futures that nobody waits for, too.
             return await asyncio.shield(asyncio.wrap_future(ref.future()))
@@ -98,110 +102,11 @@ class Replica:
         return self.about is not None
 
 
-class Learning:
-    """What all replicas have learned, and what each has yet to be told, counted once.
-
-    Sums add up, so the total is what one engine would have learned. All coroutines run on the
-    background's thread: see `there`.
-    """
-
-    def __init__(self, replicas: Sequence[Replica], limit: float) -> None:
-        self._replicas = replicas
-        self._limit = limit
-        self.total = self._nothing()
-        # With the life that it is for: a replica that was started anew knows nothing.
-        self._untold: dict[int, tuple[str, Offsets]] = {}
-        self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
-        self.heard: dict[str, Callable[[Any], None]] = {}
-        self.background = Background("kvcomm-learning")
-
-    def _nothing(self) -> Offsets:
-        return Offsets(dict(FAMILIES), lambda: self._limit)
-
-    async def there(self, operation: Coroutine[Any, Any, T]) -> T:
-        """The value of a coroutine of these, begun at once. Whoever waits for it, it is finished:
-        what was taken from a replica has to arrive.
-        """
-        return await asyncio.shield(asyncio.wrap_future(self.background.start(operation)))
-
-    async def news(self, replica: Replica, life: str) -> Statistics:
-        """What a replica has yet to be told, which counts as told. Raises `ReplicaLost`."""
-        if replica.about is None or replica.about.life != life:
-            raise replica.lost()
-        told, untold = self._untold.get(replica.index, ("", self.total))
-        self._untold[replica.index] = life, self._nothing()
-        return _statistics(untold if told == life else self.total)
-
-    async def load(
-        self, folder: Path, namespace: str, model: str, fingerprint: str
-    ) -> LearnedState:
-        """Read what a namespace has learned. Raises `StateError` for another model's folder."""
-        check_folder(folder, model, fingerprint)
-        loaded = load_state(folder, self.total, CPU, namespace)
-        versions = self.total.versions
-        self._saved[folder] |= {name: versions.get(name, 0) for name in loaded.read}
-        known = _statistics(self.total).items()
-        self._tell({key: state for key, state in known if key[1] in loaded.read})
-        reason = "read" if loaded.templates else "nothing saved yet"
-        if loaded.refused:
-            reason = "set aside: " + "; ".join(loaded.refused)
-        return LearnedState(str(folder), loaded.templates, loaded.samples, reason)
-
-    async def save(self, folder: Path, namespace: str, model: str, fingerprint: str) -> int:
-        """Write what replicas have learned in a namespace and the folder does not hold."""
-        await asyncio.gather(*map(self.collect, self._replicas))
-        saved = self._saved[folder]
-        learned = copy_state(self.total, namespace, saved)
-        written = save_state(folder, model, fingerprint, learned)
-        saved |= {template: version for template, (version, _) in learned.items()}
-        return written
-
-    async def collect(self, replica: Replica) -> None:
-        """Add what a replica observed, and hand on what it tells of runs that have answered.
-
-        What was observed on one that is gone is gone with it.
-        """
-        if replica.about is None:
-            return
-        life = replica.about.life
-        with suppress(ReplicaLost):
-            observed, told = await replica.ask("take")
-            _add(self.total, observed)
-            self._tell(observed, but=life)
-            for name, item in told:
-                if (hear := self.heard.get(name)) is not None:
-                    hear(item)
-                if item is None:
-                    self.heard.pop(name, None)
-
-    async def drain(self) -> None:
-        """Wait until replicas have made all audits, and collect what came of them."""
-        for replica in self._replicas:
-            if replica.about is not None:
-                with suppress(ReplicaLost):
-                    await replica.ask("drain")
-            await self.collect(replica)
-
-    def _tell(self, statistics: Statistics, but: str = "") -> None:
-        for life, untold in self._untold.values():
-            if life != but:
-                _add(untold, statistics)
-
-
-def _add(to: Offsets, statistics: Statistics) -> None:
-    for key, state in statistics.items():
-        to.merge(key, state)
-    to.trim()
-
-
-def _statistics(offsets: Offsets) -> Statistics:
-    return {key: model.state() for key, model in offsets.models.items() if model.samples}
-
-
 class RayEngine(Bounded):
-    """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated`.
+    """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated` for the contract.
 
-    `memory` is the budget of each replica, `end` ends what was started for this engine.
+    `memory` is the budget of each replica, `end` ends what was started for this engine. Sums add
+    up, so the `total` of what replicas learned is what one engine would have learned.
     """
 
     fingerprint: str
@@ -219,15 +124,24 @@ class RayEngine(Bounded):
         vars(self).update(about.engine)
         self.codec = TokenizerCodec(about.tokenizer)
         self.codec.most = self.max_context
-        self.learning = Learning(replicas, (memory or free_memory(CPU) // 2) // 4)
         self._last: OrderedDict[str, Replica] = OrderedDict()
         self._end = end
+        self._limit = (memory or free_memory(CPU) // 2) // 4
+        self.total = self._nothing()
+        # What each has yet to be told in this life: started anew, it knows nothing.
+        self._untold: dict[int, tuple[str, Offsets]] = {}
+        self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
+        self._heard: dict[str, Callable[[Any], None]] = {}
+        self._lock = threading.Lock()
+        self._background = Background("kvcomm-learning")
+
+    def _nothing(self) -> Offsets:
+        return Offsets(dict(FAMILIES), lambda: self._limit)
 
     async def place(self, key: str = "", *, stay: bool = False) -> Replica:
-        """The replica with the fewest tasks, for one more.
+        """The replica with the fewest tasks; of several, the one that had the `key` last.
 
-        Of several it is the one that had a task of this `key` last, and that one anyhow if it is to
-        `stay` there. Raises `KvcommError` when all are lost and none comes back.
+        Raises `KvcommError` when all are lost and none comes back.
         """
         began = time.monotonic()
         while not (up := [replica for replica in self.replicas if replica.look()]):
@@ -243,12 +157,11 @@ class RayEngine(Bounded):
         if stay and last in up:
             up = [last]
         chosen = self._last[key] = min(up, key=lambda r: (r.tasks, r is not last, r.placed))
-        while len(self._last) > REMEMBERED:
+        if len(self._last) > REMEMBERED:
             self._last.popitem(last=False)
         return chosen
 
     def pickled(self, task: Task, parts: Mapping[str, Any]) -> bytes:
-        """A task as it is sent. Raises `UsageError` that names which of its `parts` cannot be."""
         for module in own_modules:
             cloudpickle.register_pickle_by_value(module)
         for name, part in {**parts, "the run": task}.items():
@@ -269,87 +182,146 @@ class RayEngine(Bounded):
         *,
         learns: bool = False,
     ) -> Any:
-        """Run a task on a replica, hand on what it emits, and return what it returns.
-
-        Raises what it raises, and `ReplicaLost`. Cancelled, it waits for the task's last items.
-        """
-        about, name, known = replica.about, secrets.token_hex(8), 0
-        if about is None:
+        if replica.about is None:
             raise replica.lost()
+        name, life = secrets.token_hex(8), replica.about.life
         replica.tasks, replica.placed = replica.tasks + 1, replica.placed + 1
-
-        async def items() -> Any:
-            nonlocal known
-            while found := await replica.ask("more", name, known):
-                for item in found:
-                    known += 1
-                    if not isinstance(item, TaskEnd):
-                        await receive(item)
-                    elif item.error is not None:
-                        raise item.error
-                    else:
-                        return item.value
-            raise replica.lost()
-
-        async def begin() -> None:
-            news = []
-            if learns:
-                news.append(await self.learning.there(self.learning.news(replica, about.life)))
-            if not await replica.ask("begin", name, about.life, task, *news):
-                raise replica.lost()
-
-        begun = asyncio.ensure_future(begin())
+        news = [self._news(replica.index, life)] if learns else []
+        run = replica.actor.run.options(num_returns="streaming")
+        items = run.remote(name, life, task, *news)
         try:
-            await asyncio.shield(begun)  # what counts as told has to arrive
-            return await items()
+            return await _received(replica, items, receive)
         except asyncio.CancelledError:
             with suppress(Exception):
-                await begun
                 await replica.ask("cancel", name)
-                await items()
+                await _received(replica, items, receive)
             raise
         finally:
             replica.tasks -= 1
-            replica.actor.forget.remote(name)
-            if learns and not self.learning.background.closed:  # behind the answer
-                self.learning.background.start(self.learning.collect(replica))
+            if learns and not self._background.closed:  # behind the answer
+                self._background.start(self._collect(replica))
 
-    def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
-        """Replicas know: each chooses for the runs that it executes."""
-        return {}
+    def _news(self, index: int, life: str) -> Statistics:
+        """What a replica has yet to be told, which counts as told."""
+        with self._lock:
+            told, untold = self._untold.get(index, ("", self.total))
+            self._untold[index] = life, self._nothing()
+            return _statistics(untold if told == life else self.total)
 
-    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
-        """Call `heard` with what replicas tell of `name` behind the answers, up to None."""
-        self.learning.heard[name] = heard
+    async def _collect(self, replica: Replica) -> None:
+        """Add what a replica observed, and hand on what it tells of runs that have answered.
 
-    def unhear(self, name: str) -> None:
-        """Nothing more is wanted of `name`: call with None, if that has not come yet."""
-        if (heard := self.learning.heard.pop(name, None)) is not None:
-            heard(None)
+        What was observed on one that is gone is gone with it.
+        """
+        if replica.about is None:
+            return
+        life = replica.about.life
+        with suppress(ReplicaLost):
+            observed, told = await replica.ask("take")
+            with self._lock:
+                _add(self.total, observed)
+                self._tell(observed, but=life)
+            for name, item in told:
+                if item is None:
+                    self.unhear(name)
+                elif (hear := self._heard.get(name)) is not None:
+                    hear(item)
+
+    def _tell(self, statistics: Statistics, but: str = "") -> None:
+        for life, untold in self._untold.values():
+            if life != but:
+                _add(untold, statistics)
+
+    async def _behind(self, operation: Coroutine[Any, Any, T]) -> T:
+        """The value of a coroutine that is finished whoever waits for it: what was taken from a
+        replica has to arrive.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._background.start(operation)))
 
     async def drain(self) -> None:
-        """Wait until what goes on behind the answers is done on all replicas."""
-        await self.learning.there(self.learning.drain())
+        """Wait until replicas have made all audits, and collect what came of them."""
+        for replica in self.replicas:
+            if replica.about is not None:
+                with suppress(ReplicaLost):
+                    await replica.ask("drain")
+            await self._behind(self._collect(replica))
 
     async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
         """Read what a namespace has learned, for all replicas. Raises `StateError`."""
-        found = self.learning.load(folder, namespace, self.model, self.fingerprint)
-        return await self.learning.there(found)
+
+        async def load() -> LearnedState:
+            check_folder(folder, self.model, self.fingerprint)
+            with self._lock:
+                loaded = load_state(folder, self.total, CPU, namespace)
+                versions = self.total.versions
+                self._saved[folder] |= {name: versions.get(name, 0) for name in loaded.read}
+                known = _statistics(self.total).items()
+                self._tell({key: state for key, state in known if key[1] in loaded.read})
+            reason = "read" if loaded.templates else "nothing saved yet"
+            if loaded.refused:
+                reason = "set aside: " + "; ".join(loaded.refused)
+            return LearnedState(str(folder), loaded.templates, loaded.samples, reason)
+
+        return await self._behind(load())
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
-        """Write what all replicas have learned; returns the bytes. Raises `StateError`."""
-        done = self.learning.save(folder, namespace, self.model, self.fingerprint)
-        return await self.learning.there(done)
+        """Write what replicas have learned and the folder does not hold; returns the bytes.
+
+        Raises `StateError`.
+        """
+
+        async def save() -> int:
+            await asyncio.gather(*map(self._collect, self.replicas))
+            saved = self._saved[folder]
+            with self._lock:
+                learned = copy_state(self.total, namespace, saved)
+            written = save_state(folder, self.model, self.fingerprint, learned)
+            saved |= {template: version for template, (version, _) in learned.items()}
+            return written
+
+        return await self._behind(save())
+
+    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
+        self._heard[name] = heard
+
+    def unhear(self, name: str) -> None:
+        if (heard := self._heard.pop(name, None)) is not None:
+            heard(None)
 
     def close(self) -> None:
         """Save what was learned; end the replicas, and Ray where it was started for them."""
         super().close()
-        self.learning.background.close()
-        for name in list(self.learning.heard):
+        self._background.close()
+        for name in list(self._heard):
             self.unhear(name)
         for replica in self.replicas:
             ray.kill(replica.actor)
         self._end()
+
+
+async def _received(
+    replica: Replica, items: AsyncIterator[Any], receive: Callable[[Any], Awaitable[None]]
+) -> Any:
+    """Hand on what a task emits, and return what it returns."""
+    async for ref in items:
+        for item in await replica.found(ref):
+            if not isinstance(item, TaskEnd):
+                await receive(item)
+            elif item.error is not None:
+                raise item.error
+            else:
+                return item.value
+    raise replica.lost()
+
+
+def _add(to: Offsets, statistics: Statistics) -> None:
+    for key, state in statistics.items():
+        to.merge(key, state)
+    to.trim()
+
+
+def _statistics(offsets: Offsets) -> Statistics:
+    return {key: model.state() for key, model in offsets.models.items() if model.samples}
 
 
 def build_replicas(
@@ -372,29 +344,24 @@ def build_replicas(
         options = {"max_restarts": -1, "max_concurrency": CONCURRENT, **share}
         actor = ray.remote(ReplicaHost).options(scheduling_strategy="SPREAD", **options)
         made += [Replica(i, actor.remote(load)) for i in range(count)]
-        found = _about(made)
+        found = ray.get([replica.actor.about.remote() for replica in made])
         if len({about.engine["fingerprint"] for about in found}) > 1:
             model = found[0].engine["model"]
             raise ModelError(f"{model} is not the same model on all machines of the cluster")
         for replica, about in zip(made, found, strict=True):
             replica.about = about
         return RayEngine(made, found[0], memory, end)
-    except BaseException:
+    except BaseException as error:
         for replica in made:
             ray.kill(replica.actor)
         end()
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            raise (cause if isinstance(cause, KvcommError) else ModelError(str(cause))) from None
+        if isinstance(error, RayActorError):
+            lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+            raise ModelError(f"a replica did not start: {lines[-1]}") from None
         raise
-
-
-def _about(replicas: list[Replica]) -> list[About]:
-    try:
-        return ray.get([replica.actor.about.remote() for replica in replicas])  # type: ignore[no-any-return]
-    except RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, KvcommError) else ModelError(str(cause))) from None
-    except RayActorError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"a replica did not start: {lines[-1] if lines else error!r}") from None
 
 
 def _start(address: str | None) -> Callable[[], None]:
@@ -415,14 +382,13 @@ def _start(address: str | None) -> Callable[[], None]:
             **here,
         )
     except Exception as error:  # Ray raises anything
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        advice = "its logs are in /tmp/ray/session_latest/logs"
+        why = (str(error).strip().splitlines() or [repr(error)])[0]
+        what = f"at this machine ({why}): its logs are in /tmp/ray/session_latest/logs"
         if address:
             advice = "start a cluster with `ray start --head`, or leave out the address"
-        raise ModelError(
-            f"Ray did not start at {address or 'this machine'} ({first}): {advice}"
-        ) from None
-    return lambda: ray.shutdown()
+            what = f"at {address} ({why}): {advice}"
+        raise ModelError(f"Ray did not start {what}") from None
+    return ray.shutdown  # type: ignore[no-any-return]
 
 
 def _shares(replicas: int | None, device: str | None) -> tuple[int, dict[str, float]]:

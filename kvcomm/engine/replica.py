@@ -1,8 +1,7 @@
 """What runs in a replica's process: an engine, and the tasks that the driver sends it.
 
 Nothing here knows Ray: an actor is made of `ReplicaHost` in `ray.py`. A task is a coroutine
-function that cloudpickle wrote down; what it emits, and returns, is fetched by the driver piece by
-piece.
+function that cloudpickle wrote down.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import pickle
 import secrets
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +22,7 @@ from kvcomm.errors import KvcommError, RunCancelled, UsageError
 from kvcomm.kv.precision import place
 
 # What was learned, by family, template and label: tensors on the CPU.
-Key = tuple[str, str, str]
-Statistics = dict[Key, dict[str, torch.Tensor]]
+Statistics = dict[tuple[str, str, str], dict[str, torch.Tensor]]
 Task = Callable[["ReplicaHost", Callable[[Any], None]], Coroutine[Any, Any, Any]]
 # So many sessions are remembered, those that ran last.
 SESSIONS = 256
@@ -50,42 +47,13 @@ class TaskEnd:
     error: BaseException | None = None
 
 
-class _Running:
-    """A task and the items that it has emitted."""
-
-    def __init__(self, host: ReplicaHost, pickled: bytes) -> None:
-        self.items: list[Any] = []
-        self._news = asyncio.Event()
-        self.task = asyncio.create_task(self._run(host, pickled))
-        # Not in `_run`, none of which is run where it is cancelled at once.
-        self.task.add_done_callback(self._end)
-
-    async def _run(self, host: ReplicaHost, pickled: bytes) -> Any:
-        return await _read(pickled)(host, self._emit)
-
-    def _emit(self, item: Any) -> None:
-        self.items.append(item)
-        self._news.set()
-
-    def _end(self, task: asyncio.Task[Any]) -> None:
-        error = RunCancelled() if task.cancelled() else task.exception()
-        self._emit(TaskEnd(error=_portable(error)) if error else TaskEnd(task.result()))
-
-    async def more(self, known: int) -> list[Any]:
-        """The items behind the first `known`, at least one."""
-        while len(self.items) <= known:
-            self._news.clear()
-            await self._news.wait()
-        return self.items[known:]
-
-
 class ReplicaHost:
     """An engine, and sessions on it by the names that the driver gave them."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
         self.engine = load()
         self._sessions: OrderedDict[str, Any] = OrderedDict()
-        self._running: dict[str, _Running] = {}
+        self._cancelled: dict[str, asyncio.Future[None]] = {}
         self._life = secrets.token_hex(8)
         self._told: list[tuple[str, Any]] = []
         if self.engine.capabilities.reuse:
@@ -98,36 +66,48 @@ class ReplicaHost:
 
     def session(self, name: str, make: Callable[[Any], Any]) -> Any:
         """The session of this name, made on the engine where it is new."""
-        if name not in self._sessions:
-            self._sessions[name] = make(self.engine)
-        self._sessions.move_to_end(name)
-        while len(self._sessions) > SESSIONS:
+        found = self._sessions[name] = self._sessions.pop(name, None) or make(self.engine)
+        if len(self._sessions) > SESSIONS:
             self._sessions.popitem(last=False)
-        return self._sessions[name]
+        return found
 
-    async def begin(self, name: str, life: str, task: bytes, *news: Statistics) -> bool:
-        """Learn the news, then begin a task; False: they are meant for an earlier life."""
+    async def run(
+        self, name: str, life: str, task: bytes, *news: Statistics
+    ) -> AsyncIterator[list[Any]]:
+        """Learn the news, run a task, and yield what it emits as it comes, a `TaskEnd` last.
+
+        Nothing, where it is meant for an earlier life.
+        """
         if life != self._life:
-            return False
-        for statistics in news:
-            await self._merge(statistics)
-        self._running[name] = _Running(self, task)
-        return True
+            return
+        items: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def more(self, name: str, known: int) -> list[Any] | None:
-        """The items behind the first `known`, at least one; None: the task is not known here."""
-        running = self._running.get(name)
-        return await running.more(known) if running else None
+        async def work() -> Any:
+            if news:
+                await asyncio.shield(self._merge(*news))  # what counts as told has to arrive
+            return await _read(task)(self, items.put_nowait)
+
+        def end(done: asyncio.Task[Any]) -> None:
+            error = RunCancelled() if done.cancelled() else done.exception()
+            items.put_nowait(TaskEnd(error=_portable(error)) if error else TaskEnd(done.result()))
+
+        running = asyncio.create_task(work())
+        running.add_done_callback(end)
+        self._cancellation(name).add_done_callback(lambda _: running.cancel())
+        found: list[Any] = [None]
+        while not isinstance(found[-1], TaskEnd):
+            found = [await items.get()]
+            while not items.empty():
+                found.append(items.get_nowait())
+            yield found
+        del self._cancelled[name]
 
     async def cancel(self, name: str) -> None:
-        """Cancel a task; its last items say what became of it."""
-        if name in self._running:
-            self._running[name].task.cancel()
+        """Cancel a task, which may be still on its way; its last items say what became of it."""
+        self._cancellation(name).cancel()
 
-    async def forget(self, name: str) -> None:
-        """The driver has all items of a task, or wants no more."""
-        if name in self._running:
-            self._running.pop(name).task.cancel()
+    def _cancellation(self, name: str) -> asyncio.Future[None]:
+        return self._cancelled.setdefault(name, asyncio.get_running_loop().create_future())
 
     def tell(self, name: str, item: Any) -> None:
         """Keep something for whoever hears this name in the driver, until it is taken."""
@@ -152,10 +132,13 @@ class ReplicaHost:
 
     async def _merge(self, statistics: Statistics) -> None:
         offsets, device = self.engine.offsets, self.engine.network.device
-        for key, state in statistics.items():
-            here = {name: place(tensor, device) for name, tensor in state.items()}
-            await self.engine.call(partial(offsets.merge, key, here))
-        await self.engine.call(offsets.trim)
+
+        def merge() -> None:
+            for key, state in statistics.items():
+                offsets.merge(key, {name: place(tensor, device) for name, tensor in state.items()})
+            offsets.trim()
+
+        await self.engine.call(merge)
 
 
 def _read(pickled: bytes) -> Task:

@@ -9,16 +9,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
+from itertools import cycle, pairwise
 from typing import Any, Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from kvcomm.engine.chat_template import Turn, rendered, tells_time
 from kvcomm.errors import TemplateError
 from kvcomm.message import well_formed
 from kvcomm.prompt import Turns
 
+Turn = dict[str, str]
+# The function that chat templates ask for the day.
+CLOCK = "strftime_now"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -54,7 +58,7 @@ class TokenizerCodec:
         # Of two tokens that begin alike the longer one is meant.
         self.control = re.compile("|".join(map(re.escape, reversed(spelled))) or "(?!)")
         # SentencePiece tokenizers put a space before a text: right at the start of a prompt only.
-        self._adds_space = self._plain("a")[0] != self._behind(LEADS[0], "a")
+        self._adds_space = self._encode("a", plain=True)[0] != self._behind(LEADS[0], "a")
         start = tokenizer("a")["input_ids"][:1]
         self._begin = tokenizer.bos_token if start == [tokenizer.bos_token_id] else ""
 
@@ -67,7 +71,7 @@ class TokenizerCodec:
     @property
     def undated(self) -> Self:
         """The codec as of a day that is always the same; itself if no prompt depends on the day."""
-        if self.now == ANY_DAY or not tells_time(self.tokenizer):
+        if self.now == ANY_DAY or not self.tells_time:
             return self
         return self.at(ANY_DAY)
 
@@ -91,30 +95,25 @@ class TokenizerCodec:
                 ids = self._behind(lead, text)
                 if ids is not None:
                     return ids
-        return self._plain(text)[0]
-
-    def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        return self._encode(text, split_special_tokens=True)
+        return self._encode(text, plain=True)[0]
 
     def _behind(self, lead: str, text: str) -> list[int] | None:
         """Ids of `text` where it follows `lead`; None when a token covers both."""
-        ids, offsets = self._plain(lead + text)
+        ids, offsets = self._encode(lead + text, plain=True)
         if any(start < len(lead) < end for start, end in offsets):
             return None
         return [i for i, (start, _) in zip(ids, offsets, strict=True) if start >= len(lead)]
 
     def encode_structured(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of text whose special tokens are structure."""
-        return self._encode(text, split_special_tokens=False)
+        return self._encode(text, plain=False)
 
-    def _encode(
-        self, text: str, *, split_special_tokens: bool
-    ) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode(self, text: str, *, plain: bool) -> tuple[list[int], list[tuple[int, int]]]:
         with self._lock:
             encoded = self.tokenizer(
                 text,
                 add_special_tokens=False,
-                split_special_tokens=split_special_tokens,
+                split_special_tokens=plain,
                 return_offsets_mapping=True,
                 verbose=False,
             )
@@ -136,7 +135,7 @@ class TokenizerCodec:
         """
         if not self.tokenizer.chat_template:
             return self._begin + _written(system, user, earlier, "\n\nAnswer:")
-        if system and self._keeps_system and (not earlier or self._keeps_system_first):
+        if system and self._keeps_system[bool(earlier)]:
             with suppress(TemplateError):
                 text = self._apply([_turn("system", system), *_turns(user, earlier)])
                 if system.strip() in text:
@@ -148,17 +147,14 @@ class TokenizerCodec:
         return self._begin + _written(system, user, earlier, "")
 
     @cached_property
-    def _keeps_system(self) -> bool:
-        """Whether a system turn has its text before the user's: others raise on it, or drop it.
+    def _keeps_system(self) -> tuple[bool, bool]:
+        """Whether a system turn has its text before the user's, also where there are earlier turns.
 
-        Not asked of the texts themselves: the user's may hold the system's.
+        Others raise on it, drop it, or keep it for the last turn. Not asked of the texts
+        themselves: the user's may hold the system's.
         """
-        return self._in_order(_turns(USER, []))
-
-    @cached_property
-    def _keeps_system_first(self) -> bool:
-        """Whether it also stands before earlier turns: some templates keep it for the last one."""
-        return self._in_order(_turns(USER, [(ASKED, ANSWERED)]))
+        chats = (_turns(USER, []), _turns(USER, [(ASKED, ANSWERED)]))
+        return tuple(map(self._in_order, chats))  # type: ignore[return-value]
 
     def _in_order(self, turns: Sequence[Turn]) -> bool:
         signs = [SYSTEM, *(turn["content"] for turn in turns)]
@@ -177,37 +173,52 @@ class TokenizerCodec:
                 return self._apply([_turn("system", ""), *turns])
             raise
 
+    @property
+    def tells_time(self) -> bool:
+        """Whether the chat template may write the day or the time."""
+        return CLOCK in str(self.tokenizer.chat_template)
+
     def _apply(self, turns: Sequence[Turn]) -> str:
-        return rendered(self.tokenizer, turns, self.now)
+        """The text of a chat that ends with the header of the assistant's turn.
 
-
-def _joined(system: str, user: str) -> str:
-    return "\n\n".join(part for part in (system, user) if part)
+        Templates that write the day ask a function for it that transformers gives them and no
+        option replaces: these are rendered here, with a clock that stands still. Raises
+        `TemplateError` for one that cannot be rendered, whatever it raises.
+        """
+        options = {"add_generation_prompt": True, "tools": None, "documents": None}
+        try:
+            if not self.tells_time:
+                return str(
+                    self.tokenizer.apply_chat_template(list(turns), tokenize=False, **options)
+                )
+            template = _compile_jinja_template(self.tokenizer.get_chat_template())
+            names = {**self.tokenizer.special_tokens_map, CLOCK: self.now.strftime}
+            return str(template.render(messages=list(turns), **options, **names))
+        except Exception as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TemplateError(
+                f"the model's chat template cannot be rendered ({what:.300}): use another "
+                "--model, or correct the chat_template in the folder of this one"
+            ) from None
 
 
 def _headed(system: str, user: str, earlier: Sequence[Turns]) -> tuple[str, list[Turns]]:
     """The user's text and the earlier ones, with the system's at the head of the first."""
-    if not earlier:
-        return _joined(system, user), []
-    (asked, answered), *others = earlier
-    return user, [(_joined(system, asked), answered), *others]
+    texts = [text for turns in earlier for text in turns] + [user]
+    texts[0] = "\n\n".join(filter(None, (system, texts[0])))
+    return texts[-1], list(pairwise(texts))[::2]
 
 
 def _written(system: str, user: str, earlier: Sequence[Turns], answer: str) -> str:
     """A conversation without a chat template; `answer` is the line that asks for one."""
     user, earlier = _headed(system, user, earlier)
-    before = [f"{asked}{answer}{answered}" for asked, answered in earlier]
-    return "\n\n".join([*before, f"{user}{answer}"])
+    return "\n\n".join([*(f"{asked}{answer}{said}" for asked, said in earlier), f"{user}{answer}"])
 
 
 def _turns(user: str, earlier: Sequence[Turns]) -> list[Turn]:
     """The turns of a chat, the user's last."""
-    before = [
-        turn
-        for asked, answered in earlier
-        for turn in (_turn("user", asked), _turn("assistant", answered))
-    ]
-    return [*before, _turn("user", user)]
+    texts = [text for turns in earlier for text in turns] + [user]
+    return [_turn(role, text) for role, text in zip(cycle(("user", "assistant")), texts)]
 
 
 def _turn(role: str, content: str) -> Turn:

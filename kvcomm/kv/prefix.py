@@ -1,14 +1,13 @@
 """The prefix cache: sequences whose leading tokens were computed before, exact KV only.
 
 Entries are the buffers of sequences, open or closed, with keys as rotated (a round trip through
-bf16 would round), indexed by a chain of block hashes over their token ids. A hit is verified
-against the ids, so a hash collision can cost time but never a wrong token.
+bf16 would round), found by comparing their token ids.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.kv.tensor import KVBuffer
@@ -31,7 +30,6 @@ class _Entry:
     shared: int
     held: bool
     ids: list[int] = field(default_factory=list)
-    chain: list[int] = field(default_factory=list)
     is_shared: bool = False
     continues: bool = False
 
@@ -54,9 +52,7 @@ class PrefixCache:
     def __init__(self, budget: Callable[[], int], whole: float = 1.0) -> None:
         self._budget = budget
         self._whole = whole
-        self.nbytes = 0  # of all buffers that no sequence holds
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._blocks: dict[int, list[_Entry]] = {}
 
     def insert(
         self,
@@ -83,8 +79,8 @@ class PrefixCache:
             shared = shared // BLOCK * BLOCK
             if alone or continues or 2 * shared > buffer.capacity:  # not worth a copy
                 shared = 0
-            entry = _Entry(buffer, namespace, shared, held, is_shared=alone or continues)
-            entry.continues = continues
+            whole = alone or continues
+            entry = _Entry(buffer, namespace, shared, held, is_shared=whole, continues=continues)
         self._enter(entry, ids)
 
     def _enter(self, entry: _Entry, ids: Sequence[int]) -> None:
@@ -93,39 +89,22 @@ class PrefixCache:
             if entry.nbytes > self._budget():
                 return
             self._entries[key] = entry
-            self.nbytes += entry.nbytes
         self._entries.move_to_end(key)
         entry.ids = list(ids)
-        for block in range(len(entry.chain), len(entry.ids) // BLOCK):
-            link = self._link(entry.chain, entry.namespace, entry.ids, block)
-            entry.chain.append(link)
-            self._blocks.setdefault(link, []).append(entry)
         self.trim()
 
     def match(self, ids: Sequence[int], namespace: str = "") -> tuple[KVBuffer, int] | None:
         """The buffer that holds the longest known prefix of `ids`, and how many tokens it holds."""
-        chain: list[int] = []
-        found: list[_Entry] = []
-        for block in range(len(ids) // BLOCK):
-            link = self._link(chain, namespace, ids, block)
-            entries = self._blocks.get(link)
-            if not entries:
-                break
-            chain.append(link)
-            found = entries
-        best, length = _longest(found, ids, namespace)
-        if length < len(chain) * BLOCK:
-            # Hashes collided: what is found may not be the longest.
-            best, length = _longest(self._entries.values(), ids, namespace)
-        if best is None or length < BLOCK:
+        best, length, wanted = None, BLOCK - 1, list(ids)
+        for entry in self._entries.values():
+            if entry.namespace == namespace and entry.ids[: length + 1] == wanted[: length + 1]:
+                found = common_prefix(entry.ids, wanted)
+                if found > length:
+                    best, length = entry, found
+        if best is None:
             return None
         self._entries.move_to_end(id(best.buffer))
         return best.buffer, length
-
-    @staticmethod
-    def _link(chain: Sequence[int], namespace: str, ids: Sequence[int], block: int) -> int:
-        before: object = chain[block - 1] if block else namespace
-        return hash((before, tuple(ids[block * BLOCK : (block + 1) * BLOCK])))
 
     def leave(self, buffer: KVBuffer, *, keep: bool = True) -> None:
         """The sequence of `buffer` has ended: what is kept of it takes room from now on."""
@@ -135,20 +114,17 @@ class PrefixCache:
         if not keep:
             self._drop(entry)
             return
-        self.nbytes -= entry.nbytes
         if entry.continues:
             self._supersede(entry)
             buffer.shrink(len(entry.ids))
         entry.held = False
-        self.nbytes += entry.nbytes
         self.trim()
 
     def _supersede(self, longer: _Entry) -> None:
         """Drop the earlier turns of a conversation whose latest sequence has ended."""
         for entry in list(self._entries.values()):
-            other = entry.continues and not entry.held and entry is not longer
-            inside = other and entry.namespace == longer.namespace
-            if inside and longer.ids[: len(entry.ids)] == entry.ids:
+            over = entry.continues and not entry.held and entry.namespace == longer.namespace
+            if over and entry is not longer and longer.ids[: len(entry.ids)] == entry.ids:
                 self._drop(entry)
 
     def trim(self) -> None:
@@ -174,12 +150,6 @@ class PrefixCache:
 
     def _drop(self, entry: _Entry) -> None:
         del self._entries[id(entry.buffer)]
-        self.nbytes -= entry.nbytes
-        for link in entry.chain:
-            entries = self._blocks[link]
-            entries.remove(entry)
-            if not entries:
-                del self._blocks[link]
 
     def clear(self, namespace: str | None = None) -> None:
         """Forget everything, or everything of one namespace."""
@@ -187,17 +157,10 @@ class PrefixCache:
             if namespace is None or entry.namespace == namespace:
                 self._drop(entry)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers that no sequence holds."""
+        return sum(entry.nbytes for entry in list(self._entries.values()))
+
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def _longest(
-    entries: Iterable[_Entry], ids: Sequence[int], namespace: str
-) -> tuple[_Entry | None, int]:
-    """The entry that shares the longest prefix with `ids`, and its length."""
-    best, length = None, 0
-    for entry in entries:
-        common = common_prefix(entry.ids, ids) if entry.namespace == namespace else 0
-        if common > length:
-            best, length = entry, common
-    return best, length

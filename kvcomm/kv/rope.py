@@ -8,11 +8,13 @@ the keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
+@dataclass(frozen=True)
 class Rope:
     """Rotates and unrotates keys `[layers, kv_heads, tokens, head_dim]` of a whole model at once.
 
@@ -21,12 +23,9 @@ class Rope:
     dimensions (2i, 2i+1) instead of (i, i + rotary_dim/2).
     """
 
-    def __init__(
-        self, inv_freq: torch.Tensor, scaling: torch.Tensor, interleaved: bool = False
-    ) -> None:
-        self.inv_freq = inv_freq.float()
-        self.scaling = scaling.float()
-        self.interleaved = interleaved
+    inv_freq: torch.Tensor
+    scaling: torch.Tensor
+    interleaved: bool = False
 
     @property
     def rotary_dim(self) -> int:
@@ -67,10 +66,6 @@ class Rope:
         out[..., second] = (right * cos + left * sin).to(keys.dtype)
         return out
 
-    def with_interleaved(self, interleaved: bool) -> Rope:
-        """The same frequencies with the other pairing of dimensions."""
-        return Rope(self.inv_freq, self.scaling, interleaved)
-
     @classmethod
     def from_model(cls, model: Any) -> Rope:
         """Read frequencies and scaling off a transformers model.
@@ -95,13 +90,10 @@ class Rope:
         for layer in range(layers):
             if rotary and not rotary[layer]:
                 freqs[layer], scales[layer] = torch.zeros_like(freqs[layer]), 1.0
-        return cls(torch.stack([f.float() for f in freqs]), torch.tensor(scales)).compact()
-
-    def compact(self) -> Rope:
-        """One row of frequencies where all layers share them."""
-        if (self.inv_freq == self.inv_freq[:1]).all() and (self.scaling == self.scaling[:1]).all():
-            return Rope(self.inv_freq[:1], self.scaling[:1], self.interleaved)
-        return self
+        inv_freq, scaling = torch.stack(freqs).float(), torch.tensor(scales)
+        if (inv_freq == inv_freq[:1]).all() and (scaling == scaling[:1]).all():
+            inv_freq, scaling = inv_freq[:1], scaling[:1]  # all layers share them
+        return cls(inv_freq, scaling)
 
     def to(self, device: torch.device) -> Rope:
         """The same on another device."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcomm.kv.files import checksum
-
 
 @dataclass(frozen=True, eq=False)
 class KV:
@@ -92,14 +90,6 @@ class KV:
                 f"KV of shapes {tuple(self.keys.shape)} and {tuple(other.keys.shape)} differ"
             )
 
-    @staticmethod
-    def concat(pieces: Sequence[KV]) -> KV:
-        """Pieces one after another along the token axis."""
-        return KV(
-            torch.cat([piece.keys for piece in pieces], dim=2),
-            torch.cat([piece.values for piece in pieces], dim=2),
-        )
-
     def to(self, device: torch.device) -> KV:
         """The same on another device."""
         spread = None if self.spread is None else self.spread.to(device)
@@ -110,10 +100,6 @@ class KV:
         """All of it, by name."""
         named = {"keys": self.keys, "values": self.values, "spread": self.spread}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def checksum(self) -> str:
-        """A number for all the bits: it changes with any of them."""
-        return checksum(self.tensors.values())
 
 
 class KVBuffer:

@@ -12,12 +12,6 @@ from contextlib import asynccontextmanager
 from kvcomm.errors import RunTimeout, UsageError
 
 
-def check_timeout(seconds: float | None) -> None:
-    """Raise `UsageError` for a `timeout_s` that is no time."""
-    if seconds is not None and not seconds > 0:
-        raise UsageError(f"timeout_s {seconds!r} must be positive, or None for no limit")
-
-
 class Deadline:
     """The time limit of one run, `seconds` from now; None is none. Belongs to one event loop.
 
@@ -25,15 +19,10 @@ class Deadline:
     """
 
     def __init__(self, seconds: float | None, spent_s: float = 0.0) -> None:
-        check_timeout(seconds)
-        self._seconds = seconds
+        if seconds is not None and not seconds > 0:
+            raise UsageError(f"timeout_s {seconds!r} must be positive, or None for no limit")
+        self.seconds = seconds
         self._began = asyncio.get_running_loop().time() - spent_s
-        self._when = None if seconds is None else self._began + seconds
-
-    @property
-    def seconds(self) -> float | None:
-        """The whole time."""
-        return self._seconds
 
     @property
     def spent_s(self) -> float:
@@ -43,13 +32,13 @@ class Deadline:
     @asynccontextmanager
     async def within(self, doing: str = "") -> AsyncIterator[None]:
         """Raise `RunTimeout` as soon as the time is over; what is inside is cancelled."""
-        timeout = asyncio.timeout_at(self._when)
+        left = None if self.seconds is None else self.seconds - self.spent_s
         try:
-            async with timeout:
+            async with asyncio.timeout(left) as timeout:
                 yield
         except TimeoutError:
-            if timeout.expired() and self._seconds is not None:
-                raise RunTimeout(self._seconds, doing) from None
+            if timeout.expired() and self.seconds is not None:
+                raise RunTimeout(self.seconds, doing) from None
             raise
 
 

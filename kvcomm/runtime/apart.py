@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -44,34 +45,27 @@ async def apart(function: Callable[..., T], *args: Any) -> T:
     Nobody can stop a thread that hangs: a caller that is cancelled leaves it behind, and it does
     not keep the program from ending.
     """
-    running = asyncio.get_running_loop()
-    future: asyncio.Future[T] = running.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():  # the caller has gone
-            if inspect.iscoroutine(result):
-                result.close()  # nobody will await it
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from now on nobody cancels it
 
     def work() -> None:
-        result: T | None = None
-        failure: BaseException | None = None
         try:
-            result = function(*args)
-        except StopIteration as error:  # a future cannot carry it
-            failure = RuntimeError(f"StopIteration: {error}")
-        except Exception as error:
-            failure = error
-        except BaseException as error:  # SystemExit in a tool is no reason to end the program
-            failure = RuntimeError(f"{type(error).__name__}: {error}")
-        try:
-            running.call_soon_threadsafe(settle, result, failure)
-        except RuntimeError:  # the event loop is closed: nobody waits any more
-            return
+            future.set_result(function(*args))
+        except BaseException as error:
+            # A future cannot carry StopIteration, and SystemExit in a tool ends no program.
+            if isinstance(error, StopIteration) or not isinstance(error, Exception):
+                error = RuntimeError(f"{type(error).__name__}: {error}")
+            future.set_exception(error)
 
     threading.Thread(target=work, name="kvcomm-apart", daemon=True).start()
-    return await future
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_left)
+        raise
+
+
+def _left(future: Future[Any]) -> None:
+    """Nobody will await what a function returned whose caller has gone."""
+    if future.exception() is None and inspect.iscoroutine(future.result()):
+        future.result().close()

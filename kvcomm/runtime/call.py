@@ -214,10 +214,7 @@ class CallAttempt:
         spec = plan.spec(self._context)
         seq = self._engine.open(spec)
         self._context.recorder.write(
-            NodeStarted,
-            node=plan.node.name,
-            attempt=plan.attempt,
-            prompt_capacity=spec.capacity,
+            NodeStarted, node=plan.node.name, attempt=plan.attempt, prompt_capacity=spec.capacity
         )
         return seq, spec
 

@@ -8,49 +8,50 @@ the prefix cache has it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
+from kvcomm.background import Background
 from kvcomm.errors import ContextOverflow, UsageError
 from kvcomm.graphs import AgentGraph
 from kvcomm.runtime.result import Result
 from kvcomm.runtime.stream_events import StreamEvent
+from kvcomm.runtime.twins import steps, waits
 
 
 class Runs(Protocol):
     """A session, as far as a conversation needs it: see `kvcomm.session.Session`."""
 
-    def run(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
-
     async def arun(self, graph: AgentGraph, task: str | None = None, **options: Any) -> Result: ...
-
-    def stream(
-        self, graph: AgentGraph, task: str | None = None, **options: Any
-    ) -> Iterator[StreamEvent | Result]: ...
 
     def astream(
         self, graph: AgentGraph, task: str | None = None, **options: Any
-    ) -> AsyncIterator[StreamEvent | Result]: ...
+    ) -> AsyncGenerator[StreamEvent | Result, None]: ...
+
+    def _loop(self) -> Background: ...
 
 
 class Chat:
     """A conversation with `graph`; made by `Session.chat`.
 
     `turns` are the results so far, in order. A turn that fails is none of them: it may be tried
-    again. The session's mode holds: `dense` computes the whole conversation in every turn.
+    again. The session's mode holds: `dense` computes the whole conversation in every turn. `run`
+    and `stream` are `arun` and `astream` for callers that wait.
     """
 
     def __init__(self, session: Runs, graph: AgentGraph) -> None:
         self.graph = graph
         self.turns: list[Result] = []
         self._session = session
+        self._loop = session._loop
         self._name = secrets.token_hex(8)
         self._answering = False
 
-    def run(
+    async def arun(
         self,
+        /,
         task: str | None = None,
         *,
         out: Path | None = None,
@@ -64,69 +65,29 @@ class Chat:
         conversation does not fit the model's context any more.
         """
         with self._turn() as graph:
-            result = self._session.run(
-                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
-            )
-        self.turns.append(result)
-        return result
-
-    async def arun(
-        self,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> Result:
-        """`run`, asynchronous."""
-        with self._turn() as graph:
             result = await self._session.arun(
                 graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
             )
         self.turns.append(result)
         return result
 
-    def stream(
-        self,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> Iterator[StreamEvent | Result]:
-        """The next turn: `Session.stream`, behind the earlier turns."""
-        with self._turn() as graph:
-            stream = self._session.stream(
-                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
-            )
-            with closing(cast("Generator[StreamEvent | Result, None, None]", stream)) as items:
-                for item in items:
-                    if isinstance(item, Result):
-                        self.turns.append(item)
-                    yield item
-
     async def astream(
-        self,
-        task: str | None = None,
-        *,
-        out: Path | None = None,
-        seed: int | None = None,
-        timeout_s: float | None = None,
-        **inputs: str,
-    ) -> AsyncIterator[StreamEvent | Result]:
-        """`stream`, asynchronous. Leaving the iteration early cancels the turn."""
+        self, /, task: str | None = None, **options: Any
+    ) -> AsyncGenerator[StreamEvent | Result, None]:
+        """The next turn as `Session.astream` yields it, with the options of `arun`.
+
+        Leaving the iteration early cancels the turn.
+        """
         with self._turn() as graph:
-            stream = self._session.astream(
-                graph, task, out=out, replay=None, seed=seed, timeout_s=timeout_s, **inputs
-            )
-            events = cast("AsyncGenerator[StreamEvent | Result, None]", stream)
-            async with aclosing(events) as items:
+            stream = self._session.astream(graph, task, replay=None, **options)
+            async with aclosing(stream) as items:
                 async for item in items:
                     if isinstance(item, Result):
                         self.turns.append(item)
                     yield item
+
+    run = waits(arun)
+    stream = steps(astream)
 
     def forget(self, oldest: int = 1) -> None:
         """Go on without so many of the oldest turns; the KV of the others is computed again.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 
 from kvcomm.message import Message, TextCodec
 
 
+@dataclass(eq=False)
 class MessageStream:
     """What a node has generated so far; its readers prefill it meanwhile, and compare token ids.
 
@@ -18,16 +20,14 @@ class MessageStream:
     when the handle is there too.
     """
 
-    def __init__(self, node: str, limit: int, followable: bool, spoken: bool = True) -> None:
-        self.node = node
-        self.limit = limit
-        self.followable = followable
-        self.spoken = spoken
-        self.ids: tuple[int, ...] | list[int] = []
-        self.sealed = False
-        self.finished_at = 0.0
-        self.message: Message | None = None
-        self._changed = asyncio.Event()
+    limit: int
+    followable: bool
+    spoken: bool = True
+    ids: tuple[int, ...] | list[int] = field(default_factory=list)
+    sealed: bool = False
+    finished_at: float = 0.0
+    message: Message | None = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def append(self, token: int) -> None:
         """One more generated token."""

@@ -6,51 +6,49 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
-from kvcomm.engine.base import Replicated
 from kvcomm.errors import KvcommError, ReplicaLost
-from kvcomm.reuse.auto import Auto
 from kvcomm.runtime.admission import Deadline
-from kvcomm.runtime.execute import RunRequest, zero_totals
+from kvcomm.runtime.execute import Executor, RunRequest, zero_totals
 from kvcomm.runtime.result import Result, TraceRef
-from kvcomm.runtime.stream_events import StreamEvent
+from kvcomm.runtime.stream_events import Streamer, StreamEvent
+from kvcomm.runtime.twins import Put
 from kvcomm.trace.events import Audited, Event, Failed, RunFinished, RunStarted
 from kvcomm.trace.record import Recorder
 
 # A run that has lost so many replicas is not begun again: it may be what kills them.
 LOSSES = 3
 STREAMED = get_args(StreamEvent)
-Put = Callable[[StreamEvent], None]
 
 
 @dataclass(frozen=True)
-class RemoteSession:
-    """A session as replicas know it: `name`, how one is `made` on an engine, and what it learns."""
+class RemoteExecutor(Executor):
+    """Executes runs on the replica with the fewest, and begins again elsewhere when it is lost.
 
-    name: str
-    make: Callable[[Any], Any]
-    namespace: str
-    auto: Auto | None
-    learns: bool
+    Replicas `make` a session like this one on their engine, and know it by its `name`.
+    """
 
+    engine: Any
+    make: Callable[[Any], Any] = field(kw_only=True)
+    name: str = field(default_factory=partial(secrets.token_hex, 8))
 
-class RemoteExecutor:
-    """Executes runs on the replica with the fewest, and begins again elsewhere when it is lost."""
+    def __post_init__(self) -> None:
+        if (auto := self.auto) is not None:
+            self.engine.hear(self.name, lambda taken: auto.record_all(taken or ()))
 
-    def __init__(self, engine: Replicated, session: RemoteSession) -> None:
-        self._engine = engine
-        self._session = session
-        if (auto := session.auto) is not None:
-            engine.hear(session.name, lambda taken: auto.record_all(taken or ()))
+    def prepare(self, request: RunRequest, put: Put | None) -> tuple[Any, list[Streamer]]:
+        """See `Executor.prepare`; what is streamed comes from the replica."""
+        super().prepare(request, None)
+        return put, []
 
     async def execute(
-        self, request: RunRequest, recorder: Recorder, deadline: Deadline, put: Put | None
+        self, run: Any, request: RunRequest, recorder: Recorder, deadline: Deadline
     ) -> Result:
-        """See `Executor.execute`; `put` takes a stream's items."""
-        back = _Back(recorder, put)
+        """See `Executor.execute`."""
+        back = _Back(recorder, run)
         try:
             while True:
                 try:
@@ -68,52 +66,45 @@ class RemoteExecutor:
             recorder.release()
 
     async def _attempt(self, request: RunRequest, deadline: Deadline, back: _Back) -> Result:
-        graph, session = request.graph, self._session
+        graph, auto, engine = request.graph, self.auto, self.engine
         agents = repr([node.agent for node in graph.nodes.values()])
-        key = hashlib.sha256(f"{session.namespace}\n{agents}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self.namespace}\n{agents}".encode()).hexdigest()
+        talk = graph.conversation
         async with deadline.within("waiting for a replica"):
-            replica = await self._engine.place(
-                graph.conversation or key, stay=bool(graph.conversation)
-            )
-        auto = session.auto
+            replica = await engine.place(talk or key, stay=bool(talk))
         known = (auto.to_json(), auto.priors) if auto else ({}, {})
-        run = RemoteRun(
-            secrets.token_hex(8),
-            session,
-            request,
-            back.streams,
-            deadline.seconds,
-            deadline.spent_s,
-            known,
-        )
+        times = (deadline.seconds, deadline.spent_s)
+        name, streams = secrets.token_hex(8), back.put is not None
+        run = RemoteRun(name, self.name, self.make, request, streams, times, known)
         nodes = {f"the node `{name}`": node.agent for name, node in graph.nodes.items()}
-        task = self._engine.pickled(run, {**nodes, "the session's policy": session.make})
+        task = engine.pickled(run, {**nodes, "the session's policy": self.make})
         if auto is not None:
             back.recorder.hold()
-            self._engine.hear(run.name, back.audited)
+            engine.hear(run.name, back.audited)
+        learns = self.policy.options.realigns or auto is not None
         try:
-            result: Result = await self._engine.do(replica, task, back, learns=session.learns)
+            result: Result = await engine.do(replica, task, back, learns=learns)
         except BaseException:
-            self._engine.unhear(run.name)
+            engine.unhear(run.name)
             raise
         return result
 
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A run as it is sent: `known` are all audits and priors so far."""
+    """A run as it is sent: `known` are all audits and priors so far, `times` a deadline's."""
 
     name: str
-    session: RemoteSession
+    session: str
+    make: Callable[[Any], Any]
     request: RunRequest
     streams: bool
-    seconds: float | None
-    spent_s: float
+    times: tuple[float | None, float]
     known: tuple[Any, Any]
 
     async def __call__(self, host: Any, emit: Callable[[Any], None]) -> Result:
         """On the replica: run on its session of that name."""
-        session = host.session(self.session.name, self.session.make)
+        session = host.session(self.session, self.make)
         if session.auto is not None:
             session.auto.adopt(*self.known)
 
@@ -124,26 +115,26 @@ class RemoteRun:
                 emit(event)
 
         closed = partial(host.tell, self.name, None)
-        deadline = Deadline(self.seconds, self.spent_s)
-        put = emit if self.streams else None
-        result: Result = await session.execute(self.request, heard, closed, deadline, put)
-        return replace(result, audits=[])
+        deadline, put = Deadline(*self.times), emit if self.streams else None
+        executor: Executor = session.executor
+        run, streamers = executor.prepare(self.request, put)
+        recorder = Recorder(None, [*streamers, heard], texts=True, on_close=closed)
+        return replace(await executor.execute(run, self.request, recorder, deadline), audits=[])
 
 
 class _Back:
     """Takes what comes back of one run: events, and items of its stream."""
 
     def __init__(self, recorder: Recorder, put: Put | None) -> None:
-        self.recorder, self._put = recorder, put
-        self.streams = put is not None
+        self.recorder, self.put = recorder, put
         self._begun = self._ended = False
         self.again: list[str] = []
         self.audits: list[Audited] = []
 
     async def __call__(self, item: Any) -> None:
         if isinstance(item, STREAMED):
-            assert self._put is not None
-            self._put(item)
+            assert self.put is not None
+            self.put(item)
             return
         if not (isinstance(item, RunStarted) and self._begun):
             self.recorder.append(item)

@@ -20,6 +20,14 @@ from kvcomm.trace.events import (
 )
 from kvcomm.trace.text import shorten
 
+CALL_FIELDS = (
+    *("node", "agent", "round", "stop", "prompt_tokens", "output_tokens"),
+    *("exact", "ttft_s", "decode_s", "dense", "gate"),
+)
+SEGMENT_FIELDS = ("name", "tokens", "computed", "prefix", "realigned", "ahead", "reason")
+# What says where an event stands in a trace, and nothing of what happened.
+PLACE = {"kind", "v", "t", "attempt"}
+
 
 class Call(BaseModel):
     """One finished call of an agent: what it read, how each segment was obtained, what it said."""
@@ -61,24 +69,12 @@ class Call(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The object that `kvcomm run --json` prints for a call."""
-        r = self.report
-        segment_fields = ("name", "tokens", "computed", "prefix", "realigned", "ahead", "reason")
         return {
-            "node": r.node,
-            "agent": r.agent,
-            "round": r.round,
+            **{name: getattr(self.report, name) for name in CALL_FIELDS},
             "text": self.text,
-            "stop": self.stop,
-            "prompt_tokens": r.prompt_tokens,
-            "output_tokens": r.output_tokens,
             "usage": self.usage(),
-            "exact": r.exact,
-            "ttft_s": r.ttft_s,
-            "decode_s": r.decode_s,
-            "dense": r.dense,
-            "gate": r.gate,
             "segments": [
-                {"kind": s.segment, **{name: getattr(s, name) for name in segment_fields}}
+                {"kind": s.segment, **{name: getattr(s, name) for name in SEGMENT_FIELDS}}
                 for s in self.steps
             ],
         }
@@ -141,10 +137,8 @@ class Result:
             "model": self.model,
             "mode": self.mode,
             "calls": [call.to_json() for call in self.calls],
-            "tools": [
-                tool.model_dump(exclude={"kind", "v", "t", "attempt"}) for tool in self.tools
-            ],
-            "audits": [a.model_dump(exclude={"kind", "v", "t", "attempt"}) for a in self.audits],
+            "tools": [tool.model_dump(exclude=PLACE) for tool in self.tools],
+            "audits": [audit.model_dump(exclude=PLACE) for audit in self.audits],
             "totals": self.totals.model_dump(),
             "usage": self.usage(),
             "trace": str(self.trace.path) if self.trace.path else None,

@@ -60,10 +60,7 @@ class GraphRun:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        spec: RunSpec,
-        on_token: Callable[[str, int], None] | None = None,
+        self, engine: Engine, spec: RunSpec, on_token: Callable[[str, int], None] | None = None
     ) -> None:
         graph = spec.graph
         self.spec = spec
@@ -85,7 +82,7 @@ class GraphRun:
             if name in spec.inputs
         }
         self._streams = {
-            name: _stream(node, name, self._templates.get(node.name))
+            name: _stream(node, self._templates.get(node.name))
             for node in graph.nodes.values()
             for name in node.texts
         }
@@ -124,10 +121,6 @@ class GraphRun:
         self.answered_at = time.perf_counter()
 
     async def _node(self, node: Node) -> None:
-        await self._attempts(node)
-        self._release(node)
-
-    async def _attempts(self, node: Node) -> None:
         for number in range(1, node.agent.retries + 2):
             try:
                 async with asyncio.timeout(None) as deadline:
@@ -148,7 +141,7 @@ class GraphRun:
                 again = number <= node.agent.retries and not isinstance(failure, UsageError)
                 if not again or any(stream.sealed for stream in streams):
                     self._give_up(node, number, failure)
-                    return
+                    break
                 for stream in streams:
                     stream.restart()
                 wait = node.agent.backoff_s * 2 ** (number - 1)
@@ -159,7 +152,8 @@ class GraphRun:
                 self.warnings.append(f"`{node.name}` failed and was tried again: {error}")
                 await asyncio.sleep(wait)
             else:
-                return
+                break
+        self._release(node)
 
     def _give_up(self, node: Node, number: int, failure: Exception) -> None:
         """A node has failed for good: its readers get something else, or the run fails."""
@@ -190,11 +184,6 @@ class GraphRun:
             Failed, node=node.name, error=_text(failure), instead=instead
         )
         self.warnings.append(f"`{node.name}` failed: {event.said}")
-
-    @property
-    def answered(self) -> bool:
-        """Whether every node has spoken, so that only audits are left."""
-        return all(stream.message is not None for stream in self._streams.values())
 
     @property
     def answer(self) -> str:
@@ -298,14 +287,14 @@ class GraphRun:
                 self._engine.release(message.handle)
 
 
-def _stream(node: Node, name: str, template: Template | None) -> MessageStream:
+def _stream(node: Node, template: Template | None) -> MessageStream:
     """The stream of one of a node's texts."""
     if isinstance(node.agent, Tool):
-        return MessageStream(name, node.agent.max_tokens, followable=False, spoken=False)
+        return MessageStream(node.agent.max_tokens, followable=False, spoken=False)
     # Unfinished text of an agent with a post-processing of its own is hardly its message.
     followable = node.agent.post is strip_thinking
     begun = template.begun if template and node.agent.keep_begins else 0
-    return MessageStream(name, begun + node.agent.sampling.max_tokens, followable)
+    return MessageStream(begun + node.agent.sampling.max_tokens, followable)
 
 
 def _early(graph: AgentGraph) -> frozenset[str]:

@@ -39,7 +39,7 @@ def test_what_is_missing_is_named_before_a_model_is_loaded(
     if not missing:
         monkeypatch.setattr(graders, "find_sandbox", no_sandbox)
     loaded: list[object] = []
-    monkeypatch.setattr(load, "build_engine", lambda *args: loaded.append(args))
+    monkeypatch.setattr(load, "build_engine", lambda *args: [loaded.append(args)])
     ended = cli(*command, *MODEL)
     assert ended.code == 2, ended.err
     assert loaded == []

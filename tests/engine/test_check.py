@@ -43,7 +43,7 @@ def test_other_architectures_are_refused_with_a_reason(
 ) -> None:
     made = {**SMALL, "bos_token_id": None, "eos_token_id": None, **fields}
     config = AutoConfig.for_model(kind, **made)
-    found, _ = check.self_check(AutoModelForCausalLM.from_config(config).eval())
+    found = check.self_check(AutoModelForCausalLM.from_config(config).eval())
     assert not found.ok
     assert why in found.reason
 

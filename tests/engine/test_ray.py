@@ -213,7 +213,7 @@ async def test_when_none_is_left_it_says_so(engine: RayEngine) -> None:
     alone = RayEngine([gone], about)
     with pytest.raises(KvcommError, match="all 1 replicas are lost, and Ray starts none again"):
         await session(alone, "exact").arun(GRAPH, TASKS[0])
-    alone.learning.background.close()
+    alone._background.close()
 
 
 @pytest.mark.slow
@@ -353,7 +353,7 @@ async def test_a_replica_that_was_away_is_told_nothing_twice(engine: RayEngine) 
     with auto(engine, prior=1e9, namespace="away") as active:
         await asyncio.gather(*(active.arun(GRAPH, task) for task in TASKS[:2]))
         for replica in engine.replicas:
-            await learning.there(learning.collect(replica))
+            await engine._behind(engine._collect(replica))
         before = await known(second, engine, "away")
         second.lost()  # it does not answer for once, and another one is told meanwhile
         await known(first, engine, "away")

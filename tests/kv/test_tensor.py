@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.kv import KV
-from tests.reuse.kvs import equal, random_kv
+from tests.reuse.kvs import checksum_of, equal, joined, random_kv
 
 pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
     lambda sizes: [random_kv(size, seed) for seed, size in enumerate(sizes)]
@@ -19,8 +19,8 @@ pieces = st.lists(st.integers(0, 4), min_size=1, max_size=4).map(
 
 
 @given(pieces)
-def test_a_concatenation_is_cut_into_its_pieces(pieces: list[KV]) -> None:
-    whole = KV.concat(pieces)
+def test_kv_is_cut_into_its_pieces(pieces: list[KV]) -> None:
+    whole = joined(pieces)
     assert len(whole) == sum(map(len, pieces))
     start = 0
     for piece in pieces:
@@ -72,12 +72,12 @@ def test_only_what_has_one_shape_belongs_together() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_checksum_changes_with_any_bit_and_only_then(dtype: torch.dtype) -> None:
     kv = random_kv(5, 1, dtype)
-    before = kv.checksum()
-    assert before == random_kv(5, 1, dtype).checksum()
-    assert before == kv.slice(0, 5).checksum()
+    before = checksum_of(kv)
+    assert before == checksum_of(random_kv(5, 1, dtype))
+    assert before == checksum_of(kv.slice(0, 5))
     for part in (kv.keys, kv.values):
         part[1, 1, 2, 3] = -part[1, 1, 2, 3]
-        assert kv.checksum() != before
+        assert checksum_of(kv) != before
         part[1, 1, 2, 3] = -part[1, 1, 2, 3]
-    assert kv.checksum() == before
-    assert random_kv(0, 1, dtype).checksum() == random_kv(0, 2, dtype).checksum()
+    assert checksum_of(kv) == before
+    assert checksum_of(random_kv(0, 1, dtype)) == checksum_of(random_kv(0, 2, dtype))

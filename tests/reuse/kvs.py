@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from kvcomm.kv import KV
+from kvcomm.kv.files import checksum
 from kvcomm.reuse.offsets import Offsets
 from kvcomm.reuse.state import copy_state, save_state
 
@@ -25,6 +26,17 @@ def random_kv(
     generator = torch.Generator().manual_seed(seed)
     both = torch.randn(2, layers, heads, tokens, DIM, generator=generator, dtype=torch.float64)
     return KV(*both.to(dtype))
+
+
+def checksum_of(kv: KV) -> str:
+    """A number for all the bits."""
+    return checksum((kv.keys, kv.values))
+
+
+def joined(pieces: list[KV]) -> KV:
+    """Pieces one after another along the token axis."""
+    keys, values = ([getattr(kv, name) for kv in pieces] for name in ("keys", "values"))
+    return KV(torch.cat(keys, dim=2), torch.cat(values, dim=2))
 
 
 def save_all(folder: Path, model: str, fingerprint: str, offsets: Offsets) -> int:

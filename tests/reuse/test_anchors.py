@@ -12,7 +12,7 @@ from kvcomm.reuse.offsets import FAMILIES, AnchorPool, OffsetModel, Offsets
 from kvcomm.reuse.offsets.anchors import CAPACITY
 from kvcomm.reuse.policy import Anchors
 from tests.reuse import anchor_reference as reference
-from tests.reuse.kvs import equal, random_kv
+from tests.reuse.kvs import checksum_of, equal, joined, random_kv
 from tests.reuse.offsets_conformance import OffsetModelContract
 
 LITERAL = 3
@@ -25,7 +25,7 @@ class TestContract(OffsetModelContract):
     def same_knowledge(self, model: OffsetModel, other: OffsetModel) -> None:
         assert isinstance(model, AnchorPool)
         assert isinstance(other, AnchorPool)
-        found, expected = (sorted(a.base.checksum() for a in p.anchors) for p in (model, other))
+        found, expected = (sorted(checksum_of(a.base) for a in p.anchors) for p in (model, other))
         assert found == expected
 
 
@@ -48,7 +48,7 @@ def test_the_entropy_test(distance: float, gamma: float) -> None:
         KV(random_kv(6, i).keys, base.values + distance * (1 + i) * random_kv(6, 20 + i).values)
         for i in range(4)
     ]
-    anchors = [KV.concat([kv, random_kv(i, 50)]) for i, kv in enumerate(near)]
+    anchors = [joined([kv, random_kv(i, 50)]) for i, kv in enumerate(near)]
     pool = pool_of(*anchors, gamma=gamma)
     verdict = pool.predictability(base)
     expected = reference.entropy(base, anchors)
@@ -141,7 +141,7 @@ def test_a_merged_pool_is_that_of_one_who_saw_the_others_afterwards() -> None:
     for anchor in other.anchors:
         one.observe(anchor.base, anchor.offset, anchor.literal)
     assert len(pool.anchors) == CAPACITY
-    assert [a.base.checksum() for a in pool.anchors] == [a.base.checksum() for a in one.anchors]
+    assert [checksum_of(a.base) for a in pool.anchors] == [checksum_of(a.base) for a in one.anchors]
     assert pool.anchors[0].uses == 3
 
 

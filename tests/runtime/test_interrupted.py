@@ -17,7 +17,8 @@ from kvcomm import Delta, ToolCall
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import NodeFailed
 from kvcomm.graphs import chain, fully_connected
-from kvcomm.session import Session, _Options
+from kvcomm.runtime.twins import LISTENER
+from kvcomm.session import Session
 from kvcomm.trace import TraceRun, read_trace
 from kvcomm.trace.advice import advice, warnings
 from kvcomm.trace.diff import show_diff
@@ -44,8 +45,8 @@ async def cancelled_at(
             if len(said) == pieces:
                 run.cancel()
 
-    options = _Options(folder, None, None, None)
-    run = asyncio.create_task(active._start(HELD, TASK, {}, options, put))
+    LISTENER.set(put)
+    run = asyncio.create_task(active.arun(HELD, TASK, out=folder))
     with pytest.raises(asyncio.CancelledError):
         await run
     return read_trace(folder / "trace.jsonl"), "".join(said)

@@ -99,8 +99,8 @@ def test_followed_text_that_post_processing_cuts_is_taken_back(
     graph = chain(agent("a", 90, post=lambda text: text[: len(text) // 2]), agent("b"))
     expected = answered(tiny, "dense", graph).answer
 
-    def followed(node: Node, name: str, template: object) -> MessageStream:
-        return MessageStream(name, 90, followable=True)
+    def followed(node: Node, template: object) -> MessageStream:
+        return MessageStream(90, followable=True)
 
     monkeypatch.setattr(run_module, "_stream", followed)
     result = answered(tiny, "exact", graph)

@@ -10,11 +10,6 @@ SEGMENTS, OFFSETS, PREFIX = 1 / 8, 1 / 4, 1 / 20
 WHOLE = 1 / 10
 
 
-def nothing() -> int:
-    """The use of a part that is not there."""
-    return 0
-
-
 @dataclass
 class Budget:
     """`limit` bytes for sequences in use, the segment cache, offsets and the prefix cache.
@@ -25,11 +20,11 @@ class Budget:
     """
 
     limit: int
-    sequences: Callable[[], int] = nothing
-    retained: Callable[[], int] = nothing
-    segments: Callable[[], int] = nothing
-    offsets: Callable[[], int] = nothing
-    prefix: Callable[[], int] = nothing
+    sequences: Callable[[], int] = int  # none
+    retained: Callable[[], int] = int
+    segments: Callable[[], int] = int
+    offsets: Callable[[], int] = int
+    prefix: Callable[[], int] = int
 
     @property
     def short(self) -> bool:

@@ -8,8 +8,9 @@ together from computed chunks and a piece of moved KV, must give the plain logit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,12 +22,7 @@ from kvcomm.kv import KVBuffer, Rope
 from kvcomm.kv.precision import wide
 
 # Models compute rotary angles in float32 whatever their dtype, so float64 gains nothing here.
-TOLERANCE = {
-    torch.float64: 1e-4,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SHIFT = 37
 LENGTH = 48
 
@@ -35,15 +31,20 @@ LENGTH = 48
 class SelfCheck:
     """Whether KV may be reused, why not, and the measured relative errors.
 
-    `flash`: neighbouring tokens are computed by `flash_attention`, and the errors are its.
+    `rope` moves its keys, None where it is refused. `flash`: neighbouring tokens are computed by
+    `flash_attention`, and the errors are its.
     """
 
-    ok: bool
     reason: str
     key_error: float | None = None
     compose_error: float | None = None
-    interleaved: bool = False
+    rope: Rope | None = None
     flash: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether KV may be reused."""
+        return self.rope is not None
 
 
 def refusal(config: Any, model_class: Any) -> str | None:
@@ -73,48 +74,43 @@ def refusal(config: Any, model_class: Any) -> str | None:
 
 
 @torch.inference_mode()
-def self_check(model: Any) -> tuple[SelfCheck, Rope | None]:
+def self_check(model: Any) -> SelfCheck:
     """Judge a loaded model; on success its attention is set to the packed one.
 
     A refused model keeps the attention it came with.
     """
-    reason = refusal(model.config, type(model))
-    if reason:
-        return SelfCheck(False, reason), None
+    if reason := refusal(model.config, type(model)):
+        return SelfCheck(reason)
     plain = model.config._attn_implementation
     try:
-        rope = Rope.from_model(model).to(model.device)
-        verdict, rope = _measure(model, rope)
+        verdict = _measure(model, Rope.from_model(model).to(model.device))
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        verdict = SelfCheck(False, f"the self-check failed: {error}")
+        verdict = SelfCheck(f"the self-check failed: {error}")
     if not verdict.ok:
         model.set_attn_implementation(plain)
-        return verdict, None
-    return verdict, rope
+    return verdict
 
 
-def _measure(model: Any, rope: Rope) -> tuple[SelfCheck, Rope]:
-    window = _window(model.config.get_text_config())
+def _measure(model: Any, rope: Rope) -> SelfCheck:
+    text = model.config.get_text_config()
+    window = _window(text)
     length = LENGTH if window is None else window + LENGTH // 2
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(10, vocabulary // 2), vocabulary, (length,), generator=generator)
+    words, generator = text.vocab_size, torch.Generator().manual_seed(0)
+    ids = torch.randint(min(10, words // 2), words, (length,), generator=generator)
     tolerance = TOLERANCE[model.dtype]
 
     head = ids[:LENGTH]
     near, far = _keys(model, head, 0), _keys(model, head, SHIFT)
     at = torch.arange(len(head))
-    errors = {}
+    measured = []
     for interleaved in (False, True):
-        candidate = rope.with_interleaved(interleaved)
-        errors[interleaved] = _relative(
-            candidate.unrotate(far, at + SHIFT), candidate.unrotate(near, at)
-        )
-    interleaved = errors[True] < errors[False]
-    rope, key_error = rope.with_interleaved(interleaved), errors[interleaved]
+        found = replace(rope, interleaved=interleaved)
+        error = _relative(found.unrotate(far, at + SHIFT), found.unrotate(near, at))
+        measured.append((error, found))
+    key_error, rope = min(measured, key=itemgetter(0))
     if not key_error <= tolerance:
         reason = f"its keys do not move with their position (relative error {key_error:.1e})"
-        return SelfCheck(False, reason, key_error), rope
+        return SelfCheck(reason, key_error)
 
     plain = model(input_ids=ids[None].to(model.device), logits_to_keep=8, use_cache=False).logits[0]
     model.set_attn_implementation(NAME)
@@ -127,9 +123,9 @@ def _measure(model: Any, rope: Rope) -> tuple[SelfCheck, Rope]:
             continue  # the kernel does not take these heads
         if compose_error <= tolerance:
             reason = "keys move exactly and a composed prompt equals a plain one"
-            return SelfCheck(True, reason, key_error, compose_error, interleaved, fast), rope
+            return SelfCheck(reason, key_error, compose_error, rope, fast)
     reason = f"a composed prompt differs from a plain one (relative error {compose_error:.1e})"
-    return SelfCheck(False, reason, key_error, compose_error), rope
+    return SelfCheck(reason, key_error, compose_error)
 
 
 def _keys(model: Any, ids: torch.Tensor, shift: int) -> torch.Tensor:

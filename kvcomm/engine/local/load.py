@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
@@ -20,9 +22,8 @@ from kvcomm.engine.local.memory import release_unused
 from kvcomm.engine.local.onednn import use_onednn
 from kvcomm.engine.models import RANDOM, Check, fingerprint, locate
 from kvcomm.engine.shapes import SHAPES, random_model
-from kvcomm.engine.tokens import TokenizerCodec
+from kvcomm.engine.tokens import MOST, TokenizerCodec
 from kvcomm.errors import ModelError, UsageError
-from kvcomm.kv import Rope
 from kvcomm.kv.precision import place_for
 from kvcomm.prompt import Hole, compile_template
 from kvcomm.reuse.offsets.linear import state_bytes
@@ -30,50 +31,34 @@ from kvcomm.reuse.offsets.linear import state_bytes
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def build_engine(
-    name: str, device: str | None, dtype: str | None, memory: int | None, spill: Path | None
-) -> Engine:
-    """See `kvcomm.engine.load.load_engine`."""
-    if memory is not None and memory <= 0:
-        raise UsageError(f"a budget of {memory} bytes holds nothing: use --memory 4GB, say")
-    engine, _ = _load(name, device, dtype, memory, spill)
-    return engine
-
-
 def check(name: str, device: str | None, dtype: str | None) -> Check:
     """See `kvcomm.engine.load.check_model`."""
-    engine, verdict = _load(name, device, dtype)
+    engine, verdict = build_engine(name, device, dtype)
+    engine.close()
+    config = engine.config  # type: ignore[attr-defined]
     try:
-        measured = {"key_error": verdict.key_error, "compose_error": verdict.compose_error}
-        config = engine.config  # type: ignore[attr-defined]
-        try:
-            layers, heads, _, dim = kv_shape(config, 0)
-            per_token = slot_bytes(config, getattr(torch, engine.dtype))
-            offsets = state_bytes(layers, heads, dim)
-        except AttributeError:  # a model without attention heads
-            layers, per_token, offsets = config.get_text_config().num_hidden_layers, 0, 0
-        return Check(
-            engine.model,
-            verdict.ok,
-            verdict.reason,
-            {key: value for key, value in measured.items() if value is not None},
-            engine.max_context,
-            layers,
-            per_token,
-            offsets,
-            "flash kernel" if verdict.flash else "scaled dot product" if verdict.ok else "its own",
-        )
-    finally:
-        engine.close()
+        layers, heads, _, dim = kv_shape(config, 0)
+        per_token = slot_bytes(config, getattr(torch, engine.dtype))
+        offsets = state_bytes(layers, heads, dim)
+    except AttributeError:  # a model without attention heads
+        layers, per_token, offsets = config.get_text_config().num_hidden_layers, 0, 0
+    errors = {"key_error": verdict.key_error, "compose_error": verdict.compose_error}
+    measured = {name: error for name, error in errors.items() if error is not None}
+    way = "flash kernel" if verdict.flash else "scaled dot product" if verdict.ok else "its own"
+    sizes = (engine.max_context, layers, per_token, offsets)
+    return Check(engine.model, verdict.ok, verdict.reason, measured, *sizes, way)
 
 
-def _load(
+def build_engine(
     name: str,
     device: str | None,
     dtype: str | None,
     memory: int | None = None,
     spill: Path | None = None,
 ) -> tuple[Engine, SelfCheck]:
+    """See `kvcomm.engine.load.load_engine`."""
+    if memory is not None and memory <= 0:
+        raise UsageError(f"a budget of {memory} bytes holds nothing: use --memory 4GB, say")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     place = _device(device)
@@ -86,68 +71,60 @@ def _load(
             )
         model, tokenizer = random_model(shape, place, kind)
     else:
-        source = locate(name)
-        # Without this, an unreachable hub is tried for the better part of a minute.
-        offline = not Path(source).is_dir() and not hub_reachable()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=kind, local_files_only=offline
-            )
-            model.to(place).eval()
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            if offline:
-                first = "it is not in the local cache, and the hub cannot be reached"
-            raise ModelError(f"model {name!r} cannot be loaded from {source}: {first}") from None
-    if not tokenizer.is_fast:
-        raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
-    check_chat(TokenizerCodec(tokenizer))
+        tokenizer, model = pretrained(
+            name,
+            AutoTokenizer.from_pretrained,
+            lambda source, **options: (
+                AutoModelForCausalLM.from_pretrained(source, dtype=kind, **options).to(place).eval()
+            ),
+        )
+    codec = TokenizerCodec(tokenizer)
+    check_chat(codec)
     if place.type == "cpu" and kind == torch.float32:
         use_onednn(model)
-    verdict, rope = self_check(model)
-    engine = _engine(name, model, tokenizer, verdict, rope, memory, spill)
+    verdict = self_check(model)
+    named: dict[str, Any] = {
+        "name": name,
+        "fingerprint": fingerprint(model, tokenizer),
+        "max_context": context_of(model.config),
+        "stop": stop_ids(model, tokenizer),
+    }
+    engine: Engine
+    if verdict.rope is None:
+        engine = DenseEngine(model, codec, **named, reason=verdict.reason)
+    else:
+        engine = LocalEngine(
+            model, codec, verdict.rope, **named, memory=memory, spill=spill, flash=verdict.flash
+        )
     release_unused(place)
     return engine, verdict
 
 
-def _engine(
-    name: str,
-    model: object,
-    tokenizer: object,
-    verdict: SelfCheck,
-    rope: Rope | None,
-    memory: int | None,
-    spill: Path | None,
-) -> Engine:
-    config = model.config  # type: ignore[attr-defined]
-    text = config.get_text_config()
-    codec = TokenizerCodec(tokenizer)
-    context = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
-    stop = stop_ids(model, tokenizer)
-    print_ = fingerprint(model, tokenizer)
-    if rope is None:
-        return DenseEngine(
-            model,
-            codec,
-            name=name,
-            fingerprint=print_,
-            max_context=context,
-            stop=stop,
-            reason=verdict.reason,
-        )
-    return LocalEngine(
-        model,
-        codec,
-        rope,
-        name=name,
-        fingerprint=print_,
-        max_context=context,
-        stop=stop,
-        memory=memory,
-        spill=spill,
-        flash=verdict.flash,
-    )
+def context_of(config: Any) -> int:
+    """The most tokens that a model's positions are made for."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "max_position_embeddings", None) or MOST)
+
+
+def pretrained(name: str, *make: Callable[..., Any], what: str = "") -> list[Any]:
+    """What the functions `make` read of a model, the tokenizer first. Raises `ModelError`.
+
+    They are given the folder or hub id that `name` stands for; `what` says what they read.
+    """
+    source = locate(name)
+    # Without this, an unreachable hub is tried for the better part of a minute.
+    offline = not Path(source).is_dir() and not hub_reachable()
+    try:
+        found = [maker(source, local_files_only=offline) for maker in make]
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if offline:
+            first = "it is not in the local cache, and the hub cannot be reached"
+        what = what or f"model {name!r}"
+        raise ModelError(f"{what} cannot be loaded from {source}: {first}") from None
+    if not found[0].is_fast:
+        raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
+    return found
 
 
 def check_chat(codec: TokenizerCodec) -> None:
@@ -155,14 +132,10 @@ def check_chat(codec: TokenizerCodec) -> None:
     compile_template(codec, (), (Hole("text"),))
 
 
-def stop_ids(model: object, tokenizer: object) -> frozenset[int]:
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Ids that end an answer, from the generation config, the config and the tokenizer."""
     found: set[int] = set()
-    for source in (
-        getattr(model, "generation_config", None),
-        model.config,  # type: ignore[attr-defined]
-        tokenizer,
-    ):
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
         if value is not None:
             found |= set(value) if isinstance(value, list | tuple) else {int(value)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from functools import cache
-from typing import Any
+from contextlib import suppress
 
 import psutil
 import torch
@@ -47,14 +46,6 @@ def release_unused(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-    elif trim := _malloc_trim():
-        trim(0)
-
-
-@cache
-def _malloc_trim() -> Any:
-    """glibc's function for that, or None in other C libraries."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):
-        return None
+    else:
+        with suppress(AttributeError, OSError, TypeError):  # other C libraries have it not
+            ctypes.CDLL(None).malloc_trim(0)

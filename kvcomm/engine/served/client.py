@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-from kvcomm.engine.served.refusal import Busy, refused
-from kvcomm.errors import ModelError, ServerError
+from kvcomm.errors import ContextOverflow, ModelError, ServerError
 
 CONNECT_S = 5.0
 # Between two pieces of an answer: a server with a long queue says nothing for a while.
@@ -20,8 +20,23 @@ READ_S = 300.0
 # Waits before a request is sent again, and the longest one that a server may ask for.
 WAITS = (0.25, 0.5, 1.0, 2.0)
 LONGEST_S = 30.0
+AGAIN = (408, 425, 429, 500, 502, 503, 504)
+# How servers say that a prompt is too long.
+TOO_LONG = re.compile(r"context length|max_model_len|maximum context|longer than|too long", re.I)
 
 Json = Mapping[str, Any]
+
+
+class Busy(ServerError):
+    """The server may answer later: `after` seconds from now, if it says so."""
+
+    def __init__(self, message: str, after: float) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Unwanted(ModelError):
+    """The server does not take a request as it is; without some of its fields it might."""
 
 
 def address(base_url: str) -> str:
@@ -53,20 +68,11 @@ class Client:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
-    async def models(self) -> list[Json]:
-        """What the server says of its models."""
-        found = await self._once("GET", "models", None)
-        return [entry for entry in found.get("data") or () if isinstance(entry, dict)]
-
-    async def complete(self, body: Json) -> Json:
-        """A completion in one piece, asked for once."""
-        return await self._once("POST", "completions", body)
-
     async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
         """The pieces of a completion as they come.
 
         Until the first piece, whatever may pass is tried again. Raises `ServerError` for a server
-        that fails for good or in the middle, and what `refused` says of other answers.
+        that fails for good or in the middle, and what `_check` says of other answers.
         """
         for wait in (*WAITS, None):
             begun = False
@@ -89,18 +95,42 @@ class Client:
                 asked = error.after if isinstance(error, Busy) else 0.0
                 await asyncio.sleep(min(max(wait * random.uniform(1, 1.5), asked), LONGEST_S))
 
-    async def _once(self, method: str, path: str, body: Json | None) -> Json:
+    async def ask(self, path: str, body: Json | None = None) -> Json:
+        """What the server answers in one piece, asked once: GET, or POST of a body."""
         try:
-            response = await self._http.request(method, path, json=body)
+            response = await self._http.request("POST" if body else "GET", path, json=body)
             await self._check(response)
         except (httpx.TransportError, Busy) as error:
             raise ServerError(self._what(error)) from None
         return self._read(response.text)
 
     async def _check(self, response: httpx.Response) -> None:
-        if response.status_code != 200:
-            await response.aread()
-            raise refused(response, self.base_url, self._key)
+        """Raise what a refusal means, in words that say what to do."""
+        status = response.status_code
+        if status == 200:
+            return
+        await response.aread()
+        told, server = self._told(response.text), f"the server at {self.base_url}"
+        if status in AGAIN:
+            after = response.headers.get("retry-after", "")
+            seconds = float(after) if after.isdecimal() else 0.0  # else a date, or nothing
+            raise Busy(f"{server} answered {status}: {told}", seconds)
+        if status in (401, 403):  # some servers repeat the key
+            refuses = "refuses the key in OPENAI_API_KEY"
+            raise ModelError(
+                f"{server} {refuses if self._key else 'wants a key: set OPENAI_API_KEY'}"
+            )
+        if status == 404:
+            raise ModelError(
+                f"{server} answered 404: {told}; is the address right (it mostly ends in /v1), and "
+                "the name of the model (--served-model)?"
+            )
+        if status in (400, 413, 422) and TOO_LONG.search(told):
+            raise ContextOverflow(
+                f"{server} says that the prompt and its answer are too long: {told}; "
+                "shorten the inputs or lower max_tokens"
+            )
+        raise Unwanted(f"{server} refused a request ({status}): {told}")
 
     def _read(self, text: str) -> Json:
         try:
@@ -111,12 +141,22 @@ class Client:
             raise ServerError(
                 f"{self.base_url} does not answer as an OpenAI-compatible server: {text[:80]!r}"
             )
-        if error := found.get("error"):
-            told = str(error.get("message", error) if isinstance(error, dict) else error)
-            if self._key:
-                told = told.replace(self._key, "***")
-            raise ServerError(f"the server at {self.base_url} failed: {told[:300]}")
+        if found.get("error"):
+            raise ServerError(f"the server at {self.base_url} failed: {self._told(text)}")
         return found
+
+    def _told(self, text: str) -> str:
+        """The words in an error's body, cut to a line, without the key."""
+        try:
+            found = json.loads(text)
+            for name in ("error", "message", "detail"):
+                if isinstance(found, dict) and name in found:
+                    found = found[name]
+            text = found if isinstance(found, str) else json.dumps(found)
+        except ValueError:
+            pass
+        said = " ".join(text.split())[:300] or "no reason given"
+        return said.replace(self._key, "***") if self._key else said
 
     def _what(self, error: Exception) -> str:
         if isinstance(error, Busy):

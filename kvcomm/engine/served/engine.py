@@ -9,20 +9,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvcomm.background import Background
 from kvcomm.engine.base import Answer, CallSpec, Capabilities, Extended, Token
 from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.collected import CollectedSequence, WithoutKV
-from kvcomm.engine.served.abilities import Abilities, cached
-from kvcomm.engine.served.answer import Reading
 from kvcomm.engine.served.client import Client
-from kvcomm.engine.served.gate import Gate
-from kvcomm.engine.served.usage import ServedUsage
+from kvcomm.engine.served.protocol import Abilities, Gate, Reading, ServedUsage, cached
 from kvcomm.engine.tokens import TokenizerCodec
-from kvcomm.engine.usage import Arrival
 from kvcomm.errors import KvcommError, ServerError
 from kvcomm.prompt import Segment, common_prefix
 from kvcomm.reuse.policy import Policy
@@ -35,6 +31,7 @@ BLOCK, GROWTH = 16, 64
 PAUSE_S = 0.02
 
 
+@dataclass(eq=False, repr=False)
 class ServedEngine(WithoutKV, Bounded):
     """Sends prompts as token ids and streams answers; made by `load_served`.
 
@@ -43,37 +40,26 @@ class ServedEngine(WithoutKV, Bounded):
     of their own, so neither profits from what the other has computed.
     """
 
-    dtype = weights = ""
+    client: Client
+    background: Background
+    codec: TokenizerCodec
+    abilities: Abilities
+    model: str
+    fingerprint: str
+    max_context: int
+    stop: frozenset[int]
+    dtype: str = ""
+    weights: str = ""
 
-    def __init__(
-        self,
-        client: Client,
-        background: Background,
-        codec: TokenizerCodec,
-        abilities: Abilities,
-        *,
-        model: str,
-        fingerprint: str,
-        max_context: int,
-        stop: frozenset[int],
-    ) -> None:
-        self.model = model
-        self.device = client.base_url
-        self.fingerprint = fingerprint
-        self.max_context = max_context
-        self.stop = stop
-        self.codec = codec
-        self.abilities = abilities
+    def __post_init__(self) -> None:
+        self.device = self.client.base_url
         reason = "its KV stays on the server, which reuses equal prefixes"
-        lacks = f"; {abilities.lacks}" if abilities.lacks else ""
+        lacks = f"; {self.abilities.lacks}" if self.abilities.lacks else ""
         self.capabilities = Capabilities(reuse=False, exact=True, reason=reason + lacks)
-        self._client = client
-        self._background = background
-        self._gate = Gate(PARALLEL)
+        self.gate = Gate(PARALLEL)
         self._secret = secrets.token_hex(8)
 
     def open(self, call: CallSpec) -> ServedSequence:
-        """A new sequence. Raises `ContextOverflow` when it cannot fit the model's context."""
         self.check(call)
         return ServedSequence(self, call)
 
@@ -83,71 +69,12 @@ class ServedEngine(WithoutKV, Bounded):
             return secrets.token_hex(16)
         return hashlib.sha256(f"{self._secret} {call.namespace}".encode()).hexdigest()[:32]
 
-    def prefill(self, ids: Sequence[int], salt: str) -> Future[tuple[float, int | None] | None]:
-        """Have the server compute a prompt ahead: the clock when it was done, and its prefix.
-
-        None while other requests need the server. Raises `KvcommError` when it fails.
-        """
-        body = self._body(ids, salt) | {"max_tokens": 1, "temperature": 0.0}
-
-        async def ask() -> tuple[float, int | None] | None:
-            async with self._gate.spare() as free:
-                if not free:
-                    return None
-                answer = await self._client.complete(body)
-                return time.perf_counter(), cached(answer)
-
-        return self._background.start(ask())
-
-    def answer(
-        self, ids: Sequence[int], salt: str, asked: Answer, emit: Callable[[Token], None]
-    ) -> Future[int | None]:
-        """Stream an answer to `emit`, which is called on another thread; returns its prefix.
-
-        Raises what `Client.stream` raises. Cancelling the future ends the request.
-        """
-        sampling = asked.sampling
-        body = self._body(ids, salt) | {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": asked.seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if sampling.stop_token_ids:
-            body["stop_token_ids"] = list(sampling.stop_token_ids)
-        stop = self.stop | frozenset(sampling.stop_token_ids)
-        reading = Reading(self.codec, sampling, stop, self.abilities.token_ids)
-
-        async def read() -> int | None:
-            async with (
-                self._gate.ready() as begun,
-                aclosing(self._client.stream(body)) as pieces,
-            ):
-                async for piece in pieces:
-                    begun()
-                    for token in reading.feed(piece, time.perf_counter()):
-                        emit(token)
-                    if reading.ended and not reading.finished:
-                        break  # a stop token that the server does not know
-            if not reading.ended:
-                raise ServerError(f"the server at {self.device} ended an answer in the middle")
-            return reading.cached
-
-        return self._background.start(read())
-
-    def _body(self, ids: Sequence[int], salt: str) -> dict[str, Any]:
-        return {"model": self.model, "prompt": list(ids), **self.abilities.fields(salt)}
-
     async def drain(self) -> None:
-        """Wait until nothing is computed ahead."""
-        while self._gate.ahead:
+        while self.gate.ahead:
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
-        """End all requests."""
-        shut(self._background, self._client)
+        shut(self.background, self.client)
 
 
 class ServedSequence(CollectedSequence):
@@ -169,12 +96,6 @@ class ServedSequence(CollectedSequence):
         self._tokens: asyncio.Queue[Token | None] = asyncio.Queue()
         self._prompt: tuple[int, ...] = ()
         self._asked = 0.0
-        self._done = False
-
-    @property
-    def arrivals(self) -> tuple[Sequence[Arrival], int] | None:
-        """How the prompt came together, once it is answered."""
-        return (self._usage.arrivals, self._usage.again) if self._done else None
 
     async def extend(
         self,
@@ -184,7 +105,6 @@ class ServedSequence(CollectedSequence):
         last: Answer | None = None,
         settle: bool = True,
     ) -> Extended:
-        """Append the segments' ids; the server gets them at once if they are worth it."""
         done = await super().extend(segments, policy, last=last)
         reads = self._call.reuse.reads_prefix
         if last is not None:
@@ -197,6 +117,10 @@ class ServedSequence(CollectedSequence):
         reason = "computed by the server" + (f"; {lacks}" if lacks else "")
         return done._replace(segments=[replace(piece, reason=reason) for piece in done.segments])
 
+    def _body(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
+        fields = self._engine.abilities.fields(self._salt)
+        return {"model": self._engine.model, "prompt": list(ids), **fields, **more}
+
     async def _work_ahead(self) -> None:
         while self._answering is None:
             known = self.length // BLOCK * BLOCK
@@ -204,16 +128,30 @@ class ServedSequence(CollectedSequence):
                 return
             began, ids = time.perf_counter(), tuple(self._ids[:known])
             try:
-                found = await asyncio.wrap_future(self._engine.prefill(ids, self._salt))
+                found = await asyncio.wrap_future(
+                    self._engine.background.start(self._prefilled(ids))
+                )
             except KvcommError:
                 return  # nothing depends on it, and the next piece is a new attempt
             if found is None:
                 await asyncio.sleep(PAUSE_S)
-            elif not self._done:
+            elif self.arrivals is None:
                 self.phases.add("forward", time.perf_counter() - began)
-                at, cached = found
+                at, held = found
                 # Meanwhile the end may have been taken back.
-                self._usage.add(at, common_prefix(ids, self._ids), cached)
+                self._usage.add(at, common_prefix(ids, self._ids), held)
+
+    async def _prefilled(self, ids: Sequence[int]) -> tuple[float, int | None] | None:
+        """The clock when the server had computed a prompt ahead, and what its cache held of it.
+
+        None while other requests need the server. Runs on the engine's loop.
+        """
+        async with self._engine.gate.spare() as free:
+            if not free:
+                return None
+            body = self._body(ids, max_tokens=1, temperature=0.0)
+            answer = await self._engine.client.ask("completions", body)
+            return time.perf_counter(), cached(answer)
 
     def _ask(self, answer: Answer) -> None:
         self._prompt, self._asked = tuple(self._ids), time.perf_counter()
@@ -223,16 +161,44 @@ class ServedSequence(CollectedSequence):
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 running.call_soon_threadsafe(tokens.put_nowait, token)
 
-        self._answering = self._engine.answer(self._prompt, self._salt, answer, emit)
+        self._answering = self._engine.background.start(self._answered(answer, emit))
         self._answering.add_done_callback(lambda _: emit(None))
 
+    async def _answered(self, asked: Answer, emit: Callable[[Token], None]) -> int | None:
+        """Stream the answer to `emit`; returns what the server's cache held of the prompt.
+
+        Runs on the engine's loop. Raises what `Client.stream` raises.
+        """
+        engine, sampling = self._engine, asked.sampling
+        body = self._body(
+            self._prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=asked.seed,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        if sampling.stop_token_ids:
+            body["stop_token_ids"] = list(sampling.stop_token_ids)
+        stop = engine.stop | frozenset(sampling.stop_token_ids)
+        reading = Reading(engine.codec, sampling.max_tokens, stop, engine.abilities.token_ids)
+        async with engine.gate.ready() as begun, aclosing(engine.client.stream(body)) as pieces:
+            async for piece in pieces:
+                begun()
+                for token in reading.feed(piece, time.perf_counter()):
+                    emit(token)
+                if reading.ended and not reading.finished:
+                    break  # a stop token that the server does not know
+        if not reading.ended:
+            raise ServerError(f"the server at {engine.device} ended an answer in the middle")
+        return reading.cached
+
     async def truncate(self, length: int) -> None:
-        """Forget ids from `length` on."""
         await super().truncate(length)
         self._usage.truncate(length)
 
     async def answer(self) -> AsyncGenerator[Token, None]:
-        """The answer's tokens as they come."""
         assert self._answering is not None
         first = last = 0.0
         while (token := await self._tokens.get()) is not None:
@@ -248,18 +214,20 @@ class ServedSequence(CollectedSequence):
             raise ServerError("the engine was closed in the middle of an answer") from None
         self.phases.add("first token", first - self._asked)
         self.phases.add("decode", last - first)
-        self._usage.add(first, len(self._prompt), cached)
-        self._done = True
+        self._end(first, cached)
 
     async def stop(self, kept: int) -> None:
         """End the answer here, and its request: what the server's cache held stays unknown."""
         assert self._answering is not None
         self._answering.cancel()
-        self._usage.add(time.perf_counter(), len(self._prompt), None)
-        self._done = True
+        self._end(time.perf_counter(), None)
+
+    def _end(self, at: float, cached: int | None) -> None:
+        """The prompt was computed at the clock `at`: how it came together is known."""
+        self._usage.add(at, len(self._prompt), cached)
+        self.arrivals = self._usage.arrivals, self._usage.again
 
     async def close(self) -> None:
-        """End its requests."""
         if self._answering is not None:
             self._answering.cancel()
         if self._ahead is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,18 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from kvcomm.background import Background
-from kvcomm.engine.local.load import check_chat, hub_reachable, stop_ids
-from kvcomm.engine.models import RANDOM, locate
-from kvcomm.engine.served.abilities import find_out
-from kvcomm.engine.served.client import Client, Json
+from kvcomm.engine.local.load import check_chat, context_of, pretrained, stop_ids
+from kvcomm.engine.models import RANDOM
+from kvcomm.engine.served.client import Client, Json, Unwanted
 from kvcomm.engine.served.engine import ServedEngine, shut
+from kvcomm.engine.served.protocol import Abilities, cached
 from kvcomm.engine.shapes import SHAPES
 from kvcomm.engine.tokens import TokenizerCodec, byte_tokenizer
 from kvcomm.errors import ModelError, ServerError
+
+SAMPLE = "A sample: {x} = 12.5, 你好 ∑. "
+# Longer than a block of any server's prefix cache.
+PROBE = 300
 
 
 def build_served(base_url: str, model: str | None, served_model: str | None) -> ServedEngine:
@@ -30,7 +35,7 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
     background = Background("kvcomm-served")
     try:
         try:
-            entry = _chosen(background.run(client.models()), served_model, client.base_url)
+            entry = _chosen(background.run(client.ask("models")), served_model, client.base_url)
         except ServerError as error:
             start = model if model and not model.startswith(RANDOM) else "MODEL"
             raise ModelError(
@@ -40,7 +45,8 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         tokenizer, config, generation = _described(model, entry)
         codec = TokenizerCodec(tokenizer)
         check_chat(codec)
-        context = _context(entry, config)
+        told = entry.get("max_model_len")
+        context = told if isinstance(told, int) and told > 0 else context_of(config)
         abilities = background.run(find_out(client, served, codec, context))
         return ServedEngine(
             client,
@@ -57,8 +63,9 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         raise
 
 
-def _chosen(models: Sequence[Json], wanted: str | None, where: str) -> Json:
+def _chosen(told: Json, wanted: str | None, where: str) -> Json:
     """What the server says of the model that is meant. Raises `ModelError`."""
+    models = [entry for entry in told.get("data") or () if isinstance(entry, dict)]
     names = [str(entry.get("id")) for entry in models]
     if wanted in names:
         return models[names.index(wanted)]
@@ -76,7 +83,7 @@ def _chosen(models: Sequence[Json], wanted: str | None, where: str) -> Json:
     raise ModelError(f"the server at {where} {lack}")
 
 
-def _described(model: str | None, entry: Json) -> tuple[Any, Any, Any]:
+def _described(model: str | None, entry: Json) -> Sequence[Any]:
     """Tokenizer, config and generation config of a model, by the name it was given.
 
     Without one, what the server loaded is named as the server names it.
@@ -86,38 +93,59 @@ def _described(model: str | None, entry: Json) -> tuple[Any, Any, Any]:
         fields = SHAPES[name.removeprefix(RANDOM)][1]
         tokenizer = byte_tokenizer()
         return tokenizer, SimpleNamespace(**fields, eos_token_id=tokenizer.eos_token_id), None
-    advice = "" if model else "; name the folder or hub id of its tokenizer with --model"
     try:
-        source = locate(name)
+        return pretrained(
+            name,
+            AutoTokenizer.from_pretrained,
+            AutoConfig.from_pretrained,
+            _generation,
+            what=f"the tokenizer of {name!r}",
+        )
     except ModelError as error:
+        advice = "" if model else "; name the folder or hub id of its tokenizer with --model"
         raise ModelError(f"{error}{advice}") from None
-    offline = not Path(source).is_dir() and not hub_reachable()
+
+
+def _generation(source: str, **options: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-        config = AutoConfig.from_pretrained(source, local_files_only=offline)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        if offline:
-            first = "it is not in the local cache, and the hub cannot be reached"
-        raise ModelError(
-            f"the tokenizer of {name!r} cannot be loaded from {source}: {first}{advice}"
-        ) from None
-    if not tokenizer.is_fast:
-        raise ModelError(f"model {name!r} has no fast tokenizer, so prompts cannot be cut")
-    try:
-        generation = GenerationConfig.from_pretrained(source, local_files_only=offline)
+        return GenerationConfig.from_pretrained(source, **options)
     except (OSError, ValueError):  # many models have none
-        generation = None
-    return tokenizer, config, generation
+        return None
 
 
-def _context(entry: Json, config: Any) -> int:
-    """The server's own limit, else the model's."""
-    told = entry.get("max_model_len")
-    if isinstance(told, int) and told > 0:
-        return told
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+async def find_out(
+    client: Client, model: str, codec: TokenizerCodec, max_context: int
+) -> Abilities:
+    """Ask the server, with a few small requests.
+
+    Raises `ModelError` when its tokenizer is another one than `codec`.
+    """
+    salt = secrets.token_hex(8)
+
+    async def ask(prompt: object, able: Abilities) -> Json:
+        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0}
+        return await client.ask("completions", body | able.fields(salt))
+
+    for token_ids, with_salt in product((True, False), repeat=2):
+        able = Abilities(token_ids, with_salt, counts=False)
+        try:
+            choices = (await ask(SAMPLE, able)).get("choices")
+            break
+        except Unwanted:
+            if not token_ids and not with_salt:
+                raise
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    theirs = first.get("prompt_token_ids")
+    ours = codec.tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
+    if isinstance(theirs, list) and theirs[-len(ours) :] != ours:
+        raise ModelError(
+            f"the served model {model!r} has another tokenizer: name its folder or hub id "
+            "with --model"
+        )
+    token_ids = isinstance(first.get("token_ids"), list)  # it may overlook the field
+    ids = (codec.encode(SAMPLE) * PROBE)[: min(PROBE, max_context - 1)]
+    await ask(ids, able)
+    return Abilities(token_ids, able.salt, counts=bool(cached(await ask(ids, able))))
 
 
 def _fingerprint(served: str, tokenizer: Any) -> str:
