@@ -30,12 +30,11 @@ def data(tmp_path: Path) -> str:
 
 @pytest.fixture
 def done(cli, data: str) -> Callable[..., str]:
-    """What an evaluation that ended well has printed; nothing of it is wider than 80 columns."""
+    """What an evaluation that ended well has printed."""
 
     def run(*args: str) -> str:
         ended = cli("eval", "gsm8k", *MODEL, "--data", data, *args)
         assert ended.code == 0, ended.err
-        assert "--json" in args or max(map(len, ended.out.splitlines())) <= 80
         return ended.out
 
     return run
