@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kvcomm.engine.base import BACKGROUND, CallSpec
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
@@ -63,12 +65,12 @@ def plan(
     passages: Sequence[str],
     *,
     contexts: int = 1,
-    item_bytes: int | None = None,
+    dtype: str | None = None,
     namespace: str = "",
 ) -> Index:
     """What is to be read so that every passage has been read in so many `contexts`.
 
-    `item_bytes` are those of a number on disk, where it is not the model's dtype. Raises
+    `dtype` is that of numbers on disk, where it is not the model's. Raises
     `UsageError` for a passage that does not fit the model's context.
     """
     ids = list(dict.fromkeys(tuple(engine.codec.encode(text)) for text in passages))
@@ -80,7 +82,7 @@ def plan(
                 f"the passage {start!r}… has {len(one):,} tokens, {limit:,} is the most for "
                 f"{engine.model}: make smaller passages"
             )
-    counts = engine.contexts(ids, namespace)
+    counts = [engine.texts.contexts(namespace, one) for one in ids]
     groups: list[list[tuple[int, ...]]] = []
     for turn in range(contexts):
         wanted = [one for one, count in zip(ids, counts, strict=True) if count <= turn]
@@ -95,8 +97,9 @@ def plan(
     )
     stored = sum(len(one) for one, count in zip(ids, counts, strict=True) if count < contexts)
     per_token = engine.slot_bytes
-    if item_bytes is not None:
-        per_token = per_token * item_bytes // engine.network.dtype.itemsize
+    if dtype is not None:
+        written: torch.dtype = getattr(torch, dtype)
+        per_token = per_token * written.itemsize // engine.network.dtype.itemsize
     return Index(len(ids), known, missing, stored * per_token, groups)
 
 

@@ -94,7 +94,8 @@ def _over_passages(row: Row, name: str, passages: Sequence[tuple[bool, str, str]
     first = sorted(range(len(texts)), key=lambda place: not passages[place][0])[:PASSAGES]
     kept = tuple(texts[place] for place in sorted(first))
     accepted = texts_of(row, "answer_aliases")
-    return Task(name, row["question"], text_of(row, "answer"), kept, texts, accepted)
+    gold = tuple(text for text, (support, *_) in zip(texts, passages, strict=True) if support)
+    return Task(name, row["question"], text_of(row, "answer"), kept, texts, accepted, gold)
 
 
 def read_own(row: Row, name: str) -> Task:

@@ -16,7 +16,8 @@ DATA = Path(__file__).parent / "data"
 class Task:
     """One sample of a suite. `target` is the right answer, as text; `accepted` others as good.
 
-    `passages` are texts to read beside the question: the inputs `passage1`, `passage2`, …;
+    `passages` are texts to read beside the question: the inputs `passage1`, `passage2`, …; `gold`
+    are those that hold the answer;
     `corpus` are those among which a retriever looks for them: the input `corpus`, one passage a
     paragraph. `row` is what the task was read from.
     """
@@ -27,6 +28,7 @@ class Task:
     passages: tuple[str, ...] = ()
     corpus: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
+    gold: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property

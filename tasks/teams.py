@@ -8,7 +8,7 @@ may be misled by, `wrong` the answer that those suggest.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kvcomm.graphs import AgentGraph
 from kvcomm.tasks.graders import Graders
 from kvcomm.tasks.retrieval import bm25_retriever
 from kvcomm.tasks.scoring.code import public_report
-from kvcomm.tasks.task import DATA
+from kvcomm.tasks.task import DATA, passage_names
 
 # A value or an answer in words is one line. Facts and an answer are a paragraph; code is a block.
 LINE = Sampling(max_tokens=32, stop=("\n",))
@@ -80,12 +80,10 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     stands last, next to the question, where small models look first.
     """
     search = bm25_retriever(count, folder=folder, query="question")
-    passages = "\n\n".join(f"{{{name}}}" for name in reversed(search.outputs))
-    asked = f"{passages}\n\nQuestion: {{question}}\n"
+    asked = _over(search.outputs)
     first, second = "reader1", "reader2"
     form = "{asked}Facts: {facts}\nAnswer: {answer}\n\n"
     explained = "".join(form.format(asked=_asked(one), **one) for one in WORKED)
-    answered = "".join(f"{_asked(one)}Answer: {one['answer']}\n\n" for one in WORKED)
     # Each question with what two readers wrote: the first may be misled, the second is right.
     form = (
         f"Question: {{question}}\n\n{first} wrote:\nFacts: {{misled}}\nAnswer: {{wrong}}\n\n"
@@ -98,12 +96,23 @@ def rag_team(graders: Graders, count: int = 4, folder: Path | None = None) -> Ag
     members = (
         search,
         Agent(first, prompt=explained + asked, begins="Facts:", **paragraph),
-        Agent(second, prompt=answered + asked, begins="Answer:", **line),
+        reader(second, count),
         Agent("judge", prompt=ask, begins="Final answer:", exact=True, **line),
     )
     edges = [*product(("retriever",), (first, second)), *product((first, second), ("judge",))]
     inputs = ("question",) if folder else ("question", "corpus")
     return AgentGraph(members, edges, name="rag", inputs=inputs)
+
+
+def reader(name: str = "reader", count: int = 4) -> Agent:
+    """Answers a question over so many passages, the best of which is the first, in one line."""
+    answered = "".join(f"{_asked(one)}Answer: {one['answer']}\n\n" for one in WORKED)
+    prompt = answered + _over(passage_names(count))
+    return Agent(name, prompt=prompt, begins="Answer:", chat=False, sampling=LINE)
+
+
+def _over(names: Sequence[str]) -> str:
+    return "\n\n".join(f"{{{name}}}" for name in reversed(names)) + "\n\nQuestion: {question}\n"
 
 
 def _asked(one: dict[str, Any]) -> str:

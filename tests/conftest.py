@@ -1,5 +1,6 @@
 """Engines shared by the tests: tiny random models for logic, the embedded one for behaviour."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from kvcomm.engine.local import LocalEngine
 # No example is a failure because the machine is busy.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+_caches = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +30,13 @@ def engine_of() -> Iterator[Callable[..., LocalEngine]]:
     yield load
     for engine in engines.values():
         engine.close()
+
+
+@pytest.fixture(autouse=True)
+def own_kv_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Commands of one test find no KV of another one's."""
+    folder = tmp_path_factory.getbasetemp() / "kv" / str(next(_caches))
+    monkeypatch.setattr("kvcomm.engine.kv_cache.root", lambda: folder)
 
 
 @pytest.fixture

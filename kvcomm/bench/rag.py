@@ -89,7 +89,7 @@ class Asked:
 
 
 @dataclass
-class Mode:
+class RagMode:
     """One mode or method, and what was found, question by question."""
 
     name: str
@@ -106,7 +106,7 @@ class Mode:
     audits: list[Audited] = field(default_factory=list)
     state_bytes: int = 0
 
-    def to_json(self, tokens: int, dense: Mode) -> dict[str, Any]:
+    def to_json(self, tokens: int, dense: RagMode) -> dict[str, Any]:
         """The object of `kvcomm bench rag --json` for this mode, over so many prompt tokens."""
         computed = sum(self.computed.values()) / tokens
         gaps = [mine - theirs for mine, theirs in zip(self.f1, dense.f1, strict=True)]
@@ -162,7 +162,7 @@ class Rag:
                 )
         plain: dict[str, Policy] = {"dense": Dense(), "exact": Exact(), "kvcomm": Kvcomm()}
         self.modes = [
-            Mode(
+            RagMode(
                 name,
                 plain.get(name) or Realign(known.get(name, QUERY_AWARE), borrows=True),
             )
@@ -173,7 +173,7 @@ class Rag:
         self._reader = reader
         self.warmup_tokens = self.prompt_tokens = self.passage_tokens = self.questions = 0
 
-    async def run(self, ahead: Sequence[Asked], asked: Sequence[Asked]) -> list[Mode]:
+    async def run(self, ahead: Sequence[Asked], asked: Sequence[Asked]) -> list[RagMode]:
         """Read ahead, then ask."""
         self.auto.priors = await measure(self.engine, self.auto.levels)
         for number, other in enumerate(ahead):
@@ -242,7 +242,7 @@ class Rag:
             await whole.close()
 
     async def _answer(
-        self, mode: Mode, asked: Asked, segments: list[Segment], dense: LocalSequence
+        self, mode: RagMode, asked: Asked, segments: list[Segment], dense: LocalSequence
     ) -> str:
         policy, choice = mode.policy, None
         if mode.name == "auto":
@@ -293,7 +293,7 @@ class Rag:
 
     async def _compared(
         self,
-        mode: Mode,
+        mode: RagMode,
         spec: CallSpec,
         segments: list[Segment],
         policy: Policy,
@@ -307,7 +307,7 @@ class Rag:
         finally:
             await seq.close()
 
-    def _count(self, mode: Mode, done: Extended, measured: bool) -> None:
+    def _count(self, mode: RagMode, done: Extended, measured: bool) -> None:
         """Tokens that were computed behind the opening; layers that CacheBlend measures count."""
         layers = kv_shape(self.engine.config, 0)[0]
         for usage in done.segments[1:]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from kvcomm.cli import bench, demo, eval, graph, models, run, state, tasks, trace
+from kvcomm.cli import bench, cache, demo, eval, graph, index, models, run, state, tasks, trace
 from kvcomm.cli.output import complain
 from kvcomm.errors import KvcommError
 
@@ -87,7 +87,8 @@ app = typer.Typer(
 )
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("demo")(demo.demo)
-for group in (eval, tasks, bench, graph, trace, models, state):
+app.command("index")(index.index)
+for group in (eval, tasks, bench, graph, trace, models, state, cache):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 

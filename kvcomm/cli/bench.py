@@ -200,8 +200,101 @@ def fidelity(
     _show(_measure(bench, model), json)
 
 
+@app.command()
+@options.takes(
+    suite=Option("S", "hotpotqa, musique, rag-mini."),
+    questions=Option("N", "Questions that are asked.", within=options.TIMES),
+    skip=Option("N", "Rows that are left out before them.", within=(0, options.TIMES[1])),
+    passages=Option("N", "Passages of a question, found by BM25.", within=(1, 20)),
+    length=Option("N", "Passages of so many tokens, put together of a row's.", "", "as they are"),
+    gold="Over the passages that hold the answer, instead of those found.",
+    modes=Option("A,B", "Modes and methods.", shown="all"),
+    shares=Option("P,P", "Percent of the texts that methods compute."),
+    ahead=Option("W", "Who has read the corpus: others' questions, or none (see kvcomm index)."),
+    kv_cache=Option("DIR", "Where the KV of texts is kept.", shown="in memory only"),
+)
+def rag(
+    *,
+    suite: str = "hotpotqa",
+    data: Path | None = None,
+    questions: int = 20,
+    skip: int = 0,
+    passages: int = 4,
+    length: int | None = None,
+    gold: bool = False,
+    modes: str | None = None,
+    shares: str = "20,30",
+    ahead: str = "questions",
+    auto: options.AutoOptions,
+    model: options.ModelOptions,
+    memory: str | None = None,
+    kv_cache: Path | None = None,
+    kv_cache_size: str | None = None,
+    json: bool = False,
+) -> None:
+    """Measure reuse of passages across questions: divergence, answers, tokens, times."""
+    from kvcomm.bench.rag import MODES, Asked, Rag, methods
+    from kvcomm.engine.kv_cache import SIZE, KVCache
+    from kvcomm.reuse.auto import Auto
+    from kvcomm.tasks import load_suite
+    from kvcomm.tasks.corpus import by_others, over_corpus, over_gold
+    from kvcomm.tasks.scoring import score_qa
+    from kvcomm.tasks.teams import reader
+
+    parts = [n / 100 for n in numbers("--shares", shares)]
+    names = chosen("mode", modes, [*MODES, *methods(parts)])
+    if ahead not in ("questions", "none"):
+        raise UsageError(f"--ahead {ahead!r}: write questions or none")
+    quality = auto.quality()
+    _, tasks = load_suite(suite, data)
+    wanted = [task for task in tasks[skip:] if task.corpus][:questions]
+    if len(wanted) < questions:
+        raise UsageError(f"{suite} has {len(wanted)} questions behind --skip {skip}: ask fewer")
+    by_question = {task.input: task for task in wanted}
+
+    async def bench(engine: LocalEngine) -> Findings:
+        def cut(text: str) -> list[str]:
+            assert length is not None
+            ids = engine.codec.encode(text)
+            starts = range(0, max(len(ids) - length // 2, 1), length)
+            return [engine.codec.decode(ids[start : start + length]) for start in starts]
+
+        count = 2 if gold else passages
+        over, corpus = (
+            over_gold(wanted, count)
+            if gold
+            else over_corpus(wanted, count, cut if length else None)
+        )
+        before = by_others(over, corpus, count) if ahead == "questions" else []
+
+        def asked(question: str, texts: tuple[str, ...]) -> Asked:
+            task = by_question.get(question)
+            accepted = (task.target, *task.accepted) if task else ()
+            return Asked(question, texts, lambda said: score_qa(said, accepted).metrics["f1"])
+
+        with Counted("prompts", len(before) + len(over)) as progress:
+
+            def on_step(what: str, done: int, of: int) -> None:
+                number = done if what.startswith("prompts") else len(before) + done
+                line = f"{done} of {of} {what}" if done % 10 == 0 or done == of else ""
+                progress.show(what, number, line)
+
+            found = Rag(
+                engine, reader(count=count), Auto(*quality.values()), names, parts, on_step=on_step
+            )
+            await found.run([asked(*one) for one in before], [asked(*one) for one in over])
+        return found.report(suite)
+
+    kept = None
+    if kv_cache is not None:
+        kept = KVCache(kv_cache, options.size(kv_cache_size, "--kv-cache-size") or SIZE)
+    _show(_measure(bench, model, memory=options.size(memory), kv_cache=kept), json)
+
+
 def _measure(
-    bench: Callable[[LocalEngine], Coroutine[Any, Any, Findings]], model: options.ModelOptions
+    bench: Callable[[LocalEngine], Coroutine[Any, Any, Findings]],
+    model: options.ModelOptions,
+    **more: Any,
 ) -> Findings:
     """Run a benchmark on a model, and name the hardware. Raises `ReuseRefused` for one that runs
     dense.
@@ -212,7 +305,7 @@ def _measure(
 
     name = model.model
     complain(f"loading {name}")
-    with load_engine(name, device=model.device, dtype=model.dtype) as engine:
+    with load_engine(name, device=model.device, dtype=model.dtype, **more) as engine:
         if not isinstance(engine, LocalEngine):
             raise ReuseRefused(f"{name} cannot reuse KV: {engine.capabilities.reason}")
         found, where = asyncio.run(bench(engine)), hardware(engine)

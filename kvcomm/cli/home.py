@@ -26,7 +26,8 @@ BELONGS = {
     "device": ("local", "ray"),
     "dtype": ("local", "ray"),
     "memory": ("local", "ray"),
-    "spill": ("local",),
+    "kv_cache": ("local",),
+    "kv_cache_size": ("local",),
 }
 
 
@@ -42,7 +43,8 @@ class Home:
     device: str | None = None
     dtype: str | None = None
     memory: str | None = None
-    spill: Path | None = None
+    kv_cache: Path | None = None
+    kv_cache_size: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -57,13 +59,17 @@ class Home:
                 "or KVCOMM_BASE_URL"
             )
         options.size(self.memory)
+        options.size(self.kv_cache_size, "--kv-cache-size")
 
     @property
     def _url(self) -> str:
         return self.base_url or os.environ.get("KVCOMM_BASE_URL", "")
 
-    def load(self) -> Any:
-        """The engine, to be closed by a `with` statement. Raises `ModelError`."""
+    def load(self, *, keeps: bool = True) -> Any:
+        """The engine, to be closed by a `with` statement. Raises `ModelError`.
+
+        Unless it `keeps` things, it has a KV cache on disk only where one is named.
+        """
         from kvcomm.engine.load import load_engine, load_ray, load_served
 
         if self.engine == "openai":
@@ -75,4 +81,12 @@ class Home:
         complain(f"loading {model}")
         if self.engine == "ray":
             return load_ray(model, self.replicas, **how)
-        return load_engine(model, spill=self.spill, **how)
+        return load_engine(model, kv_cache=self._kv_cache(keeps), **how)
+
+    def _kv_cache(self, keeps: bool) -> Any:
+        from kvcomm.engine.kv_cache import SIZE, KVCache
+
+        if self.kv_cache == Path("none") or (self.kv_cache is None and not keeps):
+            return None
+        size = options.size(self.kv_cache_size, "--kv-cache-size")
+        return KVCache(self.kv_cache, size or SIZE)

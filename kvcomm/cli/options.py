@@ -74,7 +74,10 @@ OPTIONS = {
         "N", "Copies of the model, for --engine ray.", "", "one a GPU, or one a machine", AGENTS
     ),
     "memory": Option("SIZE", "The most for all KV, such as 4GB.", shown="half of what is free"),
-    "spill": Option("DIR", "Folder for shared KV that no longer fits in memory."),
+    "kv_cache": Option(
+        "DIR|none", "Where the KV of texts is kept for later runs.", shown="the user's cache"
+    ),
+    "kv_cache_size": Option("SIZE", "The most in it.", shown="4GB"),
     # The graph.
     "graph": Option(
         "G", "chain, full, debate, star, layered, tree, random, or FILE.py[:NAME].", "-g"
@@ -96,7 +99,7 @@ OPTIONS = {
         "SHARE", "Realigned calls of auto that are compared with dense.", "--audit-rate", "0.1"
     ),
     "budget": Option(
-        "SHARE", "The most that auto computes of a realigned text.", "--repair-budget", "0.25"
+        "SHARE", "The most that auto computes of realigned texts.", "--repair-budget", "0.5"
     ),
 }
 

@@ -88,7 +88,7 @@ def run(
 
     progress = RunProgress()
     with (
-        home.load() as loaded,
+        home.load(keeps=state != Path("none")) as loaded,
         Session(
             loaded,
             reuse=reuse,

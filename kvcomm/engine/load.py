@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcomm.engine.models import Check
 from kvcomm.errors import UsageError
 from kvcomm.extras import need
+
+if TYPE_CHECKING:
+    from kvcomm.engine.kv_cache import KVCache
 
 
 def load_engine(
@@ -17,25 +20,27 @@ def load_engine(
     device: str | None = None,
     dtype: str | None = None,
     memory: int | None = None,
-    spill: Path | None = None,
+    kv_cache: KVCache | Path | str | None = None,
     replicas: int | None = None,
 ) -> Any:
     """The engine for a model: an alias, a local folder, a hub id, or `random:SHAPE`.
 
     `device` defaults to cuda, then mps, then cpu; `dtype` to bfloat16 on cuda, float16 on mps and
     float32 on cpu. `memory` bounds the bytes of all KV on the device (default: half of what is free
-    once the model is loaded), and what has to leave it may go to files in the folder `spill`.
-    The self-check runs here: a model whose KV cannot be reused gets an engine
-    that runs dense and whose `capabilities` say why. With `replicas` it is `load_ray`'s. Raises
-    `ModelError` (exit code 2).
+    once the model is loaded). `kv_cache` is a folder where the KV of texts is kept for later
+    processes, or "default": that of the model in the user's cache, up to 4 GiB. The self-check runs
+    here: a model whose KV cannot be reused gets an engine that runs dense and whose `capabilities`
+    say why. With `replicas` it is `load_ray`'s. Raises `ModelError` (exit code 2), and `UsageError`
+    for the folder of another model.
     """
     if replicas is not None:
-        if spill is not None:
-            raise UsageError("replicas have no `spill`: leave it out")
+        if kv_cache is not None:
+            raise UsageError("replicas have no `kv_cache`: leave it out")
         return load_ray(name, replicas, device=device, dtype=dtype, memory=memory)
+    from kvcomm.engine.kv_cache import KVCache
     from kvcomm.engine.local.load import build_engine
 
-    return build_engine(name, device, dtype, memory, spill)[0]
+    return build_engine(name, device, dtype, memory, KVCache.of(kv_cache))[0]
 
 
 def load_served(base_url: str, model: str | None = None, *, served_model: str | None = None) -> Any:

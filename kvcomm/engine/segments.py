@@ -71,6 +71,10 @@ class Entry(Stored):
             return "alone"
         return "mean" if len(self.contexts) > 1 else "borrowed"
 
+    def resolve(self, source: KVSource, slots: Sequence[int]) -> None:
+        """It is not pending any more: a view of `source`."""
+        self.pending, self.view = None, (source, slots)
+
     @property
     def held(self) -> bool:
         """Whether its KV is a tier's, not another sequence's."""
@@ -130,10 +134,6 @@ class SegmentCache:
         entry = Entry(key, nbytes, pending=owner, node=node, contexts=(context,))
         self._admit(entry)
         return entry
-
-    def resolve(self, entry: Entry, source: KVSource, slots: Sequence[int]) -> None:
-        """A pending entry is there: a view of `source`."""
-        entry.pending, entry.view = None, (source, slots)
 
     def abandon(self, entry: Entry) -> None:
         """A pending entry, or a view, will not be there."""

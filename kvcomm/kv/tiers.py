@@ -95,7 +95,8 @@ class Disk:
 
     Names are content addresses: what another process has left there is the same KV. Files are
     written and removed on a thread of their own; until then KV is served from memory. `dtype` is
-    what keys and values are written in (None: as they are).
+    what keys and values are written in (None: as they are). `mark` is called when the folder is
+    there, before the first file.
     """
 
     name = "the disk"
@@ -106,8 +107,10 @@ class Disk:
         budget: Callable[[], int],
         device: torch.device,
         dtype: torch.dtype | None = None,
+        mark: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.budget, self._device, self._dtype = folder, budget, device, dtype
+        self._mark = mark
         self._unwritten: dict[str, KV] = {}
         self._failed: dict[str, str] = {}
         self._writer = ThreadPoolExecutor(1, "kvcomm-disk")
@@ -135,6 +138,7 @@ class Disk:
             return  # a newer one comes behind
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._mark()
             tensors = kv.tensors
             if self._dtype is not None:
                 tensors |= {name: tensors[name].to(self._dtype) for name in ("keys", "values")}

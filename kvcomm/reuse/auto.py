@@ -95,7 +95,7 @@ INPUTS: tuple[BaseKind, ...] = ("alone", "borrowed", "mean")
 
 
 @dataclass(frozen=True)
-class Text:
+class Reusable:
     """A text of a call that has base KV: of which kind, how many tokens at most, its offsets."""
 
     kind: BaseKind
@@ -171,7 +171,7 @@ class Auto:
             raise UsageError(f"repair_budget {self.budget!r} is no share: use 0 to 1, such as 0.5")
 
     def choose(
-        self, template: str, texts: Sequence[Text], unread: int = 0, seed: int = 0
+        self, template: str, texts: Sequence[Reusable], unread: int = 0, seed: int = 0
     ) -> Choice:
         """The way of a call.
 
@@ -283,7 +283,7 @@ class _Case:
 
     auto: Auto
     template: str
-    texts: Sequence[Text]
+    texts: Sequence[Reusable]
     levels: list[Recipe] = field(init=False)
     kinds: list[BaseKind] = field(init=False)
     samples: int = field(init=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvcomm.engine.base import CallSpec, Engine
-from kvcomm.reuse.auto import Auto, Choice, Text
+from kvcomm.reuse.auto import Auto, Choice, Reusable
 from kvcomm.reuse.plan import BaseKind, Predictability
 from kvcomm.reuse.recipe import LINEAR
 from kvcomm.reuse.state import learned_by
@@ -29,13 +29,13 @@ def chosen(
     nothing = Predictability(False, "no offsets")
     kinds: dict[str, BaseKind] = dict.fromkeys(read.intersection(inputs), "borrowed")
     kinds |= engine.bases(spec, inputs)
-    texts = [Text("message", most, known.get(name, nothing)) for name, most in messages.items()]
+    texts = [Reusable("message", most, known.get(name, nothing)) for name, most in messages.items()]
     unread = 0
     for name, ids in inputs.items():
         if len(ids) <= LINEAR.short:
             continue
         if name in kinds:
-            texts.append(Text(kinds[name], len(ids), known.get(name, nothing)))
+            texts.append(Reusable(kinds[name], len(ids), known.get(name, nothing)))
         else:
             unread += len(ids)
     return auto.choose(learned_by(spec.template, spec.namespace), texts, unread, seed)

@@ -348,7 +348,6 @@ async def _is_lost(replica: Replica) -> bool:
 
 @pytest.mark.slow
 async def test_a_replica_that_was_away_is_told_nothing_twice(engine: RayEngine) -> None:
-    learning = engine.learning
     first, second = engine.replicas
     with auto(engine, prior=1e9, namespace="away") as active:
         await asyncio.gather(*(active.arun(GRAPH, task) for task in TASKS[:2]))
@@ -366,8 +365,8 @@ async def test_a_replica_that_was_away_is_told_nothing_twice(engine: RayEngine) 
 
 @pytest.mark.slow
 def test_what_replicas_have_not_is_refused() -> None:
-    with pytest.raises(UsageError, match="replicas have no `spill`"):
-        load_engine("random:llama-tiny", replicas=2, spill=Path("spilled"))
+    with pytest.raises(UsageError, match="replicas have no `kv_cache`"):
+        load_engine("random:llama-tiny", replicas=2, kv_cache=Path("spilled"))
 
 
 @pytest.mark.slow

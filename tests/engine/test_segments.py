@@ -113,7 +113,7 @@ def test_an_entry_is_pending_until_its_owner_has_computed_it() -> None:
     assert (entry.pending, entry.node) == (source, "a")
     assert cache.claim("text.here", object(), 0) is None
     assert cache.get("text.here") is None
-    cache.resolve(entry, source, range(3, 7))
+    entry.resolve(source, range(3, 7))
     assert (cache.tiers.nbytes, source.copies) == (0, 0)
     for _ in range(2):
         assert equal(cache.get("text.here"), random_kv(4))
@@ -139,13 +139,13 @@ def test_a_view_is_copied_when_its_sequence_ends() -> None:
     for key in ("text.here", "more.here"):
         entry = cache.claim(key, source, 0)
         assert entry is not None
-        cache.resolve(entry, source, range(3))
+        entry.resolve(source, range(3))
         cache.detach(entry)
     assert source.copies == 2
     assert "text.here" not in cache, "the latest has its room"
     large = cache.claim("large.here", source, 0)
     assert large is not None
-    cache.resolve(large, source, range(5))
+    large.resolve(source, range(5))
     cache.detach(large)
     assert ("large.here" in cache, cache.why("large.here")) == (False, NO_ROOM)
     assert "more.here" in cache
@@ -374,7 +374,7 @@ class CacheMachine(RuleBasedStateMachine):
         if entry is None or (end == "resolve" and entry.pending is None):
             return
         if end == "resolve":
-            self.cache.resolve(entry, self.source(key), range(self.tokens(key)))
+            entry.resolve(self.source(key), range(self.tokens(key)))
         else:
             getattr(self.cache, end)(entry)
         self.forget_lost()

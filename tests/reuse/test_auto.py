@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.auto import ENOUGH, FALLS, LEVELS, LONG, SHARES, WINDOW, Auto, Choice, Text
+from kvcomm.reuse.auto import ENOUGH, FALLS, LEVELS, LONG, SHARES, WINDOW, Auto, Choice, Reusable
 from kvcomm.reuse.plan import BaseKind, Predictability, SegmentFacts
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import HELPS, Realign
@@ -32,12 +32,12 @@ def known(samples: int = 10, error: float = 0.5) -> Predictability:
 UNKNOWN = Predictability(False, "too little learned: 0 samples", 0)
 
 
-def message(offset: Predictability = UNKNOWN, tokens: int = 100) -> Text:
-    return Text("message", tokens, offset)
+def message(offset: Predictability = UNKNOWN, tokens: int = 100) -> Reusable:
+    return Reusable("message", tokens, offset)
 
 
-def passage(kind: BaseKind = "borrowed", tokens: int = 100, error: float = 1.0) -> Text:
-    return Text(kind, tokens, replace(known(), error=error))
+def passage(kind: BaseKind = "borrowed", tokens: int = 100, error: float = 1.0) -> Reusable:
+    return Reusable(kind, tokens, replace(known(), error=error))
 
 
 def auto(target: float = 0.02, rate: float = 0.0, prior: float = 1.0, **fields: object) -> Auto:
@@ -68,7 +68,7 @@ def measured(choice: Choice) -> list[str]:
     return [level.name for level in choice.measured]
 
 
-def bound(made: Auto, text: Text, level: str = CHEAP) -> float:
+def bound(made: Auto, text: Reusable, level: str = CHEAP) -> float:
     return made.choose("t", [text]).bounds[level]
 
 

@@ -109,7 +109,7 @@ class Soak:
         self.summary = Summary()
         self._folder = folder
         self.engine: LocalEngine = load_engine(
-            "random:llama-tiny", dtype="float64", device="cpu", spill=self._folder / "spill"
+            "random:llama-tiny", dtype="float64", device="cpu", kv_cache=self._folder / "spill"
         )
         self.engine.budget.limit = SLOTS * self.engine.slot_bytes
         self._expected: dict[tuple[str, str], str] = {}

@@ -68,7 +68,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("reason", DAMAGES)
 def test_what_was_damaged_on_disk_is_computed(tmp_path: Path, reason: str) -> None:
-    with load_engine("random:llama-tiny", dtype="float64", device="cpu", spill=tmp_path) as engine:
+    with load_engine(
+        "random:llama-tiny", dtype="float64", device="cpu", kv_cache=tmp_path
+    ) as engine:
         run(engine, ROTATE)
         check_at_rest(engine)
         cache = engine.segments

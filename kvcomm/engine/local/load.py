@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from kvcomm.engine.base import Engine
 from kvcomm.engine.dense import DenseEngine
+from kvcomm.engine.kv_cache import KVCache
 from kvcomm.engine.local.check import SelfCheck, kv_shape, self_check, slot_bytes
 from kvcomm.engine.local.engine import LocalEngine
 from kvcomm.engine.local.memory import release_unused
@@ -54,7 +55,7 @@ def build_engine(
     device: str | None,
     dtype: str | None,
     memory: int | None = None,
-    spill: Path | None = None,
+    kv_cache: KVCache | None = None,
 ) -> tuple[Engine, SelfCheck]:
     """See `kvcomm.engine.load.load_engine`."""
     if memory is not None and memory <= 0:
@@ -93,8 +94,9 @@ def build_engine(
     if verdict.rope is None:
         engine = DenseEngine(model, codec, **named, reason=verdict.reason)
     else:
+        disk = kv_cache.open(name, named["fingerprint"], place) if kv_cache else None
         engine = LocalEngine(
-            model, codec, verdict.rope, **named, memory=memory, spill=spill, flash=verdict.flash
+            model, codec, verdict.rope, **named, memory=memory, kv_cache=disk, flash=verdict.flash
         )
     release_unused(place)
     return engine, verdict

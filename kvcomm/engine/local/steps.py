@@ -159,7 +159,7 @@ class Steps:
         self.prompts = [other for other in self.prompts if other is not prompt]
         seq, logits = prompt.seq, torch.cat(prompt.collected) if prompt.collected else None
         for entry, slots in prompt.claims:
-            self._segments.resolve(entry, seq, slots)
+            entry.resolve(seq, slots)
             seq.views.append(entry)
             self.resolved = True
         if prompt.settles:
