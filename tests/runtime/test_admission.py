@@ -86,7 +86,7 @@ async def test_a_session_runs_what_it_may_and_says_who_waited(
     assert [e.kind for e in events.all if e.kind in ("run", "end")] == ["run", "end"] * 3
     queued = [result.totals.queued_s for result in results]
     assert queued[0] < queued[1] < queued[2]
-    assert queued[1] >= results[0].totals.wall_s, "the second waited for all of the first"
+    assert queued[1] > 0.9 * results[0].totals.wall_s, "the second waited for the first"
     finished = read_trace(tmp_path / "2" / "trace.jsonl").finished
     assert finished.totals.queued_s == queued[2]
 
