@@ -138,14 +138,16 @@ class RagMode:
 class Rag:
     """Reads a corpus ahead, then has every mode answer questions over it.
 
-    `ahead` are other questions over the corpus. The offset models of methods that have some learn
-    from the first `taught` of them. `on_step` hears what is done, of how much.
+    The `reader` has placeholders for the question and `count` passages. `ahead` are other questions
+    over the corpus. The offset models of methods that have some learn from the first `taught` of
+    them. `on_step` hears what is done, of how much.
     """
 
     def __init__(
         self,
         engine: LocalEngine,
         reader: Agent,
+        count: int,
         auto: Auto,
         modes: Sequence[str],
         shares: Sequence[float] = (0.2, 0.3),
@@ -168,7 +170,8 @@ class Rag:
             )
             for name in dict.fromkeys(("dense", *modes))
         ]
-        self._graph = AgentGraph((reader,), name="rag")
+        names = ("question", *(f"passage{number}" for number in range(1, count + 1)))
+        self._graph = AgentGraph((reader,), name="rag", inputs=names)
         self._template = self._graph.templates(engine.codec)[reader.name]
         self._reader = reader
         self.warmup_tokens = self.prompt_tokens = self.passage_tokens = self.questions = 0

@@ -280,7 +280,13 @@ def rag(
                 progress.show(what, number, line)
 
             found = Rag(
-                engine, reader(count=count), Auto(*quality.values()), names, parts, on_step=on_step
+                engine,
+                reader(count=count),
+                count,
+                Auto(*quality.values()),
+                names,
+                parts,
+                on_step=on_step,
             )
             await found.run([asked(*one) for one in before], [asked(*one) for one in over])
         return found.report(suite)

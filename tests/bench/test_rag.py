@@ -32,7 +32,7 @@ def asked(*numbers: int) -> Asked:
 def test_all_modes_answer_the_same_questions_over_passages_that_others_read(
     tiny: LocalEngine,
 ) -> None:
-    bench = Rag(tiny, READER, Auto(rate=1.0), MODES, shares=[0.2])
+    bench = Rag(tiny, READER, 2, Auto(rate=1.0), MODES, shares=[0.2])
     ahead = [asked(2, 0), asked(3, 1), asked(5, 4)]
     asyncio.run(bench.run(ahead, [asked(0, 1), asked(4, 3)]))
     found = bench.report("suite").value
@@ -65,4 +65,4 @@ def test_methods_have_names_and_shares() -> None:
 
 def test_an_unknown_mode_is_a_clear_error(tiny: LocalEngine) -> None:
     with pytest.raises(UsageError, match="mode 'qery-20' is unknown: choose among dense, exact"):
-        Rag(tiny, READER, Auto(), ["qery-20"])
+        Rag(tiny, READER, 2, Auto(), ["qery-20"])
