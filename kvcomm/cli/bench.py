@@ -206,7 +206,9 @@ def fidelity(
     questions=Option("N", "Questions that are asked.", within=options.TIMES),
     skip=Option("N", "Rows that are left out before them.", within=(0, options.TIMES[1])),
     passages=Option("N", "Passages of a question, found by BM25.", within=(1, 20)),
-    length=Option("N", "Passages of so many tokens, put together of a row's.", "", "as they are"),
+    length=Option(
+        "N", "Passages of so many tokens, put together of a row's.", "", "as they are", (16, 10_000)
+    ),
     gold="Over the passages that hold the answer, instead of those found.",
     modes=Option("A,B", "Modes and methods.", shown="all"),
     shares=Option("P,P", "Percent of the texts that methods compute."),

@@ -162,6 +162,8 @@ class AuditQueue:
                 tokens=SAME_TEXT if choice.measured else 1,
             )
             tokens = evaluation.tokens
+            if not choice.measured:
+                self._record(audit, None, None, tokens)
             for level, compared in zip(choice.measured, evaluation.variants, strict=True):
                 if compared.divergence is not None:
                     self._record(audit, level, compared, tokens + compared.tokens)
@@ -201,21 +203,26 @@ class AuditQueue:
         audit.recorder.release()
 
     def _record(
-        self, audit: Audit, level: Recipe, found: Compared | None, tokens: int, error: str = ""
+        self,
+        audit: Audit,
+        level: Recipe | None,
+        found: Compared | None,
+        tokens: int,
+        error: str = "",
     ) -> None:
         choice, answered = audit.choice, audit.answered
-        used = audit.used(level)
+        name, used = level.name if level else "", bool(level and audit.used(level))
         divergence = found.divergence if found else None
         if divergence:
-            self.auto.record(choice.key, level.name, divergence.mean, choice.samples, used=used)
+            self.auto.record(choice.key, name, divergence.mean, choice.samples, used=used)
         event = audit.recorder.write(
             Audited,
             node=answered.spec.node,
             attempt=answered.attempt,
-            level=level.name,
+            level=name,
             used=used,
             target=self.auto.target,
-            bound=choice.bounds.get(level.name),
+            bound=choice.bounds.get(name),
             divergence=divergence.mean if divergence else None,
             first_divergence=divergence.first if divergence else None,
             top1_agreement=divergence.top1 if divergence else None,

@@ -161,8 +161,8 @@ async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
     for number, (question, answer) in enumerate(EXCHANGES, 1):
         log.info("exchange %d of %d", number, len(EXCHANGES))
         ids = encoded({"question": question, "answer": answer})
-        await read_before(engine, solver, ids, behind="answer")
-        await look("message", checker, ids, rotated)
+        if await read_before(engine, solver, ids, behind="answer"):
+            await look("message", checker, ids, rotated)
     rotated = [replace(level, offsets="") for level in levels]
     for name, lenders, asked in readings():
         log.info("passages: %s", name)
@@ -176,16 +176,22 @@ async def measured(engine: Engine, levels: Sequence[Recipe]) -> Priors:
     return worst
 
 
-async def read_before(engine: Engine, template: Template, ids: Ids, behind: str = "") -> None:
-    """Have a first agent read texts, and write the one `behind`, for the KV of all."""
+async def read_before(engine: Engine, template: Template, ids: Ids, behind: str = "") -> bool:
+    """Have a first agent read texts, and write the one `behind`, for the KV of all.
+
+    False: they do not fit the model's context.
+    """
     segments = template.fill(ids)
     if behind:
         segments.append(Segment("placeholder", behind, ids[behind], index=len(segments)))
+    if sum(map(len, segments)) > engine.max_context:
+        return False
     seq = engine.open(spec_of(template, sum(map(len, segments))))
     try:
         await seq.extend(segments, Dense("priors"))
     finally:
         await seq.close()
+    return True
 
 
 def spec_of(template: Template, capacity: int) -> CallSpec:

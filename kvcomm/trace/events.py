@@ -216,7 +216,9 @@ class Audited(NodeEvent):
     """A call compared with dense behind its answer; one that failed says why in `error`.
 
     `used`: it was realigned at this `level`; otherwise it was exact, and the level was tried beside
-    it. Divergences are in nats; `bound` is what was expected at most.
+    it. Divergences are in nats; `bound` is what was expected at most. Without a `level` nothing was
+    compared: texts were read once more that stood behind realigned ones, so that others can realign
+    them.
     """
 
     kind: Literal["audit"] = "audit"
@@ -234,6 +236,8 @@ class Audited(NodeEvent):
     @property
     def what(self) -> str:
         """What was compared, in words."""
+        if not self.level:
+            return "reading of new texts"
         return f"{'audit' if self.used else 'probe'} of {self.level}"
 
 

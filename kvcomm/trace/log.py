@@ -39,7 +39,9 @@ def event_line(event: Event) -> str | None:
     if event.kind == "state":
         return f"state: {plain(event.reason)}"
     if event.kind == "audit":
-        found = "failed" if event.divergence is None else f"divergence {event.divergence:.4f}"
+        found = "failed" if event.error else f"{event.tokens:,} tokens"
+        if event.divergence is not None:
+            found = f"divergence {event.divergence:.4f}"
         return f"{event.node}, {event.what}: {found}"
     if event.kind == "end":
         total = event.totals

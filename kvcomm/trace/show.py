@@ -141,8 +141,10 @@ def show_audits(audits: Sequence[Audited]) -> str:
         parts.append(f"{plural(len(used), 'realigned call')}: mean divergence {mean:.4f}, {where}")
     if probes := len(measured) - len(used):
         parts.append(f"{plural(probes, 'probe')} beside exact calls")
-    if failed := len(audits) - len(measured):
+    if failed := sum(bool(audit.error) for audit in audits):
         parts.append(f"{failed} failed")
+    if read := len(audits) - len(measured) - failed:
+        parts.append(f"new texts read for {plural(read, 'call')}")
     return "; ".join(parts)
 
 

@@ -90,8 +90,10 @@ def show_call(
 
 def show_audit(audit: Audited) -> str:
     """What was measured behind one call."""
-    if audit.divergence is None:
+    if audit.error:
         return f"{audit.what} failed: {plain(audit.error)}"
+    if audit.divergence is None:
+        return f"{audit.what}: {audit.tokens:,} tokens"
     bound = "" if audit.bound is None else f" (bound {audit.bound:.4f}, target {audit.target:g})"
     first, agreement = audit.first_divergence or 0, audit.top1_agreement or 0
     return (

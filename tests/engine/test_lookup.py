@@ -427,7 +427,7 @@ async def test_deviating_positions_are_those_of_the_largest_offset(tiny: LocalEn
     assert key is not None
     base = tiny.segments.get(key)
     assert base is not None
-    offset = seq.moment["0"].predict(base)
+    offset = seq.moment.models["0"].predict(base)
     sizes = []
     for token in range(TASK):
         size = 0.0

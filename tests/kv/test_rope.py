@@ -123,10 +123,3 @@ def test_the_same_as_transformers(kind: str) -> None:
     torch.testing.assert_close(rope.rotate(keys, positions), theirs, rtol=0, atol=1e-6)
     assert rope.inv_freq.shape == (1, 4), "all layers share their frequencies"
     assert (float(rope.scaling) != 1) == (kind == "yarn")
-
-
-def test_layers_that_turn_alike_share_their_frequencies() -> None:
-    rope = rope_of(per_layer=True)
-    assert rope.compact() is rope
-    same = Rope(rope.inv_freq[:1].repeat(3, 1), torch.ones(3), interleaved=True).compact()
-    assert (same.inv_freq.shape, same.interleaved) == ((1, 4), True)

@@ -16,12 +16,22 @@ NEEDED = {
     "models check": ["random:llama-tiny"],
     "graph show": ["debate"],
     "bench fidelity": ["--suite", "math-mini"],
+    "bench rag": ["--suite", "rag-mini"],
+    "index": ["x"],
 }
 WRONG = {int: ("-1", "0", str(10**30)), float: ("-1", "nan", "1e30")}
 # These take them: any seed, a divergence or a temperature however large, all of fewer tasks.
 RIGHT = {
     "-1": {"--seed", "--shuffle"},
-    "0": {"--seed", "--shuffle", "--retries", "--warmup", "--target-divergence", "--older-than"},
+    "0": {
+        "--seed",
+        "--shuffle",
+        "--retries",
+        "--warmup",
+        "--target-divergence",
+        "--older-than",
+        "--skip",
+    },
     str(10**30): {"--limit", "--shuffle"},
     "1e30": {"--target-divergence", "--temperature", "--older-than"},
 }

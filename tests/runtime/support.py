@@ -54,7 +54,8 @@ LEARNED: dict[str, float] = {"prior": 60.0, "target_divergence": 100.0}
 def auto(engine: Engine, *, prior: float = 0.0, **options: Any) -> Session:
     """A session of `auto` whose priors are given, not measured: tiny models have no quality."""
     made = session(engine, "auto", **options)
-    made.auto.priors = {level.name: prior for level in LEVELS}
+    kinds = ("message", "borrowed")
+    made.auto.priors = {f"{kind} {level.name}": prior for kind in kinds for level in LEVELS}
     return made
 
 

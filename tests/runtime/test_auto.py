@@ -40,7 +40,7 @@ def test_nothing_is_realigned_before_enough_was_learned(tiny: LocalEngine) -> No
         assert not any(audit.used for audit in result.audits)
         assert "too little learned" in result.call("b").report.gate
     late = results[-1].call("b").report
-    assert late.gate.startswith("auto: light, bound")
+    assert late.gate.startswith("auto: 10%, bound")
     assert not late.exact
 
 
@@ -108,7 +108,7 @@ def test_learned_offsets_and_audits_are_kept(tiny: LocalEngine, tmp_path: Path) 
         result = again.run(GRAPH, TASKS[-1])
         found = again.auto.to_json()  # type: ignore[union-attr]
     for template, levels in audits.items():
-        assert found[template]["light"][: len(levels["light"])] == levels["light"]
+        assert found[template]["10%"][: len(levels["10%"])] == levels["10%"]
     assert "(5 audits)" in result.call("b").report.gate
     assert not result.call("b").report.exact
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kvcomm.engine.local.commands import Extend
-from kvcomm.engine.local.state import SequenceState
+from kvcomm.engine.local.state import FoundBase, SequenceState
 from kvcomm.engine.realign import Base
 from kvcomm.engine.segments import ALONE, READ, Entry, SegmentCache, text_key
 from kvcomm.kv import content_key
@@ -24,20 +24,6 @@ class MissingBase(NamedTuple):
     ids: tuple[int, ...]
     spans: tuple[range, ...]
     shared: int = 0  # leading ids that others will begin with
-
-
-class FoundBase(NamedTuple):
-    """Base KV of a segment: its key, its kind, and why there is none.
-
-    `node` has read it, or it is the mean of several `prompts`.
-    """
-
-    base: Base | None = None
-    key: str | None = None
-    kind: BaseKind | None = None
-    node: str = ""
-    prompts: int = 1
-    absent: str = ""
 
 
 class Bases:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvcomm.engine.base import READY, Answer
-from kvcomm.engine.local.state import Answering, SequenceState
+from kvcomm.engine.local.state import Answering, Moment, SequenceState
 from kvcomm.engine.segments import Entry
 from kvcomm.prompt import Segment
-from kvcomm.reuse.offsets import OffsetModel
 from kvcomm.reuse.policy import Policy
 
 
@@ -20,7 +19,7 @@ class Extend:
     """The command to append segments. `future` gets what became of them.
 
     The prompt `ends` with them, or is answered behind them as `last` says. With `planning` nothing
-    is appended: the future gets the `Plan`. `at` are offset models of an earlier moment, `measured`
+    is appended: the future gets the `Plan`. `at` is an earlier moment, `measured`
     says where dense KV shows which tokens deviate: in so many first layers of a sequence.
 
     It `awaits` pending entries of the segment cache; `absent` says which bases could not be made.
@@ -33,7 +32,7 @@ class Extend:
     answering: Answering | None = None
     settle: bool = True
     ends: bool = False
-    at: dict[str, OffsetModel] | None = None
+    at: Moment | None = None
     measured: tuple[SequenceState, int] | None = None
     planning: bool = False
     future: Future[Any] = field(default_factory=Future)

@@ -12,9 +12,9 @@ import torch
 
 from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
-from kvcomm.engine.local.bases import Bases, FoundBase, model_label
+from kvcomm.engine.local.bases import Bases, model_label
 from kvcomm.engine.local.commands import Extend
-from kvcomm.engine.local.state import Piece, Placed, Prefill, QueryPass, SequenceState
+from kvcomm.engine.local.state import FoundBase, Piece, Placed, Prefill, QueryPass, SequenceState
 from kvcomm.engine.local.watch import Watch
 from kvcomm.engine.realign import Base
 from kvcomm.errors import StartOver
@@ -113,7 +113,8 @@ class Lookup:
         for number, segment in enumerate(command.segments):
             begin, tokens = start - segment.done, len(segment)
             start += len(segment.rest)
-            known = self.bases.find(command, segment)
+            known = command.at.bases.get(segment.index) if command.at else None
+            known = known or self.bases.find(command, segment)
             base, offset = known.base, None
             if segment.kind == "placeholder" and base is not None and options.offsets:
                 offset = self._model(command, segment).predictability(base.kv)
@@ -146,8 +147,8 @@ class Lookup:
         """The offset model of a placeholder, of the moment that is asked for."""
         call, options = command.seq.call, command.policy.options
         name = model_label(command.seq, segment, options.offsets, options.bases == "borrowed")
-        if command.at is not None and name in command.at:
-            return command.at[name]
+        if command.at is not None and name in command.at.models:
+            return command.at.models[name]
         stem = learned_by(call.template, call.namespace)
         return self._offsets.named(options.offsets, stem, name)
 
@@ -178,6 +179,8 @@ class Lookup:
         seq.write(begin, done.filled, done.kv)
         piece.positions = done.computed
         piece.corrected, piece.scale = plan.corrected, plan.scale
+        if segment.kind == "placeholder" and item.base.kind != "message":
+            seq.moment.bases[segment.index] = item.base
         piece.base, piece.node, piece.prompts = item.base.kind, item.base.node, item.base.prompts
         return piece
 
@@ -192,7 +195,7 @@ class Lookup:
                 command.policy.options.offsets,
                 command.policy.options.bases == "borrowed",
             )
-            command.seq.moment[moment] = model.frozen()
+            command.seq.moment.models[moment] = model.frozen()
             return model.predict(base.kv)
         behind = before.base.base if before and before.segment.kind == "placeholder" else None
         if before is None or behind is None:

@@ -13,13 +13,12 @@ from kvcomm.engine.base import READY, Answer, CallSpec, Divergence, Extended, Ph
 from kvcomm.engine.local.commands import Compare, Extend
 from kvcomm.engine.local.core import Core
 from kvcomm.engine.local.sampler import Sampler
-from kvcomm.engine.local.state import Answering, SequenceState
+from kvcomm.engine.local.state import Answering, Moment, SequenceState
 from kvcomm.engine.segments import SegmentCache
 from kvcomm.errors import KvcommError
 from kvcomm.kv import Rope, content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
-from kvcomm.reuse.offsets import OffsetModel
 from kvcomm.reuse.policy import Policy
 
 
@@ -61,8 +60,8 @@ class LocalSequence:
         return self._exact
 
     @property
-    def moment(self) -> dict[str, OffsetModel]:
-        """The offset models that it was realigned with, as they were."""
+    def moment(self) -> Moment:
+        """What it was realigned with, as it was."""
         return self.state.moment
 
     def set_priority(self, priority: int) -> None:
@@ -93,7 +92,7 @@ class LocalSequence:
             self._engine.check(replace(call, capacity=grown))
         answering = self._answering(last) if last is not None else None
         command = Extend(self.state, segments, policy, last, answering, settle, ends)
-        command.at = at if isinstance(at, dict) else None
+        command.at = at if isinstance(at, Moment) else None
         if measured is not None:
             command.measured = (measured[0].state, measured[1])
         found: Extended = await asyncio.wrap_future(self._engine.core.submit(command))

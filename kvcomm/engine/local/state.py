@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from kvcomm.engine.base import READY, CallSpec, Extended, Phases, Token
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.local.sampler import Sampler
 from kvcomm.engine.local.watch import Watch
+from kvcomm.engine.realign import Base
 from kvcomm.engine.segments import Entry
 from kvcomm.engine.usage import Arrival, SegmentUsage
 from kvcomm.kv import KV, KVBuffer, Rope
@@ -51,6 +52,31 @@ class Placed:
     covered: Sequence[int]
 
 
+class FoundBase(NamedTuple):
+    """Base KV of a segment: its key, its kind, and why there is none.
+
+    `node` has read it, or it is the mean of several `prompts`.
+    """
+
+    base: Base | None = None
+    key: str | None = None
+    kind: BaseKind | None = None
+    node: str = ""
+    prompts: int = 1
+    absent: str = ""
+
+
+@dataclass(eq=False)
+class Moment:
+    """What a prompt was realigned with: offset models by label, and base KV of inputs by segment.
+
+    Both change behind it, and are replaced, not written: so they stay as they were.
+    """
+
+    models: dict[str, OffsetModel] = field(default_factory=dict)
+    bases: dict[int, FoundBase] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class SequenceState:
     """Token ids and KV of one sequence; slot = position.
@@ -75,7 +101,7 @@ class SequenceState:
     ended: BaseException | None = None
     placed: dict[int, Placed] = field(default_factory=dict)
     views: list[Entry] = field(default_factory=list)
-    moment: dict[str, OffsetModel] = field(default_factory=dict)
+    moment: Moment = field(default_factory=Moment)
     learn: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
