@@ -20,6 +20,7 @@ from kvcomm.engine.local.bases import MissingBase
 from kvcomm.engine.local.commands import Command, Compare, Extend, Run, priority_of
 from kvcomm.engine.local.lessons import Lessons
 from kvcomm.engine.local.lookup import Lookup
+from kvcomm.engine.local.memory import release_unused
 from kvcomm.engine.local.reservations import Reservations
 from kvcomm.engine.local.state import Prefill, SequenceState
 from kvcomm.engine.local.steps import Steps, fail
@@ -32,7 +33,7 @@ from kvcomm.reuse.state import learned_by
 
 @dataclass(frozen=True)
 class Memory:
-    """KV buffers: bytes of a slot, how one is made, and what gives room.
+    """KV buffers on `device`: bytes of a slot, how one is made, and what gives room.
 
     `make` raises `OutOfMemory`. `trim` has caches give up what sequences need, and `relieve` all
     that only saves time.
@@ -42,6 +43,7 @@ class Memory:
     make: Callable[[int], KVBuffer]
     trim: Callable[[], None]
     relieve: Callable[[], None]
+    device: torch.device
 
 
 class Core:
@@ -389,6 +391,8 @@ class Core:
         if seq.buffer is not None:
             self.steps.prefix.leave(seq.buffer)
             seq.buffer = None
+            if seq.priority >= BACKGROUND:  # audits come in a row, and each leaves its holes
+                release_unused(self._memory.device)
         self._admission.release(seq)
         self.admit()
 

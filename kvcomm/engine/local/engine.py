@@ -138,7 +138,7 @@ class LocalEngine(LoadedEngine):
             Lookup(self.texts, self.offsets, self.prefix, device),
             self.lessons,
             self.admission,
-            Memory(self.slot_bytes, self._new_buffer, self._trim, self._relieve),
+            Memory(self.slot_bytes, self._new_buffer, self._trim, self._relieve, device),
         )
         # Versions of what is on disk, by folder and template.
         self._saved: dict[Path, dict[str, int]] = defaultdict(dict)

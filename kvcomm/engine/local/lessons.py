@@ -12,6 +12,7 @@ from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.local.bases import Bases, model_label
 from kvcomm.engine.local.commands import Extend
+from kvcomm.engine.local.memory import release_unused
 from kvcomm.engine.local.state import Placed, SequenceState
 from kvcomm.engine.realign import Base
 from kvcomm.kv import KV
@@ -113,6 +114,7 @@ class Lessons:
         self._offsets.trim()
         if lesson.reads:
             self._bases.gather(seq)
+        release_unused(self._device)
         seq.phases.add("observe", done_at(self._device) - began)
 
     def teach(self, seq: SequenceState, family: str) -> None:
