@@ -40,6 +40,7 @@ from kvcomm.engine.local.memory import free_memory, out_of_memory, release_unuse
 from kvcomm.engine.local.reservations import Reservations
 from kvcomm.engine.local.runner import Runner
 from kvcomm.engine.local.sequence import LocalSequence
+from kvcomm.engine.local.state import Moment
 from kvcomm.engine.local.steps import Steps
 from kvcomm.engine.segments import SegmentCache
 from kvcomm.engine.tokens import TokenizerCodec
@@ -233,13 +234,21 @@ class LocalEngine(LoadedEngine):
         )
         keys: list[object] = list(range(len(variants)))
         found: dict[object, Compared] = {}
+        moments = [variant.at for variant in variants]
         if distinct:
             for number, variant in enumerate(variants):
-                plan = await self._plan(call, segments, variant)
-                keys[number] = plan.segments, plan.chosen
+                plan, moment = await self._plan(call, segments, variant)
+                keys[number], moments[number] = (plan.segments, plan.chosen), variant.at or moment
                 if plan.dense:
                     found[keys[number]] = Compared([], plan.decision, True, None, 0)
         compared, spent = [], 0
+        # What variants realign from is known by now: the dense KV need not wait for them.
+        early = distinct and not any(variant.measured for variant in variants)
+
+        async def teach() -> None:
+            for family in learn:
+                await self.call(partial(self.lessons.teach, dense.state, family), BACKGROUND)
+
         async with AsyncExitStack() as stack:
             dense = self.open(call)
             stack.push_async_callback(dense.close)
@@ -247,23 +256,32 @@ class LocalEngine(LoadedEngine):
             spent = sum(usage.computed for usage in done.segments)
             async for _ in dense.answer():
                 spent += 1
-            for key, variant in zip(keys, variants, strict=True):
+            if early:
+                await teach()
+                await dense.close()
+            for key, variant, at in zip(keys, variants, moments, strict=True):
                 known = found.get(key)
                 if known is None:
+                    variant = replace(variant, at=at)
                     found[key] = await self._compared(call, segments, variant, dense)
                     compared.append(found[key])
                 else:
                     compared.append(replace(known, tokens=0))
-            for family in learn:
-                await self.call(partial(self.lessons.teach, dense.state, family), BACKGROUND)
+            if not early:
+                await teach()
         return ShadowEvaluation(compared, spent)
 
-    async def _plan(self, call: CallSpec, segments: Sequence[Segment], variant: Variant) -> Plan:
-        """What a variant's policy would do, once the base KV that it asks for is there."""
+    async def _plan(
+        self, call: CallSpec, segments: Sequence[Segment], variant: Variant
+    ) -> tuple[Plan, Moment]:
+        """What a variant's policy would do, once the base KV that it asks for is there.
+
+        And what it would realign from: the offset models and the base KV of now.
+        """
         state = LocalSequence(self, _call_of(variant, call)).state
         command = Extend(state, segments, variant.policy, ends=True, planning=True)
         plan: Plan = await asyncio.wrap_future(self.core.submit(command))
-        return plan
+        return plan, state.moment
 
     async def _compared(
         self,

@@ -97,8 +97,15 @@ class Lookup:
         return prefill
 
     def plan(self, command: Extend) -> Plan:
-        """What the command's policy would plan now."""
-        return command.policy.plan([item.facts for item in self._look_up(command)])
+        """What the command's policy would plan now; the sequence's `moment` has what from."""
+        found, options = self._look_up(command), command.policy.options
+        for item in found:
+            if item.segment.kind == "placeholder" and item.base.base is not None:
+                if options.offsets:
+                    self._note(command, item.segment)
+                if item.base.kind != "message":
+                    command.seq.moment.bases[item.segment.index] = item.base
+        return command.policy.plan([item.facts for item in found])
 
     def _look_up(self, command: Extend) -> list[_Found]:
         seq, options = command.seq, command.policy.options
@@ -143,10 +150,21 @@ class Lookup:
             seq.phases.add("offsets", done_at(self._device) - began)
         return found
 
+    def _note(self, command: Extend, segment: Segment) -> OffsetModel:
+        """`_model`, which the sequence's moment keeps as it is."""
+        model = self._model(command, segment)
+        command.seq.moment.models[self._name(command, segment)] = model.frozen()
+        return model
+
+    @staticmethod
+    def _name(command: Extend, segment: Segment) -> str:
+        options = command.policy.options
+        return model_label(command.seq, segment, options.offsets, options.bases == "borrowed")
+
     def _model(self, command: Extend, segment: Segment) -> OffsetModel:
         """The offset model of a placeholder, of the moment that is asked for."""
         call, options = command.seq.call, command.policy.options
-        name = model_label(command.seq, segment, options.offsets, options.bases == "borrowed")
+        name = self._name(command, segment)
         if command.at is not None and name in command.at.models:
             return command.at.models[name]
         stem = learned_by(call.template, call.namespace)
@@ -188,15 +206,7 @@ class Lookup:
         base = item.base.base
         assert base is not None
         if item.segment.kind == "placeholder":
-            model = self._model(command, item.segment)
-            moment = model_label(
-                command.seq,
-                item.segment,
-                command.policy.options.offsets,
-                command.policy.options.bases == "borrowed",
-            )
-            command.seq.moment.models[moment] = model.frozen()
-            return model.predict(base.kv)
+            return self._note(command, item.segment).predict(base.kv)
         behind = before.base.base if before and before.segment.kind == "placeholder" else None
         if before is None or behind is None:
             return None
