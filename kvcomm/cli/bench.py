@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 # The paper's model and lengths.
 PAPER = {"model": "random:llama-3.1-8b", "dtype": "bfloat16", "device": "cuda"}
+# Bytes of a KV cache that lasts as long as a benchmark.
+MOST = 64 << 30
 # Texts of the workload, and how often it is worked through.
 WORK = {
     "agents": Option("N", "Agents.", "-n", within=options.AGENTS),
@@ -213,7 +216,7 @@ def fidelity(
     modes=Option("A,B", "Modes and methods.", shown="all"),
     shares=Option("P,P", "Percent of the texts that methods compute."),
     ahead=Option("W", "Who has read the corpus: others' questions, or none (see kvcomm index)."),
-    kv_cache=Option("DIR", "Where the KV of texts is kept.", shown="in memory only"),
+    kv_cache=Option("DIR", "Where the KV of texts is kept.", shown="a temporary one"),
 )
 def rag(
     *,
@@ -293,10 +296,12 @@ def rag(
             await found.run([asked(*one) for one in before], [asked(*one) for one in over])
         return found.report(suite)
 
-    kept = None
-    if kv_cache is not None:
-        kept = KVCache(kv_cache, options.size(kv_cache_size, "--kv-cache-size") or SIZE)
-    _show(_measure(bench, model, memory=options.size(memory), kv_cache=kept), json)
+    # What the corpus leaves has to be there when it is asked for, however little memory there is.
+    with TemporaryDirectory(prefix="kvcomm-rag-") as folder:
+        most = options.size(kv_cache_size, "--kv-cache-size") or (SIZE if kv_cache else MOST)
+        kept = KVCache(kv_cache or Path(folder), most)
+        found = _measure(bench, model, memory=options.size(memory), kv_cache=kept)
+    _show(found, json)
 
 
 def _measure(

@@ -198,7 +198,8 @@ def test_long_answers_are_read_in_time(piece: str) -> None:
         for read in (last_box, readings, short_answer):
             read(text)
         chosen_letter(text, ["one", "two", "three", "four"])
-        assert time.process_time() - began < 2
+        # Linear: three seconds on a slow machine. What is not takes minutes.
+        assert time.process_time() - began < 20
 
 
 def test_mathematics_is_compared_in_time() -> None:
