@@ -253,8 +253,9 @@ async def on_thread(engine: LocalEngine, task: Callable[[], Any] = lambda: None)
 
 async def at_once(engine: LocalEngine, *starts: Callable[[], Awaitable[Any]]) -> list[Any]:
     """Start all of these, in this order, before the engine looks at any; errors are returned."""
-    busy = threading.Event()
-    held = engine.core.call(busy.wait)
+    begun, busy = threading.Event(), threading.Event()
+    held = engine.core.call(lambda: (begun.set(), busy.wait()))
+    await asyncio.to_thread(begun.wait)
     tasks = []
     for start in starts:
         tasks.append(asyncio.ensure_future(start()))

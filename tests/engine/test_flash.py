@@ -48,8 +48,9 @@ class Kernel:
         if seqused_k is not None:
             assert seqused_k.dtype == torch.int32
             max_k = int(seqused_k.item())
+        key, value = key[:max_k], value[:max_k]  # behind them there may be anything
         left, right = window_size
-        behind = torch.arange(max_k - max_q, max_k)[:, None] - torch.arange(len(key))
+        behind = torch.arange(max_k - max_q, max_k)[:, None] - torch.arange(max_k)
         seen = (behind >= -right) & ((behind <= left) | (left < 0))
         heads = (part.transpose(0, 1)[None] for part in (query, key, value))
         out = functional.scaled_dot_product_attention(*heads, attn_mask=seen, **options)
