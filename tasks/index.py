@@ -18,13 +18,12 @@ from kvcomm.engine.base import BACKGROUND, CallSpec
 from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.prompt import Hole, Text, compile_template
-from kvcomm.reuse.policy import Dense, ReuseOptions
+from kvcomm.runtime.reading import READ, read_ahead
 from kvcomm.tasks.retrieval import passages_of
 from kvcomm.tasks.rows import read_rows
 
 # Passages of one prompt have so many tokens together.
 PROMPT = 1024
-READ = Dense("read ahead", ReuseOptions(bases="borrowed"))
 
 
 def corpus_of(path: Path) -> tuple[str, ...]:
@@ -59,6 +58,11 @@ class Index:
     nbytes: int
     groups: Sequence[Sequence[tuple[int, ...]]]
 
+    @property
+    def read(self) -> int:
+        """Tokens of all groups: more than what is missing, as some are read once more."""
+        return sum(len(one) for group in self.groups for one in group)
+
 
 def plan(
     engine: LocalEngine,
@@ -89,18 +93,13 @@ def plan(
         # Another company in each turn, and the same one when it goes on.
         random.Random(turn).shuffle(wanted)
         groups += _grouped(wanted, ids)
-    known = sum(count >= contexts for count in counts)
-    missing = sum(
-        len(one) * min(contexts - count, contexts)
-        for one, count in zip(ids, counts, strict=True)
-        if count < contexts
-    )
-    stored = sum(len(one) for one, count in zip(ids, counts, strict=True) if count < contexts)
+    missing = [(len(one), contexts - n) for one, n in zip(ids, counts, strict=True) if n < contexts]
     per_token = engine.slot_bytes
     if dtype is not None:
         written: torch.dtype = getattr(torch, dtype)
         per_token = per_token * written.itemsize // engine.network.dtype.itemsize
-    return Index(len(ids), known, missing, stored * per_token, groups)
+    tokens, stored = sum(size * left for size, left in missing), sum(size for size, _ in missing)
+    return Index(len(ids), len(ids) - len(missing), tokens, stored * per_token, groups)
 
 
 def _grouped(
@@ -131,7 +130,6 @@ async def build(
     once: whoever is interrupted loses one prompt.
     """
     computed = done = 0
-    total = sum(len(one) for group in index.groups for one in group)
     for group in index.groups:
         names = [f"passage{number}" for number in range(len(group))]
         user: list[Text | Hole] = []
@@ -139,25 +137,17 @@ async def build(
             user += [Hole(name), Text("\n\n")]
         template = compile_template(engine.codec, [Text("Read these texts.")], user)
         segments = template.fill(dict(zip(names, group, strict=True)))
-        size = sum(map(len, segments))
-        seq = engine.open(
-            CallSpec(
-                "index",
-                template,
-                size,
-                reuse=READ.options,
-                shares=True,
-                namespace=namespace,
-                priority=BACKGROUND,
-            )
+        call = CallSpec(
+            "index",
+            template,
+            sum(map(len, segments)),
+            reuse=READ.options,
+            shares=True,
+            namespace=namespace,
+            priority=BACKGROUND,
         )
-        try:
-            found = await seq.extend(segments, READ)
-            computed += sum(usage.computed for usage in found.segments)
-            await seq.finish(segments)
-        finally:
-            await seq.close()
-        await engine.drain()
+        found = await read_ahead(engine, call, segments)
+        computed += sum(usage.computed for usage in found.segments)
         done += sum(map(len, group))
-        on_group(done, total)
+        on_group(done, index.read)
     return computed

@@ -32,13 +32,13 @@ from kvcomm.runtime.audits import Audit, AuditQueue
 from kvcomm.runtime.call import Answered
 from kvcomm.runtime.choice import chosen
 from kvcomm.runtime.priors import measure
+from kvcomm.runtime.reading import read_ahead
 from kvcomm.runtime.stopping import StopTexts
 from kvcomm.sampling import Sampling
 from kvcomm.trace.events import Audited
 from kvcomm.trace.record import Recorder
 
 SPACE = "bench rag"
-READER = Dense("read ahead", ReuseOptions(bases="borrowed"))
 ALL = 1 << 20  # more tokens than any text has
 MODES = ("dense", "exact", "kvcomm", "auto")
 COLUMNS = ("mode", "mean", "± se", "worst", "computed", "F1", "same", "first", "end")
@@ -211,18 +211,13 @@ class Rag:
         segments = self._segments(asked)
         learns = number < self.taught and any(m.policy.options.offsets for m in self.modes)
         options = ReuseOptions(feeds_prefix=number == 0, reads_prefix=True)
-        seq = self.engine.open(self._spec(segments, options, reuse=options, shares=True))
-        try:
-            done = await seq.extend(segments, READER)
-            self.warmup_tokens += sum(usage.computed for usage in done.segments)
-            await seq.finish(segments, LINEAR.offsets if learns else "")
-        finally:
-            await seq.close()
+        call = self._spec(segments, options, reuse=options, shares=True)
+        done = await read_ahead(self.engine, call, segments, LINEAR.offsets if learns else "")
+        self.warmup_tokens += sum(usage.computed for usage in done.segments)
         if learns and any(mode.name == "kvcomm" for mode in self.modes):
             family = Kvcomm().options.offsets
             spec = self._spec(segments, TEACHER.options)
             await self.engine.evaluate(spec, segments, [], reference=TEACHER, learn=[family])
-        await self.engine.drain()
 
     async def _ask(self, asked: Asked) -> None:
         """Answer one question in every mode."""

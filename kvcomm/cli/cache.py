@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -11,9 +9,8 @@ import typer
 
 from kvcomm.cli import options
 from kvcomm.cli.output import print_json, print_table, say
-from kvcomm.cli.state import DAY_S
 from kvcomm.errors import UsageError
-from kvcomm.trace.text import megabytes, plural
+from kvcomm.trace.text import megabytes
 
 app = typer.Typer(no_args_is_help=True, help="Look at the KV that is kept on disk, and remove it.")
 FOLDER = options.Option("DIR", "Another folder.", shown="the user's cache")
@@ -56,43 +53,19 @@ def list_cache(*, kv_cache: Path | None = None, json: bool = False) -> None:
 
 
 @app.command("prune")
-@options.takes(
-    kv_cache=FOLDER,
-    older_than=options.Option("DAYS", "What was not used for so long.", within=(0, math.inf)),
-    keep=options.Option("SIZE", "The oldest, until so much is left."),
-    everything=options.Option("", "Everything.", "--all"),
-    dry_run="Only say what would go.",
-)
-def prune(
-    *,
-    kv_cache: Path | None = None,
-    older_than: float | None = None,
-    keep: str | None = None,
-    everything: bool = False,
-    dry_run: bool = False,
-    json: bool = False,
-) -> None:
+@options.takes(kv_cache=FOLDER)
+def prune(*, kv_cache: Path | None = None, what: options.PruneOptions, json: bool = False) -> None:
     """Remove KV that was not used for long, or what is over a size."""
-    from kvcomm.engine.kv_cache import caches
-    from kvcomm.engine.kv_cache import prune as remove
+    from kvcomm.engine.kv_cache import caches, unwanted
 
-    room = options.size(keep, "--keep")
-    if older_than is None and room is None and not everything:
+    limits = what.limits()
+    if what.older_than is None and what.keep is None and not what.everything:
         raise UsageError("say what is to go: --older-than DAYS, --keep SIZE or --all")
-    since = None if older_than is None else time.time() - older_than * DAY_S
-    count, gone = remove(
-        caches(_folder(kv_cache)),
-        older_than=since,
-        keep=room,
-        everything=everything,
-        remove=(lambda path: None) if dry_run else lambda path: path.unlink(missing_ok=True),
-    )
-    if json:
-        print_json({"files": count, "bytes": gone, "removed": not dry_run})
-    elif not count:
-        say("Nothing to remove.")
-    else:
-        say(f"{plural(count, 'text')} {'would go' if dry_run else 'gone'}: {megabytes(gone)}")
+    gone = unwanted(caches(_folder(kv_cache)), **limits)
+    if not what.dry_run:
+        for path in gone:
+            path.unlink(missing_ok=True)
+    what.report(gone, sum(gone.values()), "text", json)
 
 
 def _folder(path: Path | None) -> Path | None:

@@ -71,8 +71,7 @@ def index(
                 "--kv-cache-size, or --kv-dtype bfloat16"
             )
         if not dry_run and found.groups:
-            total = sum(len(one) for group in found.groups for one in group)
-            with Counted("tokens", total) as progress:
+            with Counted("tokens", found.read) as progress:
 
                 def on_group(done: int, of: int) -> None:
                     progress.show(

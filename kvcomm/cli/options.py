@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from math import inf
@@ -12,11 +12,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from kvcomm.cli.output import print_json, say
 from kvcomm.errors import UsageError
 from kvcomm.extras import need
+from kvcomm.trace.text import megabytes, plural
 
 DEFAULT_MODEL = "smollm2-135m"
 RUNS = Path("runs")
+DAY_S = 24 * 3600
 # No context is longer, and no benchmark larger: what is beyond is a slip of the finger.
 TOKENS, AGENTS, TIMES = (1, 10_000_000), (1, 1_000), (1, 100_000)
 
@@ -87,6 +90,11 @@ OPTIONS = {
     "layout": Option("L", "role-first, or shared-first: the role text behind task and messages."),
     "max_tokens": Option("N", "Longest message, in tokens.", "", "256", TOKENS),
     "temperature": Option("T", "0 is greedy.", shown="0"),
+    # What `prune` removes.
+    "older_than": Option("DAYS", "What was not used for so long.", within=(0, inf)),
+    "keep": Option("SIZE", "The oldest, until so much is left."),
+    "everything": Option("", "Everything.", "--all"),
+    "dry_run": Option("", "Only say what would go."),
     # The mode.
     "reuse": Option("R", "auto, exact, kvcomm or dense.", "-r"),
     "target": Option(
@@ -111,6 +119,33 @@ class ModelOptions:
     model: str = DEFAULT_MODEL
     device: str | None = None
     dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What `prune` commands remove of what is kept on disk."""
+
+    older_than: float | None = None
+    keep: str | None = None
+    everything: bool = False
+    dry_run: bool = False
+
+    def limits(self) -> dict[str, Any]:
+        """In seconds and bytes. Raises `UsageError`."""
+        age = None if self.older_than is None else self.older_than * DAY_S
+        room = size(self.keep, "--keep")
+        return {"older_than": age, "keep": room, "everything": self.everything}
+
+    def report(self, paths: Collection[Path], nbytes: int, what: str, json: bool) -> None:
+        """Say which files are gone, or would be."""
+        if json:
+            files = [str(path) for path in paths]
+            print_json({"files": files, "bytes": nbytes, "removed": not self.dry_run})
+        elif not paths:
+            say("Nothing to remove.")
+        else:
+            gone = "would go" if self.dry_run else "gone"
+            say(f"{plural(len(paths), what)} {gone}: {megabytes(nbytes)}")
 
 
 @dataclass(frozen=True)

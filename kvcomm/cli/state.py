@@ -12,13 +12,12 @@ import typer
 from kvcomm.cli import options
 from kvcomm.cli.output import print_json, print_table, say
 from kvcomm.errors import StateError, UsageError
-from kvcomm.trace.text import megabytes, plural
+from kvcomm.trace.text import megabytes
 
 if TYPE_CHECKING:
     from kvcomm.reuse.state_files import Folder
 
 app = typer.Typer(no_args_is_help=True, help="Look at what was learned, and remove it.")
-DAY_S = 24 * 3600
 STATE = options.Option("DIR", "Another folder.", shown="the user's cache")
 
 
@@ -46,38 +45,19 @@ def list_state(*, state: Path | None = None, json: bool = False) -> None:
         "DAYS", "Also what has learned nothing for so long.", within=(0, math.inf)
     ),
     keep=options.Option("SIZE", "Also the oldest, until so much is left."),
-    everything=options.Option("", "Everything.", "--all"),
-    dry_run="Only say what would go.",
 )
-def prune(
-    *,
-    state: Path | None = None,
-    older_than: float | None = None,
-    keep: str | None = None,
-    everything: bool = False,
-    dry_run: bool = False,
-    json: bool = False,
-) -> None:
+def prune(*, state: Path | None = None, what: options.PruneOptions, json: bool = False) -> None:
     """Remove what other versions of kvcomm learned, and files that are damaged."""
     from kvcomm.reuse.state_files import remove, unwanted
 
     found = _found(state)
-    age = None if older_than is None else older_than * DAY_S
-    room = options.size(keep, "--keep")
-    paths = unwanted(found, older_than=age, keep=room, everything=everything)
+    paths = unwanted(found, **what.limits())
     try:
         size = sum(path.lstat().st_size for path in paths)
-        removed = 0 if dry_run else remove(paths, found)
+        removed = size if what.dry_run else remove(paths, found)
     except OSError as error:
         raise StateError(f"cannot remove what was learned: {error}") from error
-    if json:
-        gone = {"bytes": size if dry_run else removed, "removed": not dry_run}
-        print_json({"files": [str(path) for path in paths], **gone})
-    elif not paths:
-        say("Nothing to remove.")
-    else:
-        what = f"would go: {megabytes(size)}" if dry_run else f"gone: {megabytes(removed)}"
-        say(f"{plural(len(paths), 'file')} {what}")
+    what.report(paths, removed, "file", json)
 
 
 def _root(state: Path | None) -> Path:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from kvcomm.engine.models import cache_dir
 from kvcomm.errors import UsageError
 from kvcomm.kv.files import replace_file
-from kvcomm.kv.tiers import FORM, SUFFIX, Disk
+from kvcomm.kv.tiers import FORM, Disk, files_in
 
 MANIFEST = "manifest.json"
 SIZE = 4 << 30
@@ -94,37 +93,22 @@ class Cached:
 def caches(folder: Path | None) -> list[Cached]:
     """The KV caches in `folder`, or in the user's cache, by path."""
     places = [folder] if folder else sorted(p for p in root().glob("*") if p.is_dir())
-    found = []
-    for place in places:
-        if (known := owner(place)) is None:
-            continue
-        files = []
-        for path in place.glob("*" + SUFFIX):
-            with suppress(OSError):  # another process may have removed it
-                stat = path.lstat()
-                files.append((path, stat.st_size, stat.st_mtime))
-        files.sort(key=lambda file: file[2])
-        found.append(Cached(place, known[0], tuple(files)))
-    return found
+    return [
+        Cached(place, known[0], tuple(files_in(place)))
+        for place in places
+        if (known := owner(place)) is not None
+    ]
 
 
-def prune(
-    found: list[Cached],
-    *,
-    older_than: float | None,
-    keep: int | None,
-    everything: bool,
-    remove: Callable[[Path], object],
-) -> tuple[int, int]:
-    """Remove files not used since `older_than` (a clock), or the oldest over `keep` bytes.
-
-    Returns how many went, and their bytes.
-    """
+def unwanted(
+    found: list[Cached], *, older_than: float | None, keep: int | None, everything: bool
+) -> dict[Path, int]:
+    """Files not used for `older_than` seconds, and the oldest over `keep` bytes; their bytes."""
     every = sorted((file for one in found for file in one.files), key=lambda file: file[2])
-    left, count, gone = sum(nbytes for _, nbytes, _ in every), 0, 0
+    left, gone, now = sum(nbytes for _, nbytes, _ in every), dict[Path, int](), time.time()
     for path, nbytes, used in every:
-        old = older_than is not None and used < older_than
+        old = older_than is not None and now - used > older_than
         if everything or old or (keep is not None and left > keep):
-            remove(path)
-            left, count, gone = left - nbytes, count + 1, gone + nbytes
-    return count, gone
+            gone[path] = nbytes
+            left -= nbytes
+    return gone

@@ -81,6 +81,16 @@ class HostMemory(Device):
         return super().load(key, held).to(self._device)
 
 
+def files_in(folder: Path) -> list[tuple[Path, int, float]]:
+    """The files with KV in a folder, their bytes and when each was used last, the oldest first."""
+    found = []
+    for path in folder.glob("*" + SUFFIX):
+        with suppress(OSError):  # another process may have removed it
+            stat = path.lstat()
+            found.append((path, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda file: file[2])
+
+
 class OnDisk(NamedTuple):
     """One file: its key, bytes, when it was used last, and what is said about it."""
 
@@ -119,11 +129,10 @@ class Disk:
     def known(self) -> list[OnDisk]:
         """What is there, the least recently used first. Files of another format do not count."""
         found = []
-        for path in self.folder.glob("*" + SUFFIX):
-            with suppress(OSError, ValueError):  # another process may have removed it
-                stat, about = path.lstat(), header_of(path, FORM)
-                found.append(OnDisk(path.stem, stat.st_size, stat.st_mtime, about))
-        return sorted(found, key=lambda one: one.used)
+        for path, nbytes, used in files_in(self.folder):
+            with suppress(OSError, ValueError):
+                found.append(OnDisk(path.stem, nbytes, used, header_of(path, FORM)))
+        return found
 
     def keep(self, key: str, kv: KV, about: Mapping[str, str]) -> object:
         """Have the file written. What fails is known when the KV is asked for."""

@@ -98,13 +98,10 @@ class Lookup:
 
     def plan(self, command: Extend) -> Plan:
         """What the command's policy would plan now; the sequence's `moment` has what from."""
-        found, options = self._look_up(command), command.policy.options
+        found = self._look_up(command)
         for item in found:
-            if item.segment.kind == "placeholder" and item.base.base is not None:
-                if options.offsets:
-                    self._note(command, item.segment)
-                if item.base.kind != "message":
-                    command.seq.moment.bases[item.segment.index] = item.base
+            if item.base.base is not None:
+                self._remember(command, item, corrected=bool(command.policy.options.offsets))
         return command.policy.plan([item.facts for item in found])
 
     def _look_up(self, command: Extend) -> list[_Found]:
@@ -150,11 +147,15 @@ class Lookup:
             seq.phases.add("offsets", done_at(self._device) - began)
         return found
 
-    def _note(self, command: Extend, segment: Segment) -> OffsetModel:
-        """`_model`, which the sequence's moment keeps as it is."""
-        model = self._model(command, segment)
-        command.seq.moment.models[self._name(command, segment)] = model.frozen()
-        return model
+    def _remember(self, command: Extend, item: _Found, *, corrected: bool) -> None:
+        """Keep in the sequence's moment what a placeholder is realigned from, as it is."""
+        segment, moment = item.segment, command.seq.moment
+        if segment.kind != "placeholder":
+            return
+        if corrected:
+            moment.models[self._name(command, segment)] = self._model(command, segment).frozen()
+        if item.base.kind != "message":  # whose KV is kept by its readers
+            moment.bases[segment.index] = item.base
 
     @staticmethod
     def _name(command: Extend, segment: Segment) -> str:
@@ -185,6 +186,7 @@ class Lookup:
             piece.reason = f"computed, {item.facts.absent}; planned: {plan.reason}"
             return piece
         began = done_at(seq.kv.keys.device)
+        self._remember(command, item, corrected=plan.corrected)
         try:
             offset = self._offset(command, item, before) if plan.corrected else None
         except ValueError as error:
@@ -197,8 +199,6 @@ class Lookup:
         seq.write(begin, done.filled, done.kv)
         piece.positions = done.computed
         piece.corrected, piece.scale = plan.corrected, plan.scale
-        if segment.kind == "placeholder" and item.base.kind != "message":
-            seq.moment.bases[segment.index] = item.base
         piece.base, piece.node, piece.prompts = item.base.kind, item.base.node, item.base.prompts
         return piece
 
@@ -206,17 +206,19 @@ class Lookup:
         base = item.base.base
         assert base is not None
         if item.segment.kind == "placeholder":
-            return self._note(command, item.segment).predict(base.kv)
+            return self._model(command, item.segment).predict(base.kv)
         behind = before.base.base if before and before.segment.kind == "placeholder" else None
         if before is None or behind is None:
             return None
         return self._model(command, before.segment).predict_literal(behind.kv, len(item.segment))
 
 
-def _query(prefill: Prefill, plan: Plan) -> QueryPass:
-    """The pass that asks a prompt what it attends to of its pooled segments."""
+def _query(prefill: Prefill, plan: Plan) -> QueryPass | None:
+    """The pass that asks a prompt what it attends to of its pooled segments, if any was filled."""
     both = zip(prefill.pieces, plan.segments, strict=True)
     pieces = [p for p, segment in both if segment.pooled and p.positions is not None]
+    if not pieces:
+        return None
     slots = [slot for p in pieces for slot in range(p.start, p.start + len(p.segment))]
     begin = pieces[-1].start + len(pieces[-1].segment)
     start = prefill.seq.realigned_from

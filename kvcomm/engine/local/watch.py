@@ -19,6 +19,9 @@ class Watch:
         self.slots = slots
         self.begin = begin
         self._largest: dict[int, torch.Tensor] = {}
+        # What all layers of one forward share, by window.
+        self._masks: dict[int | None, tuple[list[int], torch.Tensor]] = {}
+        self._positions: Sequence[int] = ()
 
     def see(
         self,
@@ -34,20 +37,30 @@ class Watch:
         `keys` are `[kv_heads, slots, head_dim]`, rotated. Layer 0 does not count: its KV depends on
         nothing before.
         """
-        mine = [number for number, at in enumerate(positions) if at >= self.begin]
-        if not (mine and layer):
+        if not layer or positions[-1] < self.begin:
             return
         heads, _, dim = query.shape
-        at = torch.as_tensor([positions[i] for i in mine], device=query.device)
-        mask = torch.arange(keys.shape[1], device=query.device) > at[:, None]
-        if window is not None:
-            mask |= torch.arange(keys.shape[1], device=query.device) <= at[:, None] - window
+        mine, mask = self._seen(positions, window, keys)
         grouped = query[:, mine].view(keys.shape[0], -1, dim)  # query heads of a KV head together
         weights = grouped @ keys.mT * (dim**-0.5 if scaling is None else scaling)
         weights = weights.view(heads, len(mine), -1).masked_fill(mask, float("-inf"))
         found = weights.softmax(dim=-1, dtype=torch.float32)[:, :, self.slots].amax(dim=1)
         known = self._largest.get(layer)
         self._largest[layer] = found if known is None else torch.maximum(known, found)
+
+    def _seen(
+        self, positions: Sequence[int], window: int | None, keys: torch.Tensor
+    ) -> tuple[list[int], torch.Tensor]:
+        """Which tokens of a forward are queries, and what is hidden from each of them."""
+        if positions is not self._positions:
+            self._positions, self._masks = positions, {}
+        if window not in self._masks:
+            mine = [number for number, at in enumerate(positions) if at >= self.begin]
+            at = torch.as_tensor([positions[i] for i in mine], device=keys.device)[:, None]
+            slot = torch.arange(keys.shape[1], device=keys.device)
+            mask = slot > at if window is None else (slot > at) | (slot <= at - window)
+            self._masks[window] = mine, mask
+        return self._masks[window]
 
     def total(self) -> list[float]:
         """The weights of every slot, summed over layers and heads."""
