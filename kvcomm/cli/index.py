@@ -43,6 +43,8 @@ def index(
 
     if kv_dtype not in (None, "float32", "bfloat16", "float16"):
         raise UsageError(f"--kv-dtype {kv_dtype!r}: write float32, bfloat16 or float16")
+    if kv_cache == Path("none"):
+        raise UsageError("an index is kept on disk: name a --kv-cache folder, or leave it out")
     passages = corpus_of(corpus)
     size = options.size(kv_cache_size, "--kv-cache-size") or SIZE
     where = KVCache(kv_cache, size, kv_dtype)

@@ -58,6 +58,7 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(cli, tmp_path: Pa
     assert "use a larger --kv-cache-size, or --kv-dtype bfloat16" in ended.err
     assert not (tmp_path / "kv").exists()
     assert "write float32, bfloat16" in cli("index", "x", *MODEL, "--kv-dtype", "int4").err
+    assert "an index is kept on disk" in cli("index", "x", *MODEL, "--kv-cache", "none").err
     assert "say what is to go" in cli("cache", "prune").err
     assert "there is no such folder" in cli("cache", "list", "--kv-cache", "nowhere").err
     assert "No KV is kept in" in cli("cache", "list").out
