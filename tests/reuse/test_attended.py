@@ -28,7 +28,7 @@ def test_attention_and_place_as_in_the_formula(attention: Texts) -> None:
     weight = sum(map(sum, weights)) or 1
     for number, one in enumerate(attention):
         for place, a in enumerate(one):
-            expected = a / total + 0.6 * weights[number][place] / weight
+            expected = a / total + 0.6 * (weights[number][place] / weight)
             assert found[number][place] == pytest.approx(expected)
 
 
