@@ -76,6 +76,8 @@ class SegmentUsage:
     def restated(self, arrivals: Sequence[Arrival]) -> SegmentUsage:
         """How the segment really came, as a server says once it has answered."""
         computed = sum(arrival.computed for arrival in arrivals)
+        if self.source == "realign":
+            return self._supplied(computed, arrivals)
         usage = replace(
             self, computed=computed, prefix=self.tokens - computed, arrivals=tuple(arrivals)
         )
@@ -84,6 +86,15 @@ class SegmentUsage:
         part = "in part " if computed else ""
         reason = f"{part}in the server's prefix cache"
         return replace(usage, source="compute" if computed else "prefix", reason=reason)
+
+    def _supplied(self, computed: int, arrivals: Sequence[Arrival]) -> SegmentUsage:
+        """A realigned segment of which the server computed so much."""
+        realigned = self.tokens - computed
+        usage = replace(self, computed=computed, realigned=realigned, arrivals=tuple(arrivals))
+        if realigned >= self.realigned:
+            return usage
+        short = f"{self.reason}; the server supplied {realigned} of {self.realigned} tokens"
+        return replace(usage, reason=short, source="realign" if realigned else "compute")
 
     def fields(self, ready: float) -> dict[str, Any]:
         """What a trace says of it; `ready` is the clock when the last input was complete."""

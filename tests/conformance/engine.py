@@ -57,10 +57,12 @@ def graphs(tokens: int) -> dict[str, AgentGraph]:
 class EngineContract:
     """Tests that each implementation inherits; all it says is how its engine is made.
 
-    `tokens` is the length of messages in whole graphs, `task` what they are about.
+    `tokens` is the length of messages in whole graphs, `task` what they are about. Of 40 leading
+    tokens of a message at least so many are computed `ahead` of its end.
     """
 
     tokens = 70
+    ahead = 40
     task = TASK
 
     @pytest.fixture
@@ -307,7 +309,8 @@ class EngineContract:
         assert heard.positions == same.positions
         assert same.positions[0] == (0, 40)
         assert heard.computed == same.computed < same.tokens
-        assert (heard.ahead, same.ahead) == (0, 40)  # in chunks of 8
+        assert heard.ahead == 0
+        assert self.ahead <= same.ahead <= 40
 
     async def test_prompts_are_compared_with_dense_if_there_is_reuse(self, engine: Engine) -> None:
         text = Segment("placeholder", "text", tuple(prompt(engine, 40, start=3)), index=1)

@@ -16,6 +16,7 @@ from kvcomm.engine.base import Answer, Token
 from kvcomm.engine.local import LocalEngine
 from kvcomm.prompt import common_prefix
 from kvcomm.sampling import Sampling
+from tests.conformance.fake_connector import FakeConnector, answered, logprobs
 from tests.engine.support import extend, open_seq
 
 BLOCK = 16
@@ -48,8 +49,11 @@ class Manners:
 class FakeServer:
     """Serves `engine`; `requests` are the bodies it got, `busiest` the most at once."""
 
-    def __init__(self, engine: LocalEngine, **manners: Any) -> None:
+    def __init__(
+        self, engine: LocalEngine, connector: FakeConnector | None = None, **manners: Any
+    ) -> None:
         self.engine = engine
+        self.connector = connector
         self.manners = Manners(**manners)
         self.requests: list[dict[str, Any]] = []
         self.now = self.busiest = 0
@@ -102,7 +106,10 @@ class FakeServer:
             known.append(ids)
         return min(longest, len(ids) - 1) // BLOCK * BLOCK
 
-    def tokens(self, ids: tuple[int, ...], body: dict[str, Any]) -> Iterator[Token]:
+    def tokens(
+        self, ids: tuple[int, ...], body: dict[str, Any], extra: dict[str, Any]
+    ) -> Iterator[Token]:
+        """The tokens of an answer; `extra` gets what the connector did."""
         sampling = Sampling(
             temperature=body.get("temperature", 1.0),
             top_p=body.get("top_p", 1.0),
@@ -110,6 +117,19 @@ class FakeServer:
             stop_token_ids=tuple(body.get("stop_token_ids", ())),
         )
         found: queue.Queue[Token | BaseException | None] = queue.Queue()
+
+        async def filled() -> None:
+            assert self.connector is not None
+            asked = Answer(sampling, body.get("seed", 0), record="logprobs" in body)
+            try:
+                done = await answered(
+                    self.connector, ids, body, asked, found.put, self.manners.pause_s
+                )
+                extra["supplied"], extra["reply"], extra["record"] = done
+                found.put(None)
+            except BaseException as error:
+                found.put(error)
+                raise
 
         async def answer() -> None:
             seq = open_seq(self.engine, len(ids) + sampling.max_tokens)
@@ -127,7 +147,7 @@ class FakeServer:
             finally:
                 await asyncio.shield(seq.close())
 
-        future = self._background.start(answer())
+        future = self._background.start(filled() if self.connector else answer())
         try:
             while (item := found.get(timeout=20)) is not None:
                 if isinstance(item, BaseException):
@@ -202,14 +222,26 @@ class Handler(BaseHTTPRequestHandler):
         usage: dict[str, Any] = {"prompt_tokens": len(ids)}
         if manners.counts:
             usage["prompt_tokens_details"] = {"cached_tokens": held}
+        extra: dict[str, Any] = {}
         if body.get("stream"):
-            self._stream(fake.tokens(ids, body), body, usage, fault)
+            self._stream(fake.tokens(ids, body, extra), body, usage, fault, extra)
         else:
-            tokens = list(fake.tokens(ids, body))
+            tokens = list(fake.tokens(ids, body, extra))
             choice = self._choice(tokens, body)
             if body.get("return_token_ids"):
                 choice["prompt_token_ids"] = list(ids)
-            self._json(200, {"choices": [choice], "usage": usage})
+            if extra.get("record"):
+                choice["logprobs"] = logprobs(body, extra["record"], tokens)
+            self._count(usage, extra)
+            params = {"kv_transfer_params": extra["reply"]} if extra.get("reply") else {}
+            self._json(200, {"choices": [choice], "usage": usage, **params})
+
+    @staticmethod
+    def _count(usage: dict[str, Any], extra: dict[str, Any]) -> None:
+        """What was supplied counts as cached, as vLLM has it."""
+        details = usage.get("prompt_tokens_details")
+        if details is not None and extra.get("supplied"):
+            details["cached_tokens"] = max(details["cached_tokens"], extra["supplied"])
 
     def _choice(self, tokens: list[Token], body: dict[str, Any]) -> dict[str, Any]:
         ids = [token.id for token in tokens]
@@ -229,6 +261,7 @@ class Handler(BaseHTTPRequestHandler):
         body: dict[str, Any],
         usage: dict[str, Any],
         fault: str | None,
+        extra: dict[str, Any],
     ) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -245,6 +278,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"0\r\n\r\n")
                 return
             self._event(json.dumps({"choices": [self._choice([token], body)]}))
+        self._count(usage, extra)
         self._event(json.dumps({"choices": [], "usage": usage}))
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from kvcomm.engine.base import Answer, Engine
 from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
-from kvcomm.engine.served.engine import BLOCK, GROWTH
 from kvcomm.engine.served.protocol import Gate, ServedUsage
+from kvcomm.engine.served.sequence import BLOCK, GROWTH
 from kvcomm.errors import ContextOverflow, ModelError, ServerError
 from kvcomm.graphs import chain
 from kvcomm.sampling import Sampling

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +20,12 @@ from kvcomm.engine.local.load import check_chat, context_of, pretrained, stop_id
 from kvcomm.engine.models import RANDOM
 from kvcomm.engine.served.client import Client, Json, Unwanted
 from kvcomm.engine.served.engine import ServedEngine, shut
+from kvcomm.engine.served.kv_engine import ServedKVEngine
 from kvcomm.engine.served.protocol import Abilities, cached
 from kvcomm.engine.shapes import SHAPES
 from kvcomm.engine.tokens import TokenizerCodec, byte_tokenizer
 from kvcomm.errors import ModelError, ServerError
+from kvcomm.vllm.protocol import Reply, Request
 
 SAMPLE = "A sample: {x} = 12.5, 你好 ∑. "
 # Longer than a block of any server's prefix cache.
@@ -48,7 +52,15 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         told = entry.get("max_model_len")
         context = told if isinstance(told, int) and told > 0 else context_of(config)
         abilities = background.run(find_out(client, served, codec, context))
-        return ServedEngine(
+        kept = background.run(find_connector(client, served, codec, abilities))
+        if kept is not None and not kept.refused:
+            make: Callable[..., ServedEngine] = partial(ServedKVEngine, about=kept.about or {})
+        else:
+            make = ServedEngine
+        if kept is not None and kept.refused:
+            refused = f"its connector of kvcomm realigns nothing: {kept.refused}"
+            abilities = replace(abilities, refused=refused)
+        return make(
             client,
             background,
             codec,
@@ -146,6 +158,26 @@ async def find_out(
     ids = (codec.encode(SAMPLE) * PROBE)[: min(PROBE, max_context - 1)]
     await ask(ids, able)
     return Abilities(token_ids, able.salt, counts=bool(cached(await ask(ids, able))))
+
+
+async def find_connector(
+    client: Client, model: str, codec: TokenizerCodec, able: Abilities
+) -> Reply | None:
+    """What kvcomm's connector on the server says of itself; None where there is none."""
+    body = {
+        "model": model,
+        "prompt": codec.encode(SAMPLE),
+        "max_tokens": 1,
+        "temperature": 0.0,
+        **able.fields(secrets.token_hex(8)),
+        "kv_transfer_params": Request(query=True).to_json(),
+    }
+    try:
+        answer = await client.ask("completions", body)
+    except Unwanted:  # it takes no such field
+        return None
+    params = answer.get("kv_transfer_params")
+    return Reply.from_json(params if isinstance(params, dict) else None)
 
 
 def _fingerprint(served: str, tokenizer: Any) -> str:

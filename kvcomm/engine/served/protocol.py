@@ -22,12 +22,14 @@ TOLD = "vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report"
 @dataclass(frozen=True)
 class Abilities:
     """`token_ids`: answers come as ids. `salt`: prefixes can be kept apart. `counts`: the server
-    says how much of a prompt its prefix cache held.
+    says how much of a prompt its prefix cache held. `refused`: why it realigns nothing, where it
+    could.
     """
 
     token_ids: bool
     salt: bool
     counts: bool
+    refused: str = ""
 
     def fields(self, salt: str) -> dict[str, Any]:
         """The fields of a request that need them."""
@@ -42,7 +44,8 @@ class Abilities:
             "it refuses cache_salt, so modes and namespaces share its prefix cache": not self.salt,
             f"it does not say what its prefix cache held ({TOLD})": not self.counts,
         }
-        return "; ".join(said for said, lacking in lacks.items() if lacking)
+        said = [*(said for said, lacking in lacks.items() if lacking), self.refused]
+        return "; ".join(filter(None, said))
 
 
 class Gate:

@@ -1,0 +1,166 @@
+"""Audits on a server: prompts are compared by the log-probabilities of what dense would say.
+
+Of every token of dense's greedy answer the server names the most likely ones, and says how likely
+the same ones are behind the realigned prompt. What is not named is one rest. Binning can only make
+a divergence smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kvcomm.engine.base import (
+    BACKGROUND,
+    COMPARED,
+    CallSpec,
+    Compared,
+    Divergence,
+    ShadowEvaluation,
+    Variant,
+)
+from kvcomm.engine.served.client import Json
+from kvcomm.engine.served.publishing import lessons_of
+from kvcomm.engine.served.realigned import RealignedSequence
+from kvcomm.errors import ServerError
+from kvcomm.prompt import Segment
+from kvcomm.vllm.protocol import Reply, Request, salt_of
+
+if TYPE_CHECKING:
+    from kvcomm.engine.served.kv_engine import ServedKVEngine
+
+# So many tokens are named of every distribution: servers name no more unless they are told to.
+NAMED = 20
+# Log-probabilities by token, of every token of an answer.
+Named = Sequence[Mapping[int, float]]
+LEAST = 1e-9
+
+
+async def evaluated(
+    engine: ServedKVEngine,
+    call: CallSpec,
+    segments: Sequence[Segment],
+    variants: Sequence[Variant],
+    learn: Sequence[str],
+    distinct: bool,
+    tokens: int,
+) -> ShadowEvaluation:
+    """See `kvcomm.engine.base.Engine.evaluate`."""
+    ids = [i for segment in segments for i in segment.ids]
+    call = replace(call, capacity=len(ids) + tokens, answer_tokens=tokens, priority=BACKGROUND)
+    planned = []
+    for variant in variants:
+        options = variant.policy.options
+        shadow = replace(
+            variant.call or call, reuse=replace(options, publishes=False), shares=False
+        )
+        seq = RealignedSequence(engine, shadow)
+        done = await seq.extend(segments, variant.policy, ends=True)
+        planned.append((seq, done))
+    found = [lessons_of(engine.supply, call, segments, family) for family in learn]
+    lessons = tuple(lesson for some in found for lesson in some)
+    dense = _body(engine, ids, engine.salt(call), Request(lessons=lessons), tokens)
+    answer = await engine.asked({**dense, "logprobs": NAMED})
+    engine.supply.heard(Reply.from_json(answer.get("kv_transfer_params")))
+    said, named = told(answer)
+    spent = len(ids) + len(said)
+    compared: list[Compared] = []
+    known: dict[object, tuple[Divergence | None, int]] = {}
+    for seq, done in planned:
+        key = tuple((u.index, u.positions, u.source, u.corrected) for u in done.segments)
+        divergence, cost = known.get(key, (None, 0)) if distinct else (None, 0)
+        if divergence is None and not done.dense:
+            others = await _forced(engine, seq, ids, said[:COMPARED], named)
+            divergence = compare(said, named, others)
+            cost = sum(usage.computed for usage in done.segments) + len(others)
+            known[key] = divergence, 0
+        await seq.close()
+        compared.append(Compared(done.segments, done.decision, done.dense, divergence, cost))
+    return ShadowEvaluation(compared, spent)
+
+
+def _body(
+    engine: ServedKVEngine, ids: Sequence[int], salt: str, request: Request, tokens: int
+) -> dict[str, Any]:
+    drops, ends = engine.supply.let_go()
+    request = replace(request, release=drops, ends=ends)
+    return {
+        "model": engine.model,
+        "prompt": list(ids),
+        "max_tokens": tokens,
+        "temperature": 0.0,
+        "return_tokens_as_token_ids": True,
+        "kv_transfer_params": request.to_json(),
+        **engine.abilities.fields(salt),
+    }
+
+
+async def _forced(
+    engine: ServedKVEngine,
+    seq: RealignedSequence,
+    ids: Sequence[int],
+    said: Sequence[int],
+    named: Named,
+) -> Named:
+    """How likely a realigned prompt makes what dense named, a request a token."""
+    found: list[Mapping[int, float]] = []
+    for step in range(len(said)):
+        whole = [*ids, *said[:step]]
+        request = seq.request(keep=step + 1 < len(said))
+        body = _body(engine, whole, salt_of(request.row), request, 1)
+        wanted = sorted(named[step])
+        answer = await engine.asked({**body, "logprobs": 1, "logprob_token_ids": wanted})
+        found += told(answer)[1][:1]
+    return found
+
+
+def told(answer: Json) -> tuple[list[int], Named]:
+    """The tokens of an answer, and the log-probabilities that were named at each of them.
+
+    Raises `ServerError` for a server that does not name them by id.
+    """
+    choice = (answer.get("choices") or [{}])[0]
+    logprobs = choice.get("logprobs") or {}
+    try:
+        ids = [_id(token) for token in logprobs["tokens"]]
+        named = [
+            {_id(token): float(value) for token, value in step.items()}
+            for step in logprobs["top_logprobs"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise ServerError("the server does not say log-probabilities by token id") from None
+    return ids, named
+
+
+def _id(token: str) -> int:
+    return int(token.removeprefix("token_id:"))
+
+
+def compare(said: Sequence[int], dense: Named, other: Named) -> Divergence:
+    """The divergence along dense's answer, by what dense named; the rest is one bin.
+
+    `same_text` and `top1` go by what is named: whether dense's token is the most likely of it.
+    """
+    steps = [_kl(one, two) for one, two in zip(dense, other, strict=False)]
+    agrees = [
+        two.get(token, -math.inf) >= max(two.values())
+        for token, two in zip(said, other, strict=False)
+    ]
+    return Divergence(
+        mean=sum(steps) / len(steps),
+        first=steps[0],
+        top1=sum(agrees) / len(agrees),
+        same_text=all(agrees),
+    )
+
+
+def _kl(one: Mapping[int, float], two: Mapping[int, float]) -> float:
+    """KL(one ‖ two) in nats over the tokens that `one` names, and the rest."""
+    both = [token for token in one if token in two]
+    kept = sum(math.exp(one[token]) for token in both)
+    held = sum(math.exp(two[token]) for token in both)
+    total = sum(math.exp(one[token]) * (one[token] - two[token]) for token in both)
+    rest, other = max(1.0 - kept, LEAST), max(1.0 - held, LEAST)
+    return max(total + rest * math.log(rest / other), 0.0)
