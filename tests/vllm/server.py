@@ -1,0 +1,188 @@
+"""A vLLM server with kvcomm's connector on loopback, and what is asked of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvcomm.vllm.protocol import Reply, Request
+
+ROOT = Path(__file__).parents[2]
+START_S = 300.0
+CONNECTOR = ("KvcommConnector", "kvcomm.vllm.connector")
+OPTIONS = (
+    *("--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"),
+    *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--block-size", "32"),
+    *("--max-logprobs", "-1", "--logits-processors", "kvcomm.vllm.forced:ForcedTokens"),
+)
+
+
+def name() -> str:
+    """A name, a row or a salt."""
+    return secrets.token_hex(16)
+
+
+@contextmanager
+def serve(
+    python: Path,
+    model: Path,
+    log: Path,
+    *more: str,
+    connector: tuple[str, str] = CONNECTOR,
+    extra: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
+    """A server, once it is healthy; it is ended whatever happens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    transfer = {
+        "kv_connector": connector[0],
+        "kv_connector_module_path": connector[1],
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra or {},
+    }
+    command = [
+        *("nice", "-n", "10", str(python), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--served-model-name", "m", "--host", "127.0.0.1"),
+        *("--port", str(port), *OPTIONS, "--kv-transfer-config", json.dumps(transfer), *more),
+    ]
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        **(environment or {}),
+    }
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=variables, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            until = time.monotonic() + START_S
+            while time.monotonic() < until:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended: see {log}")
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                    break
+                time.sleep(0.5)
+            yield Server(port, process)
+        finally:
+            for signum, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 20)):
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, signum)
+                    process.wait(patience)
+
+
+class Failed(RuntimeError):
+    """The server answered with an error."""
+
+
+class Server:
+    """Asks a server on a port."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.port, self.process = port, process
+
+    def post(self, body: dict[str, Any], path: str = "/v1/completions") -> Any:
+        """The answer to a request. Raises `Failed`."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        if response.status != 200:
+            raise Failed(f"{response.status} {data[:500].decode()}")
+        return json.loads(data) if data else None
+
+    @staticmethod
+    def body(
+        ids: Sequence[int], salt: str | None, ask: Request | None, tokens: int, **more: Any
+    ) -> dict[str, Any]:
+        """The body of a completion."""
+        body = {
+            **{"model": "m", "prompt": list(ids), "max_tokens": tokens, "temperature": 0},
+            **{"return_token_ids": True, "return_tokens_as_token_ids": True, "ignore_eos": True},
+            **more,
+        }
+        if salt is not None:
+            body["cache_salt"] = salt
+        if ask is not None:
+            body["kv_transfer_params"] = ask.to_json()
+        return body
+
+    def ask(
+        self,
+        ids: Sequence[int],
+        salt: str | None = None,
+        ask: Request | None = None,
+        tokens: int = 1,
+        **more: Any,
+    ) -> Answer:
+        """A completion that is not streamed."""
+        return Answer(self.post(self.body(ids, salt, ask, tokens, **more)))
+
+    def about(self, ids: Sequence[int] = (1, 2, 3)) -> dict[str, Any]:
+        """What the connector says that it is, with its models under `models`."""
+        reply = self.ask(ids, name(), Request(query=True)).reply
+        assert reply is not None
+        return {**(reply.about or {}), "told": dict(reply.models or {}), "refused": reply.refused}
+
+    def leave(self, ids: Sequence[int], salt: str, ask: Request, tokens: int) -> None:
+        """Begin a streamed completion and go away after its first words."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        body = json.dumps({**self.body(ids, salt, ask, tokens), "stream": True})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        for line in response:
+            if line.startswith(b"data: "):
+                break
+        if connection.sock is not None:
+            connection.sock.close()
+        response.close()
+        connection.close()
+
+
+class Answer:
+    """What a completion says."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.reply = Reply.from_json(value.get("kv_transfer_params"))
+        self.ids = value["choices"][0]["token_ids"]
+        details = value["usage"].get("prompt_tokens_details") or {}
+        self.cached = details.get("cached_tokens", 0)
+
+    def logprobs(self, at: int = 0, vocabulary: int = 49152) -> np.ndarray[Any, Any]:
+        """Those of the token `at`, `[vocabulary]`; nan where nothing was said."""
+        found = np.full(vocabulary, np.nan)
+        for token, value in self.value["choices"][0]["logprobs"]["top_logprobs"][at].items():
+            found[int(token.split(":")[1])] = value
+        return found
+
+
+def off(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    """The largest difference."""
+    return float(np.nanmax(np.abs(one - other)))
+
+
+def divergence(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    """KL(one || other) of logprobs, over what both say."""
+    said = ~np.isnan(one) & ~np.isnan(other)
+    return float((np.exp(one[said]) * (one[said] - other[said])).sum())
