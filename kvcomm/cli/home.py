@@ -37,7 +37,7 @@ class Home:
 
     model: str | None = None
     engine: str = "local"
-    base_url: str | None = None
+    base_url: list[str] | None = None
     served_model: str | None = None
     replicas: int | None = None
     device: str | None = None
@@ -50,10 +50,10 @@ class Home:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
         for name, engines in BELONGS.items():
-            if self.engine not in engines and getattr(self, name) is not None:
+            if self.engine not in engines and getattr(self, name) not in (None, []):
                 (option,) = options.OPTIONS[name].named(name)
                 raise UsageError(f"{option} belongs to --engine {' or '.join(engines)}")
-        if self.engine == "openai" and not self._url:
+        if self.engine == "openai" and not self._urls:
             raise UsageError(
                 "--engine openai needs the server's address: --base-url http://HOST:PORT/v1, "
                 "or KVCOMM_BASE_URL"
@@ -62,8 +62,8 @@ class Home:
         options.size(self.kv_cache_size, "--kv-cache-size")
 
     @property
-    def _url(self) -> str:
-        return self.base_url or os.environ.get("KVCOMM_BASE_URL", "")
+    def _urls(self) -> list[str]:
+        return self.base_url or os.environ.get("KVCOMM_BASE_URL", "").split()
 
     def load(self, *, keeps: bool = True) -> Any:
         """The engine, to be closed by a `with` statement. Raises `ModelError`.
@@ -73,8 +73,9 @@ class Home:
         from kvcomm.engine.load import load_engine, load_ray, load_served
 
         if self.engine == "openai":
-            complain(f"asking the server at {urlsplit(self._url).hostname}")
-            return load_served(self._url, self.model, served_model=self.served_model)
+            for url in self._urls:
+                complain(f"asking the server at {urlsplit(url).hostname}")
+            return load_served(self._urls, self.model, served_model=self.served_model)
         model = self.model or options.DEFAULT_MODEL
         how: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         how["memory"] = options.size(self.memory)

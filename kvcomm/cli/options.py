@@ -69,7 +69,8 @@ OPTIONS = {
     "engine": Option("E", "local, ray, or openai: a server with that API."),
     "base_url": Option(
         "URL",
-        "Where the server of --engine openai is, such as http://localhost:8000/v1.",
+        "Where the server of --engine openai is: http://localhost:8000/v1; of several each runs "
+        "whole graphs.",
         shown="KVCOMM_BASE_URL",
     ),
     "served_model": Option("NAME", "Which of the server's models, where it has several."),

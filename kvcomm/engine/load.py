@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,18 +44,24 @@ def load_engine(
     return build_engine(name, device, dtype, memory, KVCache.of(kv_cache))[0]
 
 
-def load_served(base_url: str, model: str | None = None, *, served_model: str | None = None) -> Any:
-    """The engine for a model behind an OpenAI-compatible server (vLLM, SGLang).
+def load_served(
+    base_url: str | Sequence[str], model: str | None = None, *, served_model: str | None = None
+) -> Any:
+    """The engine for a model behind an OpenAI-compatible server (vLLM, SGLang), or behind several.
 
+    Of several servers each runs whole graphs; what one has read and learned stays there.
     `model` names the tokenizer: an alias, a folder or a hub id; by default what the server calls
     its model. `served_model` is needed only where the server has several. A key is read from
     `OPENAI_API_KEY`. What the server can do is found out here, with a few requests; `capabilities`
     say it. Raises `ModelError` (exit code 2).
     """
     need("httpx", "serve")
-    from kvcomm.engine.served.load import build_served
+    from kvcomm.engine.served.load import build_pool, build_served
 
-    return build_served(base_url, model, served_model)
+    urls = [base_url] if isinstance(base_url, str) else [*base_url]
+    if len(urls) > 1:
+        return build_pool(urls, model, served_model)
+    return build_served(urls[0], model, served_model)
 
 
 def load_ray(

@@ -74,10 +74,15 @@ class FakeServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-        self._background.close()
+        self.shut()
+
+    def shut(self) -> None:
+        """End the server. Safe to call twice."""
+        if not self._background.closed:
+            self._http.shutdown()
+            self._thread.join()
+            self._http.server_close()
+            self._background.close()
 
     def real(self) -> list[dict[str, Any]]:
         """The requests for answers, without those that only work ahead or find out."""

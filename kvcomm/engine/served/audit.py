@@ -31,8 +31,8 @@ from kvcomm.vllm.protocol import Reply, Request, salt_of
 if TYPE_CHECKING:
     from kvcomm.engine.served.kv_engine import ServedKVEngine
 
-# So many tokens are named of every distribution: servers name no more unless they are told to.
-NAMED = 20
+# So many tokens are named of every distribution, where the server may (vLLM: --max-logprobs).
+NAMED = 128
 # Log-probabilities by token, of every token of an answer.
 Named = Sequence[Mapping[int, float]]
 LEAST = 1e-9
@@ -62,7 +62,7 @@ async def evaluated(
     found = [lessons_of(engine.supply, call, segments, family) for family in learn]
     lessons = tuple(lesson for some in found for lesson in some)
     dense = _body(engine, ids, engine.salt(call), Request(lessons=lessons), tokens)
-    answer = await engine.asked({**dense, "logprobs": NAMED})
+    answer = await engine.asked({**dense, "logprobs": _most(engine)})
     engine.supply.heard(Reply.from_json(answer.get("kv_transfer_params")))
     said, named = told(answer)
     spent = len(ids) + len(said)
@@ -97,6 +97,11 @@ def _body(
     }
 
 
+def _most(engine: ServedKVEngine) -> int:
+    most = int(engine.about.get("max_logprobs") or 20)
+    return NAMED if most < 0 else min(most, NAMED)
+
+
 async def _forced(
     engine: ServedKVEngine,
     seq: RealignedSequence,
@@ -104,7 +109,16 @@ async def _forced(
     said: Sequence[int],
     named: Named,
 ) -> Named:
-    """How likely a realigned prompt makes what dense named, a request a token."""
+    """How likely a realigned prompt makes what dense named.
+
+    One request where the server can be made to say dense's answer (`kvcomm.vllm.forced`); then it
+    names what is most likely there, and what both name is compared. Else a request a token.
+    """
+    if engine.about.get("forced"):
+        request = seq.request(keep=False)
+        body = _body(engine, ids, salt_of(request.row), request, len(said))
+        more = {"logprobs": _most(engine), "vllm_xargs": {"kvcomm_force": list(said)}}
+        return told(await engine.asked({**body, **more, "ignore_eos": True}))[1]
     found: list[Mapping[int, float]] = []
     for step in range(len(said)):
         whole = [*ids, *said[:step]]

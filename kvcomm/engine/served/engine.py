@@ -63,6 +63,7 @@ class ServedEngine(WithoutKV, Bounded):
             await asyncio.sleep(0.005)
 
     def close(self) -> None:
+        super().close()
         shut(self.background, self.client)
 
 

@@ -21,6 +21,7 @@ from kvcomm.engine.models import RANDOM
 from kvcomm.engine.served.client import Client, Json, Unwanted
 from kvcomm.engine.served.engine import ServedEngine, shut
 from kvcomm.engine.served.kv_engine import ServedKVEngine
+from kvcomm.engine.served.pool import ServerPool
 from kvcomm.engine.served.protocol import Abilities, cached
 from kvcomm.engine.shapes import SHAPES
 from kvcomm.engine.tokens import TokenizerCodec, byte_tokenizer
@@ -72,6 +73,19 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         )
     except BaseException:
         shut(background, client)
+        raise
+
+
+def build_pool(urls: Sequence[str], model: str | None, served_model: str | None) -> ServerPool:
+    """See `kvcomm.engine.load.load_served`."""
+    engines: list[ServedEngine] = []
+    try:
+        for url in dict.fromkeys(urls):
+            engines.append(build_served(url, model, served_model))
+        return ServerPool(engines)
+    except BaseException:
+        for engine in engines:
+            engine.close()
         raise
 
 
