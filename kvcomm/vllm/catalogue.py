@@ -149,9 +149,7 @@ class Catalogue:
             name = live.used.get(piece.name)
             ids = live.tokens[piece.start : piece.stop]
             if name is not None and not name.holds(ids, piece.origin):
-                live.refused = (
-                    f"[{piece.start}, {piece.stop}) are other tokens than those of a name"
-                )
+                live.refused = f"[{piece.start}, {piece.stop}) are not the tokens of {piece.name}"
         for lesson in asked.lessons:
             self._find(live, lesson.name)
 

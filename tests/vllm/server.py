@@ -22,6 +22,8 @@ from kvcomm.vllm.protocol import Reply, Request
 
 ROOT = Path(__file__).parents[2]
 START_S = 300.0
+# The variable that says where `tests.vllm.failing` looks.
+FAILS = "KVCOMM_TEST_FAILS"
 CONNECTOR = ("KvcommConnector", "kvcomm.vllm.connector")
 OPTIONS = (
     *("--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"),
@@ -116,11 +118,9 @@ class Server:
         ids: Sequence[int], salt: str | None, ask: Request | None, tokens: int, **more: Any
     ) -> dict[str, Any]:
         """The body of a completion."""
-        body = {
-            **{"model": "m", "prompt": list(ids), "max_tokens": tokens, "temperature": 0},
-            **{"return_token_ids": True, "return_tokens_as_token_ids": True, "ignore_eos": True},
-            **more,
-        }
+        body: dict[str, Any] = {"model": "m", "prompt": list(ids), "max_tokens": tokens}
+        body |= {"temperature": 0, "ignore_eos": True, **more}
+        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
         if salt is not None:
             body["cache_salt"] = salt
         if ask is not None:
