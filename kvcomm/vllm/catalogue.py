@@ -91,7 +91,6 @@ class Catalogue:
         self._clock = clock
         self._live: dict[str, Live] = {}
         self._orders = Orders()
-        self._held: list[int] = []
         self._numbers = itertools.count(1)
         self._answers: dict[int, dict[int, Told | None]] = {}
         self._lessons: dict[int, set[int]] = {}  # the ranks that have still to learn each
@@ -180,7 +179,8 @@ class Catalogue:
         if live is None:
             return 0
         promise = Promise(local, tuple(self._fills(live, local, total - 1)))
-        if emitted and live.supplied and promise.stop < live.supplied[1]:
+        said = emitted or live.completed  # a token may be on its way
+        if said and live.supplied and promise.stop < live.supplied[1]:
             # What it began with is gone. vLLM has a request fail when a block of it does.
             promise = Promise(local, (Fill(local, local + 1, 0),), True)
         live.promise = promise
@@ -337,7 +337,7 @@ class Catalogue:
             last = -(-max(copy.stop for copy in copies) // self._block)
             mine = list(blocks[first:last])
             self.rows.pins += mine
-            self._held += mine
+            self.rows.held += mine
 
     def _answer(self, number: int | None) -> tuple[bool, str, int, float] | None:
         found = self._answers.pop(number, {}) if number is not None else {}
@@ -353,9 +353,13 @@ class Catalogue:
         self.rows.expire()
         orders, self._orders = self._orders, Orders()
         orders.drops, self.names.drops = self.names.drops, []
-        self.rows.unpins += self._held
-        self._held = []
+        self.rows.unpins += self.rows.held
+        self.rows.held = []
         return orders
+
+    def give_way(self) -> None:
+        """A request waits for blocks, and nothing runs: rows that are idle let go of theirs."""
+        self._orders.before += self.rows.give_way()
 
     def heard(self, facts: Facts) -> None:
         """Take in what workers say."""

@@ -109,6 +109,7 @@ class KvcommConnector(KVConnectorBase_V1, SupportsHMA):
         self._settings = Settings()
         self._requests: dict[str, Any] = {}
         self._pinned: Counter[int] = Counter()
+        self._waiting: set[str] = set()  # those that got no blocks when they were looked at
         self._greeted = False
         self._untold = ""  # why it is off, if nobody knows yet
         self._unread = ""  # what was learned and cannot be read
@@ -214,6 +215,7 @@ class KvcommConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         """How many tokens are supplied behind those that vLLM has."""
+        self._waiting.add(request.request_id)
         if self.catalogue is None or request.request_id not in self._requests:
             return 0, False
         more = self.catalogue.match(
@@ -227,6 +229,7 @@ class KvcommConnector(KVConnectorBase_V1, SupportsHMA):
     @hook()
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """There are blocks for what is supplied."""
+        self._waiting.discard(request.request_id)
         if self.catalogue is not None and request.request_id in self._requests:
             (ids,) = blocks.get_block_ids()
             self.catalogue.allocated(request.request_id, num_external_tokens, ids)
@@ -245,6 +248,9 @@ class KvcommConnector(KVConnectorBase_V1, SupportsHMA):
                 (ids,) = manager.get_block_ids(key)
                 catalogue.completed(key, ids, manager.block_pool.get_num_free_blocks())
                 self._settle()
+        if self._waiting and not scheduler_output.total_num_scheduled_tokens:
+            catalogue.give_way()
+        self._waiting.clear()
         orders = catalogue.take()
         self._settle()
         return Metadata(orders)

@@ -15,6 +15,8 @@ import torch
 
 # Digits up to this base are exact in every dtype with at least 8 bits of precision.
 BASE = 128
+# The most bytes that a trial takes.
+MOST = 256 << 20
 
 
 class Backend(Protocol):
@@ -59,6 +61,8 @@ class Layout:
         cache = layer.kv_cache
         size = (2, *cache.shape[1:])
         extent = 1 + sum((n - 1) * step for n, step in zip(size, cache.stride(), strict=True))
+        if extent * cache.element_size() > MOST:
+            raise ValueError("its blocks do not lie one after the other")
         room = torch.zeros(extent, dtype=cache.dtype, device=cache.device)
         scratch = room.as_strided(size, cache.stride())
         count = 2 * self.slots * self.heads * self.dim

@@ -3,7 +3,8 @@
 The blocks of a finished request are anybody's. So a row's full blocks are pinned (their count of
 users is one higher), and the last, partial one, which vLLM's prefix cache does not know, is kept as
 a copy. Pins take at most half of the blocks that would be free without them; a row beyond that is
-kept as a copy from its last pin on. At any time pins cover `[0, pinned)` and copies the rest.
+kept as a copy from its last pin on. At any time pins cover `[0, pinned)` and copies the rest. When
+blocks are short, what was pinned is copied, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvcomm.vllm.names import Names
-from kvcomm.vllm.orders import Copy, Fill
+from kvcomm.vllm.orders import Copy, Fill, Save
 
 
 @dataclass(eq=False)
@@ -42,7 +43,8 @@ class Rows:
     """All rows. Those that nobody asked for during `ttl` seconds end.
 
     `pins` and `unpins` are block ids that the caller is to give one more user, or one less, in this
-    order; `stale` are those whose content nobody wants any more.
+    order; `stale` are those whose content nobody wants any more. `held` get one less when the coming
+    step's orders are made, which read them.
     """
 
     def __init__(self, names: Names, block: int, ttl: float, clock: Callable[[], float]) -> None:
@@ -55,6 +57,7 @@ class Rows:
         self.pins: list[int] = []
         self.unpins: list[int] = []
         self.stale: list[int] = []
+        self.held: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,6 +100,24 @@ class Rows:
         self.unpins += [block for block in row.pins if block not in after]
         self.pinned += len(blocks) - len(row.pins)
         row.pins = blocks
+
+    def give_way(self) -> list[Save]:
+        """Copy what is pinned of idle rows, and let go of it. Those without room for that end."""
+        saves = []
+        for row in list(self._rows.values()):
+            if row.live or not row.pins:
+                continue
+            tokens = len(row.pins) * self._block
+            entry = self._names.reserve(tokens)
+            if entry is None:
+                self.end(row.name)
+                continue
+            row.copies.insert(0, Copy(entry, 0, tokens))
+            saves.append(Save(row.pins, (row.copies[0],)))
+            self.held += row.pins
+            self.pinned -= len(row.pins)
+            row.pins = ()
+        return saves
 
     def end(self, name: str) -> None:
         """A row is over. One that is not there is no error."""

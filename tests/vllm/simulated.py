@@ -176,7 +176,7 @@ class Scheduler:
 
     def _work(self, orders: Orders) -> None:
         for save in orders.before:
-            tokens = next(self.content[b][1] for b in save.blocks if b in self.content)
+            tokens = next(self.content[b][1] for b in save.blocks[::-1] if b in self.content)
             self._save(save, tokens)
         for load in orders.loads:
             if load.fails:

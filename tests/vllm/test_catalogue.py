@@ -254,6 +254,34 @@ def test_a_row_is_kept_as_a_copy_where_there_are_few_blocks() -> None:
     assert supplied(server, prompt, Piece(14, 34, n(1))).supplied[1] == 33
 
 
+def test_rows_let_go_of_their_blocks_when_somebody_waits_for_them() -> None:
+    server = Scheduler()
+    server.ask(TEXT[:10], salt_of(ROW), Request(row=ROW, keep=True))
+    server.ask(TEXT[:10], salt_of(n(5)), Request(row=n(5), keep=True))
+    run = server.start(TEXT[:11], salt_of(n(5)), Request(row=n(5)))
+    server.catalogue.give_way()
+    server.step()
+    assert server.catalogue.rows.pinned == 2  # of the one that is under way
+    server.schedule(run)
+    server.step(run)
+    server.finish(run)
+    server.forget()
+    assert supplied(server, TEXT).supplied == (0, 10)
+    server.step()
+    assert not server.entries
+    assert not +server.used
+
+
+def test_a_row_that_cannot_be_copied_makes_way() -> None:
+    server = Scheduler(budget=5)
+    server.ask(TEXT[:10], salt_of(ROW), Request(row=ROW, keep=True))
+    server.catalogue.give_way()
+    server.settle()
+    server.step()
+    assert not len(server.catalogue.rows)
+    assert not +server.used
+
+
 def test_a_row_that_has_no_room_ends() -> None:
     server = Scheduler(budget=2)
     ask = Request(row=ROW, keep=True)
@@ -336,7 +364,7 @@ def test_before_it_says_anything_a_preempted_prompt_is_supplied_what_is_there() 
     publish(server, n(1), TEXT)
     run = server.start(TEXT, salt_of(ROW), Request(row=ROW, pieces=(Piece(0, 18, n(1)),)))
     server.schedule(run)
-    server.step(run)
+    server.step()
     server.release(run.blocks)
     run.blocks = []
     server.catalogue.clear()
@@ -571,6 +599,13 @@ class Clients(RuleBasedStateMachine):
         self.texts.pop(name, None)
         if ends:
             self.rows.pop(row, None)
+
+    @rule()
+    def give_way(self) -> None:
+        self.server.catalogue.give_way()
+        self.server.settle()
+        self.server.step()
+        assert not self.server.catalogue.rows.held
 
     @rule(seconds=st.sampled_from([1.0, 60.0]))
     def wait(self, seconds: float) -> None:
