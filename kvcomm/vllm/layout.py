@@ -113,7 +113,8 @@ class Layout:
 def same(layers: Sequence[Layer]) -> bool:
     """Whether what is learned of one layer holds for all of them."""
     kinds = {
-        (type(layer.impl), tuple(layer.kv_cache.shape[1:]), layer.kv_cache.stride())
+        (type(layer.impl), cache.dtype, cache.device, tuple(cache.shape), cache.stride())
         for layer in layers
+        for cache in (layer.kv_cache,)
     }
     return len(kinds) == 1

@@ -43,8 +43,8 @@ class Rows:
     """All rows. Those that nobody asked for during `ttl` seconds end.
 
     `pins` and `unpins` are block ids that the caller is to give one more user, or one less, in this
-    order; `stale` are those whose content nobody wants any more. `held` get one less when the coming
-    step's orders are made, which read them.
+    order; `stale` are those whose content nobody wants any more. `held` get one less when the
+    coming step's orders are made, which read them.
     """
 
     def __init__(self, names: Names, block: int, ttl: float, clock: Callable[[], float]) -> None:

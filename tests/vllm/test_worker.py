@@ -97,8 +97,8 @@ def test_a_load_that_cannot_be_done_is_reported() -> None:
     assert one.failed() == {4}
 
 
-def wait(one: Worker, done: Callable[[Facts], bool]) -> Facts:
-    found = Facts()
+def wait(one: Worker, found: Facts, done: Callable[[Facts], bool]) -> Facts:
+    """What is said from `found` on, until it is enough."""
     until = time.monotonic() + 20
     while not done(found):
         assert time.monotonic() < until
@@ -128,10 +128,10 @@ def taught(one: Worker, lessons: int, family: str = "linear") -> tuple[Any, list
         one.paged.write([4, 5, 6], [(10, rope().rotate(true.keys, 10), true.values)])
         model = (family, *MODEL[1:])
         teach = Teach(number, model, number, 10, 22, 0, None)
-        run(one, after=[Save((4, 5, 6), (), (teach,))])
+        facts = run(one, after=[Save((4, 5, 6), (), (teach,))])
         # Whoever is next has these blocks.
         computed(one, [4, 5, 6], 24)
-        wait(one, lambda facts: bool(facts.lessons))
+        wait(one, facts, lambda facts: bool(facts.lessons))
     return offset, bases
 
 
@@ -176,6 +176,7 @@ def test_anchors_predict_from_the_whole_text() -> None:
 
 def test_a_literal_is_predicted_from_the_text_before_it() -> None:
     one = worker()
+    found = Facts()
     for number in (1, 2):
         keys, values = random(10)
         one.paged.write([1, 2], [(0, keys, values)])
@@ -183,15 +184,17 @@ def test_a_literal_is_predicted_from_the_text_before_it() -> None:
         truth, more = random(10)
         one.paged.write([4, 5], [(2, truth, more)])
         teach = Teach(number, MODEL, 10 * number, 2, 8, 0, 10 * number + 1, 4)
-        run(one, after=[Save((4, 5), (), (teach,))])
-    told = wait(one, lambda f: f.models.get(0, {}).get(MODEL, Told(False, "", 0, 1)).samples == 2)  # type: ignore[union-attr]
+        found = found.merged(run(one, after=[Save((4, 5), (), (teach,))]))
+    told = wait(
+        one, found, lambda f: f.models.get(0, {}).get(MODEL, Told(False, "", 0, 1)).samples == 2
+    )  # type: ignore[union-attr]
     assert told.models[0][MODEL].literals == (4,)  # type: ignore[union-attr]
     fill = Fill(12, 14, 21, 1, MODEL, behind=20)
     run(one, loads=[Load((7, 8), (fill,))])
-    found = one.paged.read([7, 8], 12, 14)
+    there = one.paged.read([7, 8], 12, 14)
     base = one.store[21].free(rope())
     offset = one.learner.predict(MODEL, base, 4)
-    assert torch.allclose(found.values, (base + offset).values[:, :, 1:3], atol=1e-5)
+    assert torch.allclose(there.values, (base + offset).values[:, :, 1:3], atol=1e-5)
     one.learner.close()
 
 
@@ -213,8 +216,8 @@ def test_a_lesson_that_fails_is_over() -> None:
     computed(one, [1, 2], 10)
     run(one, after=[Save((1, 2), (Copy(1, 0, 10),))])
     teach = Teach(5, ("linear:x=1", "t", "l"), 1, 0, 10)
-    run(one, after=[Save((1, 2), (), (teach,))])
-    facts = wait(one, lambda facts: bool(facts.lessons))
+    facts = run(one, after=[Save((1, 2), (), (teach,))])
+    facts = wait(one, facts, lambda facts: bool(facts.lessons))
     assert facts.lessons == {0: (5,)}
     assert not facts.models
     one.learner.close()
