@@ -19,6 +19,9 @@ BASE = 128
 MOST = 256 << 20
 
 
+Kept = tuple[torch.Tensor, torch.Tensor]
+
+
 class Backend(Protocol):
     """What is used of a backend's implementation."""
 
@@ -93,20 +96,22 @@ class Layout:
         where[found[at]] = at
         return where
 
-    def read(
-        self, layer: Layer, blocks: Sequence[int], start: int, stop: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the slots `[start, stop)` behind one another, `[heads, tokens, dim]`.
+    def read(self, layers: Sequence[Layer], blocks: Sequence[int], start: int, stop: int) -> Kept:
+        """Keys and values of the slots `[start, stop)`, `[layers, heads, tokens, dim]` each.
 
         They are copies. `blocks` are those of the cache, from the first slot on.
         """
-        cache, n = layer.kv_cache, self.slots
+        cache, n = layers[0].kv_cache, self.slots
         first, last = start // n, (stop - 1) // n + 1
         index = torch.as_tensor(blocks[first:last], device=cache.device)
-        raw = cache.index_select(0, index).reshape(len(index), -1)
-        out = raw.index_select(1, self._where).view(len(index), 2, n, self.heads, self.dim)
-        out = out.permute(1, 3, 0, 2, 4).reshape(2, self.heads, -1, self.dim)
-        keys, values = out[:, :, start - first * n : stop - first * n].contiguous()
+        part = slice(start - first * n, stop - first * n)
+        shape = (2, len(layers), self.heads, stop - start, self.dim)
+        keys, values = both = torch.empty(shape, dtype=cache.dtype, device=cache.device)
+        for number, layer in enumerate(layers):
+            raw = layer.kv_cache.index_select(0, index).reshape(len(index), -1)
+            out = raw.index_select(1, self._where).view(len(index), 2, n, self.heads, self.dim)
+            out = out.permute(1, 3, 0, 2, 4).reshape(2, self.heads, -1, self.dim)
+            both[:, number] = out[:, :, part]
         return keys, values
 
 

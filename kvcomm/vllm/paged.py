@@ -45,9 +45,7 @@ class Paged:
     def read(self, blocks: Sequence[int], start: int, stop: int) -> Entry:
         """The KV in the slots `[start, stop)` of a request, as copies."""
         own = self._own(blocks[: -(-stop // self.block)])
-        both = [self._layout.read(layer, own, start, stop) for layer in self._layers]
-        keys, values = zip(*both, strict=True)
-        return Entry(start, torch.stack(keys), torch.stack(values))
+        return Entry(start, *self._layout.read(self._layers, own, start, stop))
 
     def write(
         self,

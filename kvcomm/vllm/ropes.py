@@ -50,6 +50,15 @@ class TableRope:
         size = cos.square() + sin.square()  # 1 but for rounding and YaRN's scale
         return self._turn(keys, cos / size, -sin / size)
 
+    def move(self, keys: torch.Tensor, start: int, to: int) -> torch.Tensor:
+        """Keys at `start` and behind it put at `to`: both turns in one."""
+        cos, sin = self._rows(keys, start)
+        there, rise = self._rows(keys, to)
+        size = cos.square() + sin.square()
+        return self._turn(
+            keys, (there * cos + rise * sin) / size, (rise * cos - there * sin) / size
+        )
+
     def _rows(self, keys: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.table[start : start + keys.shape[-2]].to(keys.device, torch.float32)
         cos, sin = rows.chunk(2, dim=-1)

@@ -83,9 +83,10 @@ class Store:
         if fill.model is None and part.start == fill.start:
             return part.keys, part.values
         dtype = part.keys.dtype
+        if fill.model is None:
+            return self._rope.move(part.keys, part.start, fill.start).to(dtype), part.values
         kv = part.free(self._rope)
-        if fill.model is not None:
-            kv = kv + self._offset(fill, fill.model, kv, device, predict)
+        kv = kv + self._offset(fill, fill.model, kv, device, predict)
         return self._rope.rotate(kv.keys, fill.start).to(dtype), kv.values.to(dtype)
 
     def _offset(

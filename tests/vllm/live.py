@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,73 @@ def teach(bench: Bench, server: Server, lessons: int = 12) -> None:
     idle(server)
 
 
+def speed(bench: Bench, server: Server) -> None:
+    """Seconds until the first token of a long prompt, of which nine tenths are supplied."""
+    ids = [number % 20000 + 100 for number in range(1500)]
+    told, begin = name(), 75
+    server.ask(ids, name(), Request(publish=(Publish(told, 0, len(ids)),)))
+    shifted = [*range(begin), *ids, *range(begin)]
+    seconds: dict[str, list[float]] = {"dense": [], "supplied": []}
+    for _ in range(3):
+        began = time.perf_counter()
+        server.ask(shifted, name())
+        seconds["dense"].append(time.perf_counter() - began)
+        row, piece = name(), Piece(begin, begin + len(ids), told)
+        began = time.perf_counter()
+        server.ask(shifted[:begin], salt_of(row), Request(row=row, keep=True))
+        reply = server.ask(shifted, salt_of(row), Request(row=row, pieces=(piece,))).reply
+        seconds["supplied"].append(time.perf_counter() - began)
+        assert reply is not None
+        assert reply.supplied[1] == piece.stop
+    say("seconds for 1,650 tokens", **{k: statistics.median(v) for k, v in seconds.items()})
+
+
+def short(bench: Bench, server: Server) -> None:
+    """Where blocks are short, rows are preempted, and answers are what they are alone or fail."""
+    tokens, holes = 60, (5, 13)
+    names = bench.bases(server, bench.literals[0])
+    pieces = bench.pieces(names, holes)
+
+    def answer(_: int) -> str:
+        row = name()
+        ask = Request(row=row, pieces=pieces)
+        try:
+            bench.grow(server, row, pieces)
+            found = server.ask(bench.prompt, salt_of(row), ask, tokens=tokens)
+        except Failed:
+            return "failed"
+        assert found.reply is not None
+        if found.reply.supplied[1] != pieces[1].stop:
+            return "more exact"
+        return str(found.ids)
+
+    alone = answer(0)
+    dense = str(server.ask(bench.prompt, name(), tokens=tokens).ids)
+    assert alone != dense
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(answer, range(10)))
+    counts = {what: found.count(what) for what in (alone, dense, "failed", "more exact")}
+    say("ten rows at once", **dict(zip(("alone", "dense", "failed", "exact"), counts.values())))  # noqa: B905
+    assert sum(counts.values()) == len(found), found
+    assert not counts[dense]
+    idle(server)
+    # A prompt that needs what rows have pinned gets it.
+    rows = [name() for _ in range(3)]
+    for row in rows:
+        bench.grow(server, row, pieces)
+    about = server.about()
+    long = [number % 20000 + 100 for number in range(17 * 32 - 8)]
+    server.ask(long, name())
+    after = server.about()
+    say("blocks that rows had", before=about["pinned_blocks"], after=after["pinned_blocks"])
+    assert after["pinned_blocks"] < about["pinned_blocks"]
+    for row in rows:
+        found_ = server.ask(bench.prompt, salt_of(row), Request(row=row, pieces=pieces))
+        assert found_.reply is not None
+        assert found_.reply.supplied[1] == pieces[1].stop
+    idle(server)
+
+
 def kept(bench: Bench, server: Server) -> None:
     """What was learned before is there at once."""
     about = server.about()
@@ -429,12 +497,15 @@ def main() -> None:
         failing = ("FailingConnector", "tests.vllm.failing")
         hurt = {"connector": failing, "environment": {FAILS: str(file)}}
         servers: dict[str, tuple[list[Callable[..., None]], dict[str, Any], list[str]]] = {
-            "plain": ([raw, own, dense, leave, teach], {"extra": {"state": str(state)}}, []),
+            "plain": ([raw, own, dense, leave, teach, speed], {"extra": {"state": str(state)}}, []),
             "again": ([kept, full], {"extra": {"state": str(state), "store_gb": 0.04}}, []),
             "begin": ([lambda b, s: fails(b, s, "begin", file)], hurt, []),
             "end": ([lambda b, s: fails(b, s, "end", file)], hurt, []),
             "off": ([refuses], {"extra": {"stor_gb": 1}}, []),
-            "ranks": ([raw, own, teach], {"environment": {"VLLM_CPU_KVCACHE_SPACE": "1"}},
+            "short": ([short], {},
+                      ["--num-gpu-blocks-override", "24", "--max-model-len", "640"]),
+            # The model has 3 KV heads, so 3 is the least that divides them.
+            "ranks": ([raw, own, teach], {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "0|1|0"}},
                       ["--tensor-parallel-size", "3", "--distributed-executor-backend", "mp"]),
         }  # fmt: skip
         for title, (checks, settings, more) in servers.items():

@@ -35,9 +35,9 @@ def test_what_was_written_is_read_bit_by_bit(write: Write, dtype: torch.dtype) -
     slots = torch.tensor(blocks)[at // SLOTS] * SLOTS + at % SLOTS
     one.impl.do_kv_cache_update(one, keys, values, one.kv_cache, slots)
     for start, stop in ((0, 27), (5, 6), (8, 16), (3, 25)):
-        found = layout.read(one, blocks, start, stop)
-        assert torch.equal(found[0], keys[start:stop].transpose(0, 1))
-        assert torch.equal(found[1], values[start:stop].transpose(0, 1))
+        found = layout.read([one], blocks, start, stop)
+        assert torch.equal(found[0][0], keys[start:stop].transpose(0, 1))
+        assert torch.equal(found[1][0], values[start:stop].transpose(0, 1))
 
 
 def test_memory_may_have_another_order_than_the_shape() -> None:
@@ -45,8 +45,8 @@ def test_memory_may_have_another_order_than_the_shape() -> None:
     layout = Layout(one)
     keys, values = torch.randn(2, SLOTS, HEADS, DIM)
     one.impl.do_kv_cache_update(one, keys, values, one.kv_cache, torch.arange(SLOTS) + SLOTS)
-    found, _ = layout.read(one, [1], 0, SLOTS)
-    assert torch.equal(found, keys.transpose(0, 1))
+    found, _ = layout.read([one], [1], 0, SLOTS)
+    assert torch.equal(found[0], keys.transpose(0, 1))
 
 
 @pytest.mark.parametrize("write", [halved, lossy, nowhere])

@@ -59,6 +59,7 @@ def test_it_rotates_as_kvcomms_own(neox: bool, rotary: int) -> None:
     turned = found.rotate(keys, 40)
     assert torch.allclose(turned, own.rotate(keys, range(40, 51)), atol=1e-5)
     assert torch.allclose(found.unrotate(turned, 40), keys, atol=1e-5)
+    assert torch.allclose(found.move(turned, 40, 9), found.rotate(keys, 9), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.3])
@@ -66,6 +67,9 @@ def test_the_inverse_knows_scale_and_rounding(scale: float) -> None:
     found = rope_of([RotaryEmbedding(scale=scale, dtype=torch.bfloat16)], DIM)
     keys = torch.randn(1, 1, 5, DIM)
     assert torch.allclose(found.unrotate(found.rotate(keys, 100), 100), keys, atol=1e-5)
+    assert torch.allclose(
+        found.move(found.rotate(keys, 100), 100, 7), found.rotate(keys, 7), atol=1e-5
+    )
     assert found.to(torch.device("cpu")).table.dtype == torch.bfloat16
 
 
