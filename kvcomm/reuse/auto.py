@@ -4,8 +4,8 @@ A level is a share of the texts' tokens that is computed: 10 to 50 %. For every 
 base KV and level it keeps the divergences that audits measured. A level may be used when its bound
 meets the target:
 
-    fewer than 5 audits:  bound = max(2 · prior(level) · error, mean)
-    from 5 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2n − 2)))    (of the last 30)
+    fewer than 4 audits:  bound = max(2 · prior(level) · error, mean)
+    from 4 audits on:     bound = exp(m + v/2 + t · sqrt(v/n + v²/(2f)))    (of the last 30)
 
 and what computes more errs no more: a level's bound is at most that of a smaller share.
 
@@ -16,11 +16,14 @@ less: so there are levels that realign these and compute the others.
 
 Divergences are skewed, most of them small and a few large, so their mean is bounded as that of a
 lognormal distribution (Cox's method): m and v are mean and variance of their logarithms, none of
-them below that of a twentieth of the target, t the 95 % quantile of Student's t with n − 1 degrees
-of freedom. An audit is out of date when the models have seen twice as much since: then new ones are
-made, and count alone from five on. The bound is looked at before every call, and the call at which
-it first falls below the target is a lucky one: so it is never less than the mean of what was
-delivered, and calls whose bound is over half the target are all audited.
+them below that of a twentieth of the target, t the 95 % quantile of Student's t with f degrees of
+freedom. Few numbers say little of a variance, and it hardly differs between suites: 1 counts like
+that of 10 audits, f = n + 9. One audit measures up to three levels, and tells what lies between two
+of them: the logarithm falls evenly with the share. An audit is out of date when the models have
+seen twice as much since: then new ones are made, and count alone from four on. The bound is looked
+at before every call, and the call at which it first falls below the target is a lucky one: so it is
+never less than the mean of what was delivered, and calls whose bound is over half the target are
+all audited.
 
 Of the levels that meet the target the one that computes least is taken. When none does, the call is
 exact, and up to three levels that may do are probed on it: realigned beside it, after the answer,
@@ -49,7 +52,7 @@ from kvcomm.reuse.recipe import HELPS, LINEAR, Realign, Recipe
 TARGET = 0.02
 AUDIT_RATE = 0.1
 REPAIR_BUDGET = 0.5
-ENOUGH = 5
+ENOUGH = 4
 SAFETY = 2.0
 WINDOW = 30
 # So many levels are probed beside one call.
@@ -63,6 +66,10 @@ ROTATED = ", rotated"
 FLOOR = 0.05
 # One-sided 95 % quantiles of Student's t for 4 to 18 degrees of freedom; behind, it hardly falls.
 T95 = (2.13, 2.02, 1.94, 1.90, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1.75, 1.74, 1.73)
+# The logarithms of a level's divergences have had about this variance wherever it was measured (0.6
+# to 1.9). That counts like the variance of so many audits, as that of a few says little.
+VARIANCE = 1.0
+KNOWN = 10
 # A bound over this share of the target is watched on every call.
 NEAR = 0.5
 
@@ -198,7 +205,7 @@ class Auto:
             count = len(case.seen(level))
             basis = f"{count} audits" if count >= ENOUGH else "prior"
             reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-            cheaper = [x for x in case.levels[:index] if case.explores(x, drawn)][1 - PROBES :]
+            cheaper = _spread([x for x in case.levels[:index] if case.explores(x, drawn)], 2)
             audited = drawn or bound > NEAR * self.target or unknown or cheaper
             policy = Realign(level, reason, self.budget, borrows=True)
             measured = (level, *cheaper) if audited else ()
@@ -215,10 +222,16 @@ class Auto:
         return Choice(exact, False, case.probes(drawn), bounds, case.samples, case.key)
 
     def record(
-        self, template: str, level: str, divergence: float, samples: int, *, used: bool
+        self, template: str, found: Mapping[str, float], samples: int, used: str = ""
     ) -> None:
-        """Count one audit (`used`) or probe, made when the offset models had seen `samples`."""
-        seen = Seen(divergence, samples, used)
+        """Count an audit that `found` the divergences of levels, the `used` one's among them.
+
+        It was made when the offset models had seen `samples`.
+        """
+        for level, divergence in _between(found, self.levels).items():
+            self._count(template, level, Seen(divergence, samples, level == used))
+
+    def _count(self, template: str, level: str, seen: Seen) -> None:
         self._keep(template, level, seen)
         self.unsaved.add(template)
         if self.untaken is not None:
@@ -230,7 +243,7 @@ class Auto:
     def record_all(self, taken: Sequence[tuple[str, str, Seen]]) -> None:
         """Count what another one's `take` returned."""
         for template, level, seen in taken:
-            self.record(template, level, seen.divergence, seen.samples, used=seen.used)
+            self._count(template, level, seen)
 
     def take(self) -> list[tuple[str, str, Seen]]:
         """The audits made here since the last `take`, by template and level, for another one."""
@@ -358,8 +371,8 @@ class _Case:
         return min(known, default=(0.0, 0.0))[1]
 
     def explores(self, level: Recipe, drawn: bool) -> bool:
-        """Whether a level is measured beside a dearer one: a few times, then with the `drawn`."""
-        return self.open(level) and (drawn or len(self.seen(level)) < 2 * ENOUGH)
+        """Whether a level is measured beside a dearer one: a while, then with the `drawn`."""
+        return self.open(level) and (drawn or len(self.seen(level)) < 4 * ENOUGH)
 
     def probes(self, drawn: bool) -> tuple[Recipe, ...]:
         """The levels to measure beside an exact call: those that may do, spread over the ladder.
@@ -372,10 +385,7 @@ class _Case:
             if learns and text.offset.samples < ENOUGH:
                 return ()
         found = [level for level in self.levels if drawn or self.open(level)]
-        if len(found) > PROBES:
-            last = len(found) - 1
-            found = [found[round(i * last / (PROBES - 1))] for i in range(PROBES)]
-        return tuple(found)
+        return tuple(_spread(found, PROBES))
 
     def fresh(self, level: Recipe, key: str = "") -> list[float]:
         """The divergences that are not out of date."""
@@ -395,6 +405,30 @@ def _share(level: Recipe) -> float:
     return level.leading + level.deviating
 
 
+def _spread(levels: Sequence[Recipe], count: int) -> list[Recipe]:
+    """So many levels of these at most, from the first to the last."""
+    last = len(levels) - 1
+    if last < count:
+        return [*levels]
+    return [levels[round(i * last / (count - 1))] for i in range(count)]
+
+
+def _between(found: Mapping[str, float], levels: Sequence[Recipe]) -> dict[str, float]:
+    """The divergences that one audit found, and what they tell of the levels between.
+
+    From one measured share to the next the logarithm is taken to fall evenly.
+    """
+    told = dict(found)
+    for level in levels:
+        measured = [x for x in levels if x.name in found and x.short == level.short]
+        below = max((x for x in measured if _share(x) < _share(level)), key=_share, default=None)
+        above = min((x for x in measured if _share(x) > _share(level)), key=_share, default=None)
+        if level.name not in found and below and above:
+            part = (_share(level) - _share(below)) / (_share(above) - _share(below))
+            told[level.name] = found[below.name] ** (1 - part) * found[above.name] ** part
+    return told
+
+
 def _falls(known: Recipe, level: Recipe) -> float:
     """What one level's divergence is expected to be of another one's."""
     return float(FALLS ** ((_share(level) - _share(known)) / 0.1))
@@ -403,8 +437,9 @@ def _falls(known: Recipe, level: Recipe) -> float:
 def _upper(values: Sequence[float], floor: float) -> float:
     """The upper 95 % bound on the mean of a lognormal distribution, by Cox's method."""
     logs = [math.log(max(value, floor)) for value in values]
-    count, variance = len(logs), statistics.variance(logs)
-    error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+    count, freedom = len(logs), KNOWN + len(logs) - 1
+    variance = (KNOWN * VARIANCE + (count - 1) * statistics.variance(logs)) / freedom
+    error = math.sqrt(variance / count + variance**2 / (2 * freedom))
     return math.exp(
-        statistics.fmean(logs) + variance / 2 + T95[min(count - ENOUGH, len(T95) - 1)] * error
+        statistics.fmean(logs) + variance / 2 + T95[min(freedom - 4, len(T95) - 1)] * error
     )

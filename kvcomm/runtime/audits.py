@@ -164,10 +164,14 @@ class AuditQueue:
             tokens = evaluation.tokens
             if not choice.measured:
                 self._record(audit, None, None, tokens)
+            found, used = {}, ""
             for level, compared in zip(choice.measured, evaluation.variants, strict=True):
                 if compared.divergence is not None:
+                    found[level.name] = compared.divergence.mean
+                    used = level.name if audit.used(level) else used
                     self._record(audit, level, compared, tokens + compared.tokens)
                     tokens = 0
+            self.auto.record(choice.key, found, choice.samples, used)
         except Exception as error:
             for level in choice.measured:
                 self._record(audit, level, None, 0, error=f"{type(error).__name__}: {error}")
@@ -213,8 +217,6 @@ class AuditQueue:
         choice, answered = audit.choice, audit.answered
         name, used = level.name if level else "", bool(level and audit.used(level))
         divergence = found.divergence if found else None
-        if divergence:
-            self.auto.record(choice.key, name, divergence.mean, choice.samples, used=used)
         event = audit.recorder.write(
             Audited,
             node=answered.spec.node,

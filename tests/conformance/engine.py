@@ -58,11 +58,12 @@ class EngineContract:
     """Tests that each implementation inherits; all it says is how its engine is made.
 
     `tokens` is the length of messages in whole graphs, `task` what they are about. Of 40 leading
-    tokens of a message at least so many are computed `ahead` of its end.
+    tokens of a message at least so many are computed `ahead` of its end. Prefixes are found in blocks of `block` tokens.
     """
 
     tokens = 70
     ahead = 40
+    block = 16
     task = TASK
 
     @pytest.fixture
@@ -265,7 +266,9 @@ class EngineContract:
         elif mode == "exact":
             for call in second.calls:
                 # Servers keep whole blocks.
-                assert call.total("prefix") > first.call(call.node).report.prompt_tokens - 16
+                assert (
+                    call.total("prefix") > first.call(call.node).report.prompt_tokens - self.block
+                )
 
     async def test_an_input_that_one_agent_has_read_others_realign(self, engine: Engine) -> None:
         if not engine.capabilities.reuse:
@@ -307,6 +310,9 @@ class EngineContract:
         assert fast.report.prompt_tokens == slow.report.prompt_tokens
         heard, same = (next(s for s in call.steps if s.name == "a") for call in (slow, fast))
         assert heard.positions == same.positions
+        if same.tokens <= 60:  # a model that says little: its message is computed
+            assert not same.realigned
+            return
         assert same.positions[0] == (0, 40)
         assert heard.computed == same.computed < same.tokens
         assert heard.ahead == 0

@@ -11,6 +11,7 @@ import pytest
 from kvcomm.engine.base import Engine
 from kvcomm.engine.load import load_served
 from kvcomm.engine.local import LocalEngine
+from kvcomm.engine.served.kv_engine import ServedKVEngine
 from tests.conformance.engine import TASK, TEXT, EngineContract
 
 
@@ -22,6 +23,8 @@ def served() -> Iterator[Engine]:
 
 class TestRealServer(EngineContract):
     tokens = 24
+    ahead = 1
+    block = 32
     task = TASK + TEXT * 2  # long enough to be worth a request ahead
 
     @pytest.fixture
@@ -33,6 +36,5 @@ class TestRealServer(EngineContract):
         return smol
 
     def test_it_can_do_everything(self, engine: Engine) -> None:
-        assert engine.capabilities.reason == (
-            "its KV stays on the server, which reuses equal prefixes"
-        )
+        assert engine.capabilities.exact
+        assert engine.capabilities.reuse == isinstance(engine, ServedKVEngine)

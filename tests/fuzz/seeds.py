@@ -18,7 +18,7 @@ def write(corpus: Path) -> None:
         place = Path(name)
         save_all(place, "tiny", "0123", learned("aa"))
         auto = Auto()
-        auto.record("aa", "light", 0.01, 3, used=True)
+        auto.record("aa", {"light": 0.01}, 3, "light")
         save_audits(place, auto)
         files = [
             (0, whole(place / "whole").path),

@@ -15,7 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.errors import UsageError
-from kvcomm.reuse.auto import ENOUGH, FALLS, LEVELS, LONG, SHARES, WINDOW, Auto, Choice, Reusable
+from kvcomm.reuse.auto import (
+    ENOUGH,
+    FALLS,
+    KNOWN,
+    LEVELS,
+    LONG,
+    SHARES,
+    VARIANCE,
+    WINDOW,
+    Auto,
+    Choice,
+    Reusable,
+)
 from kvcomm.reuse.plan import BaseKind, Predictability, SegmentFacts
 from kvcomm.reuse.policy import Exact
 from kvcomm.reuse.recipe import HELPS, Realign
@@ -56,7 +68,7 @@ def audited(
 ) -> None:
     """One value `count` times, or these values."""
     for value in values * (count if len(values) == 1 else 1):
-        made.record(key, level, value, samples, used=used)
+        made.record(key, {level: value}, samples, level if used else "")
 
 
 def level_of(choice: Choice) -> str:
@@ -152,7 +164,7 @@ def test_audits_are_kept_by_the_kind_of_the_texts() -> None:
 
 def test_a_mean_errs_no_more_than_what_it_is_made_of() -> None:
     made = auto()
-    audited(made, MIDDLE, 0.01, key=BORROWED)
+    audited(made, MIDDLE, 0.004, key=BORROWED)
     assert level_of(made.choose("t", [passage("mean")])) == MIDDLE
     audited(made, CHEAP, 0.001, key="t, mean, rotated")
     assert level_of(made.choose("t", [passage("mean")])) == CHEAP
@@ -163,13 +175,12 @@ def test_audits_made_in_two_places_are_told_to_both_once() -> None:
     total, here, there = auto(), auto(), auto()
     for place in (here, there):
         place.adopt(total.to_json(), {"10%": 0.5})
-    here.record("t", "10%", 0.1, 3, used=True)
-    there.record("t", "10%", 0.2, 4, used=False)
+    here.record("t", {"10%": 0.1}, 3, "10%")
+    there.record("t", {"10%": 0.2}, 4)
     for place in (here, there):
-        for template, level, seen in place.take():
-            total.record(template, level, seen.divergence, seen.samples, used=seen.used)
+        total.record_all(place.take())
         assert place.take() == []
-    there.record("t", "30%", 0.3, 5, used=False)  # not taken yet
+    there.record("t", {"30%": 0.3}, 5)  # not taken yet
     for _ in range(2):
         here.adopt(total.to_json(), {})
         there.adopt(total.to_json(), {})
@@ -213,14 +224,26 @@ def test_a_few_levels_are_probed_beside_exact_calls_and_the_ladder_is_searched()
     choice = made.choose("t", [passage()])
     assert (level_of(choice), measured(choice)) == ("", ["10%", "20%", "50%"])
     # Too much to be worth a look at what is far below the target's share.
-    for level, value in (("10%", 0.06), ("20%", 0.04), ("50%", 0.012)):
-        audited(made, level, value, key=BORROWED)
+    for _ in range(ENOUGH):
+        made.record(BORROWED, {"10%": 0.06, "20%": 0.04, "50%": 0.003}, 10)
+    # What one audit measures tells what is between: from 20 to 50 % the logarithm falls evenly.
+    told = [seen.divergence for seen in made.audits[BORROWED, "30%"]]
+    assert told == [pytest.approx(0.04 ** (2 / 3) * 0.003 ** (1 / 3))] * ENOUGH
+    assert (BORROWED, "15%") in made.audits
     choice = made.choose("t", [passage()])
     assert level_of(choice) == "50%"
-    assert 0.012 / FALLS < 0.02 < 0.012 / FALLS**2
-    assert measured(choice) == ["50%", "40%"]
-    audited(made, "40%", 0.016, key=BORROWED)
+    assert measured(choice) == ["50%", "30%", "40%"]
+    for _ in range(ENOUGH * 3):
+        made.record(BORROWED, {"40%": 0.004, "50%": 0.003}, 10)
     assert level_of(made.choose("t", [passage()])) == "40%"
+
+
+def test_a_level_that_was_not_measured_is_as_its_neighbours_say() -> None:
+    made = auto()
+    audited(made, "50%", 0.012, key=BORROWED, count=WINDOW - 1)
+    assert 0.012 / FALLS < 0.02 < 0.012 / FALLS**2
+    choice = made.choose("t", [passage()])
+    assert (level_of(choice), measured(choice)) == ("50%", ["50%", "40%"])
 
 
 def test_what_computes_more_errs_no_more() -> None:
@@ -228,7 +251,7 @@ def test_what_computes_more_errs_no_more() -> None:
     audited(made, MIDDLE, 0.004)
     bounds = made.choose("t", [message(known())]).bounds
     assert bounds[CHEAP] == 1.0
-    assert all(bounds[name] == pytest.approx(0.004) for name in NAMES[2:])
+    assert all(bounds[name] == bounds[MIDDLE] < 0.02 for name in NAMES[2:])
 
 
 def test_one_bad_audit_outweighs_a_good_prior() -> None:
@@ -237,15 +260,15 @@ def test_one_bad_audit_outweighs_a_good_prior() -> None:
     assert level_of(made.choose("t", [message(known())])) == "15%"
 
 
-def test_five_good_audits_outweigh_a_bad_prior() -> None:
+def test_a_few_good_audits_outweigh_a_bad_prior() -> None:
     made = auto(prior=10.0)
-    audited(made, CHEAP, 0.009, count=ENOUGH - 1)
+    audited(made, CHEAP, 0.002, count=ENOUGH - 1)
     assert not made.choose("t", [message(known())]).used
-    audited(made, CHEAP, 0.009, count=1)
+    audited(made, CHEAP, 0.002, count=1)
     choice = made.choose("t", [message(known())])
     assert choice.used
     assert not choice.measured  # known, and the rate is 0
-    assert "(5 audits)" in choice.policy.reason
+    assert "(4 audits)" in choice.policy.reason
 
 
 def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None:
@@ -257,7 +280,7 @@ def test_cheaper_levels_that_may_do_as_well_are_measured_with_an_audit() -> None
     assert level_of(choice) == DEAR
     assert measured(choice)[0] == DEAR
     assert len(choice.measured) <= 3
-    audited(made, CHEAP, 0.019, count=WINDOW)  # within the target now
+    audited(made, CHEAP, 0.01, count=WINDOW)  # within the target now
     assert level_of(made.choose("t", [message(known())])) == CHEAP
 
 
@@ -272,28 +295,31 @@ def test_a_level_whose_delivered_answers_missed_the_target_is_left() -> None:
     assert made.choose("t", [message(known())]).used
 
 
-@pytest.mark.parametrize(("count", "t"), [(5, 2.132), (10, 1.833), (20, 1.729)])
+@pytest.mark.parametrize(("count", "t"), [(5, 1.761), (10, 1.729), (20, 1.699)])
 def test_the_bound_is_coxs_bound_on_the_mean(count: int, t: float) -> None:
     draw = random.Random(count)
     values = [math.exp(draw.gauss(-5, 1)) for _ in range(count)]
     made = auto()
     audited(made, CHEAP, *values)
     logs = [math.log(max(value, 0.001)) for value in values]
-    mean, variance = statistics.fmean(logs), statistics.variance(logs)
-    error = math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
+    freedom = KNOWN + count - 1
+    mean = statistics.fmean(logs)
+    variance = (KNOWN * VARIANCE + (count - 1) * statistics.variance(logs)) / freedom
+    error = math.sqrt(variance / count + variance**2 / (2 * freedom))
     expected = math.exp(mean + variance / 2 + t * error)
-    assert bound(made, message(known())) == pytest.approx(expected, rel=0.01)
+    assert bound(made, message(known())) == pytest.approx(expected, rel=0.02)
 
 
-def test_the_bound_covers_the_mean_of_skewed_divergences() -> None:
-    """Five of six times at least, though most of the values lie far below their mean."""
+@pytest.mark.parametrize(("spread", "least"), [(1.0, 0.88), (1.3, 0.8)])
+def test_the_bound_covers_the_mean_of_skewed_divergences(spread: float, least: float) -> None:
+    """Most of the values lie far below their mean; `spread` is that of their logarithms."""
     draw, covered = random.Random(1), 0
-    true = math.exp(-5 + 1.3**2 / 2)
+    true = math.exp(-5 + spread**2 / 2)
     for _ in range(400):
         made = auto()
-        audited(made, CHEAP, *(math.exp(draw.gauss(-5, 1.3)) for _ in range(8)))
+        audited(made, CHEAP, *(math.exp(draw.gauss(-5, spread)) for _ in range(8)))
         covered += bound(made, message(known())) >= true
-    assert covered >= 335
+    assert covered >= least * 400
 
 
 def test_tiny_divergences_do_not_make_the_others_look_worse() -> None:
@@ -313,12 +339,12 @@ def test_the_bound_is_never_below_the_mean(values: list[float]) -> None:
 def test_audits_are_out_of_date_when_twice_as_much_was_learned() -> None:
     made = auto()
     audited(made, CHEAP, 0.5, samples=10)
-    assert bound(made, message(known(21))) == pytest.approx(0.5)
-    # They count until five new ones are there: old ones err on the safe side.
+    assert bound(made, message(known(21))) > 0.5
+    # They count until a few new ones are there: old ones err on the safe side.
     audited(made, CHEAP, 0.01, samples=21, count=ENOUGH - 1)
     assert bound(made, message(known(21))) > 0.2
     audited(made, CHEAP, 0.01, samples=21, count=1)
-    assert bound(made, message(known(21))) == pytest.approx(0.01)
+    assert bound(made, message(known(21))) < 0.05
 
 
 # --- audits ---

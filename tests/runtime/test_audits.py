@@ -212,12 +212,14 @@ def test_probes_measure_levels_beside_exact_calls(tiny: LocalEngine) -> None:
         assert "no bound ≤ 1e-09" in result.call("b").report.gate
 
 
-def test_realigned_calls_are_audited_until_five_then_at_the_rate(tiny: LocalEngine) -> None:
+def test_realigned_calls_are_audited_until_some_are_known_then_at_the_rate(
+    tiny: LocalEngine,
+) -> None:
     with auto(tiny, **LEARNED, audit_rate=0.0) as active:
         results = runs(active, 14)
     counts = [sum(a.used for a in result.audits if a.node == "b") for result in results]
-    # From 10 samples on, five audits were made with at least half of what is known now.
-    assert counts == [0] * MIN_SAMPLES + [1] * (2 * ENOUGH - MIN_SAMPLES) + [0] * 4
+    # From 8 samples on, four audits were made with at least half of what is known now.
+    assert counts == [0] * MIN_SAMPLES + [1] * (2 * ENOUGH - MIN_SAMPLES) + [0] * (14 - 2 * ENOUGH)
     audit = next(a for a in results[MIN_SAMPLES].audits if a.node == "b")
     assert audit.bound == LEARNED["prior"] / 2
 

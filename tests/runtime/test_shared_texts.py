@@ -184,7 +184,7 @@ def test_what_is_computed_behind_realigned_texts_is_read_behind_the_answer(
         assert [audit.what for audit in first.audits] == ["audit of 10%"]
         ((key, level),) = active.auto.audits
         for _ in range(WINDOW):  # by now `known` was read in two prompts
-            active.auto.record(key.replace("borrowed", "mean"), level, 0.0, 0, used=True)
+            active.auto.record(key.replace("borrowed", "mean"), {level: 0.0}, 0, level)
         second = active.run(reader, known=known, new=news[1])
         active.drain()
         assert [audit.what for audit in second.audits] == ["reading of new texts"]
