@@ -11,23 +11,21 @@ not at all.
 
 from __future__ import annotations
 
-import itertools
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kvcomm.vllm.facts import Facts, Known, Told, together
+from kvcomm.vllm.facts import Facts
 from kvcomm.vllm.names import Name, Names
-from kvcomm.vllm.orders import Ask, Copy, Fill, Load, Orders, Save, Teach
-from kvcomm.vllm.protocol import SALT, Lesson, Piece, Publish, Reply, Request, salt_of
+from kvcomm.vllm.orders import Copy, Fill, Load, Orders, Save, Teach
+from kvcomm.vllm.protocol import SALT, Piece, Publish, Reply, Request, salt_of
 from kvcomm.vllm.rows import Row, Rows
+from kvcomm.vllm.teaching import Teaching
 
 # How long a model's change is told in every reply: there may be several clients.
 TOLD_S = 120.0
-# The most lessons that are ordered and not over.
-LESSONS = 16
 
 
 class Promise(NamedTuple):
@@ -82,18 +80,14 @@ class Catalogue:
     ) -> None:
         self.names = Names(budget, token_bytes)
         self.rows = Rows(self.names, block, row_s, clock)
-        self.known = Known(ranks)
+        # Copies of what lessons are about are bounded as the store is.
+        self.teaching = Teaching(ranks, budget // (4 * token_bytes))
         self.off = ""
         self.said: dict[str, Any] = {}  # what else the connector is, for those who ask
-        self.learned = 0
-        self._ranks = ranks
         self._block = block
         self._clock = clock
         self._live: dict[str, Live] = {}
         self._orders = Orders()
-        self._numbers = itertools.count(1)
-        self._answers: dict[int, dict[int, Told | None]] = {}
-        self._lessons: dict[int, set[int]] = {}  # the ranks that have still to learn each
 
     # --- a request's life ---
 
@@ -122,7 +116,10 @@ class Catalogue:
             live.refused = self._join(key, live)
         if not live.refused:
             self._look_up(live)
-            live.questions = [self._ask(live, question) for question in asked.questions]
+            for question in asked.questions:
+                ask = self.teaching.ask(question, self._find(live, question.name))
+                live.questions.append(ask.number if ask else None)
+                self._orders.asks += [ask] if ask else []
 
     def _join(self, key: str, live: Live) -> str:
         """Make a request one of its row's; returns why not."""
@@ -157,18 +154,6 @@ class Catalogue:
         if name is None:
             live.missing[key] = None
         return name
-
-    def _ask(self, live: Live, question: Any) -> int | None:
-        name = self._find(live, question.name)
-        stop = question.origin + question.tokens
-        if name is None or stop > len(name.tokens):
-            return None
-        number = next(self._numbers)
-        self._answers[number] = {}
-        self._orders.asks.append(
-            Ask(number, question.model, name.entry, question.origin, question.tokens)
-        )
-        return number
 
     def match(self, key: str, total: int, local: int, emitted: int = 0) -> int:
         """How many tokens are supplied behind the `local` ones that vLLM has, of `total`.
@@ -208,15 +193,8 @@ class Catalogue:
         name, behind = live.used.get(piece.name), live.used.get(piece.behind)
         if name is None:
             return None
-        if piece.model is not None:
-            told = self.known[piece.model]
-            if told is None or not told.samples:
-                return None
-            of = behind if piece.behind else name
-            if of is None or (told.reach is not None and len(of.tokens) > told.reach):
-                return None
-            if piece.behind and len(name.tokens) not in told.literals:
-                return None
+        if not self.teaching.predicts(piece, name, behind):
+            return None
         origin = piece.origin + start - piece.start
         entry = behind.entry if behind and piece.model else None
         return Fill(start, stop, name.entry, origin, piece.model, piece.scale, entry)
@@ -246,11 +224,14 @@ class Catalogue:
             ends = len(live.tokens)
             wanted = [one for one in live.asked.publish if one.stop and one.stop <= ends]
             copies = self._publish(live, wanted, live.tokens)
-            lessons = [t for lesson in live.asked.lessons if (t := self._teach(live, lesson))]
+            for lesson in live.asked.lessons:
+                base, literal = self._find(live, lesson.name), self.names.get(lesson.literal)
+                if base and (teach := self.teaching.lesson(live.tokens, lesson, base, literal)):
+                    lessons.append(teach)
         if live.row is not None and live.asked.keep:
             kept = self.rows.keep(live.row, live.tokens, blocks, free)
             if kept is None:
-                live.row, live.refused = None, "there is no room for its row"
+                live.row, live.refused = None, "its row has ended, or there is no room for it"
             copies += kept or ()
         if copies or lessons:
             self._orders.after.append(Save(tuple(blocks), tuple(copies), tuple(lessons)))
@@ -264,31 +245,6 @@ class Catalogue:
                 live.published.append(one.name)
                 copies.append(Copy(name.entry, one.start, stop))
         return copies
-
-    def _teach(self, live: Live, lesson: Lesson) -> Teach | None:
-        """The lesson as an order; None for one that cannot be, or where too many wait already."""
-        base = self._find(live, lesson.name)
-        ends = len(live.tokens)
-        if base is None or len(self._lessons) >= LESSONS or lesson.stop > ends:
-            return None
-        if not base.holds(live.tokens[lesson.start : lesson.stop], lesson.origin):
-            return None
-        literal = self.names.get(lesson.literal) if lesson.literal else None
-        if literal is not None:
-            behind = live.tokens[lesson.stop : lesson.stop + len(literal.tokens)]
-            literal = literal if literal.holds(behind, 0) and len(behind) else None
-        number = next(self._numbers)
-        self._lessons[number] = set(range(self._ranks))
-        return Teach(
-            number,
-            lesson.model,
-            base.entry,
-            lesson.start,
-            lesson.stop,
-            lesson.origin,
-            literal.entry if literal else None,
-            len(literal.tokens) if literal else 0,
-        )
 
     def finished(
         self, key: str, tokens: Sequence[int], held: int, blocks: Sequence[int], ended: str = ""
@@ -315,8 +271,8 @@ class Catalogue:
             missing=tuple(live.missing),
             published=tuple(live.published),
             refused=live.refused or self.off,
-            answers=tuple(self._answer(number) for number in live.questions),
-            models=self.known.since(None if live.asked.query else self._clock() - TOLD_S),
+            answers=tuple(map(self.teaching.answer, live.questions)),
+            models=self.teaching.known.since(None if live.asked.query else self._clock() - TOLD_S),
             about=self.about() if live.asked.query else None,
         )
 
@@ -339,13 +295,6 @@ class Catalogue:
             self.rows.pins += mine
             self.rows.held += mine
 
-    def _answer(self, number: int | None) -> tuple[bool, str, int, float] | None:
-        found = self._answers.pop(number, {}) if number is not None else {}
-        said = [told for told in found.values() if told is not None]
-        if len(said) < self._ranks:
-            return None
-        return together(said).brief
-
     # --- steps ---
 
     def take(self) -> Orders:
@@ -363,17 +312,7 @@ class Catalogue:
 
     def heard(self, facts: Facts) -> None:
         """Take in what workers say."""
-        self.known.heard(facts.models, self._clock())
-        for rank, answers in facts.answers.items():
-            for number, told in answers.items():
-                if number in self._answers:
-                    self._answers[number][rank] = told
-        for rank, numbers in facts.lessons.items():
-            for number in numbers:
-                waiting = self._lessons.get(number, set())
-                waiting.discard(rank)
-                if not waiting and self._lessons.pop(number, None) is not None:
-                    self.learned += 1
+        self.teaching.heard(facts, self._clock())
         for rank, why in facts.failed.items():
             self.disable(f"rank {rank}: {why}")
 
@@ -401,9 +340,10 @@ class Catalogue:
             "rows": len(self.rows),
             "pinned_blocks": self.rows.pinned,
             "live": len(self._live),
-            "lessons_waiting": len(self._lessons),
-            "lessons_learned": self.learned,
-            "models": len(self.known),
+            "lessons_waiting": len(self.teaching),
+            "lessons_learned": self.teaching.learned,
+            "lessons_dropped": self.teaching.dropped,
+            "models": len(self.teaching.known),
             "disabled": self.off,
         }
 

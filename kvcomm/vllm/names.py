@@ -63,17 +63,23 @@ class Names:
     def reserve(self, tokens: int) -> int | None:
         """The number of a new entry of so many tokens; None where names cannot make way for it."""
         needed = tokens * self.token_bytes
-        idle = [(key, name) for key, name in self._names.items() if not name.users]
-        room = self.budget - self.used
-        if needed > room + sum(len(name.tokens) for _, name in idle) * self.token_bytes:
+        if self.used + needed > self.budget and not self._make_room(needed):
             return None
+        self.used += needed
+        return next(self._numbers)
+
+    def _make_room(self, needed: int) -> bool:
+        """Have names that nobody uses make way for so many bytes, if that is enough."""
+        idle = [(key, name) for key, name in self._names.items() if not name.users]
+        held = self.used - sum(len(name.tokens) for _, name in idle) * self.token_bytes
+        if held + needed > self.budget:
+            return False
         for key, name in idle:
             if self.used + needed <= self.budget:
                 break
             del self._names[key]
             self.free(name.entry, len(name.tokens))
-        self.used += needed
-        return next(self._numbers)
+        return True
 
     def free(self, entry: int, tokens: int) -> None:
         """Let go of an entry."""

@@ -71,8 +71,10 @@ class Rows:
     ) -> list[Copy] | None:
         """Keep a row that is now `tokens` long, in `blocks`; `free` blocks are nobody's.
 
-        Returns the slots to copy; None where there is no room, and the row is over then.
+        Returns the slots to copy; None where there is no room, and the row is over then, or was.
         """
+        if self._rows.get(row.name) is not row:
+            return None
         full = len(tokens) // self._block
         fresh = tuple(blocks[:full])
         more = len(set(fresh).difference(row.pins)) - len(set(row.pins).difference(fresh))

@@ -144,6 +144,12 @@ class Server:
         assert reply is not None
         return {**(reply.about or {}), "told": dict(reply.models or {}), "refused": reply.refused}
 
+    def metric(self, name: str) -> float:
+        """The sum of what the server counts under a name."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
     def leave(self, ids: Sequence[int], salt: str, ask: Request, tokens: int) -> None:
         """Begin a streamed completion and go away after its first words."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)

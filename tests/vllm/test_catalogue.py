@@ -9,7 +9,6 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvcomm.vllm.catalogue import LESSONS
 from kvcomm.vllm.facts import Facts, Told
 from kvcomm.vllm.protocol import Lesson, Piece, Publish, Question, Reply, Request, salt_of
 from tests.vllm.simulated import BLOCK, Scheduler
@@ -328,6 +327,19 @@ def test_a_row_ends_with_an_abort_when_told_and_after_a_while() -> None:
     assert not server.entries
 
 
+def test_a_row_that_is_ended_while_its_request_runs_is_not_kept() -> None:
+    server = Scheduler()
+    run = server.start(TEXT, salt_of(ROW), Request(row=ROW, keep=True))
+    server.schedule(run)
+    server.ask([1], ask=Request(ends=(ROW,)))
+    server.step(run)
+    reply = server.finish(run)
+    assert reply is not None
+    assert "ended" in reply.refused
+    assert not len(server.catalogue.rows)
+    assert not +server.used
+
+
 def test_a_row_stays_while_its_request_runs() -> None:
     server = Scheduler(ttl=10)
     server.ask(TEXT[:6], salt_of(ROW), Request(row=ROW, keep=True))
@@ -432,17 +444,32 @@ def test_only_computed_prompts_teach_and_only_what_they_say() -> None:
 
 
 def test_lessons_wait_in_a_line_that_ends() -> None:
-    server = Scheduler(ranks=2)
+    server = Scheduler(budget=400, ranks=2)
     publish(server, n(1), TEXT)
     ask = Request(lessons=(Lesson(MODEL, n(1), 0, 20),))
-    for _ in range(LESSONS + 3):
+    for _ in range(8):
         server.ask([*TEXT, 1], ask=ask)
-    assert len(server.lessons) == LESSONS
+    assert len(server.lessons) == 5  # a quarter of the store
+    assert server.catalogue.about()["lessons_dropped"] == 3
     server.catalogue.heard(Facts(lessons={0: tuple(server.lessons)}))
-    assert server.catalogue.about()["lessons_waiting"] == LESSONS
+    assert server.catalogue.about()["lessons_waiting"] == 5
     server.catalogue.heard(Facts(lessons={1: tuple(server.lessons)}))
     assert server.catalogue.about()["lessons_waiting"] == 0
-    assert server.catalogue.learned == LESSONS
+    assert server.catalogue.about()["lessons_learned"] == 5
+
+
+def test_a_lesson_has_the_literal_behind_it_where_all_of_it_is_there() -> None:
+    server = Scheduler()
+    publish(server, n(1), TEXT)
+    publish(server, n(2), [1, 2, 3])
+    lesson = Lesson(MODEL, n(1), 0, 20, 0, n(2))
+    for after, behind in (([1, 2, 3, 4], 3), ([1, 2], 0), ([1, 2, 4, 4], 0)):
+        run = server.start([*TEXT, *after], "", Request(lessons=(lesson,)))
+        server.schedule(run)
+        ((teach,),) = [save.lessons for save in server.step(run).after]
+        assert teach.behind == behind
+        assert (teach.literal is None) == (not behind)
+        server.finish(run)
 
 
 def test_questions_are_answered_in_order_when_all_ranks_have_spoken() -> None:
@@ -584,7 +611,7 @@ class Clients(RuleBasedStateMachine):
         run, ask = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         reply = self.server.finish(run, [1], ended)
         assert reply is not None
-        assert not reply.refused or "room" in reply.refused, reply
+        assert not reply.refused or "ended" in reply.refused, reply
         if ended or not ask.keep or reply.refused:
             self.rows.pop(ask.row, None)
         self.server.step(*(run for run, _ in self.running))
@@ -593,12 +620,9 @@ class Clients(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.texts) or [n(0)]))
         row = data.draw(st.sampled_from([*sorted(self.rows), n(0)]))
-        running = {ask.row for _, ask in self.running}
-        ends = () if row in running else (row,)
-        self.server.ask([1], "x", Request(release=(name,), ends=ends))
+        self.server.ask([1], "x", Request(release=(name,), ends=(row,)))
         self.texts.pop(name, None)
-        if ends:
-            self.rows.pop(row, None)
+        self.rows.pop(row, None)
 
     @rule()
     def give_way(self) -> None:
