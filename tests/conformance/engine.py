@@ -58,7 +58,8 @@ class EngineContract:
     """Tests that each implementation inherits; all it says is how its engine is made.
 
     `tokens` is the length of messages in whole graphs, `task` what they are about. Of 40 leading
-    tokens of a message at least so many are computed `ahead` of its end. Prefixes are found in blocks of `block` tokens.
+    tokens of a message at least so many are computed `ahead` of its end. Prefixes are found in
+    blocks of `block` tokens.
     """
 
     tokens = 70
