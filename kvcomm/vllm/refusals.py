@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-TESTED = ("0.32.0",)
+TESTED = ("0.31.0", "0.32.0")
 ANY_VERSION = "KVCOMM_VLLM_UNTESTED"
 # The entries of `kv_connector_extra_config`.
 OPTIONS = ("state", "store_gb", "device_share", "models_gb", "row_s")
