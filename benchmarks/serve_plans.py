@@ -84,7 +84,7 @@ async def there(engine: Any, spec: CallSpec, segments: list[Segment], policy: Re
         done = await seq.extend(segments, policy, ends=True)
         request = seq.request(keep=False)
         answer = await engine.asked(
-            {
+            lambda: {
                 "model": engine.model,
                 "prompt": [i for segment in segments for i in segment.ids],
                 "max_tokens": 1,

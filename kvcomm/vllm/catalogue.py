@@ -26,6 +26,8 @@ from kvcomm.vllm.teaching import Teaching
 
 # How long a model's change is told in every reply: there may be several clients.
 TOLD_S = 120.0
+# How vLLM calls the end of a request that was aborted.
+ABORTED = "FINISHED_ABORTED"
 
 
 class Promise(NamedTuple):
@@ -251,12 +253,13 @@ class Catalogue:
     ) -> Reply | None:
         """A request is over: its first `held` of `tokens` are in `blocks`; `ended` says how badly.
 
-        Returns what it is answered, None for one that asked for nothing.
+        One that is aborted still publishes what it has said: servers abort an answer at a stop
+        text. Returns what it is answered, None for one that asked for nothing.
         """
         live = self._live.pop(key, None)
         if live is None:
             return None
-        if live.completed and not ended and not live.refused:
+        if live.completed and ended in ("", ABORTED) and not live.refused:
             self._answered(live, array("I", tokens[:held]), blocks)
         row = live.row
         if row is not None and row.live == key:

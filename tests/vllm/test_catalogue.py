@@ -191,12 +191,25 @@ def test_an_answer_is_published_without_its_last_token() -> None:
     assert supplied(server, text[1:], Piece(0, 7, n(1))).supplied == (0, 7)
 
 
-def test_an_aborted_request_publishes_no_answer() -> None:
+def test_an_aborted_request_publishes_what_it_has_said() -> None:
+    """A server aborts an answer at a stop text."""
     server = Scheduler()
     run = server.start(TEXT, "", Request(publish=(Publish(n(1), 15),)))
     server.schedule(run)
     server.step(run)
     reply = server.finish(run, [1, 2], "FINISHED_ABORTED")
+    assert reply is not None
+    assert reply.published == (n(1),)
+    server.step()
+    assert supplied(server, [*TEXT[15:], 1, 2, 8], Piece(0, 6, n(1))).supplied == (0, 6)
+
+
+def test_a_request_that_failed_publishes_no_answer() -> None:
+    server = Scheduler()
+    run = server.start(TEXT, "", Request(publish=(Publish(n(1), 15),)))
+    server.schedule(run)
+    server.step(run)
+    reply = server.finish(run, [1, 2], "FINISHED_ERROR")
     assert reply is not None
     assert reply.published == ()
     server.step()

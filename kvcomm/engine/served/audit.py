@@ -62,7 +62,7 @@ async def evaluated(
     found = [lessons_of(engine.supply, call, segments, family) for family in learn]
     lessons = tuple(lesson for some in found for lesson in some)
     dense = _body(engine, ids, engine.salt(call), Request(lessons=lessons), tokens)
-    answer = await engine.asked({**dense, "logprobs": _most(engine)})
+    answer = await _asked(engine, {**dense, "logprobs": _most(engine)})
     engine.supply.heard(Reply.from_json(answer.get("kv_transfer_params")))
     said, named = told(answer)
     spent = len(ids) + len(said)
@@ -97,6 +97,12 @@ def _body(
     }
 
 
+async def _asked(engine: ServedKVEngine, body: Json) -> Json:
+    answer = await engine.asked(lambda: body)
+    assert answer is not None
+    return answer
+
+
 def _most(engine: ServedKVEngine) -> int:
     most = int(engine.about.get("max_logprobs") or 20)
     return NAMED if most < 0 else min(most, NAMED)
@@ -118,14 +124,14 @@ async def _forced(
         request = seq.request(keep=False)
         body = _body(engine, ids, salt_of(request.row), request, len(said))
         more = {"logprobs": _most(engine), "vllm_xargs": {"kvcomm_force": list(said)}}
-        return told(await engine.asked({**body, **more, "ignore_eos": True}))[1]
+        return told(await _asked(engine, {**body, **more, "ignore_eos": True}))[1]
     found: list[Mapping[int, float]] = []
     for step in range(len(said)):
         whole = [*ids, *said[:step]]
         request = seq.request(keep=step + 1 < len(said))
         body = _body(engine, whole, salt_of(request.row), request, 1)
         wanted = sorted(named[step])
-        answer = await engine.asked({**body, "logprobs": 1, "logprob_token_ids": wanted})
+        answer = await _asked(engine, {**body, "logprobs": 1, "logprob_token_ids": wanted})
         found += told(answer)[1][:1]
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +53,18 @@ class ServedKVEngine(ServedEngine):
             return RealignedSequence(self, call)
         return PublishingSequence(self, call)
 
-    async def asked(self, body: Json) -> Json:
-        """What the server answers, in one piece, in its turn."""
+    async def asked(self, body: Callable[[], Json], *, ahead: bool = False) -> Json | None:
+        """What the server answers, in one piece, in its turn, to what `body` is then.
 
-        async def ask() -> Json:
+        `ahead` of its inputs: None, while other requests need the server.
+        """
+
+        async def ask() -> Json | None:
+            if ahead:
+                async with self.gate.spare() as free:
+                    return await self.client.ask("completions", body()) if free else None
             async with self.gate.ready() as begun:
-                answer = await self.client.ask("completions", body)
+                answer = await self.client.ask("completions", body())
                 begun()
                 return answer
 

@@ -61,7 +61,7 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
         if kept is not None and kept.refused:
             refused = f"its connector of kvcomm realigns nothing: {kept.refused}"
             abilities = replace(abilities, refused=refused)
-        return make(
+        engine = make(
             client,
             background,
             codec,
@@ -71,6 +71,9 @@ def build_served(base_url: str, model: str | None, served_model: str | None) -> 
             max_context=context,
             stop=stop_ids(SimpleNamespace(config=config, generation_config=generation), tokenizer),
         )
+        if isinstance(engine, ServedKVEngine):
+            engine.supply.heard(kept)  # what it learned from others, or before it was restarted
+        return engine
     except BaseException:
         shut(background, client)
         raise

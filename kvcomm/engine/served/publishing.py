@@ -106,10 +106,16 @@ class PublishingSequence(ServedSequence):
         return {"kv_transfer_params": replace(request, release=drops, ends=ends).to_json()}
 
     async def _sent(
-        self, ids: Sequence[int], request: Request, salt: str, tokens: int = 1
-    ) -> tuple[Reply, int | None]:
+        self,
+        ids: Sequence[int],
+        request: Request,
+        salt: str,
+        tokens: int = 1,
+        *,
+        ahead: bool = False,
+    ) -> tuple[Reply | None, int | None]:
         """Send a prompt for `tokens` that nobody reads; returns what came of it, and what the
-        server had of the prompt.
+        server had of the prompt. No reply: it was `ahead`, and others need the server.
         """
         engine = self._engine
         body = {
@@ -119,9 +125,10 @@ class PublishingSequence(ServedSequence):
             "min_tokens": tokens,
             "temperature": 0.0,
             **engine.abilities.fields(salt),
-            **self._told(request),
         }
-        answer = await engine.asked(body)
+        answer = await engine.asked(lambda: {**body, **self._told(request)}, ahead=ahead)
+        if answer is None:
+            return None, None
         reply = Reply.from_json(answer.get("kv_transfer_params"))
         self.supply.heard(reply)
         return reply or Reply(refused="the server said nothing of its KV"), cached(answer)
@@ -144,7 +151,14 @@ class PublishingSequence(ServedSequence):
         exact = self.exact
         named = Named(self._message, places, "message", self._call.node, exact, readers)
         self.supply.add(key, named)
+        self._message = ""  # its readers let go of it
         return handle_of(key, named)
+
+    async def close(self) -> None:
+        await super().close()
+        if self._message:  # nobody has heard of it
+            self.supply.drops.append(self._message)
+            self._message = ""
 
     async def finish(self, segments: Sequence[Segment] = (), offsets: str = "") -> None:
         """Teach what a computed prompt shows, in one more request: its prefix is there."""

@@ -350,10 +350,14 @@ class RealignedSequence(PublishingSequence):
             row = self._row
             request = Request(row=row.name, keep=True, pieces=row.within(stop))
             try:
-                reply, held = await self._sent(self._ids[:stop], request, salt_of(row.name))
+                ahead = not ends
+                ids, salt = self._ids[:stop], salt_of(row.name)
+                reply, held = await self._sent(ids, request, salt, ahead=ahead)
             except ServerError as error:
                 self._give_up(f"computed, because {error}")
                 return
+            if reply is None:
+                return  # others need the server; there will be another occasion
             row.reached(time.perf_counter(), stop, max(reply.supplied[1], held or 0))
             self.phases.add("forward", time.perf_counter() - began)
             if reply.refused:
@@ -369,6 +373,7 @@ class RealignedSequence(PublishingSequence):
     async def _tell(self, ids: Sequence[int], request: Request, tokens: int = 1) -> Reply:
         """Send a request that is no part of the prompt; what it computes is nobody's prefix."""
         reply, _ = await self._sent(ids, request, new_name(), tokens)
+        assert reply is not None
         return reply
 
     # --- answering ---
