@@ -177,12 +177,19 @@ class Rag:
         self._reader = reader
         self.warmup_tokens = self.prompt_tokens = self.passage_tokens = self.questions = 0
 
-    async def run(self, ahead: Sequence[Asked], asked: Sequence[Asked]) -> list[RagMode]:
-        """Read ahead, then ask."""
+    async def run(
+        self, ahead: Sequence[Asked], asked: Sequence[Asked], warmup: Sequence[Asked] = ()
+    ) -> list[RagMode]:
+        """Read ahead, have `auto` learn from the `warmup`, which does not count, then ask."""
         self.auto.priors = await measure(self.engine, self.auto.levels)
         for number, other in enumerate(ahead):
             await self._read(other, number)
             self._on_step("prompts read ahead", number + 1, len(ahead))
+        for number, question in enumerate(warmup):
+            if any(mode.name == "auto" for mode in self.modes):
+                mode = RagMode("auto", Realign(QUERY_AWARE, borrows=True))
+                await self._answer(mode, question, self._segments(question), None, seed=-number)
+            self._on_step("questions to learn from", number + 1, len(warmup))
         for number, question in enumerate(asked):
             await self._ask(question)
             self._on_step("questions", number + 1, len(asked))
@@ -234,24 +241,32 @@ class Rag:
             _ = [token async for token in whole.answer()]
             expected = ""
             for mode in self.modes:
-                said = await self._answer(mode, asked, segments, whole)
+                said = await self._answer(mode, asked, segments, whole, self.questions)
                 expected = said if mode.name == "dense" else expected
                 mode.same.append(said == expected)
         finally:
             await whole.close()
 
     async def _answer(
-        self, mode: RagMode, asked: Asked, segments: list[Segment], dense: LocalSequence
+        self,
+        mode: RagMode,
+        asked: Asked,
+        segments: list[Segment],
+        dense: LocalSequence | None,
+        seed: int,
     ) -> str:
+        """Answer in one mode, and compare with `dense`, where that is there."""
         policy, choice = mode.policy, None
         if mode.name == "auto":
             texts = {s.name: s.ids for s in segments if s.kind == "placeholder"}
             spec = self._spec(segments, policy.options)
-            choice = chosen(self.auto, self.engine, spec, {}, texts, seed=self.questions)
+            choice = chosen(self.auto, self.engine, spec, {}, texts, seed=seed)
             policy = choice.policy
         spec = self._spec(segments, policy.options)
-        measured = (dense, MEASURED) if measures(policy) else None
-        if policy.options.realigns:  # base KV that is missing is made here, off the clock
+        measured = (dense, MEASURED) if dense is not None and measures(policy) else None
+        if (
+            policy.options.realigns and dense is not None
+        ):  # base KV that is missing is made here, off the clock
             await self._compared(mode, spec, segments, policy, dense)
         began = done_at(self.engine.network.device)
         seq = self.engine.open(spec)
@@ -274,7 +289,7 @@ class Rag:
         finally:
             await seq.close()
         self._count(mode, done, measured is not None)
-        if not policy.options.realigns:
+        if not policy.options.realigns and dense is not None:
             await self._compared(mode, spec, segments, policy, dense)
         if choice is not None:
             mode.levels.append("exact" if exact else policy.name)

@@ -208,6 +208,9 @@ def fidelity(
     suite=Option("S", "hotpotqa, musique, rag-mini."),
     questions=Option("N", "Questions that are asked.", within=options.TIMES),
     skip=Option("N", "Rows that are left out before them.", within=(0, options.TIMES[1])),
+    warmup=Option(
+        "N", "Questions before them that auto learns from.", within=(0, options.TIMES[1])
+    ),
     passages=Option("N", "Passages of a question, found by BM25.", within=(1, 20)),
     length=Option(
         "N", "Passages of so many tokens, put together of a row's.", "", "as they are", (16, 10_000)
@@ -224,6 +227,7 @@ def rag(
     data: Path | None = None,
     questions: int = 20,
     skip: int = 0,
+    warmup: int = 0,
     passages: int = 4,
     length: int | None = None,
     gold: bool = False,
@@ -252,9 +256,10 @@ def rag(
         raise UsageError(f"--ahead {ahead!r}: write questions or none")
     quality = auto.quality()
     _, tasks = load_suite(suite, data)
-    wanted = [task for task in tasks[skip:] if task.corpus][:questions]
-    if len(wanted) < questions:
+    wanted = [task for task in tasks[skip:] if task.corpus][: warmup + questions]
+    if len(wanted) < warmup + questions:
         raise UsageError(f"{suite} has {len(wanted)} questions behind --skip {skip}: ask fewer")
+    first = {task.input for task in wanted[:warmup]}
     by_question = {task.input: task for task in wanted}
 
     async def bench(engine: LocalEngine) -> Findings:
@@ -280,7 +285,8 @@ def rag(
         with Counted("prompts", len(before) + len(over)) as progress:
 
             def on_step(what: str, done: int, of: int) -> None:
-                number = done if what.startswith("prompts") else len(before) + done
+                place = {"prompts read ahead": 0, "questions": len(before) + warmup}
+                number = done + place.get(what, len(before))
                 line = f"{done} of {of} {what}" if done % 10 == 0 or done == of else ""
                 progress.show(what, number, line)
 
@@ -293,7 +299,9 @@ def rag(
                 parts,
                 on_step=on_step,
             )
-            await found.run([asked(*one) for one in before], [asked(*one) for one in over])
+            learned = [asked(*one) for one in over if one[0] in first]
+            counted = [asked(*one) for one in over if one[0] not in first]
+            await found.run([asked(*one) for one in before], counted, learned)
         return found.report(suite)
 
     # What the corpus leaves has to be there when it is asked for, however little memory there is.
