@@ -35,8 +35,8 @@ QUIET_S, OFTEN_S = 2.0, 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
-    """Lesson `number`: what makes truth and base KV of a text, and of the literal behind it.
+class Observation:
+    """Observation `number`: what makes truth and base KV of a text, and of the literal behind it.
 
     They are made in the thread; `literal` has its truth before its base KV.
     """
@@ -71,13 +71,13 @@ class Learner:
         self._news: dict[Model, Told | None] = {}
         self._over: list[int] = []
         self._lock = threading.Lock()  # of the two above
-        self._queue: queue.SimpleQueue[Lesson | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Observation | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.refused = self._restore()
 
     # --- called in steps ---
 
-    def teach(self, lesson: Lesson) -> None:
+    def teach(self, lesson: Observation) -> None:
         """Learn this when its turn comes."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kvcomm-lessons", daemon=True)
@@ -144,7 +144,7 @@ class Learner:
                 self._save()
                 saved, dirty = time.monotonic(), False
 
-    def _learn(self, lesson: Lesson) -> None:
+    def _learn(self, lesson: Observation) -> None:
         family, template, label = key = _kept(lesson.model)
         base, truth = lesson.base(), lesson.truth()
         model = self._offsets.named(family, template, label)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from kvcomm.vllm.layout import Layer, Layout, same
-from kvcomm.vllm.store import Entry
+from kvcomm.vllm.store import StoredKV
 
 
 class Paged:
@@ -42,10 +42,10 @@ class Paged:
         """Layers, KV heads (of this rank) and head dimension."""
         return len(self._layers), self._layout.heads, self._layout.dim
 
-    def read(self, blocks: Sequence[int], start: int, stop: int) -> Entry:
+    def read(self, blocks: Sequence[int], start: int, stop: int) -> StoredKV:
         """The KV in the slots `[start, stop)` of a request, as copies."""
         own = self._own(blocks[: -(-stop // self.block)])
-        return Entry(start, *self._layout.read(self._layers, own, start, stop))
+        return StoredKV(start, *self._layout.read(self._layers, own, start, stop))
 
     def write(
         self,

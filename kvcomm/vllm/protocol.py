@@ -74,7 +74,7 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class OffsetLesson:
     """What a computed prompt teaches the offset model `model`, at its tokens `[start, stop)`.
 
     Base KV is `name` from `origin` on. `literal`, the name of base KV, stands from `stop` on:
@@ -90,7 +90,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Question:
+class OffsetQuestion:
     """What the offset model `model` says of `tokens` of `name` from `origin` on: can it predict?"""
 
     model: tuple[str, str, str]
@@ -112,8 +112,8 @@ class Request:
     keep: bool = False
     pieces: tuple[Piece, ...] = ()
     publish: tuple[Publish, ...] = ()
-    lessons: tuple[Lesson, ...] = ()
-    questions: tuple[Question, ...] = ()
+    lessons: tuple[OffsetLesson, ...] = ()
+    questions: tuple[OffsetQuestion, ...] = ()
     release: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
     query: bool = False
@@ -260,8 +260,8 @@ def _publish(value: Mapping[str, Any]) -> Publish:
     return Publish(name, *_stretch(value))
 
 
-def _lesson(value: Mapping[str, Any]) -> Lesson:
-    return Lesson(
+def _lesson(value: Mapping[str, Any]) -> OffsetLesson:
+    return OffsetLesson(
         _model(value["model"]),
         _name(value["name"]),
         *_stretch(value),
@@ -270,8 +270,8 @@ def _lesson(value: Mapping[str, Any]) -> Lesson:
     )
 
 
-def _question(value: Mapping[str, Any]) -> Question:
-    return Question(
+def _question(value: Mapping[str, Any]) -> OffsetQuestion:
+    return OffsetQuestion(
         _model(value["model"]),
         _name(value["name"]),
         _count(value["origin"]),

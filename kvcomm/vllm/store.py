@@ -16,7 +16,7 @@ Predict = Callable[[Model, KV, int | None], KV]
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class StoredKV:
     """Rotated keys and values `[layers, heads, tokens, dim]` that stood at `start` and behind it.
 
     They have the cache's dtype: what stays where it was is copied bit by bit.
@@ -29,14 +29,14 @@ class Entry:
     def __len__(self) -> int:
         return self.keys.shape[2]
 
-    def slice(self, origin: int, tokens: int) -> Entry:
+    def slice(self, origin: int, tokens: int) -> StoredKV:
         """Some of its tokens, as views."""
         part = slice(origin, origin + tokens)
-        return Entry(self.start + origin, self.keys[:, :, part], self.values[:, :, part])
+        return StoredKV(self.start + origin, self.keys[:, :, part], self.values[:, :, part])
 
-    def to(self, device: torch.device) -> Entry:
+    def to(self, device: torch.device) -> StoredKV:
         """The same on another device."""
-        return Entry(self.start, self.keys.to(device), self.values.to(device))
+        return StoredKV(self.start, self.keys.to(device), self.values.to(device))
 
     def free(self, rope: TableRope) -> KV:
         """Position-free, in float32."""
@@ -49,18 +49,18 @@ class Store:
     def __init__(self, device: torch.device, rope: TableRope) -> None:
         self.device = device
         self._rope = rope
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, StoredKV] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, number: int) -> Entry:
+    def __getitem__(self, number: int) -> StoredKV:
         return self._entries[number]
 
-    def put(self, number: int, entry: Entry) -> None:
+    def put(self, number: int, entry: StoredKV) -> None:
         """Keep an entry."""
         keys, values = (_moved(tensor, self.device) for tensor in (entry.keys, entry.values))
-        self._entries[number] = Entry(entry.start, keys, values)
+        self._entries[number] = StoredKV(entry.start, keys, values)
 
     def drop(self, number: int) -> None:
         """Let go of an entry. One that is not there is no error."""

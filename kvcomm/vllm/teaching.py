@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvcomm.vllm.facts import Facts, Known, Told, together
 from kvcomm.vllm.names import Name
 from kvcomm.vllm.orders import Ask, Teach
-from kvcomm.vllm.protocol import Lesson, Piece, Question
+from kvcomm.vllm.protocol import OffsetLesson, OffsetQuestion, Piece
 
 # The most lessons that are ordered and not over.
 LESSONS = 256
@@ -43,7 +43,7 @@ class Teaching:
         return len(self._lessons)
 
     def lesson(
-        self, tokens: array[int], lesson: Lesson, base: Name, literal: Name | None
+        self, tokens: array[int], lesson: OffsetLesson, base: Name, literal: Name | None
     ) -> Teach | None:
         """A lesson of the prompt `tokens` as an order; None for one that cannot be."""
         there = tokens[lesson.start : lesson.stop]
@@ -71,7 +71,7 @@ class Teaching:
             behind,
         )
 
-    def ask(self, question: Question, name: Name | None) -> Ask | None:
+    def ask(self, question: OffsetQuestion, name: Name | None) -> Ask | None:
         """A question as an order; None for one about what there is not."""
         if name is None or question.origin + question.tokens > len(name.tokens):
             return None

@@ -11,11 +11,11 @@ import torch
 from kvcomm.kv import KV
 from kvcomm.vllm.facts import Facts, Told
 from kvcomm.vllm.layout import Layer
-from kvcomm.vllm.learner import CPU, Learner, Lesson, State
+from kvcomm.vllm.learner import CPU, Learner, Observation, State
 from kvcomm.vllm.orders import Ask, Load, Orders, Save, Teach
 from kvcomm.vllm.paged import Paged
 from kvcomm.vllm.ropes import TableRope
-from kvcomm.vllm.store import Entry, Store
+from kvcomm.vllm.store import Store, StoredKV
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Worker:
         for teach in save.lessons:
             self.learner.teach(self._lesson(save, teach))
 
-    def _lesson(self, save: Save, teach: Teach) -> Lesson:
+    def _lesson(self, save: Save, teach: Teach) -> Observation:
         """A lesson, with copies of what the cache has: its blocks are others' after the step."""
         truth = self.paged.read(save.blocks, teach.start, teach.stop).to(CPU)
         base = self.store[teach.entry].slice(teach.origin, len(truth))
@@ -124,14 +124,16 @@ class Worker:
             after = self.paged.read(save.blocks, teach.stop, stop).to(CPU)
             behind = partial(self._both, after, self.store[teach.literal])
         free = self._free
-        return Lesson(teach.number, teach.model, partial(free, truth), partial(free, base), behind)
+        return Observation(
+            teach.number, teach.model, partial(free, truth), partial(free, base), behind
+        )
 
-    def _free(self, entry: Entry) -> KV:
+    def _free(self, entry: StoredKV) -> KV:
         """Position-free KV of its own."""
         kv = entry.to(CPU).free(self._rope)
         return KV(kv.keys, kv.values.clone())
 
-    def _both(self, truth: Entry, base: Entry) -> tuple[KV, KV]:
+    def _both(self, truth: StoredKV, base: StoredKV) -> tuple[KV, KV]:
         return self._free(truth), self._free(base)
 
     def _answer(self, ask: Ask) -> Told | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcomm.engine.served.audit import compare
-from kvcomm.engine.served.realigned import Row, visible
+from kvcomm.engine.served.realigned import GrowingRow, visible
 from kvcomm.engine.served.supply import Named, Supply, handle_of, new_name, pieces_of
 from kvcomm.reuse.auto import LEVELS
 from kvcomm.reuse.policy import Dense
@@ -49,7 +49,9 @@ def test_pieces_fill_just_the_positions(positions: set[int], begin: int) -> None
 
 
 def test_a_request_ends_where_a_computed_stretch_is_followed_by_a_piece() -> None:
-    row = Row(pieces=[Piece(0, 10, A), Piece(15, 30, A, 15), Piece(30, 40, B), Piece(45, 50, B)])
+    row = GrowingRow(
+        pieces=[Piece(0, 10, A), Piece(15, 30, A, 15), Piece(30, 40, B), Piece(45, 50, B)]
+    )
     assert row.stops(60) == [15, 45]
     assert row.stops(20) == [15]
     assert [(p.start, p.stop) for p in row.within(35)] == [(0, 10), (15, 30), (30, 35)]
@@ -69,7 +71,7 @@ def test_a_request_ends_where_a_computed_stretch_is_followed_by_a_piece() -> Non
 
 
 def test_what_was_not_supplied_was_computed() -> None:
-    row = Row(pieces=[Piece(0, 10, A), Piece(20, 40, A, 20)])
+    row = GrowingRow(pieces=[Piece(0, 10, A), Piece(20, 40, A, 20)])
     row.reached(1.0, 20, 0)
     assert [(a.tokens, a.computed) for a in row.arrivals] == [(20, 20)]
     row.reached(2.0, 50, 15)  # not even all that was there
@@ -78,7 +80,7 @@ def test_what_was_not_supplied_was_computed() -> None:
 
 
 def test_a_prompt_that_is_taken_back_gets_another_row() -> None:
-    row = Row(pieces=[Piece(0, 10, A), Piece(15, 30, A, 15)])
+    row = GrowingRow(pieces=[Piece(0, 10, A), Piece(15, 30, A, 15)])
     row.reached(1.0, 15, 10)
     assert row.cut(20) is row
     assert row.pieces[-1].stop == 20

@@ -32,7 +32,7 @@ from kvcomm.prompt import Template
 from kvcomm.reuse.plan import SegmentPlan
 from kvcomm.reuse.policy import Dense
 from kvcomm.sampling import Sampling
-from kvcomm.vllm.protocol import Lesson, Piece, Publish, Question, Request, salt_of
+from kvcomm.vllm.protocol import OffsetLesson, OffsetQuestion, Piece, Publish, Request, salt_of
 from kvcomm.vllm.refusals import ANY_VERSION
 from tests.engine.support import Given
 from tests.vllm.server import FAILS, ROOT, Answer, Failed, Server, divergence, name, off, serve
@@ -314,7 +314,7 @@ def teach(bench: Bench, server: Server, lessons: int = 12) -> None:
     begin = len(first)
     for story in stories[:lessons]:
         stop = begin + len(story)
-        lesson = Lesson(MODELS, base(story), begin, stop)
+        lesson = OffsetLesson(MODELS, base(story), begin, stop)
         found = server.ask(prompt(story), name(), Request(lessons=(lesson,)))
         assert found.reply is not None
         assert not found.reply.refused
@@ -326,7 +326,7 @@ def teach(bench: Bench, server: Server, lessons: int = 12) -> None:
     gaps: dict[str, list[float]] = {"moved": [], "offsets": []}
     for story in stories[lessons:]:
         ids, stop, told_as = prompt(story), begin + len(story), base(story)
-        question = Question(MODELS, told_as, 0, len(story))
+        question = OffsetQuestion(MODELS, told_as, 0, len(story))
         asked = server.ask(header, name(), Request(questions=(question,)), tokens=3).reply
         assert asked is not None
         assert asked.answers[0] is not None

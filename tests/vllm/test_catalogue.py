@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvcomm.vllm.facts import Facts, Told
-from kvcomm.vllm.protocol import Lesson, Piece, Publish, Question, Reply, Request, salt_of
+from kvcomm.vllm.protocol import (
+    OffsetLesson,
+    OffsetQuestion,
+    Piece,
+    Publish,
+    Reply,
+    Request,
+    salt_of,
+)
 from tests.vllm.simulated import BLOCK, Scheduler
 
 MODEL = ("linear", "template", "label")
@@ -446,7 +454,7 @@ def test_only_computed_prompts_teach_and_only_what_they_say() -> None:
     server = Scheduler()
     publish(server, n(1), TEXT)
     prompt = [1, 2, *TEXT, 3]
-    lesson = Lesson(MODEL, n(1), 2, 22)
+    lesson = OffsetLesson(MODEL, n(1), 2, 22)
     server.ask(prompt, ask=Request(lessons=(lesson,)))
     assert len(server.lessons) == 1
     server.ask(prompt, salt_of(ROW), Request(row=ROW, lessons=(lesson,)))
@@ -459,7 +467,7 @@ def test_only_computed_prompts_teach_and_only_what_they_say() -> None:
 def test_lessons_wait_in_a_line_that_ends() -> None:
     server = Scheduler(budget=400, ranks=2)
     publish(server, n(1), TEXT)
-    ask = Request(lessons=(Lesson(MODEL, n(1), 0, 20),))
+    ask = Request(lessons=(OffsetLesson(MODEL, n(1), 0, 20),))
     for _ in range(8):
         server.ask([*TEXT, 1], ask=ask)
     assert len(server.lessons) == 5  # a quarter of the store
@@ -475,7 +483,7 @@ def test_a_lesson_has_the_literal_behind_it_where_all_of_it_is_there() -> None:
     server = Scheduler()
     publish(server, n(1), TEXT)
     publish(server, n(2), [1, 2, 3])
-    lesson = Lesson(MODEL, n(1), 0, 20, 0, n(2))
+    lesson = OffsetLesson(MODEL, n(1), 0, 20, 0, n(2))
     for after, behind in (([1, 2, 3, 4], 3), ([1, 2], 0), ([1, 2, 4, 4], 0)):
         run = server.start([*TEXT, *after], "", Request(lessons=(lesson,)))
         server.schedule(run)
@@ -489,9 +497,9 @@ def test_questions_are_answered_in_order_when_all_ranks_have_spoken() -> None:
     server = Scheduler(ranks=2)
     publish(server, n(1), TEXT)
     asked = (
-        Question(MODEL, n(1), 0, 20),
-        Question(MODEL, n(2), 0, 2),
-        Question(MODEL, n(1), 1, 20),
+        OffsetQuestion(MODEL, n(1), 0, 20),
+        OffsetQuestion(MODEL, n(2), 0, 2),
+        OffsetQuestion(MODEL, n(1), 1, 20),
     )
     run = server.start([1, 2], "", Request(questions=asked))
     server.schedule(run)

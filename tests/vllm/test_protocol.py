@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from kvcomm.vllm.protocol import (
     KEY,
-    Lesson,
+    OffsetLesson,
+    OffsetQuestion,
     Piece,
     Publish,
-    Question,
     Reply,
     Request,
     salt_of,
@@ -36,14 +36,14 @@ PIECES = st.builds(
 )
 PUBLISH = st.builds(Publish, NAMES, st.integers(0, 9), st.none() | st.integers(10, 20))
 LESSONS = st.builds(
-    lambda model, name, stretch, *rest: Lesson(model, name, *stretch, *rest),
+    lambda model, name, stretch, *rest: OffsetLesson(model, name, *stretch, *rest),
     MODELS,
     NAMES,
     STRETCHES,
     st.integers(0, 9),
     EMPTY,
 )
-QUESTIONS = st.builds(Question, MODELS, NAMES, st.integers(0, 9), st.integers(0, 9))
+QUESTIONS = st.builds(OffsetQuestion, MODELS, NAMES, st.integers(0, 9), st.integers(0, 9))
 
 
 def some(what: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:

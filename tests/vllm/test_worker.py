@@ -247,9 +247,9 @@ def test_models_make_way_when_there_is_no_room() -> None:
     model = LinearOffsets()
     model.observe(KV(*random(9)), KV(*random(9)), KV(*random(0)))
     one._offsets.models["linear", "old", "x"] = model
-    from kvcomm.vllm.learner import Lesson
+    from kvcomm.vllm.learner import Observation
 
-    one._learn(Lesson(1, MODEL, lambda: KV(*random(9)), lambda: KV(*random(9))))
+    one._learn(Observation(1, MODEL, lambda: KV(*random(9)), lambda: KV(*random(9))))
     news, _ = one.news()
     assert news[MODEL] is None
     assert news["linear", "old", "x"] is None

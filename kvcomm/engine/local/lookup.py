@@ -14,7 +14,14 @@ from kvcomm.engine import realign
 from kvcomm.engine.clock import done_at
 from kvcomm.engine.local.bases import Bases, model_label
 from kvcomm.engine.local.commands import Extend
-from kvcomm.engine.local.state import FoundBase, Piece, Placed, Prefill, QueryPass, SequenceState
+from kvcomm.engine.local.state import (
+    FoundBase,
+    Placed,
+    Prefill,
+    PromptPiece,
+    QueryPass,
+    SequenceState,
+)
 from kvcomm.engine.local.watch import Watch
 from kvcomm.engine.realign import Base
 from kvcomm.errors import StartOver
@@ -173,11 +180,11 @@ class Lookup:
 
     def _fill(
         self, command: Extend, item: _Found, plan: SegmentPlan, before: _Found | None
-    ) -> Piece:
+    ) -> PromptPiece:
         """Append a segment: fill it where it is realigned, and say what is to be computed."""
         seq, segment = command.seq, item.segment
         begin = len(seq) - segment.done
-        piece = Piece(segment, begin, plan.reason)
+        piece = PromptPiece(segment, begin, plan.reason)
         seq.ids += segment.rest
         if plan.source != "realign":
             return piece

@@ -149,7 +149,7 @@ class SequenceState:
 
 
 @dataclass
-class Piece:
+class PromptPiece:
     """One segment of a prefill: from slot `start` on, its first `done` tokens came before.
 
     `positions` of a realigned one are computed (None: all of it is). Its base KV is of the kind
@@ -222,7 +222,7 @@ class QueryPass:
     """
 
     watch: Watch
-    pieces: list[Piece]
+    pieces: list[PromptPiece]
     count: int
     start: int
 
@@ -252,7 +252,7 @@ class Prefill:
 
     seq: SequenceState
     start: int
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[PromptPiece] = field(default_factory=list)
     adopts: int = 0
     logits: int = 0
     settles: bool = False

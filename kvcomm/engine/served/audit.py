@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvcomm.engine.base import (
     BACKGROUND,
@@ -28,9 +28,6 @@ from kvcomm.errors import ServerError
 from kvcomm.prompt import Segment
 from kvcomm.vllm.protocol import Reply, Request, salt_of
 
-if TYPE_CHECKING:
-    from kvcomm.engine.served.kv_engine import ServedKVEngine
-
 # So many tokens are named of every distribution, where the server may (vLLM: --max-logprobs).
 NAMED = 128
 # Log-probabilities by token, of every token of an answer.
@@ -39,7 +36,7 @@ LEAST = 1e-9
 
 
 async def evaluated(
-    engine: ServedKVEngine,
+    engine: Any,
     call: CallSpec,
     segments: Sequence[Segment],
     variants: Sequence[Variant],
@@ -82,7 +79,7 @@ async def evaluated(
 
 
 def _body(
-    engine: ServedKVEngine, ids: Sequence[int], salt: str, request: Request, tokens: int
+    engine: Any, ids: Sequence[int], salt: str, request: Request, tokens: int
 ) -> dict[str, Any]:
     drops, ends = engine.supply.let_go()
     request = replace(request, release=drops, ends=ends)
@@ -97,19 +94,18 @@ def _body(
     }
 
 
-async def _asked(engine: ServedKVEngine, body: Json) -> Json:
-    answer = await engine.asked(lambda: body)
-    assert answer is not None
+async def _asked(engine: Any, body: Json) -> Json:
+    answer: Json = await engine.asked(lambda: body)
     return answer
 
 
-def _most(engine: ServedKVEngine) -> int:
+def _most(engine: Any) -> int:
     most = int(engine.about.get("max_logprobs") or 20)
     return NAMED if most < 0 else min(most, NAMED)
 
 
 async def _forced(
-    engine: ServedKVEngine,
+    engine: Any,
     seq: RealignedSequence,
     ids: Sequence[int],
     said: Sequence[int],

@@ -24,7 +24,7 @@ from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
 from kvcomm.reuse.policy import Policy
-from kvcomm.vllm.protocol import Lesson, Publish, Reply, Request
+from kvcomm.vllm.protocol import OffsetLesson, Publish, Reply, Request
 
 # How long a server may take to see that an answer has ended.
 ENDS_S = 2.0
@@ -40,7 +40,7 @@ class PublishingSequence(ServedSequence):
         super().__init__(engine, call)
         self.supply: Supply = engine.supply
         self._placed: list[tuple[int, Segment]] = []
-        self._lessons: list[Lesson] = []
+        self._lessons: list[OffsetLesson] = []
         self._message = ""
         self._inputs: list[str] = []
         self._computed: Future[None] = Future()  # the prompt is, or will not be
@@ -169,19 +169,19 @@ class PublishingSequence(ServedSequence):
             self._engine.behind(self._sent(self._prompt, request, salt))
 
 
-def lessons(begin: int, named: Named, model: Model, literal: str = "") -> Iterable[Lesson]:
+def lessons(begin: int, named: Named, model: Model, literal: str = "") -> Iterable[OffsetLesson]:
     """What a computed placeholder at `begin` teaches a model; `literal` names what is behind it."""
     pieces = pieces_of(named, begin, named.covered, None, 1.0)
     for piece in pieces:
         behind = literal if piece is pieces[-1] and len(named.covered) == len(named.places) else ""
-        yield Lesson(model, piece.name, piece.start, piece.stop, piece.origin, behind)
+        yield OffsetLesson(model, piece.name, piece.start, piece.stop, piece.origin, behind)
 
 
 def lessons_of(
     supply: Supply, call: CallSpec, segments: Sequence[Segment], family: str
-) -> list[Lesson]:
+) -> list[OffsetLesson]:
     """What the segments of a computed prompt teach: those whose base KV is known."""
-    found: list[Lesson] = []
+    found: list[OffsetLesson] = []
     start = 0
     for segment in segments:
         begin, start = start, start + len(segment)

@@ -24,7 +24,7 @@ from kvcomm.prompt import Segment
 from kvcomm.reuse.plan import Plan, Predictability, SegmentFacts, SegmentPlan
 from kvcomm.reuse.policy import Policy
 from kvcomm.reuse.recipe import Realign
-from kvcomm.vllm.protocol import Piece, Publish, Question, Reply, Request, salt_of
+from kvcomm.vllm.protocol import OffsetQuestion, Piece, Publish, Reply, Request, salt_of
 
 # Questions are answered when a request has run for so many tokens.
 ASKING = 3
@@ -45,7 +45,7 @@ def visible(policy: Policy) -> Policy:
 
 
 @dataclass
-class Row:
+class GrowingRow:
     """One realigned prompt on the server: what it is filled with, and how far it has grown.
 
     The server has its first `grown` tokens. `arrivals` say how they came there; `again` of them
@@ -86,13 +86,13 @@ class Row:
             self.arrivals.append(Arrival(at, length - begin, length - begin))
         self.grown = max(length, self.grown)
 
-    def cut(self, length: int) -> Row:
+    def cut(self, length: int) -> GrowingRow:
         """What is left of it when the prompt ends at `length`: another one, if it is longer."""
         pieces = list(self.within(length))
         if self.grown <= length:
             self.pieces = pieces
             return self
-        return Row(pieces=pieces, again=self.again + self.grown)
+        return GrowingRow(pieces=pieces, again=self.again + self.grown)
 
 
 class RealignedSequence(PublishingSequence):
@@ -100,7 +100,7 @@ class RealignedSequence(PublishingSequence):
 
     def __init__(self, engine: Any, call: CallSpec) -> None:
         super().__init__(engine, call)
-        self._row = Row()
+        self._row = GrowingRow()
         self._filled = False  # with KV of other prompts
         self._why = ""  # nothing is filled any more
 
@@ -193,7 +193,7 @@ class RealignedSequence(PublishingSequence):
         """
         family, bases = policy.options.offsets, policy.options.bases
         found: list[Predictability | None] = [None] * len(segments)
-        asked: list[tuple[int, Question]] = []
+        asked: list[tuple[int, OffsetQuestion]] = []
         for number, (segment, named) in enumerate(zip(segments, known, strict=True)):
             if segment.kind != "placeholder" or named is None or not family:
                 continue
@@ -202,7 +202,9 @@ class RealignedSequence(PublishingSequence):
             if not family.startswith("linear") and named.covered:
                 origin = named.places[named.covered[0]]
                 assert origin is not None
-                asked.append((number, Question(model, named.name, origin, len(named.covered))))
+                asked.append(
+                    (number, OffsetQuestion(model, named.name, origin, len(named.covered)))
+                )
         if asked:
             questions = tuple(question for _, question in asked)
             reply = await self._tell(self._engine.header, Request(questions=questions), ASKING)
@@ -368,7 +370,7 @@ class RealignedSequence(PublishingSequence):
         """The server fails at it: this prompt is computed, in a row of its own."""
         self._why = why
         self.supply.ends.append(self._row.name)
-        self._row = Row(again=self._row.again + self._row.grown)
+        self._row = GrowingRow(again=self._row.again + self._row.grown)
 
     async def _tell(self, ids: Sequence[int], request: Request, tokens: int = 1) -> Reply:
         """Send a request that is no part of the prompt; what it computes is nobody's prefix."""
