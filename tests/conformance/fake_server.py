@@ -154,7 +154,7 @@ class FakeServer:
 
         future = self._background.start(filled() if self.connector else answer())
         try:
-            while (item := found.get(timeout=20)) is not None:
+            while (item := found.get(timeout=200)) is not None:
                 if isinstance(item, BaseException):
                     raise RuntimeError("the answer was cut off")
                 yield item
