@@ -32,7 +32,9 @@ UNTIMED = {
     "engine/dense.py": "when a token was handed out: it was read from the device",
     "engine/local/steps.py": "when a token was drawn, and a prompt done",
     "engine/ray.py": "how long replicas may take to start again",
-    "engine/served/engine.py": "when a server's answer arrived",
+    "engine/served/pool.py": "how long servers may take to answer again",
+    "engine/served/realigned.py": "when a server's answer arrived",
+    "engine/served/sequence.py": "when a server's answer arrived",
 }
 
 

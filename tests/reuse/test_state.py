@@ -155,9 +155,9 @@ def test_a_folder_stays_below_its_limit(tmp_path: Path) -> None:
 
 def test_audits_are_kept_template_by_template(tmp_path: Path) -> None:
     one, two = Auto(), Auto()
-    one.record("aa", "light", 0.01, 3, used=True)
-    one.record("aa, rotated", "light", 0.02, 3, used=False)
-    two.record("bb", "light", 0.03, 3, used=True)
+    one.record("aa", {"light": 0.01}, 3, "light")
+    one.record("aa, rotated", {"light": 0.02}, 3)
+    two.record("bb", {"light": 0.03}, 3, "light")
     assert save_audits(tmp_path, one) == (tmp_path / ("aa" + AUDITS)).stat().st_size
     save_audits(tmp_path, two)
     assert save_audits(tmp_path, one) == 0
@@ -166,7 +166,7 @@ def test_audits_are_kept_template_by_template(tmp_path: Path) -> None:
     assert found.audits == one.audits | two.audits
     assert not found.unsaved
     other = learned_by(FILLED, "one")
-    two.record(other, "light", 0.04, 3, used=True)
+    two.record(other, {"light": 0.04}, 3, "light")
     save_audits(tmp_path, two)
     found = Auto()
     load_audits(tmp_path, found, "one")
