@@ -186,6 +186,18 @@ class Template:
                 slots.append(self.names[index])
         return slots
 
+    def number(self, index: int) -> int:
+        """How many placeholders stand before the slot `index`."""
+        return sum(isinstance(slot, str) for slot in self.slots()[:index])
+
+    def literal_spans(self) -> list[range]:
+        """Where each literal stands when all placeholders are empty."""
+        spans, start = [], 0
+        for literal in self.literals:
+            spans.append(range(start, start + len(literal)))
+            start += len(literal)
+        return spans
+
     def literal_tokens(self) -> int:
         """Number of tokens in all literals."""
         return sum(len(literal) for literal in self.literals)

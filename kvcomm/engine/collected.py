@@ -73,6 +73,7 @@ class CollectedSequence:
         self._engine = engine
         self._call = call
         self._ids: list[int] = []
+        self._placed: list[tuple[int, Segment]] = []  # where each begins
         self._answer: Answer | None = None
 
     @property
@@ -89,23 +90,32 @@ class CollectedSequence:
     ) -> Extended:
         if policy.options.realigns:
             raise KvcommError(f"{self._engine.model} cannot reuse KV")
+        self._fits(segments)
+        plan = policy.plan([SegmentFacts(s.kind, s.name, len(s)) for s in segments])
+        self._answer = last
+        pairs = zip(segments, plan.segments, strict=True)
+        usage = [self._append(segment, planned.reason) for segment, planned in pairs]
+        return Extended(usage, plan.decision, plan.dense)
+
+    def _fits(self, segments: Sequence[Segment]) -> None:
+        """Raise `ContextOverflow` for segments beyond the model's context."""
         rest = sum(len(segment.rest) for segment in segments)
         needed = self.length + rest + self._call.answer_tokens
         if needed > self._call.capacity:
             self._engine.check(replace(self._call, capacity=needed))
-        plan = policy.plan([SegmentFacts(s.kind, s.name, len(s)) for s in segments])
-        self._answer = last
-        now, usage = time.perf_counter(), []
-        for segment, planned in zip(segments, plan.segments, strict=True):
-            self._ids += segment.rest
-            tokens = len(segment.rest)
-            piece = (segment.index, segment.kind, segment.name, segment.rest, tokens, 0, 0)
-            arrivals = (Arrival(now, tokens, tokens),)
-            usage.append(SegmentUsage(*piece, "compute", planned.reason, arrivals=arrivals))
-        return Extended(usage, plan.decision, plan.dense)
+
+    def _append(self, segment: Segment, reason: str) -> SegmentUsage:
+        """Append a segment that is computed."""
+        self._placed.append((self.length - segment.done, segment))
+        self._ids += segment.rest
+        tokens = len(segment.rest)
+        piece = (segment.index, segment.kind, segment.name, segment.rest, tokens, 0, 0)
+        arrivals = (Arrival(time.perf_counter(), tokens, tokens),)
+        return SegmentUsage(*piece, "compute", reason, arrivals=arrivals)
 
     async def truncate(self, length: int) -> None:
         del self._ids[length:]
+        self._placed = [(begin, segment) for begin, segment in self._placed if begin < length]
 
     def answer(self) -> AsyncGenerator[Token, None]:
         raise NotImplementedError

@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -28,9 +28,9 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from kvcomm.background import Background
 from kvcomm.engine.base import Capabilities, LearnedState
-from kvcomm.engine.bounded import Bounded
 from kvcomm.engine.local.memory import free_memory
 from kvcomm.engine.replica import About, ReplicaHost, Statistics, Task, TaskEnd
+from kvcomm.engine.replicated import ReplicatedEngine
 from kvcomm.engine.tokens import TokenizerCodec
 from kvcomm.errors import KvcommError, ModelError, ReplicaLost, UsageError
 from kvcomm.own_file import own_modules
@@ -43,8 +43,6 @@ CONCURRENT = 10_000
 # How often replicas that are down are looked for, and how long, where none is up.
 LOOK_S = 0.2
 PATIENCE_S = 120.0
-# Graphs and conversations whose replica is remembered.
-REMEMBERED = 4096
 CPU = torch.device("cpu")
 # What Ray does only if asked: no statistics leave the machine, no prompt waits for an answer.
 QUIET = {
@@ -102,7 +100,7 @@ class Replica:
         return self.about is not None
 
 
-class RayEngine(Bounded):
+class RayEngine(ReplicatedEngine):
     """Runs whole graphs on replicas; see `kvcomm.engine.base.Replicated` for the contract.
 
     `memory` is the budget of each replica, `end` ends what was started for this engine. Sums add
@@ -120,18 +118,17 @@ class RayEngine(Bounded):
         memory: int | None = None,
         end: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__()
         self.replicas = tuple(replicas)
         vars(self).update(about.engine)
         self.codec = TokenizerCodec(about.tokenizer)
         self.codec.most = self.max_context
-        self._last: OrderedDict[str, Replica] = OrderedDict()
         self._end = end
         self._limit = (memory or free_memory(CPU) // 2) // 4
         self.total = self._nothing()
         # What each has yet to be told in this life: started anew, it knows nothing.
         self._untold: dict[int, tuple[str, Offsets]] = {}
         self._saved: dict[Path, dict[str, int]] = defaultdict(dict)
-        self._heard: dict[str, Callable[[Any], None]] = {}
         self._lock = threading.Lock()
         self._background = Background("kvcomm-learning")
 
@@ -153,13 +150,7 @@ class RayEngine(Bounded):
                     "(`ray status`), and load the engine again"
                 )
             await asyncio.sleep(LOOK_S)
-        last = self._last.pop(key, None)
-        if stay and last in up:
-            up = [last]
-        chosen = self._last[key] = min(up, key=lambda r: (r.tasks, r is not last, r.placed))
-        if len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
-        return chosen
+        return self._chosen(up, key, stay)
 
     def pickled(self, task: Task, parts: Mapping[str, Any]) -> bytes:
         for module in own_modules:
@@ -222,10 +213,7 @@ class RayEngine(Bounded):
                 _add(self.total, observed)
                 self._tell(observed, but=life)
             for name, item in told:
-                if item is None:
-                    self.unhear(name)
-                elif (hear := self._heard.get(name)) is not None:
-                    hear(item)
+                self._told(name, item)
 
     def _tell(self, statistics: Statistics, but: str = "") -> None:
         for life, untold in self._untold.values():
@@ -281,19 +269,11 @@ class RayEngine(Bounded):
 
         return await self._behind(save())
 
-    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
-        self._heard[name] = heard
-
-    def unhear(self, name: str) -> None:
-        if (heard := self._heard.pop(name, None)) is not None:
-            heard(None)
-
     def close(self) -> None:
         """Save what was learned; end the replicas, and Ray where it was started for them."""
         super().close()
         self._background.close()
-        for name in list(self._heard):
-            self.unhear(name)
+        self._unhear_all()
         for replica in self.replicas:
             ray.kill(replica.actor)
         self._end()

@@ -10,7 +10,6 @@ import asyncio
 import pickle
 import secrets
 import traceback
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -18,16 +17,13 @@ from typing import Any
 import torch
 
 from kvcomm.engine.base import BACKGROUND
+from kvcomm.engine.replicated import ABOUT, Host
 from kvcomm.errors import KvcommError, RunCancelled, UsageError
 from kvcomm.kv.precision import place
 
 # What was learned, by family, template and label: tensors on the CPU.
 Statistics = dict[tuple[str, str, str], dict[str, torch.Tensor]]
 Task = Callable[["ReplicaHost", Callable[[Any], None]], Coroutine[Any, Any, Any]]
-# So many sessions are remembered, those that ran last.
-SESSIONS = 256
-# What an engine says of itself, and its driver repeats.
-ABOUT = ("model", "device", "dtype", "fingerprint", "weights", "max_context", "capabilities")
 
 
 @dataclass(frozen=True)
@@ -47,12 +43,11 @@ class TaskEnd:
     error: BaseException | None = None
 
 
-class ReplicaHost:
-    """An engine, and sessions on it by the names that the driver gave them."""
+class ReplicaHost(Host):
+    """A host that is alone in its process."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
-        self.engine = load()
-        self._sessions: OrderedDict[str, Any] = OrderedDict()
+        super().__init__(load())
         self._cancelled: dict[str, asyncio.Future[None]] = {}
         self._life = secrets.token_hex(8)
         self._told: list[tuple[str, Any]] = []
@@ -63,13 +58,6 @@ class ReplicaHost:
         """What the driver has to know of the model."""
         found = {name: getattr(self.engine, name) for name in ABOUT}
         return About(self._life, found, self.engine.codec.tokenizer)
-
-    def session(self, name: str, make: Callable[[Any], Any]) -> Any:
-        """The session of this name, made on the engine where it is new."""
-        found = self._sessions[name] = self._sessions.pop(name, None) or make(self.engine)
-        if len(self._sessions) > SESSIONS:
-            self._sessions.popitem(last=False)
-        return found
 
     async def run(
         self, name: str, life: str, task: bytes, *news: Statistics
@@ -113,20 +101,13 @@ class ReplicaHost:
         """Keep something for whoever hears this name in the driver, until it is taken."""
         self._told.append((name, item))
 
-    async def drain(self) -> None:
-        """Wait until all audits are made."""
-        for session in list(self._sessions.values()):
-            await session.adrain()
-
     async def take(self) -> tuple[Statistics, list[tuple[str, Any]]]:
         """What was observed here, and told, and not taken yet: between steps, model by model."""
         found = {}
         for key, model in list(self.engine.offsets.models.items()):
             if state := await self.engine.call(model.take, BACKGROUND):
                 found[key] = {name: tensor.cpu() for name, tensor in state.items()}
-        for name, session in self._sessions.items():
-            if session.auto is not None and (audits := session.auto.take()):
-                self.tell(name, audits)
+        self.tell_audits()
         told, self._told = self._told, []
         return found, told
 

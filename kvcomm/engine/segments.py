@@ -15,6 +15,7 @@ from typing import Protocol
 
 from kvcomm.kv import KV, content_key
 from kvcomm.kv.tiers import GONE, Device, Stored, Tier, Tiers
+from kvcomm.prompt import Template
 from kvcomm.reuse.plan import BaseKind
 
 # Behind the address of a text: computed behind a bare chat header, or read in prompts.
@@ -30,6 +31,11 @@ NOT_MADE = "its base KV could not be computed"
 def text_key(fingerprint: str, namespace: str, ids: Sequence[int]) -> str:
     """The address of a text, whatever its context."""
     return content_key(fingerprint, namespace, "text", tuple(ids))
+
+
+def template_key(fingerprint: str, namespace: str, template: Template) -> str:
+    """The stem of the addresses of a template's literals."""
+    return content_key(fingerprint, namespace, "template", template.literals)
 
 
 class KVSource(Protocol):

@@ -205,7 +205,8 @@ class Auto:
             count = len(case.seen(level))
             basis = f"{count} audits" if count >= ENOUGH else "prior"
             reason = f"auto: {level.name}, bound {bound:.4f} ({basis}) ≤ {self.target:g}"
-            cheaper = _spread([x for x in case.levels[:index] if case.explores(x, drawn)], 2)
+            found = [x for x in case.levels[:index] if case.explores(x, drawn)]
+            cheaper = _spread(found, PROBES - 1)
             audited = drawn or bound > NEAR * self.target or unknown or cheaper
             policy = Realign(level, reason, self.budget, borrows=True)
             measured = (level, *cheaper) if audited else ()
@@ -420,10 +421,12 @@ def _between(found: Mapping[str, float], levels: Sequence[Recipe]) -> dict[str, 
     """
     told = dict(found)
     for level in levels:
+        if level.name in found:
+            continue
         measured = [x for x in levels if x.name in found and x.short == level.short]
         below = max((x for x in measured if _share(x) < _share(level)), key=_share, default=None)
         above = min((x for x in measured if _share(x) > _share(level)), key=_share, default=None)
-        if level.name not in found and below and above:
+        if below and above:
             part = (_share(level) - _share(below)) / (_share(above) - _share(below))
             told[level.name] = found[below.name] ** (1 - part) * found[above.name] ** part
     return told

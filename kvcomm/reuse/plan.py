@@ -50,6 +50,24 @@ class Predictability:
         return self.shareable or self.samples > 1
 
 
+# Fewer samples say nothing of a linear model.
+MIN_SAMPLES = 3
+
+
+def linear_says(samples: int, error: float) -> Predictability:
+    """What linear offsets with so many samples say.
+
+    They are shareable once a few were seen and the prediction beats rotating alone.
+    """
+    enough = samples >= MIN_SAMPLES
+    shareable = enough and error < 1
+    why = "too little learned" if not enough else "offsets not predictable"
+    said = f"{samples} samples, error left {error:.2f}"
+    return Predictability(
+        shareable, f"{'linear offsets' if shareable else why}: {said}", samples, error
+    )
+
+
 @dataclass(frozen=True)
 class SegmentFacts:
     """What a policy may know of a segment.

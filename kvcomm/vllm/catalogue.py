@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from kvcomm.vllm.facts import Facts
@@ -353,6 +353,4 @@ class Catalogue:
 
 def _cut(fill: Fill, stop: int) -> Fill:
     """A fill, as far as `stop`."""
-    if fill.stop <= stop:
-        return fill
-    return Fill(fill.start, stop, fill.entry, fill.origin, fill.model, fill.scale, fill.behind)
+    return fill if fill.stop <= stop else replace(fill, stop=stop)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from kvcomm.reuse.plan import linear_says
 from kvcomm.vllm.orders import Model
-
-# As in kvcomm.reuse.offsets.linear, which needs torch.
-MIN_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,8 @@ def together(told: Iterable[Told]) -> Told:
     )
     if total <= 0:
         return found
-    error = min(left / total, 1.0)
-    shareable = samples >= MIN_SAMPLES and error < 1
-    why = "linear offsets" if shareable else "too little learned"
-    if samples >= MIN_SAMPLES and not shareable:
-        why = "offsets not predictable"
-    reason = f"{why}: {samples} samples, error left {error:.2f}"
-    return replace(found, shareable=shareable, reason=reason, error=error)
+    says = linear_says(samples, min(left / total, 1.0))
+    return replace(found, shareable=says.shareable, reason=says.reason, error=says.error)
 
 
 @dataclass

@@ -20,17 +20,18 @@ from typing import Any
 import torch
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-KEY = "kvcomm_force"
+from kvcomm.vllm.protocol import FORCE
+
 MOST = 4096
 
 
 def forced_ids(extra: Any) -> list[int]:
     """The ids that the extra arguments of a request force. Raises `ValueError` for others."""
-    ids = (extra or {}).get(KEY) or []
+    ids = (extra or {}).get(FORCE) or []
     if not isinstance(ids, list | tuple) or len(ids) > MOST:
-        raise ValueError(f"{KEY} takes a list of at most {MOST} token ids")
+        raise ValueError(f"{FORCE} takes a list of at most {MOST} token ids")
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise ValueError(f"{KEY} takes token ids")
+        raise ValueError(f"{FORCE} takes token ids")
     return list(ids)
 
 

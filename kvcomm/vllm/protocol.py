@@ -26,6 +26,8 @@ from typing import Any
 
 KEY = "kvcomm"
 VERSION = 1
+# The extra argument of a request that has it say given tokens: see `kvcomm.vllm.forced`.
+FORCE = "kvcomm_force"
 # The most pieces, names and lessons of one request.
 MOST = 4096
 NAME = re.compile(r"[0-9a-f]{32}")

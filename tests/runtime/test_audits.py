@@ -21,7 +21,7 @@ from kvcomm.engine.local.state import SequenceState
 from kvcomm.graphs import fully_connected
 from kvcomm.kv import KV
 from kvcomm.reuse.auto import ENOUGH
-from kvcomm.reuse.offsets.linear import MIN_SAMPLES
+from kvcomm.reuse.plan import MIN_SAMPLES
 from kvcomm.runtime import audits
 from kvcomm.runtime.call import CallAttempt
 from kvcomm.runtime.result import Result

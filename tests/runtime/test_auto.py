@@ -14,7 +14,7 @@ from kvcomm.engine.local import LocalEngine
 from kvcomm.errors import UsageError
 from kvcomm.graphs import fully_connected
 from kvcomm.reuse.auto import ENOUGH
-from kvcomm.reuse.offsets.linear import MIN_SAMPLES
+from kvcomm.reuse.plan import MIN_SAMPLES
 from tests.runtime.support import (
     GRAPH,
     LEARNED,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kvcomm.engine.local.commands import Extend
 from kvcomm.engine.local.state import FoundBase, SequenceState
 from kvcomm.engine.realign import Base
-from kvcomm.engine.segments import ALONE, READ, Entry, SegmentCache, text_key
+from kvcomm.engine.segments import ALONE, READ, Entry, SegmentCache, template_key, text_key
 from kvcomm.kv import content_key
 from kvcomm.prompt import Segment, Template
 from kvcomm.reuse.offsets import label_of
@@ -140,13 +140,10 @@ class Bases:
             if not options.literals:
                 return None
             number = segment.name.rpartition(" ")[2]
-            return f"{self._stem(call.template, call.namespace)}-{number}"
+            return f"{template_key(self._fingerprint, call.namespace, call.template)}-{number}"
         if not options.bases or segment.name in call.messages:
             return None
         return text_key(self._fingerprint, call.namespace, segment.ids)
-
-    def _stem(self, template: Template, namespace: str) -> str:
-        return content_key(self._fingerprint, namespace, "template", template.literals)
 
     def _of_text(self, key: str, ids: Sequence[int]) -> MissingBase:
         whole = (*self.header, *ids)
@@ -154,10 +151,8 @@ class Bases:
 
     def _of_template(self, template: Template, namespace: str) -> MissingBase:
         """The literals of a template, prefilled together with empty placeholders."""
-        stem, spans, start = self._stem(template, namespace), [], 0
-        for literal in template.literals:
-            spans.append(range(start, start + len(literal)))
-            start += len(literal)
+        stem = template_key(self._fingerprint, namespace, template)
+        spans = template.literal_spans()
         keys = tuple(f"{stem}-{number}.{ALONE}" for number in range(len(spans)))
         ids = tuple(i for literal in template.literals for i in literal)
         return MissingBase(keys, ids, tuple(spans), shared=len(template.literals[0]))
@@ -177,7 +172,6 @@ class Bases:
 
 def model_label(seq: SequenceState, segment: Segment, family: str, borrowed: bool) -> str:
     """The name of a placeholder's offset model."""
-    slots = seq.call.template.slots()
-    number = sum(isinstance(slot, str) for slot in slots[: segment.index])
+    number = seq.call.template.number(segment.index)
     read = borrowed and segment.name not in seq.call.messages
     return label_of(family, segment.name, number, read=read)

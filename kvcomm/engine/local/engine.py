@@ -49,7 +49,7 @@ from kvcomm.kv import KV, KVBuffer, PrefixCache, Rope
 from kvcomm.kv.tiers import Disk, HostMemory, Tier
 from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, compile_template
-from kvcomm.reuse.offsets import FAMILIES, Offsets, label_of
+from kvcomm.reuse.offsets import FAMILIES, Offsets, labels_of
 from kvcomm.reuse.plan import BaseKind, Plan, Predictability
 from kvcomm.reuse.policy import SHADOW, Policy
 from kvcomm.reuse.state import (
@@ -197,12 +197,8 @@ class LocalEngine(LoadedEngine):
         """What a family of offset models says of a template's placeholders."""
         known = self.offsets.known.get(learned_by(call.template, call.namespace), {})
         blank = self.offsets.blank(offsets)
-        return {
-            name: known.get(
-                (offsets, label_of(offsets, name, number, read=name not in call.messages)), blank
-            )
-            for number, name in enumerate(call.template.names)
-        }
+        labels = labels_of(offsets, call.template.names, call.messages)
+        return {name: known.get((offsets, label), blank) for name, label in labels.items()}
 
     def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
         """The kind of base KV that inputs have, by name, where they have any."""

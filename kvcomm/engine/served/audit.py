@@ -26,7 +26,7 @@ from kvcomm.engine.served.publishing import lessons_of
 from kvcomm.engine.served.realigned import RealignedSequence
 from kvcomm.errors import ServerError
 from kvcomm.prompt import Segment
-from kvcomm.vllm.protocol import Reply, Request, salt_of
+from kvcomm.vllm.protocol import FORCE, Reply, Request, salt_of
 
 # So many tokens are named of every distribution, where the server may (vLLM: --max-logprobs).
 NAMED = 128
@@ -81,17 +81,9 @@ async def evaluated(
 def _body(
     engine: Any, ids: Sequence[int], salt: str, request: Request, tokens: int
 ) -> dict[str, Any]:
-    drops, ends = engine.supply.let_go()
-    request = replace(request, release=drops, ends=ends)
-    return {
-        "model": engine.model,
-        "prompt": list(ids),
-        "max_tokens": tokens,
-        "temperature": 0.0,
-        "return_tokens_as_token_ids": True,
-        "kv_transfer_params": request.to_json(),
-        **engine.abilities.fields(salt),
-    }
+    body: dict[str, Any] = engine.body(ids, salt, max_tokens=tokens, temperature=0.0)
+    body |= {"return_tokens_as_token_ids": True, **engine.supply.params(request)}
+    return body
 
 
 async def _asked(engine: Any, body: Json) -> Json:
@@ -119,7 +111,7 @@ async def _forced(
     if engine.about.get("forced"):
         request = seq.request(keep=False)
         body = _body(engine, ids, salt_of(request.row), request, len(said))
-        more = {"logprobs": _most(engine), "vllm_xargs": {"kvcomm_force": list(said)}}
+        more = {"logprobs": _most(engine), "vllm_xargs": {FORCE: list(said)}}
         return told(await _asked(engine, {**body, **more, "ignore_eos": True}))[1]
     found: list[Mapping[int, float]] = []
     for step in range(len(said)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvcomm.background import Background
 from kvcomm.engine.base import CallSpec, Capabilities
@@ -51,6 +53,10 @@ class ServedEngine(WithoutKV, Bounded):
     def open(self, call: CallSpec) -> ServedSequence:
         self.check(call)
         return ServedSequence(self, call)
+
+    def body(self, ids: Sequence[int], salt: str, **more: Any) -> dict[str, Any]:
+        """A request for a completion of a prompt."""
+        return self.abilities.body(self.model, list(ids), salt, **more)
 
     def salt(self, call: CallSpec) -> str:
         """What keeps the call's prefixes apart on the server."""

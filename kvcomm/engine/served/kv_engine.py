@@ -25,7 +25,7 @@ from kvcomm.engine.served.realigned import RealignedSequence
 from kvcomm.engine.served.supply import Supply
 from kvcomm.message import Handle
 from kvcomm.prompt import Hole, Segment, compile_template
-from kvcomm.reuse.offsets import label_of
+from kvcomm.reuse.offsets import labels_of
 from kvcomm.reuse.plan import BaseKind, Predictability
 from kvcomm.reuse.policy import SHADOW, Policy
 from kvcomm.reuse.state import belongs, learned_by
@@ -83,33 +83,22 @@ class ServedKVEngine(ServedEngine):
         await super().drain()
 
     def retain(self, handle: Handle) -> bool:
-        named = self.supply.get(handle.key)
-        if named is None:
-            return False
-        named.readers += 1
-        return True
+        return self.supply.retain(handle.key)
 
     def release(self, handle: Handle) -> None:
         self.supply.release(handle.key)
 
     def predictability(self, call: CallSpec, offsets: str) -> dict[str, Predictability]:
         stem = learned_by(call.template, call.namespace)
-        return {
-            name: self.supply.says(
-                (offsets, stem, label_of(offsets, name, number, read=name not in call.messages))
-            )
-            for number, name in enumerate(call.template.names)
-        }
+        labels = labels_of(offsets, call.template.names, call.messages)
+        return {name: self.supply.says((offsets, stem, label)) for name, label in labels.items()}
 
     def bases(self, call: CallSpec, texts: Mapping[str, Sequence[int]]) -> Mapping[str, BaseKind]:
-        found = {}
-        for name, ids in texts.items():
-            for alone in (False, True):
-                named = self.supply.get(self.supply.text(call.namespace, ids, alone=alone))
-                if named is not None:
-                    found[name] = named.kind
-                    break
-        return found
+        found = {
+            name: self.supply.input(call.namespace, ids, borrowed=True)
+            for name, ids in texts.items()
+        }
+        return {name: named.kind for name, named in found.items() if named is not None}
 
     async def evaluate(
         self,

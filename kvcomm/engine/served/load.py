@@ -152,8 +152,8 @@ async def find_out(
     salt = secrets.token_hex(8)
 
     async def ask(prompt: object, able: Abilities) -> Json:
-        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0}
-        return await client.ask("completions", body | able.fields(salt))
+        body = able.body(model, prompt, salt, max_tokens=1, temperature=0.0)
+        return await client.ask("completions", body)
 
     for token_ids, with_salt in product((True, False), repeat=2):
         able = Abilities(token_ids, with_salt, counts=False)
@@ -180,15 +180,15 @@ async def find_out(
 async def find_connector(
     client: Client, model: str, codec: TokenizerCodec, able: Abilities
 ) -> Reply | None:
-    """What kvcomm's connector on the server says of itself; None where there is none."""
-    body = {
-        "model": model,
-        "prompt": codec.encode(SAMPLE),
-        "max_tokens": 1,
-        "temperature": 0.0,
-        **able.fields(secrets.token_hex(8)),
-        "kv_transfer_params": Request(query=True).to_json(),
-    }
+    """What kvcomm's connector on the server says of itself; None where there is none.
+
+    It needs salts: nobody is asked who takes none.
+    """
+    if not able.salt:
+        return None
+    asked = {"kv_transfer_params": Request(query=True).to_json()}
+    ids, salt = codec.encode(SAMPLE), secrets.token_hex(8)
+    body = able.body(model, ids, salt, max_tokens=1, temperature=0.0, **asked)
     try:
         answer = await client.ask("completions", body)
     except Unwanted:  # it takes no such field

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import Capabilities, LearnedState
-from kvcomm.engine.bounded import Bounded
-from kvcomm.engine.replica import ABOUT, SESSIONS
+from kvcomm.engine.replicated import ABOUT, Host, ReplicatedEngine
 from kvcomm.engine.served.engine import ServedEngine
 from kvcomm.errors import KvcommError, ModelError, ReplicaLost, ServerError
 
@@ -25,32 +22,21 @@ Task = Callable[[Any, Callable[[Any], None]], Awaitable[Any]]
 # How often servers that are down are looked for, and how long, where none is up.
 LOOK_S = 0.5
 PATIENCE_S = 120.0
-# Graphs and conversations whose server is remembered.
-REMEMBERED = 4096
 
 
-@dataclass(eq=False)
-class Server:
-    """One server, and the sessions on it by the names that the pool's sessions have.
-
-    `tasks` are under way on it, `placed` were begun on it so far. It is not looked at again before
-    the clock `again`, once it did not answer.
+class Server(Host):
+    """One server, and the sessions on it. It is not looked at again before the clock `again`, once
+    it did not answer.
     """
 
-    engine: ServedEngine
-    tell: Callable[[str, Any], None]
-    tasks: int = 0
-    placed: int = 0
-    up: bool = True
-    again: float = 0.0
-    sessions: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+    def __init__(self, engine: ServedEngine, tell: Callable[[str, Any], None]) -> None:
+        super().__init__(engine)
+        self._tell = tell
+        self.tasks = self.placed = 0
+        self.up, self.again = True, 0.0
 
-    def session(self, name: str, make: Callable[[Any], Any]) -> Any:
-        """The session of this name, made on the engine where it is new."""
-        found = self.sessions[name] = self.sessions.pop(name, None) or make(self.engine)
-        if len(self.sessions) > SESSIONS:
-            self.sessions.popitem(last=False)
-        return found
+    def tell(self, name: str, item: Any) -> None:
+        self._tell(name, item)
 
     async def look(self) -> bool:
         """Whether it answers."""
@@ -64,7 +50,7 @@ class Server:
         return self.up
 
 
-class ServerPool(Bounded):
+class ServerPool(ReplicatedEngine):
     """Runs whole graphs on servers; see `kvcomm.engine.base.Replicated` for the contract.
 
     Raises `ModelError` for servers of different models.
@@ -75,6 +61,7 @@ class ServerPool(Bounded):
     capabilities: Capabilities
 
     def __init__(self, engines: Sequence[ServedEngine]) -> None:
+        super().__init__()
         first = engines[0]
         for other in engines[1:]:
             if other.fingerprint != first.fingerprint:
@@ -88,9 +75,7 @@ class ServerPool(Bounded):
         weakest = min(engines, key=lambda engine: engine.capabilities.reuse)
         self.capabilities = weakest.capabilities
         self.codec = first.codec
-        self.servers = tuple(Server(engine, self._tell) for engine in engines)
-        self._last: OrderedDict[str, Server] = OrderedDict()
-        self._heard: dict[str, Callable[[Any], None]] = {}
+        self.servers = tuple(Server(engine, self._told) for engine in engines)
 
     async def place(self, key: str = "", *, stay: bool = False) -> Server:
         """The server with the fewest tasks; of several, the one that had the `key` last.
@@ -106,13 +91,7 @@ class ServerPool(Bounded):
             await asyncio.sleep(LOOK_S)
             await self._look()
         await self._look()
-        last = self._last.pop(key, None)
-        if stay and last in up:
-            up = [last]
-        chosen = self._last[key] = min(up, key=lambda s: (s.tasks, s is not last, s.placed))
-        if len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
-        return chosen
+        return self._chosen(up, key, stay)
 
     async def _look(self) -> None:
         """Look for servers that are down, now and then."""
@@ -158,40 +137,21 @@ class ServerPool(Bounded):
             raise ReplicaLost(f"the server at {replica.engine.device} was lost") from None
         finally:
             replica.tasks -= 1
-            self._collect(replica)
-
-    def _collect(self, server: Server) -> None:
-        """Hand on the audits that were made on a server."""
-        for name, session in server.sessions.items():
-            if session.auto is not None and (audits := session.auto.take()):
-                self._tell(name, audits)
-
-    def _tell(self, name: str, item: Any) -> None:
-        if item is None:
-            self.unhear(name)
-        elif (heard := self._heard.get(name)) is not None:
-            heard(item)
-
-    def hear(self, name: str, heard: Callable[[Any], None]) -> None:
-        self._heard[name] = heard
-
-    def unhear(self, name: str) -> None:
-        if (heard := self._heard.pop(name, None)) is not None:
-            heard(None)
+            replica.tell_audits()
 
     async def drain(self) -> None:
         """Wait until all audits are made, where servers answer."""
         for server in self.servers:
-            for session in list(server.sessions.values()):
-                await session.adrain()
+            await server.drain()
             if server.up:
                 await server.engine.drain()
-            self._collect(server)
+            server.tell_audits()
 
     async def load_state(self, folder: Path, namespace: str = "") -> LearnedState:
         """What was learned stays on the servers."""
         found = [await server.engine.load_state(folder, namespace) for server in self.servers]
-        return max(found, key=lambda state: state.samples)
+        most: LearnedState = max(found, key=lambda state: state.samples)
+        return most
 
     async def save_state(self, folder: Path, namespace: str = "") -> int:
         return 0
@@ -199,7 +159,6 @@ class ServerPool(Bounded):
     def close(self) -> None:
         """Close all connections."""
         super().close()
-        for name in list(self._heard):
-            self.unhear(name)
+        self._unhear_all()
         for server in self.servers:
             server.engine.close()

@@ -36,6 +36,10 @@ class Abilities:
         ids = {"return_token_ids": True} if self.token_ids else {}
         return ids | ({"cache_salt": salt} if self.salt else {})
 
+    def body(self, model: str, prompt: object, salt: str, **more: Any) -> dict[str, Any]:
+        """A request for a completion."""
+        return {"model": model, "prompt": prompt, **self.fields(salt), **more}
+
     @property
     def lacks(self) -> str:
         """What it cannot do and what follows from that; empty when it can do everything."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
-from kvcomm.engine.base import Answer, CallSpec, Extended, Token
+from kvcomm.engine.base import Answer, CallSpec, Token
 from kvcomm.engine.served.protocol import cached
 from kvcomm.engine.served.sequence import ServedSequence
 from kvcomm.engine.served.supply import (
@@ -23,7 +22,6 @@ from kvcomm.engine.served.supply import (
 from kvcomm.kv import content_key
 from kvcomm.message import Handle, Outgoing
 from kvcomm.prompt import Segment
-from kvcomm.reuse.policy import Policy
 from kvcomm.vllm.protocol import OffsetLesson, Publish, Reply, Request
 
 # How long a server may take to see that an answer has ended.
@@ -39,32 +37,13 @@ class PublishingSequence(ServedSequence):
     def __init__(self, engine: Any, call: CallSpec) -> None:
         super().__init__(engine, call)
         self.supply: Supply = engine.supply
-        self._placed: list[tuple[int, Segment]] = []
         self._lessons: list[OffsetLesson] = []
         self._message = ""
         self._inputs: list[str] = []
         self._computed: Future[None] = Future()  # the prompt is, or will not be
 
-    async def extend(
-        self,
-        segments: Sequence[Segment],
-        policy: Policy,
-        *,
-        last: Answer | None = None,
-        settle: bool = True,
-    ) -> Extended:
-        at = self.length
-        for segment in segments:
-            self._placed.append((at - segment.done, segment))
-            at += len(segment.rest)
-        return await super().extend(segments, policy, last=last, settle=settle)
-
-    async def truncate(self, length: int) -> None:
-        await super().truncate(length)
-        self._placed = [(begin, segment) for begin, segment in self._placed if begin < length]
-
     def _ask(self, answer: Answer) -> None:
-        self._params = self._told(self._request(self._named()))
+        self._params = self.supply.params(self._request(self._named()))
         super()._ask(answer)
 
     def _named(self) -> list[Publish]:
@@ -100,11 +79,6 @@ class PublishingSequence(ServedSequence):
             await asyncio.wait([ended], timeout=ENDS_S)
         await super().stop(kept)
 
-    def _told(self, request: Request) -> dict[str, Any]:
-        """The field of a request; it takes along what the server is to let go of."""
-        drops, ends = self.supply.let_go()
-        return {"kv_transfer_params": replace(request, release=drops, ends=ends).to_json()}
-
     async def _sent(
         self,
         ids: Sequence[int],
@@ -118,15 +92,8 @@ class PublishingSequence(ServedSequence):
         server had of the prompt. No reply: it was `ahead`, and others need the server.
         """
         engine = self._engine
-        body = {
-            "model": engine.model,
-            "prompt": list(ids),
-            "max_tokens": tokens,
-            "min_tokens": tokens,
-            "temperature": 0.0,
-            **engine.abilities.fields(salt),
-        }
-        answer = await engine.asked(lambda: {**body, **self._told(request)}, ahead=ahead)
+        body = engine.body(ids, salt, max_tokens=tokens, min_tokens=tokens, temperature=0.0)
+        answer = await engine.asked(lambda: body | self.supply.params(request), ahead=ahead)
         if answer is None:
             return None, None
         reply = Reply.from_json(answer.get("kv_transfer_params"))
@@ -157,7 +124,7 @@ class PublishingSequence(ServedSequence):
     async def close(self) -> None:
         await super().close()
         if self._message:  # nobody has heard of it
-            self.supply.drops.append(self._message)
+            self.supply.drop(self._message)
             self._message = ""
 
     async def finish(self, segments: Sequence[Segment] = (), offsets: str = "") -> None:

@@ -128,7 +128,7 @@ class RealignedSequence(PublishingSequence):
         if plan.whole and not (ends and not self._ids):
             raise StartOver(made)
         self.phases.add("offsets", time.perf_counter() - began)
-        self._room(segments)
+        self._fits(segments)
         usage = []
         for number, (segment, step) in enumerate(zip(segments, plan.segments, strict=True)):
             before = (segments[number - 1], known[number - 1]) if number else None
@@ -226,12 +226,12 @@ class RealignedSequence(PublishingSequence):
                 ids = (*header, *segment.ids)
                 spans = [(key, len(header), len(ids))] if len(segment) else []
             elif segment.kind == "literal" and options.literals:
-                ids, at = (), 0
-                for number, literal in enumerate(call.template.literals):
-                    if literal:
-                        key = self.supply.literal(call, str(number))
-                        spans.append((key, at, at + len(literal)))
-                    ids, at = ids + literal, at + len(literal)
+                ids = tuple(i for literal in call.template.literals for i in literal)
+                spans = [
+                    (self.supply.literal(call, str(number)), span.start, span.stop)
+                    for number, span in enumerate(call.template.literal_spans())
+                    if span
+                ]
             if not spans or all(self.supply.get(key) for key, _, _ in spans):
                 continue
             names = [new_name() for _ in spans]
@@ -248,12 +248,6 @@ class RealignedSequence(PublishingSequence):
 
     # --- what is filled ---
 
-    def _room(self, segments: Sequence[Segment]) -> None:
-        rest = sum(len(segment.rest) for segment in segments)
-        needed = self.length + rest + self._call.answer_tokens
-        if needed > self._call.capacity:
-            self._engine.check(replace(self._call, capacity=needed))
-
     def _fill(
         self,
         segment: Segment,
@@ -263,22 +257,8 @@ class RealignedSequence(PublishingSequence):
         policy: Policy,
     ) -> SegmentUsage:
         """Append a segment, and note what it is filled with."""
-        begin, tokens = len(self._ids) - segment.done, len(segment)
-        self._ids += segment.rest
-        self._placed.append((begin, segment))
-        fresh = len(segment.rest)
-        usage = SegmentUsage(
-            segment.index,
-            segment.kind,
-            segment.name,
-            segment.rest,
-            computed=fresh,
-            prefix=0,
-            realigned=0,
-            source="compute",
-            reason=step.reason,
-            arrivals=(Arrival(time.perf_counter(), fresh, fresh),),
-        )
+        usage = self._append(segment, step.reason)
+        begin, tokens = self._placed[-1][0], len(segment)
         if begin == 0 and (head := self._head(segment)) is not None and not self._why:
             self._row.pieces += pieces_of(head, 0, range(tokens), None, 1.0)
             return usage
@@ -369,7 +349,7 @@ class RealignedSequence(PublishingSequence):
     def _give_up(self, why: str) -> None:
         """The server fails at it: this prompt is computed, in a row of its own."""
         self._why = why
-        self.supply.ends.append(self._row.name)
+        self.supply.end(self._row.name)
         self._row = GrowingRow(again=self._row.again + self._row.grown)
 
     async def _tell(self, ids: Sequence[int], request: Request, tokens: int = 1) -> Reply:
@@ -412,14 +392,13 @@ class RealignedSequence(PublishingSequence):
         return at
 
     async def truncate(self, length: int) -> None:
-        del self._ids[length:]
+        await super().truncate(length)
         old = self._row
         self._row = old.cut(length)
         if self._row is not old:
-            self.supply.ends.append(old.name)
-        self._placed = [(begin, s) for begin, s in self._placed if begin < length]
+            self.supply.end(old.name)
 
     async def close(self) -> None:
         await super().close()
         if self._filled and self._answering is None:  # nobody answers any more
-            self.supply.ends.append(self._row.name)
+            self.supply.end(self._row.name)

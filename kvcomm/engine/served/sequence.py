@@ -65,10 +65,6 @@ class ServedSequence(CollectedSequence):
         reason = "computed by the server" + (f"; {lacks}" if lacks else "")
         return done._replace(segments=[replace(piece, reason=reason) for piece in done.segments])
 
-    def _body(self, ids: Sequence[int], **more: Any) -> dict[str, Any]:
-        fields = self._engine.abilities.fields(self._salt)
-        return {"model": self._engine.model, "prompt": list(ids), **fields, **more}
-
     async def _work_ahead(self) -> None:
         while self._answering is None:
             known = self.length // BLOCK * BLOCK
@@ -97,7 +93,7 @@ class ServedSequence(CollectedSequence):
         async with self._engine.gate.spare() as free:
             if not free:
                 return None
-            body = self._body(ids, max_tokens=1, temperature=0.0)
+            body = self._engine.body(ids, self._salt, max_tokens=1, temperature=0.0)
             answer = await self._engine.client.ask("completions", body)
             return time.perf_counter(), cached(answer)
 
@@ -118,8 +114,9 @@ class ServedSequence(CollectedSequence):
         Runs on the engine's loop. Raises what `Client.stream` raises.
         """
         engine, sampling = self._engine, asked.sampling
-        body = self._body(
+        body = engine.body(
             self._prompt,
+            self._salt,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

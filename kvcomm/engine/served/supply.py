@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvcomm.engine.base import CallSpec
-from kvcomm.engine.segments import ALONE, READ, text_key
+from kvcomm.engine.segments import ALONE, READ, template_key, text_key
 from kvcomm.engine.usage import ranges
 from kvcomm.kv import content_key
 from kvcomm.message import Handle
@@ -17,7 +19,7 @@ from kvcomm.prompt import Segment
 from kvcomm.reuse.offsets import label_of
 from kvcomm.reuse.plan import BaseKind, Predictability
 from kvcomm.reuse.state import learned_by
-from kvcomm.vllm.protocol import Piece, Publish, Reply
+from kvcomm.vllm.protocol import Piece, Publish, Reply, Request
 
 # The most texts whose names are remembered.
 REMEMBERED = 100_000
@@ -52,58 +54,79 @@ class Named:
 class Supply:
     """The names of one server, by the address of what they hold; the least recently used go first.
 
-    `models` is what the server last said of its offset models. `ends` are rows and `drops` names
-    that it is to be told of with the next request.
+    `models` is what the server last said of its offset models. What is to be let go of is told with
+    the next request. Sessions on several threads share it.
     """
 
     fingerprint: str
     models: dict[Model, Predictability] = field(default_factory=dict)
-    drops: list[str] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
+    _drops: list[str] = field(default_factory=list)  # names
+    _ends: list[str] = field(default_factory=list)  # rows
     _named: OrderedDict[str, Named] = field(default_factory=OrderedDict)
     _keys: dict[str, str] = field(default_factory=dict)  # by name
-
-    def __len__(self) -> int:
-        return len(self._named)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def add(self, key: str, named: Named) -> None:
         """Remember where something is; what it replaces is let go of."""
-        self._forget(key)
-        self._named[key], self._keys[named.name] = named, key
-        while len(self._named) > REMEMBERED:
-            self._forget(next(iter(self._named)))
+        with self._lock:
+            self._forget(key)
+            self._named[key], self._keys[named.name] = named, key
+            while len(self._named) > REMEMBERED:
+                self._forget(next(iter(self._named)))
 
     def get(self, key: str) -> Named | None:
         """What is known under an address."""
-        if key in self._named:
-            self._named.move_to_end(key)
-        return self._named.get(key)
+        with self._lock:
+            if key in self._named:
+                self._named.move_to_end(key)
+            return self._named.get(key)
 
     def lost(self, names: Iterable[str]) -> None:
         """The server has these no more."""
-        for name in names:
-            if key := self._keys.pop(name, None):
-                self._named.pop(key, None)
+        with self._lock:
+            for name in names:
+                if key := self._keys.pop(name, None):
+                    self._named.pop(key, None)
 
     def _forget(self, key: str) -> None:
         if (named := self._named.pop(key, None)) is not None:
             self._keys.pop(named.name, None)
-            self.drops.append(named.name)
+            self._drops.append(named.name)
+
+    def retain(self, key: str) -> bool:
+        """One more reader of a message; False where it is gone."""
+        with self._lock:
+            named = self._named.get(key)
+            if named is not None:
+                named.readers += 1
+            return named is not None
 
     def release(self, key: str) -> None:
         """One reader of a message has done with it."""
-        named = self._named.get(key)
-        if named is not None:
-            named.readers -= 1
-            if named.readers <= 0:
-                self._forget(key)
+        with self._lock:
+            named = self._named.get(key)
+            if named is not None:
+                named.readers -= 1
+                if named.readers <= 0:
+                    self._forget(key)
 
-    def let_go(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The names and rows that the server is to be told of now: they are told once."""
-        drops, ends = tuple(self.drops), tuple(self.ends)
-        self.drops.clear()
-        self.ends.clear()
-        return drops, ends
+    def drop(self, name: str) -> None:
+        """A name is wanted no more."""
+        with self._lock:
+            self._drops.append(name)
+
+    def end(self, row: str) -> None:
+        """A row is wanted no more."""
+        with self._lock:
+            self._ends.append(row)
+
+    def params(self, request: Request) -> dict[str, Any]:
+        """The field of a request that asks for this; it takes along what is to be let go of."""
+        with self._lock:
+            drops, self._drops = self._drops, []
+            ends, self._ends = self._ends, []
+        request = replace(request, release=tuple(drops), ends=tuple(ends))
+        return {"kv_transfer_params": request.to_json()}
 
     def heard(self, reply: Reply | None) -> None:
         """Take in what the server says of names and models."""
@@ -122,9 +145,7 @@ class Supply:
 
     def literal(self, call: CallSpec, number: str) -> str:
         """The address of a template's literal, computed without what fills the holes."""
-        stem = content_key(
-            self.fingerprint, call.namespace, "template", repr(call.template.literals)
-        )
+        stem = template_key(self.fingerprint, call.namespace, call.template)
         return f"{stem}-{number}"
 
     def head(self, namespace: str, ids: Sequence[int]) -> str:
@@ -140,16 +161,16 @@ class Supply:
             if segment.handle is None:
                 return None, "no base KV"
             return self.get(segment.handle.key), GONE
-        read = None
-        if bases == "borrowed":
-            read = self.get(self.text(call.namespace, segment.ids, alone=False))
-        found = read or self.get(self.text(call.namespace, segment.ids, alone=True))
-        return found, NOBODY
+        return self.input(call.namespace, segment.ids, borrowed=bases == "borrowed"), NOBODY
+
+    def input(self, namespace: str, ids: Sequence[int], *, borrowed: bool) -> Named | None:
+        """Base KV of an input: as a prompt has read it, where it may be `borrowed`, or alone."""
+        read = self.get(self.text(namespace, ids, alone=False)) if borrowed else None
+        return read or self.get(self.text(namespace, ids, alone=True))
 
     def model(self, call: CallSpec, segment: Segment, family: str, bases: str) -> Model:
         """The offset model of a placeholder."""
-        slots = call.template.slots()
-        number = sum(isinstance(slot, str) for slot in slots[: segment.index])
+        number = call.template.number(segment.index)
         read = bases == "borrowed" and segment.name not in call.messages
         label = label_of(family, segment.name, number, read=read)
         return family, learned_by(call.template, call.namespace), label

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from kvcomm.reuse.offsets.anchors import AnchorPool
-from kvcomm.reuse.offsets.base import ANCHORS, OffsetModel, Offsets, kind_of, label_of
+from kvcomm.reuse.offsets.base import ANCHORS, OffsetModel, Offsets, kind_of, label_of, labels_of
 from kvcomm.reuse.offsets.linear import LinearOffsets
 
 FAMILIES: dict[str, Callable[..., OffsetModel]] = {
@@ -20,4 +20,5 @@ __all__ = [
     "Offsets",
     "kind_of",
     "label_of",
+    "labels_of",
 ]

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -122,6 +122,17 @@ def label_of(family: str, name: str, number: int, *, read: bool = False) -> str:
     """
     label = str(number) if split_family(family)[0] == ANCHORS else kind_of(name)
     return label + READ if read else label
+
+
+def labels_of(family: str, names: Sequence[str], messages: Container[str]) -> dict[str, str]:
+    """What the models of a template's placeholders are called, by name.
+
+    Those that are no `messages` are inputs that other prompts have read.
+    """
+    return {
+        name: label_of(family, name, number, read=name not in messages)
+        for number, name in enumerate(names)
+    }
 
 
 @dataclass

@@ -25,7 +25,7 @@ from kvcomm.kv import KV
 from kvcomm.kv.precision import place_for, wide
 from kvcomm.reuse.offsets.base import OtherShape, check_saved
 from kvcomm.reuse.offsets.literal import LiteralMean
-from kvcomm.reuse.plan import Predictability
+from kvcomm.reuse.plan import Predictability, linear_says
 
 RIDGE = 0.03
 PRIOR_TOKENS = 250.0
@@ -33,7 +33,6 @@ PRIOR_TOKENS = 250.0
 FORGET = 0.9
 # Solve again when this much more was seen than at the last solution.
 GROWTH = 1.1
-MIN_SAMPLES = 3
 # Layers counted or predicted at a time, and regressions solved: on the way they need several times
 # what comes of it.
 LAYERS = 4
@@ -136,14 +135,7 @@ class LinearOffsets:
 
     def predictability(self, base: KV) -> Predictability:
         """Shareable once a few samples were seen and the prediction beats rotating alone."""
-        numbers = f"{self._seen} samples, error left {self.error:.2f}"
-        if self._seen < MIN_SAMPLES:
-            return Predictability(False, f"too little learned: {numbers}", self._seen, self.error)
-        if self.error >= 1:
-            return Predictability(
-                False, f"offsets not predictable: {numbers}", self._seen, self.error
-            )
-        return Predictability(True, f"linear offsets: {numbers}", self._seen, self.error)
+        return linear_says(self._seen, self.error)
 
     def frozen(self) -> LinearOffsets:
         """Predicts as this one does now: a new solution replaces the tensors of the old one."""
