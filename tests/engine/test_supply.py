@@ -74,15 +74,17 @@ def test_a_request_ends_where_a_computed_stretch_is_followed_by_a_piece() -> Non
         (5, 0),
         (10, 10),
     ]
-    assert row.again == 0
+    assert row.again == row.missed == 0
 
 
 def test_what_was_not_supplied_was_computed() -> None:
     row = GrowingRow(pieces=[Piece(0, 10, A), Piece(20, 40, A, 20)])
     row.reached(1.0, 20, 0)
     assert [(a.tokens, a.computed) for a in row.arrivals] == [(20, 20)]
+    assert row.missed == 10
     row.reached(2.0, 50, 15)  # not even all that was there
     assert row.again == 5
+    assert row.missed == 10 + 20
     assert sum(arrival.tokens for arrival in row.arrivals) == 50
 
 

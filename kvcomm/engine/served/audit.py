@@ -44,7 +44,10 @@ async def evaluated(
     distinct: bool,
     tokens: int,
 ) -> ShadowEvaluation:
-    """See `kvcomm.engine.base.Engine.evaluate`."""
+    """See `kvcomm.engine.base.Engine.evaluate`.
+
+    Raises `ServerError` where a prompt was not filled as it was planned: it would look too good.
+    """
     ids = [i for segment in segments for i in segment.ids]
     call = replace(call, capacity=len(ids) + tokens, answer_tokens=tokens, priority=BACKGROUND)
     planned = []
@@ -54,8 +57,7 @@ async def evaluated(
             variant.call or call, reuse=replace(options, publishes=False), shares=False
         )
         seq = RealignedSequence(engine, shadow)
-        done = await seq.extend(segments, variant.policy, ends=True)
-        planned.append((seq, done))
+        planned.append((seq, await seq.extend(segments, variant.policy, ends=True)))
     found = [lessons_of(engine.supply, call, segments, family) for family in learn]
     lessons = tuple(lesson for some in found for lesson in some)
     dense = _body(engine, ids, engine.salt(call), Request(lessons=lessons), tokens)
@@ -112,7 +114,9 @@ async def _forced(
         request = seq.request(keep=False)
         body = _body(engine, ids, salt_of(request.row), request, len(said))
         more = {"logprobs": _most(engine), "vllm_xargs": {FORCE: list(said)}}
-        return told(await _asked(engine, {**body, **more, "ignore_eos": True}))[1]
+        answer = await _asked(engine, {**body, **more, "ignore_eos": True})
+        _check(seq, answer, len(ids))
+        return told(answer)[1]
     found: list[Mapping[int, float]] = []
     for step in range(len(said)):
         whole = [*ids, *said[:step]]
@@ -120,8 +124,16 @@ async def _forced(
         body = _body(engine, whole, salt_of(request.row), request, 1)
         wanted = sorted(named[step])
         answer = await _asked(engine, {**body, "logprobs": 1, "logprob_token_ids": wanted})
+        _check(seq, answer, len(whole))
         found += told(answer)[1][:1]
     return found
+
+
+def _check(seq: RealignedSequence, answer: Json, length: int) -> None:
+    """Raise `ServerError` where a prompt of this length was not filled as it was planned."""
+    seq.supplied(Reply.from_json(answer.get("kv_transfer_params")), length)
+    if seq.short:
+        raise ServerError(f"not measured: {seq.short}")
 
 
 def told(answer: Json) -> tuple[list[int], Named]:

@@ -17,6 +17,8 @@ from kvcomm.errors import ContextOverflow, ModelError, ServerError
 CONNECT_S = 5.0
 # Between two pieces of an answer: a server with a long queue says nothing for a while.
 READ_S = 300.0
+# An idle connection is used again for so long: servers close theirs after five seconds.
+IDLE_S = 2.0
 # Waits before a request is sent again, and the longest one that a server may ask for.
 WAITS = (0.25, 0.5, 1.0, 2.0)
 LONGEST_S = 30.0
@@ -65,7 +67,9 @@ class Client:
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(READ_S, connect=CONNECT_S, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_S
+            ),
         )
 
     async def stream(self, body: Json) -> AsyncGenerator[Json, None]:

@@ -49,7 +49,7 @@ class GrowingRow:
     """One realigned prompt on the server: what it is filled with, and how far it has grown.
 
     The server has its first `grown` tokens. `arrivals` say how they came there; `again` of them
-    were computed twice.
+    were computed twice, and `missed` were to be filled, but were computed.
     """
 
     name: str = field(default_factory=new_name)
@@ -57,6 +57,7 @@ class GrowingRow:
     grown: int = 0
     arrivals: list[Arrival] = field(default_factory=list)
     again: int = 0
+    missed: int = 0
 
     def stops(self, length: int) -> list[int]:
         """The ends of the computed stretches that are followed by a piece, up to `length`."""
@@ -82,6 +83,9 @@ class GrowingRow:
         begin = max(supplied, self.grown)
         if begin > self.grown:
             self.arrivals.append(Arrival(at, begin - self.grown, 0))
+        self.missed += sum(
+            max(min(piece.stop, length) - max(piece.start, supplied), 0) for piece in self.pieces
+        )
         if length > begin:
             self.arrivals.append(Arrival(at, length - begin, length - begin))
         self.grown = max(length, self.grown)
@@ -108,6 +112,12 @@ class RealignedSequence(PublishingSequence):
     def exact(self) -> bool:  # type: ignore[override]
         """Whether nothing of it is from other prompts."""
         return not self._filled
+
+    @property
+    def short(self) -> str:
+        """Why the prompt is not filled as it was planned; nothing where it is."""
+        missed = self._row.missed
+        return self._why or (f"the server did not supply {missed} tokens" if missed else "")
 
     async def extend(
         self,
@@ -374,6 +384,11 @@ class RealignedSequence(PublishingSequence):
             self._salt = new_name()
             return Request(publish=tuple(publish))
         return super()._request(publish)
+
+    def supplied(self, reply: Reply | None, length: int) -> None:
+        """A request of somebody else's has filled the prompt, so far as `reply` says."""
+        told = reply.supplied[1] if reply else 0
+        self._row.reached(time.perf_counter(), length, told)
 
     def _end(self, at: float, cached: int | None) -> None:
         if not self._filled:
