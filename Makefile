@@ -42,7 +42,7 @@ fuzz: setup
 # vLLM in a venv of its own (3.4 GB), on loopback, with the embedded model.
 serve-test: setup $(SERVE)/.ready
 	$(BIN)/python -m tests.vllm.live
-	$(BIN)/python benchmarks/serve_test.py --server $(SERVE)/bin/python --out benchmarks/results/served.json
+	$(BIN)/python -m benchmarks.serve_test --server $(SERVE)/bin/python --out benchmarks/results/served.json
 
 $(SERVE)/.ready: benchmarks/serve_venv.py
 	$(PYTHON) -m venv $(SERVE)

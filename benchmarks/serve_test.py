@@ -1,6 +1,6 @@
 """vLLM with kvcomm's connector on loopback: the engines' contract, faults, and all modes.
 
-    python benchmarks/serve_test.py --server .venv-serve/bin/python [--out FILE.json]
+    python -m benchmarks.serve_test --server .venv-serve/bin/python [--out FILE.json]
 
 Starts a server with the embedded model, runs the contract of `tests/conformance` against it, then
 graphs in all modes, one by one and several runs at once, and stops the server whatever happens. A
@@ -16,20 +16,18 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.vllm_server import OPTIONS, ROOT, NotStarted, vllm
 from kvcomm import Session, load_served
 from kvcomm.bench.workload import Workload
 from kvcomm.engine.base import Engine
@@ -45,74 +43,6 @@ FIVE = Workload(agents=5, prefix=512, input=1024, output=480)
 MODES = ("dense", "prefix", "exact", "kvcomm", "auto")
 # Passes that are not counted: roles are read, and `auto` and `kvcomm` learn.
 WARM = {"dense": 0, "prefix": 1, "exact": 1, "kvcomm": 4, "auto": 6}
-CONNECTOR = {
-    "kv_connector": "KvcommConnector",
-    "kv_connector_module_path": "kvcomm.vllm.connector",
-    "kv_role": "kv_both",
-}
-START_S = 300.0
-OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"),
-    *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--block-size", "32"),
-    *("--kv-transfer-config", json.dumps(CONNECTOR)),
-    *("--logits-processors", "kvcomm.vllm.forced:ForcedTokens"),
-)
-ROOT = Path(__file__).parents[1]
-
-
-@contextmanager
-def vllm(python: Path) -> Iterator[str]:
-    """A server's address, once it is healthy."""
-    folder = fetch_model(MODEL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), *OPTIONS]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
-        # A session of its own: the server's own processes are stopped with it.
-        server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            await_health(server, url, Path(log.name))
-            yield url
-        finally:
-            stop(server)
-
-
-def await_health(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the server answers. Exits with the end of its log when it does not."""
-    until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.5)
-    tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-30:])
-    sys.exit(f"{tail}\nvLLM did not start within {START_S:g} s; its log ends above")
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and what it has started."""
-    for signum, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, 20)):
-        try:
-            os.killpg(server.pid, signum)
-            server.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-    server.wait()
 
 
 @dataclass
@@ -184,10 +114,12 @@ async def compare(
         for number in range(WARM[mode]):
             task = work.task(engine.codec, 1000 + number)
             known += (await measured(session, graph, task)).divergences
+            print(f"{name}: {mode} has learned from {number + 1} of {WARM[mode]}", flush=True)
     for sample in range(samples):
         for mode in MODES if sample % 2 == 0 else reversed(MODES):
             task = work.task(engine.codec, sample)
             runs[mode].append(await measured(sessions[mode], graph, task))
+            print(f"{name}, sample {sample}: {mode} {runs[mode][-1].wall_s:.1f} s", flush=True)
     found: dict[str, Any] = {}
     for mode, done in runs.items():
         medians = {
@@ -252,8 +184,12 @@ def main() -> None:
     else:
         # Ctrl-C in make reaches this process, which then ends the server.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        with vllm(given.server) as url:
-            work(url, given)
+        log = Path(tempfile.gettempdir()) / f"kvcomm-serve-test-{os.getpid()}.log"
+        try:
+            with vllm(given.server, fetch_model(MODEL), MODEL, log) as port:
+                work(f"http://127.0.0.1:{port}", given)
+        except NotStarted as error:
+            sys.exit(str(error))
 
 
 def work(url: str, given: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.vllm_server import ROOT
 from kvcomm.engine.base import Answer as Wanted
 from kvcomm.engine.base import CallSpec
 from kvcomm.engine.load import load_engine
@@ -35,7 +36,7 @@ from kvcomm.sampling import Sampling
 from kvcomm.vllm.protocol import OffsetLesson, OffsetQuestion, Piece, Publish, Request, salt_of
 from kvcomm.vllm.refusals import ANY_VERSION
 from tests.engine.support import Given
-from tests.vllm.server import FAILS, ROOT, Answer, Failed, Server, divergence, name, off, serve
+from tests.vllm.server import FAILS, Answer, Failed, Server, divergence, name, off, serve
 
 MODEL = "smollm2-135m"
 NEAR = 1e-4

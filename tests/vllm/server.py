@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import secrets
-import signal
-import socket
-import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.vllm_server import CONNECTOR, vllm
 from kvcomm.vllm.protocol import Reply, Request
 
-ROOT = Path(__file__).parents[2]
-START_S = 300.0
 # The variable that says where `tests.vllm.failing` looks.
 FAILS = "KVCOMM_TEST_FAILS"
-CONNECTOR = ("KvcommConnector", "kvcomm.vllm.connector")
-OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--generation-config", "vllm"),
-    *("--enable-prefix-caching", "--enable-prompt-tokens-details", "--block-size", "32"),
-    *("--max-logprobs", "-1", "--logits-processors", "kvcomm.vllm.forced:ForcedTokens"),
-)
 
 
 def name() -> str:
@@ -48,48 +36,11 @@ def serve(
     environment: dict[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server, once it is healthy; it is ended whatever happens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    transfer = {
-        "kv_connector": connector[0],
-        "kv_connector_module_path": connector[1],
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": extra or {},
-    }
-    command = [
-        *("nice", "-n", "10", str(python), "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(model), "--served-model-name", "m", "--host", "127.0.0.1"),
-        *("--port", str(port), *OPTIONS, "--kv-transfer-config", json.dumps(transfer), *more),
-    ]
-    variables = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        **(environment or {}),
-    }
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=variables, stdout=out, stderr=out, start_new_session=True
-        )
-        try:
-            until = time.monotonic() + START_S
-            while time.monotonic() < until:
-                if process.poll() is not None:
-                    raise RuntimeError(f"the server ended: see {log}")
-                with suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-                    break
-                time.sleep(0.5)
-            yield Server(port, process)
-        finally:
-            for signum, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 20)):
-                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                    os.killpg(process.pid, signum)
-                    process.wait(patience)
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **(environment or {})}
+    named = ("--max-logprobs", "-1", *more)
+    options = {"connector": connector, "extra": extra, "environment": environment}
+    with vllm(python, model, "m", log, *named, **options) as port:  # type: ignore[arg-type]
+        yield Server(port)
 
 
 class Failed(RuntimeError):
@@ -99,8 +50,8 @@ class Failed(RuntimeError):
 class Server:
     """Asks a server on a port."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.port, self.process = port, process
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def post(self, body: dict[str, Any], path: str = "/v1/completions") -> Any:
         """The answer to a request. Raises `Failed`."""
