@@ -206,6 +206,8 @@ def published(
     for start, segment in segments:
         stop = start + len(segment)
         if start == 0 and segment.kind == "literal":
+            if not call.reuse.reads_prefix:
+                continue
             key = supply.head(call.namespace, segment.ids)
         elif segment.kind == "placeholder" and segment.name not in call.messages and len(segment):
             key = supply.text(call.namespace, segment.ids, alone=False)
