@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from kvcomm.engine.base import BACKGROUND
-from kvcomm.engine.replicated import ABOUT, Host
+from kvcomm.engine.replicated import ABOUT, SessionHost
 from kvcomm.errors import KvcommError, RunCancelled, UsageError
 from kvcomm.kv.precision import place
 
@@ -43,7 +43,7 @@ class TaskEnd:
     error: BaseException | None = None
 
 
-class ReplicaHost(Host):
+class ReplicaHost(SessionHost):
     """A host that is alone in its process."""
 
     def __init__(self, load: Callable[[], Any]) -> None:

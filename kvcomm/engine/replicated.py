@@ -16,17 +16,17 @@ SESSIONS = 256
 REMEMBERED = 4096
 
 
-class Counted(Protocol):
+class Choosable(Protocol):
     """A replica: `tasks` are under way on it, `placed` were begun on it so far."""
 
     tasks: int
     placed: int
 
 
-R = TypeVar("R", bound=Counted)
+R = TypeVar("R", bound=Choosable)
 
 
-class Host:
+class SessionHost:
     """An engine, and sessions on it by the names that the driver gave them.
 
     `tell` hands something on to whoever hears a name in the driver.

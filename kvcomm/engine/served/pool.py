@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcomm.engine.base import Capabilities, LearnedState
-from kvcomm.engine.replicated import ABOUT, Host, ReplicatedEngine
+from kvcomm.engine.replicated import ABOUT, ReplicatedEngine, SessionHost
 from kvcomm.engine.served.engine import ServedEngine
 from kvcomm.errors import KvcommError, ModelError, ReplicaLost, ServerError
 
@@ -24,7 +24,7 @@ LOOK_S = 0.5
 PATIENCE_S = 120.0
 
 
-class Server(Host):
+class Server(SessionHost):
     """One server, and the sessions on it. It is not looked at again before the clock `again`, once
     it did not answer.
     """
